@@ -1,0 +1,52 @@
+"""SaySee: say what you want to see, and find the picture; show a picture, and find the speech.
+
+The public names. They are imported when first used, so ``import saysee`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from saysee.version import __version__
+
+if TYPE_CHECKING:
+    from saysee.data.manifest import Manifest
+    from saysee.errors import SaySeeError
+    from saysee.evaluation.protocols import evaluate
+    from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
+    from saysee.model.processor import SpeechImageProcessor
+    from saysee.model.retriever import SpeechImageModel
+
+_HOMES = {
+    "FusionConfig": "saysee.model.configuration",
+    "HeadConfig": "saysee.model.configuration",
+    "Manifest": "saysee.data.manifest",
+    "SaySeeError": "saysee.errors",
+    "SpeechImageConfig": "saysee.model.configuration",
+    "SpeechImageModel": "saysee.model.retriever",
+    "SpeechImageProcessor": "saysee.model.processor",
+    "evaluate": "saysee.evaluation.protocols",
+}
+
+__all__ = [
+    "FusionConfig",
+    "HeadConfig",
+    "Manifest",
+    "SaySeeError",
+    "SpeechImageConfig",
+    "SpeechImageModel",
+    "SpeechImageProcessor",
+    "__version__",
+    "evaluate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'saysee' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

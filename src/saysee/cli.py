@@ -1,0 +1,256 @@
+"""The command line: parse, call, print.
+
+Every verb shows its progress on stderr and one result on stdout (``--json`` for machines). Exit codes: 0 done, 2 a
+mistake of
+the user's, told in one line, 130 interrupted. A verb imports what it needs when it is called, so that ``saysee --help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from saysee.errors import ConfigError, SaySeeError
+from saysee.version import __version__
+
+EXIT_DONE, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: the words after ``saysee``; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    parser = _build_parser()
+    try:
+        options, rest = parser.parse_known_args([word for word in words if word != "--debug"])
+        if rest and options.verb is not _train:
+            raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
+        options.rest = rest
+        code: int = options.verb(options)
+        return code
+    except SaySeeError as error:
+        if debug:
+            raise
+        return _refuse(error)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("saysee: interrupted; what is finished is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+# ---------------------------------------------------------------------- the verbs
+
+
+def _data_scenes(options: argparse.Namespace) -> int:
+    from saysee.data.scenes.corpus import build_scenes
+
+    manifest = build_scenes(
+        options.to,
+        images=options.images,
+        seed=options.seed,
+        val_images=options.val_images,
+        test_images=options.test_images,
+        workers=options.workers,
+    )
+    _print_result(options, {"manifest": str(manifest)}, str(manifest))
+    return EXIT_DONE
+
+
+def _data_verify(options: argparse.Namespace) -> int:
+    from saysee.data.manifest import Manifest
+    from saysee.data.verify import problems_table, problems_to_dict, verify
+
+    manifest = Manifest.read(options.manifest)
+    problems = verify(manifest, max_seconds=options.max_seconds, workers=options.workers)
+    if options.json:
+        print(json.dumps(problems_to_dict(manifest, problems)))
+    elif problems:
+        _print_rich(problems_table(problems))
+    if problems:
+        noun = "file" if len(problems) == 1 else "files"
+        raise SaySeeError(
+            f"{options.manifest}: {len(problems)} {noun} cannot be used; mend them or take out their rows"
+        )
+    if not options.json:
+        pictures = len(manifest.images())
+        print(f"{options.manifest}: all of {len(manifest)} clips and {pictures} pictures can be used")
+    return EXIT_DONE
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.settings:
+        from saysee.config import recipe_help
+
+        print(recipe_help())
+        return EXIT_DONE
+    if options.recipe is None:
+        raise ConfigError("which recipe? 'saysee train RECIPE.yaml'; 'saysee train --settings' lists every setting")
+    from saysee.config import load_recipe
+
+    recipe = load_recipe(options.recipe, options.rest)
+    _quiet_libraries()
+    from saysee.training.trainer import Trainer
+
+    result = Trainer(recipe).fit(resume=options.resume)
+    text = (
+        f"{recipe.output}/best: mean R@1 {result['best_val_mean_R@1']:.1f} % on {recipe.data.val_split} at step "
+        f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
+    )
+    _print_result(options, {"model": f"{recipe.output}/best", **result}, text)
+    return EXIT_DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from saysee.data.manifest import Manifest
+
+    manifest = Manifest.read(options.manifest)
+    _quiet_libraries()
+    from saysee.evaluation.protocols import evaluate, to_table
+    from saysee.model.retriever import SpeechImageModel
+
+    model = SpeechImageModel.from_pretrained(options.model).to(_device(options.device))
+    result = evaluate(model, manifest, split=options.split, by=options.by, batch_size=options.batch_size)
+    if options.json:
+        print(json.dumps({"model": options.model, "manifest": options.manifest, **result.to_dict()}))
+    else:
+        _print_rich(to_table(result))
+    return EXIT_DONE
+
+
+def _demo(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from saysee.studies.demo import run_demo
+
+    result = run_demo(options.to, seed=options.seed)
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        _print_rich(result.to_table())
+        print(f"report: {result.report}")
+    return EXIT_DONE
+
+
+# ---------------------------------------------------------------------- the parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="saysee",
+        description="Say what you want to see, and find the picture; show a picture, and find the speech.",
+        epilog="Every verb takes --json, for a result that machines read, and --debug, for the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=f"saysee {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+
+    data = verbs.add_parser("data", help="make or check a manifest")
+    sources = data.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=_Parser)
+
+    scenes = _verb(sources, "scenes", _data_scenes, "the embedded corpus: drawn scenes with synthesised speech")
+    scenes.add_argument("--to", required=True, metavar="DIR", help="folder of the corpus")
+    scenes.add_argument("--images", type=int, default=3000, metavar="N", help="pictures, five clips each (%(default)s)")
+    scenes.add_argument("--val-images", type=int, metavar="N", help="of these, pictures to validate on (a twentieth)")
+    scenes.add_argument("--test-images", type=int, metavar="N", help="of these, pictures to test on (three twentieths)")
+    scenes.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same corpus (%(default)s)")
+    scenes.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+
+    check = _verb(sources, "verify", _data_verify, "open every file of a manifest and tell what cannot be used")
+    check.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
+    check.add_argument("--max-seconds", type=float, metavar="S", help="longest clip allowed (the loader's own limit)")
+    check.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+
+    train = _verb(
+        verbs, "train", _train, "train what a recipe describes; --data.batch_size 64 and the like override it"
+    )
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file of settings")
+    train.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="never",
+        help="auto goes on with the run in the output folder; never refuses a folder that holds one (%(default)s)",
+    )
+    train.add_argument("--settings", action="store_true", help="list every setting with its default")
+
+    score = _verb(verbs, "evaluate", _evaluate, "score a model on a split by the field's protocol")
+    score.add_argument("model", metavar="MODEL", help="folder or hub name of a SaySee model")
+    score.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
+    score.add_argument("--split", default="test", help="which split (%(default)s)")
+    score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="break down by a column; repeatable")
+    score.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
+    score.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
+
+    demo = _verb(verbs, "demo", _demo, "the whole way: make scenes, train baseline and CMD, score both, write a report")
+    demo.add_argument("--to", default="demo", metavar="DIR", help="folder of all it makes (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, metavar="S", help="of the corpus and the training (%(default)s)")
+    return parser
+
+
+def _verb(parsers: Any, name: str, verb: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = parsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(verb=verb, name=parser.prog.removeprefix("saysee "))
+    return parser
+
+
+# ---------------------------------------------------------------------- printing
+
+
+def _print_result(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+    print(json.dumps(result) if options.json else text)
+
+
+def _print_rich(content: Any) -> None:
+    from rich.console import Console
+
+    # A pipe has no width of its own; tables must not be folded there.
+    Console(width=None if sys.stdout.isatty() else 160).print(content)
+
+
+def _refuse(message: object) -> int:
+    print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _quiet_libraries() -> None:
+    """Silences what libraries print beside our own progress."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

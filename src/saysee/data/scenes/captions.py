@@ -1,0 +1,311 @@
+"""What can truly be said of a scene: sentences in several forms, with which word speaks of which object.
+
+Each noun phrase names exactly the objects that fit it ("two small rings" where there are two and no more, "the star"
+where there is one), so that whom a word speaks of is never in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from random import Random
+from typing import TypeVar
+
+from saysee.data.scenes.world import ATTRIBUTES, OPPOSITE, RELATIONS, Scene, might_be_at, might_lie, places, relation
+
+T = TypeVar("T")
+
+CAPTIONS_PER_IMAGE = 5
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
+# How often a phrase says all that can be said of its objects. The rest leave words out, as people do.
+FULL_SHARE = 0.6
+
+SPOKEN_RELATIONS = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+SPOKEN_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+WITH_RELATIONS = {"left of": "to {} left", "right of": "to {} right", "above": "above {}", "below": "below {}"}
+
+Description = tuple[tuple[str, str], ...]
+"""Attributes with their values, in the order of ``ATTRIBUTES``."""
+Word = tuple[str, tuple[int, ...]]
+"""A word, with the numbers of the objects of which it speaks."""
+
+
+@dataclass(frozen=True)
+class NounPhrase:
+    """A description with the objects that it names: all those of the scene that fit it."""
+
+    description: Description
+    objects: tuple[int, ...]
+
+    @property
+    def be(self) -> str:
+        """The verb that agrees with it."""
+        return "is" if len(self.objects) == 1 else "are"
+
+    def words(self, definite: bool = False) -> list[Word]:
+        """The phrase as words; with ``definite``, it begins with "the"."""
+        values = dict(self.description)
+        noun = values.pop("shape", "shape")
+        spoken = [*values.values(), noun if len(self.objects) == 1 else plural(noun)]
+        words: list[Word] = [(word, self.objects) for word in spoken]
+        if len(self.objects) > 1:
+            words.insert(0, (NUMBERS[len(self.objects)], self.objects))
+        if definite:
+            words.insert(0, ("the", ()))
+        elif len(self.objects) == 1:
+            words.insert(0, ("an" if spoken[0][0] in "aeiou" else "a", ()))
+        return words
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and what it claims.
+
+    Attributes:
+        words: its words in order, with the objects of which each speaks; a comma belongs to the word before it.
+        phrases: its noun phrases.
+        relations: (phrase, relation, phrase) by the phrases' numbers: each object of the one lies so to each of the
+            other.
+        places: (phrase, place): each object of the phrase lies in that half of the picture.
+        total: how many objects it says there are in all, if it says so.
+    """
+
+    words: tuple[Word, ...]
+    phrases: tuple[NounPhrase, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+    places: tuple[tuple[int, str], ...] = ()
+    total: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return " ".join(word for word, _ in self.words)
+
+    def could_describe(self, scene: Scene) -> bool:
+        """Whether a listener might accept the sentence for ``scene``: enough objects fit and lie as it says."""
+        if self.total is not None and self.total != len(scene.objects):
+            return False
+        fitting = [
+            combinations(scene.matching(dict(phrase.description)), len(phrase.objects)) for phrase in self.phrases
+        ]
+        return any(self._fits(scene, chosen) for chosen in product(*fitting))
+
+    def _fits(self, scene: Scene, chosen: tuple[tuple[int, ...], ...]) -> bool:
+        named = [i for group in chosen for i in group]
+        objects = scene.objects
+        return (
+            len(named) == len(set(named))
+            and all(
+                might_lie(objects[a], where, objects[b])
+                for first, where, second in self.relations
+                for a in chosen[first]
+                for b in chosen[second]
+            )
+            and all(might_be_at(objects[a], place) for phrase, place in self.places for a in chosen[phrase])
+        )
+
+
+def plural(noun: str) -> str:
+    """The plural of a shape's name."""
+    return noun + "es" if noun.endswith("s") else noun + "s"
+
+
+def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> tuple[Caption, ...] | None:
+    """Five different true captions of a scene, in as many forms as it allows.
+
+    Args:
+        false_of: a scene of which none of the captions may be true.
+
+    Returns:
+        The captions; None if five were not found: where nearly nothing can be said (four of the same, none clearly
+        beside another), or nearly nothing that is false of ``false_of``.
+    """
+    writer = _Writer(scene, rng)
+    forms = list(writer.forms)
+    rng.shuffle(forms)
+    captions: dict[str, Caption] = {}
+    for attempt in range(40 * len(forms)):
+        caption = forms[attempt % len(forms)]()
+        if caption is None or caption.text in captions:
+            continue
+        if false_of is not None and caption.could_describe(false_of):
+            continue
+        captions[caption.text] = caption
+        if len(captions) == CAPTIONS_PER_IMAGE:
+            return tuple(captions.values())
+    return None
+
+
+class _Writer:
+    """Writes sentences about one scene; each form returns None where the scene does not allow it."""
+
+    def __init__(self, scene: Scene, rng: Random) -> None:
+        self.scene = scene
+        self.rng = rng
+        self.descriptions = _descriptions(scene)
+        self.groups = sorted(self.descriptions)
+        self.related = _related(scene, self.groups)
+        self.placed = [
+            (group, place)
+            for group in self.groups
+            for place in SPOKEN_PLACES
+            if all(place in places(scene.objects[i]) for i in group)
+        ]
+        self.forms: list[Callable[[], Caption | None]] = [
+            self.beside,
+            self.stands_beside,
+            self.the_beside_the,
+            self.with_beside,
+            self.placed_so,
+            self.listed,
+            self.counted,
+        ]
+
+    def phrase(self, group: tuple[int, ...], full: bool | None = None) -> NounPhrase:
+        """A phrase that names ``group``; with ``full``, it says all that is true of the group."""
+        choices = self.descriptions[group]
+        if full is None:
+            full = self.rng.random() < FULL_SHARE
+        return NounPhrase(choices[0] if full else choices[self.rng.randrange(len(choices))], group)
+
+    def beside(self) -> Caption | None:
+        """Such as "a large striped red star left of two small blue rings"."""
+        if not self.related:
+            return None
+        first, where, second = self._pick(self.related)
+        a, b = self.phrase(first, full=True), self.phrase(second, full=True)
+        words = [*a.words(), *self._relation(where), *b.words()]
+        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+
+    def stands_beside(self) -> Caption | None:
+        """Such as "there are two rings under a dotted green heart"."""
+        if not self.related:
+            return None
+        first, where, second = self._pick(self.related)
+        a, b = self.phrase(first), self.phrase(second)
+        words = [*self._opening(a), *a.words(), *self._relation(where), *b.words()]
+        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+
+    def the_beside_the(self) -> Caption | None:
+        """Such as "the blue house is to the right of the striped moon"."""
+        if not self.related:
+            return None
+        first, where, second = self._pick(self.related)
+        a, b = self.phrase(first), self.phrase(second)
+        words = [*a.words(definite=True), (a.be, ()), *self._relation(where), *b.words(definite=True)]
+        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+
+    def with_beside(self) -> Caption | None:
+        """Such as "a yellow cross with a small pink arrow above it"."""
+        if not self.related:
+            return None
+        first, where, second = self._pick(self.related)
+        a, b = self.phrase(first), self.phrase(second)
+        one, sideways = len(a.objects) == 1, where in ("left of", "right of")
+        pronoun = ("its" if one else "their") if sideways else ("it" if one else "them")
+        tail = WITH_RELATIONS[OPPOSITE[where]].format(pronoun)
+        words = [*self._opening(a, bare=True), *a.words(), ("with", ()), *b.words(), *_silent(tail)]
+        return Caption(tuple(words), (a, b), relations=((1, OPPOSITE[where], 0),))
+
+    def placed_so(self) -> Caption | None:
+        """Such as "a brown flower on the left, and a circle at the bottom"."""
+        if not self.placed:
+            return None
+        group, place = self._pick(self.placed)
+        a = self.phrase(group)
+        words = [*self._opening(a, bare=True), *a.words(), *_silent(SPOKEN_PLACES[place])]
+        others = [other for other in self.placed if other[1] != place and not set(other[0]) & set(group)]
+        if not others or self.rng.random() < 0.3:
+            return Caption(tuple(words), (a,), places=((0, place),))
+        other_group, other_place = self._pick(others)
+        b = self.phrase(other_group)
+        words = [*_comma(words), ("and", ()), *b.words(), *_silent(SPOKEN_PLACES[other_place])]
+        return Caption(tuple(words), (a, b), places=((0, place), (1, other_place)))
+
+    def listed(self) -> Caption | None:
+        """Such as "a house, two purple arrows and a large ring": all there is."""
+        left = set(range(len(self.scene.objects)))
+        groups: list[tuple[int, ...]] = []
+        while left:
+            groups.append(self._pick([group for group in self.groups if set(group) <= left]))
+            left -= set(groups[-1])
+        if len(groups) == 1:
+            return None  # "two rings": true, but hardly a list
+        # Three or four full phrases would make a sentence that nobody says in one breath.
+        phrases = [self.phrase(group, full=None if len(groups) == 2 else False) for group in groups]
+        words = self._opening(phrases[0], bare=True)
+        for i, each in enumerate(phrases):
+            if i == len(phrases) - 1:
+                words.append(("and", ()))
+            words += each.words() if i >= len(phrases) - 2 else _comma(each.words())
+        return Caption(tuple(words), tuple(phrases))
+
+    def counted(self) -> Caption | None:
+        """Such as "three shapes, and one of them is a small plain brown house"."""
+        everything = tuple(range(len(self.scene.objects)))
+        singles = [group for group in self.groups if len(group) == 1]
+        if not singles:
+            return None
+        a = self.phrase(self._pick(singles))
+        count = NUMBERS[len(everything)]
+        words: list[Word] = [(count, everything), ("shapes,", everything), *_silent("and one of them is"), *a.words()]
+        return Caption(tuple(words), (a,), total=len(everything))
+
+    def _opening(self, phrase: NounPhrase, bare: bool = False) -> list[Word]:
+        openings = [f"there {phrase.be}", "I can see", f"here {phrase.be}", *([""] * 3 if bare else [])]
+        return _silent(self._pick(openings))
+
+    def _relation(self, where: str) -> list[Word]:
+        return _silent(self._pick(SPOKEN_RELATIONS[where]))
+
+    def _pick(self, values: Sequence[T]) -> T:
+        return values[self.rng.randrange(len(values))]
+
+
+def _silent(text: str) -> list[Word]:
+    """Words that speak of no object."""
+    return [(word, ()) for word in text.split()]
+
+
+def _comma(words: list[Word]) -> list[Word]:
+    """The words with a comma after the last."""
+    return [*words[:-1], (words[-1][0] + ",", words[-1][1])]
+
+
+def _descriptions(scene: Scene) -> dict[tuple[int, ...], list[Description]]:
+    """Every group of objects that a description names exactly, with its descriptions, the fullest first.
+
+    A description without shape and color ("a small shape") is left out: it says too little to be a caption.
+    """
+    found: dict[tuple[int, ...], list[Description]] = {}
+    names = tuple(ATTRIBUTES)
+    for size in range(len(names), 0, -1):
+        for kept in combinations(names, size):
+            if "shape" not in kept and "color" not in kept:
+                continue
+            for item in scene.objects:
+                description = tuple((name, getattr(item, name)) for name in kept)
+                group = found.setdefault(scene.matching(dict(description)), [])
+                if description not in group:
+                    group.append(description)
+    return found
+
+
+def _related(scene: Scene, groups: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], str, tuple[int, ...]]]:
+    """The pairs of groups where each object of the one lies in the same way to each of the other."""
+    objects = tuple(enumerate(scene.objects))
+    between = {(i, j): relation(a, b) for i, a in objects for j, b in objects if i != j}
+    related = []
+    for first, second in product(groups, groups):
+        if set(first) & set(second):
+            continue
+        found = {between[i, j] for i in first for j in second}
+        if len(found) == 1 and (where := found.pop()) in RELATIONS:
+            related.append((first, str(where), second))
+    return related

@@ -1,0 +1,204 @@
+"""From a scene to its picture.
+
+Objects look like stickers: a flat color in a pale rim, so that each color reads on any background. Stripes and dots are
+broad enough to be told apart when the picture is scaled down to 64 pixels. Noise comes from ``random.Random``, and all
+else is Pillow's integer arithmetic, so a scene gives the same pixels on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from saysee.data.scenes.outlines import turned
+from saysee.data.scenes.world import Background, Scene, SceneObject
+
+PICTURE_SIZE = 224  # what CLIP's vision transformers look at
+OVERSAMPLING = 4  # objects are drawn this many times larger and scaled down, for smooth edges
+
+Rgb = tuple[int, int, int]
+PIXELS: dict[str, Rgb] = {
+    "red": (212, 33, 45),
+    "orange": (247, 138, 22),
+    "yellow": (250, 217, 40),
+    "green": (46, 152, 66),
+    "blue": (37, 90, 206),
+    "purple": (126, 50, 168),
+    "pink": (247, 146, 190),
+    "brown": (122, 74, 38),
+}
+PALE: Rgb = (252, 250, 244)
+# Stripes and dots are pale on most colors; on the light ones, pale would not show.
+PATTERN_INKS: dict[str, Rgb] = {"yellow": (128, 96, 0), "pink": (150, 30, 96), "orange": (128, 52, 0)}
+
+# In shares of the picture's side. A period of 0.065 is four pixels at 64, the least that still reads as a
+# pattern.
+PERIODS = {"small": 0.065, "large": 0.085}
+STRIPE_SHARE = 0.46  # of a period
+DOT_SHARE = 0.66  # diameter, of a period
+RIM = 0.011
+EDGE = 0.008  # kept free of pattern along the inside of the outline, or a small striped star would fall into bars
+
+# Quiet tints, so that a background is never taken for an object's color: light ones, then a few dark ones.
+TINTS: tuple[Rgb, ...] = (
+    (240, 238, 230), (226, 234, 240), (234, 228, 240), (228, 240, 230), (246, 232, 224), (222, 222, 222),
+    (204, 214, 220), (216, 208, 196), (188, 200, 190), (150, 160, 172), (92, 98, 110), (64, 70, 76),
+)  # fmt: skip
+
+
+def draw_scene(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Image:
+    """Draws a scene.
+
+    Args:
+        picture_size: the picture's side in pixels.
+
+    Returns:
+        An RGB picture of ``picture_size`` × ``picture_size`` pixels.
+    """
+    picture = _background(scene.background, picture_size)
+    for item in scene.objects:
+        _paste(picture, item)
+    return picture
+
+
+def _paste(picture: Image.Image, item: SceneObject) -> None:
+    """Draws one object onto the picture, through a tile that is drawn large and scaled down."""
+    side = picture.width
+    x0, y0, x1, y1 = item.box
+    rim = math.ceil(RIM * side)
+    left, top = math.floor(x0 * side) - rim, math.floor(y0 * side) - rim
+    right, bottom = math.ceil(x1 * side) + rim, math.ceil(y1 * side) + rim
+    size = ((right - left) * OVERSAMPLING, (bottom - top) * OVERSAMPLING)
+    scale = side * OVERSAMPLING
+    center = (item.x * scale - left * OVERSAMPLING, item.y * scale - top * OVERSAMPLING)
+    polygons = [
+        [_turn(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
+        for polygon in turned(item.shape, item.angle)
+    ]
+    shape, rimmed = Image.new("L", size), Image.new("L", size)
+    for mask in (shape, rimmed):
+        draw = ImageDraw.Draw(mask)
+        draw.polygon(polygons[0], fill=255)
+        for hole in polygons[1:]:
+            draw.polygon(hole, fill=0)
+    _trace(rimmed, polygons, RIM * scale, 255)
+    picture.paste(PALE, (left, top), rimmed.reduce(OVERSAMPLING))
+    picture.paste(PIXELS[item.color], (left, top), shape.reduce(OVERSAMPLING))
+    if item.fill != "plain":
+        pattern = Image.new("L", size)
+        _PATTERNS[item.fill](pattern, center, PERIODS[item.size] * scale, item.texture_angle)
+        pattern.paste(0, (0, 0), shape.point(_INVERTED))
+        _trace(pattern, polygons, EDGE * scale, 0)
+        picture.paste(PATTERN_INKS.get(item.color, PALE), (left, top), pattern.reduce(OVERSAMPLING))
+
+
+def _trace(mask: Image.Image, polygons: list[list[tuple[int, int]]], reach: float, value: int) -> None:
+    """Draws along the polygons a line that reaches ``reach`` pixels to either side."""
+    draw = ImageDraw.Draw(mask)
+    for polygon in polygons:
+        draw.line([*polygon, *polygon[:2]], fill=value, width=2 * round(reach), joint="curve")
+
+
+_INVERTED = [255 - value for value in range(256)]
+
+
+def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
+    """Parallel bars; the centre of the shape lies between two of them, so that a small one still shows two."""
+    draw = ImageDraw.Draw(pattern)
+    reach = 1.5 * max(pattern.size)
+    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    half = period * STRIPE_SHARE / 2
+    for i in range(-math.ceil(reach / period), math.ceil(reach / period)):
+        middle = (i + 0.5) * period
+        corners = [(-reach, middle - half), (reach, middle - half), (reach, middle + half), (-reach, middle + half)]
+        draw.polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
+
+
+def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
+    """Discs in staggered rows, one of them at the shape's centre."""
+    draw = ImageDraw.Draw(pattern)
+    reach = math.ceil(max(pattern.size) / period)
+    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    radius = period * DOT_SHARE / 2
+    for row in range(-reach, reach + 1):
+        for column in range(-reach, reach + 1):
+            # Rows stand at 0.87 of the period: discs of three neighbouring rows make equal triangles.
+            x, y = _turn(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
+            if -radius < x < pattern.width + radius and -radius < y < pattern.height + radius:
+                draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
+
+
+_PATTERNS: dict[str, Callable[[Image.Image, tuple[float, float], float, int], None]] = {
+    "striped": _stripes,
+    "dotted": _dots,
+}
+
+
+def _turn(center: tuple[float, float], x: float, y: float, c: float, s: float) -> tuple[int, int]:
+    return round(center[0] + x * c - y * s), round(center[1] + x * s + y * c)
+
+
+def _background(background: Background, side: int) -> Image.Image:
+    tint = TINTS[background.tint % len(TINTS)]
+    return BACKGROUNDS[background.kind](tint, Random(f"saysee background {background.seed}"), side)
+
+
+def _plain(tint: Rgb, _: Random, side: int) -> Image.Image:
+    return Image.new("RGB", (side, side), tint)
+
+
+def _gradient(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """From one tone of the tint to another, from side to side or from top to bottom."""
+    ramp = Image.linear_gradient("L").rotate(90 * rng.randrange(4)).resize((side, side), Image.Resampling.BILINEAR)
+    return _blend(tint, 22, ramp)
+
+
+def _paper(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """A fine grain of cells of one hundred-and-twelfth of the side."""
+    cells = 112
+    noise = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
+    coarse = noise.point([value // 64 * 85 for value in range(256)])  # four tones: the file is half as large
+    return _blend(tint, 9, coarse.resize((side, side), Image.Resampling.NEAREST))
+
+
+def _checker(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    cells = rng.randint(5, 9)
+    board = Image.frombytes("L", (cells, cells), bytes(255 * ((i + j) % 2) for i in range(cells) for j in range(cells)))
+    return _blend(tint, 10, board.resize((side, side), Image.Resampling.NEAREST))
+
+
+def _clouds(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """Soft patches of light and shade."""
+    noise = Image.frombytes("L", (6, 6), rng.randbytes(36))
+    return _blend(tint, 20, noise.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """Squared paper: thin lines."""
+    lines = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(lines)
+    step = side / rng.randint(9, 14)
+    for i in range(1, math.ceil(side / step)):
+        at = round(i * step)
+        draw.line((at, 0, at, side), fill=255)
+        draw.line((0, at, side, at), fill=255)
+    return _blend(tint, 16, lines)
+
+
+def _blend(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
+    """The tint, up to ``depth`` darker where the mask is bright."""
+    return Image.merge("RGB", [mask.point([max(0, v - i * depth // 255) for i in range(256)]) for v in tint])
+
+
+BACKGROUNDS: dict[str, Callable[[Rgb, Random, int], Image.Image]] = {
+    "plain": _plain,
+    "gradient": _gradient,
+    "paper": _paper,
+    "checker": _checker,
+    "clouds": _clouds,
+    "squared": _squared,
+}
+"""Each kind of background with what draws it from a tint, a source of noise, and the picture's side in pixels."""

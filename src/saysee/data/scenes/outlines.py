@@ -1,0 +1,120 @@
+"""The geometry of the shapes: each outline as polygons around the origin, and the box around a placed shape.
+
+Sines and cosines may differ in the last digit between machines; so corners are rounded to ten thousandths of the
+shape's size before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+Point = tuple[float, float]
+Polygon = tuple[Point, ...]
+Outline = tuple[Polygon, ...]
+"""The outer polygon, then the holes."""
+
+
+def _arc(radius: float, start: float, end: float, x: float = 0.0, y: float = 0.0, corners: int = 60) -> list[Point]:
+    """Points of a circle's arc, from ``start`` to ``end`` degrees (0 is right, 90 is down), both ends included."""
+    angles = [math.radians(start + (end - start) * i / corners) for i in range(corners + 1)]
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+
+
+def _circle(radius: float) -> list[Point]:
+    return _arc(radius, 0, 360)[:-1]
+
+
+def _star(points: int, inner: float) -> list[Point]:
+    """A star with one point straight up, whose inner corners lie at the share ``inner`` of its radius."""
+    corners = []
+    for i in range(2 * points):
+        radius, angle = (1.0 if i % 2 == 0 else inner), math.radians(-90 + 180 * i / points)
+        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
+    return corners
+
+
+def _flower() -> list[Point]:
+    """Five round petals: their outer arcs, from one notch to the next."""
+    corners: list[Point] = []
+    for petal in range(5):
+        angle = -90 + 72 * petal
+        x, y = 0.58 * math.cos(math.radians(angle)), 0.58 * math.sin(math.radians(angle))
+        corners += _arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # neighbouring petals meet at 90.3
+    return corners
+
+
+def _heart() -> list[Point]:
+    """The usual parametric heart."""
+    corners = []
+    for i in range(72):
+        t = 2 * math.pi * i / 72
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        corners.append((16 * math.sin(t) ** 3, -y))
+    return corners
+
+
+def _moon() -> list[Point]:
+    """A waxing crescent: a disc less another disc that lies to its right."""
+    outer = _arc(1.0, 48, 312)
+    inner = _arc(math.hypot(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62), 0, 0)[0][0]
+    half = math.degrees(math.atan2(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62))
+    return outer + _arc(inner, 360 - half, half, x=0.62)
+
+
+def _cross(arm: float) -> list[Point]:
+    a = arm
+    return [
+        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a),
+    ]  # fmt: skip
+
+
+def _fitted(*polygons: list[Point]) -> Outline:
+    """The polygons moved and scaled so that the outer one's box is centred on the origin and its longer side is 1."""
+    xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
+    scale = max(max(xs) - min(xs), max(ys) - min(ys))
+    cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+    return tuple(tuple((round((x - cx) / scale, 4), round((y - cy) / scale, 4)) for x, y in p) for p in polygons)
+
+
+OUTLINES: dict[str, Outline] = {
+    "circle": _fitted(_circle(1.0)),
+    "square": _fitted([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "triangle": _fitted([(0, -1.8), (1, 0), (-1, 0)]),
+    "diamond": _fitted([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)]),
+    "star": _fitted(_star(5, 0.5)),
+    "heart": _fitted(_heart()),
+    "ring": _fitted(_circle(1.0), _circle(0.5)),
+    "cross": _fitted(_cross(0.36)),
+    "moon": _fitted(_moon()),
+    "arrow": _fitted([(-1, -0.34), (0, -0.34), (0, -0.85), (1, 0), (0, 0.85), (0, 0.34), (-1, 0.34)]),
+    "flower": _fitted(_flower()),
+    "house": _fitted([(-0.8, 1), (-0.8, -0.1), (-1, -0.1), (0, -1), (1, -0.1), (0.8, -0.1), (0.8, 1)]),
+}
+"""Each shape's name with its outline in a box of side 1 around the origin."""
+
+
+@cache
+def turned(shape: str, angle: int) -> Outline:
+    """The outline of ``shape`` turned by ``angle`` degrees clockwise, its outer polygon's box centred on the origin.
+
+    The outline is not scaled again: a turned square's box is larger than 1.
+    """
+    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    polygons = [[(x * c - y * s, x * s + y * c) for x, y in p] for p in OUTLINES[shape]]
+    xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
+    cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
+    return tuple(tuple((round(x - cx, 4), round(y - cy, 4)) for x, y in p) for p in polygons)
+
+
+def box_of(shape: str, x: float, y: float, diameter: float, angle: int) -> tuple[float, float, float, float]:
+    """The box (left, top, right, bottom) around a shape placed at (``x``, ``y``), rounded to ten thousandths."""
+    half_width, half_height = _half_sides(shape, angle)
+    w, h = half_width * diameter, half_height * diameter
+    return (round(x - w, 4), round(y - h, 4), round(x + w, 4), round(y + h, 4))
+
+
+@cache
+def _half_sides(shape: str, angle: int) -> tuple[float, float]:
+    outer = turned(shape, angle)[0]
+    return max(abs(x) for x, _ in outer), max(abs(y) for _, y in outer)

@@ -1,0 +1,250 @@
+"""Which scenes make a corpus: splits, pairs of color and shape that only the test knows, and hard twins.
+
+Everything follows from the seed by ``random.Random`` seeded with strings, whose sequence is the same on every machine
+and Python. Scenes are planned one after the other, because no two of a corpus may be alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
+
+from saysee.data.scenes.captions import Caption, write_captions
+from saysee.data.scenes.world import (
+    ATTRIBUTES,
+    COLORS,
+    DIAMETERS,
+    SHAPES,
+    Background,
+    Scene,
+    SceneObject,
+    apart,
+    inside,
+)
+from saysee.errors import ConfigError
+
+# About a tenth of the 96 pairs; each shape loses at most one color and each color at most two shapes, so that training
+# still shows every shape and every color well.
+NOVEL_PAIRS = 10
+NOVEL_SHARE = 0.4  # of the test's scenes that are not twins: a third of all the test
+TWIN_SHARE = 0.2  # of the test's scenes, both twins counted
+ECHO_SHARE = (
+    0.4  # of the objects after the first: shares attributes with one before it, so that counting has something to count
+)
+TINTS = 12
+BACKGROUND_KINDS = ("plain", "gradient", "paper", "checker", "clouds", "squared")
+CHANGES = ("shape", "color", "size", "fill", "place")
+
+
+@dataclass(frozen=True)
+class PlannedScene:
+    """A scene with its place in the corpus.
+
+    Attributes:
+        index: its number in the corpus, from 0.
+        split: ``train``, ``val`` or ``test``.
+        novel_pair: whether an object has a pair of color and shape that training never shows.
+        captions: what is said of it; false of its twin, if it has one.
+        twin_index: the number of its hard twin, if it has one.
+    """
+
+    index: int
+    split: str
+    scene: Scene
+    novel_pair: bool
+    captions: tuple[Caption, ...]
+    twin_index: int | None = None
+
+    @property
+    def image_id(self) -> str:
+        """The picture's name in the corpus."""
+        return image_id(self.index)
+
+
+def image_id(index: int) -> str:
+    """The name of the picture of this number."""
+    return f"{index:06d}"
+
+
+def split_sizes(images: int, val_images: int | None = None, test_images: int | None = None) -> dict[str, int]:
+    """How many images each split has: by default 5 % for ``val`` and 15 % for ``test``, at least one each.
+
+    Raises:
+        ConfigError: if the counts leave a split empty.
+    """
+    val = max(1, round(images * 0.05)) if val_images is None else val_images
+    test = max(1, round(images * 0.15)) if test_images is None else test_images
+    sizes = {"train": images - val - test, "val": val, "test": test}
+    for split, size in sizes.items():
+        if size < 1:
+            raise ConfigError(
+                f"images={images} with val_images={val} and test_images={test} gives {size} images to {split}: "
+                "each split needs at least one; ask for more images or smaller splits"
+            )
+    return sizes
+
+
+def novel_pairs(seed: int) -> frozenset[tuple[str, str]]:
+    """The (color, shape) pairs that occur in the test split only."""
+    rng = Random(f"saysee scenes {seed} novel pairs")
+    shapes = list(SHAPES)
+    colors = list(COLORS) * 2
+    rng.shuffle(shapes)
+    rng.shuffle(colors)
+    return frozenset(zip(colors, shapes[:NOVEL_PAIRS], strict=False))
+
+
+def plan(seed: int, sizes: dict[str, int]) -> Iterator[PlannedScene]:
+    """The scenes of a corpus in order, those of ``train`` first, then ``val``, then ``test``.
+
+    Args:
+        sizes: how many images each split has, as ``split_sizes`` gives it.
+    """
+    planner = _Planner(seed)
+    index = 0
+    for split in ("train", "val"):
+        for _ in range(sizes[split]):
+            yield planner.single(index, split)
+            index += 1
+    for is_pair in planner.units(sizes["test"]):
+        if is_pair:
+            yield from planner.twins(index)
+        else:
+            yield planner.single(index, "test")
+        index += 2 if is_pair else 1
+
+
+class _Planner:
+    """Draws scenes, and keeps in mind which were drawn."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.novel = sorted(novel_pairs(seed))
+        self.known = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in set(self.novel)]
+        self.seen: set[tuple[object, ...]] = set()
+
+    def units(self, size: int) -> list[bool]:
+        """The test split as single scenes (False) and pairs of twins (True), shuffled."""
+        pairs = max(1, round(size * TWIN_SHARE / 2)) if size >= 2 else 0
+        units = [True] * pairs + [False] * (size - 2 * pairs)
+        Random(f"saysee scenes {self.seed} units").shuffle(units)
+        return units
+
+    def single(self, index: int, split: str) -> PlannedScene:
+        """A scene like none before; some of the test have a pair of color and shape that only the test knows."""
+        rng = self._random(index)
+        novel = self.novel if split == "test" and rng.random() < NOVEL_SHARE else None
+        while True:
+            scene = sample_scene(rng, self.known, novel)
+            captions = None if scene.key in self.seen else write_captions(scene, rng)
+            if captions is not None:
+                self.seen.add(scene.key)
+                return PlannedScene(index, split, scene, self._is_novel(scene), captions)
+
+    def twins(self, index: int) -> tuple[PlannedScene, PlannedScene]:
+        """Two scenes that differ in one attribute of one object, each with captions that are false of the other."""
+        rng = self._random(index)
+        change = CHANGES[rng.randrange(len(CHANGES))]
+        while True:
+            first = sample_scene(rng, self.known, None)
+            second = _changed(first, change, rng)
+            if second is None or first.key == second.key or {first.key, second.key} & self.seen:
+                continue
+            said_of_first = write_captions(first, rng, false_of=second)
+            said_of_second = write_captions(second, rng, false_of=first)
+            if said_of_first is not None and said_of_second is not None:
+                self.seen |= {first.key, second.key}
+                return (
+                    PlannedScene(index, "test", first, self._is_novel(first), said_of_first, index + 1),
+                    PlannedScene(index + 1, "test", second, self._is_novel(second), said_of_second, index),
+                )
+
+    def _random(self, index: int) -> Random:
+        return Random(f"saysee scenes {self.seed} {index}")
+
+    def _is_novel(self, scene: Scene) -> bool:
+        return any((item.color, item.shape) in self.novel for item in scene.objects)
+
+
+def sample_scene(rng: Random, pairs: list[tuple[str, str]], novel: list[tuple[str, str]] | None) -> Scene:
+    """Draws one scene.
+
+    Args:
+        pairs: the (color, shape) pairs to take.
+        novel: pairs of which one object must have one; the others take either kind.
+    """
+    while True:
+        drawn: list[tuple[str, str, str, str]] = []
+        for i in range(rng.randint(2, 4)):
+            choice = novel if novel and (i == 0 or rng.random() < 0.25) else pairs
+            color, shape = choice[rng.randrange(len(choice))]
+            size, fill = _pick(rng, "size"), _pick(rng, "fill")
+            if drawn and rng.random() < ECHO_SHARE:
+                size, fill, color, shape = _echo(rng, (size, fill, color, shape), drawn, [*pairs, *(novel or [])])
+            drawn.append((size, fill, color, shape))
+        rng.shuffle(drawn)
+        objects = _placed(rng, drawn)
+        if objects is not None:
+            return Scene(objects, _background(rng))
+
+
+def _pick(rng: Random, attribute: str) -> str:
+    values = ATTRIBUTES[attribute]
+    return values[rng.randrange(len(values))]
+
+
+def _echo(
+    rng: Random, own: tuple[str, str, str, str], drawn: list[tuple[str, str, str, str]], pairs: list[tuple[str, str]]
+) -> tuple[str, str, str, str]:
+    """``own`` with some attributes of an earlier object; all of them in a third of the cases."""
+    other = drawn[rng.randrange(len(drawn))]
+    if rng.random() < 1 / 3:
+        return other
+    size, fill, color, shape = (theirs if rng.random() < 0.5 else mine for mine, theirs in zip(own, other, strict=True))
+    return (size, fill, color, shape) if (color, shape) in pairs else other
+
+
+def _placed(rng: Random, drawn: list[tuple[str, str, str, str]]) -> tuple[SceneObject, ...] | None:
+    """The objects at free places, the large ones placed first; None if there was no room."""
+    placed: dict[int, SceneObject] = {}
+    for i in sorted(range(len(drawn)), key=lambda i: drawn[i][0]):  # "large" sorts before "small"
+        size, fill, color, shape = drawn[i]
+        diameter = _diameter(rng, size)
+        angle, texture = rng.randint(-10, 10), rng.choice((0, 45, 90, 135)) + rng.randint(-8, 8)
+        for _ in range(40):
+            x, y = rng.randint(80, 920) / 1000, rng.randint(80, 920) / 1000
+            item = SceneObject(shape, color, size, fill, x, y, diameter, angle, texture)
+            if inside(item) and all(apart(item, other) for other in placed.values()):
+                placed[i] = item
+                break
+        else:
+            return None
+    return tuple(placed[i] for i in range(len(drawn)))
+
+
+def _diameter(rng: Random, size: str) -> float:
+    low, high = DIAMETERS[size]
+    return rng.randint(round(low * 1000), round(high * 1000)) / 1000
+
+
+def _background(rng: Random) -> Background:
+    kind = BACKGROUND_KINDS[rng.randrange(len(BACKGROUND_KINDS))]
+    return Background(kind, rng.randrange(TINTS), rng.randrange(1_000_000))
+
+
+def _changed(scene: Scene, change: str, rng: Random) -> Scene | None:
+    """The scene with one attribute of one object changed; None if the changed object has no room."""
+    i = rng.randrange(len(scene.objects))
+    item = scene.objects[i]
+    if change == "place":
+        new = replace(item, x=rng.randint(80, 920) / 1000, y=rng.randint(80, 920) / 1000)
+    else:
+        others = [value for value in ATTRIBUTES[change] if value != getattr(item, change)]
+        value = others[rng.randrange(len(others))]
+        new = replace(item, **{change: value})  # type: ignore[arg-type]
+        if change == "size":
+            new = replace(new, diameter=_diameter(rng, value))
+    if not inside(new) or not all(apart(new, other) for j, other in enumerate(scene.objects) if j != i):
+        return None
+    return Scene((*scene.objects[:i], new, *scene.objects[i + 1 :]), scene.background)

@@ -1,0 +1,233 @@
+"""From a sentence to samples, with each word's time: espeak-ng through the library of the ``espeakng-loader`` wheel.
+
+The library keeps state from one utterance to the next (noise, oscillators' phases), so the same text would sound a
+little different each time. It is therefore loaded anew for each utterance, which takes about 1.5 ms: what is said
+depends on the text, the speaker and the wheel, and on nothing else. If another package has loaded the same library into
+this process, it cannot be unloaded, and this promise does not hold.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from saysee.data.scenes.speakers import Speaker
+from saysee.errors import MissingExtraError, SaySeeError
+
+SAMPLE_RATE = 16_000  # Hz; what the speech encoders hear
+
+# From espeak-ng's speak_lib.h.
+_OUTPUT_SYNCHRONOUS = 2
+_INITIALIZE = 0x0001 | 0x8000  # phoneme events; return an error rather than end the process
+_RATE, _PITCH = 1, 3
+_CHARACTERS_UTF8 = 1
+_LIST_TERMINATED, _WORD, _PHONEME = 0, 1, 7
+
+
+class _EventId(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # in characters, from 1
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),  # in milliseconds
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_lock = threading.Lock()  # the library's state is global
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word with its time in the utterance, in seconds. The word is as in the text, less punctuation around it."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """Synthesised speech.
+
+    Attributes:
+        samples: [T] float32 at 16 kHz, between -1 and 1.
+        words: one for each part of ``text.split()``, in order.
+    """
+
+    samples: NDArray[np.float32]
+    words: tuple[SpokenWord, ...]
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+def synthesise(text: str, speaker: Speaker) -> Utterance:
+    """Speaks a text; the same text and speaker give the same samples, in any process and order.
+
+    Args:
+        text: a sentence in the language of the speaker's accent.
+
+    Raises:
+        MissingExtraError: if the synthesiser is not installed.
+        SaySeeError: if the text has no words, or the synthesiser has no such voice.
+    """
+    if not text.strip():
+        raise SaySeeError("there is nothing to say: the text has no words")
+    raw, rate, events = _speak(text, speaker)
+    if not raw:
+        raise SaySeeError(f"the synthesiser gave no sound for {text!r}; is it in the language of {speaker.accent!r}?")
+    spoken = np.frombuffer(raw, dtype=np.int16).astype(np.float32) / 32768
+    samples: NDArray[np.float32] = np.clip(soxr.resample(spoken, rate, SAMPLE_RATE), -1.0, 1.0)
+    # Resampling may round the length down: a word must not end after the last sample.
+    seconds = min(len(spoken) / rate, len(samples) / SAMPLE_RATE)
+    return Utterance(samples, tuple(_timed_words(text, events, rate, seconds)))
+
+
+def synthesiser_version() -> str:
+    """The wheel that speaks, such as "espeakng-loader 0.2.4": with the same, the samples are the same.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    try:
+        import espeakng_loader  # noqa: F401
+
+        return f"espeakng-loader {metadata.version('espeakng-loader')}"
+    except ImportError:  # PackageNotFoundError is one too
+        raise _missing() from None
+
+
+def _missing() -> MissingExtraError:
+    return MissingExtraError("the scenes corpus's speech", "scenes")
+
+
+def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int, int, bytes]]]:
+    """Speaks with a library in its first state.
+
+    Returns:
+        Samples as 16-bit integers, their rate in Hz, and events: (type, character from 0, sample, phoneme).
+    """
+    chunks: list[bytes] = []
+    events: list[tuple[int, int, int, bytes]] = []
+
+    def receive(wave: Any, count: int, event: Any) -> int:
+        if wave and count > 0:
+            chunks.append(ctypes.string_at(wave, 2 * count))
+        i = 0
+        while event[i].type != _LIST_TERMINATED:
+            kind = event[i].type
+            if kind in (_WORD, _PHONEME):
+                phoneme = event[i].id.string if kind == _PHONEME else b""
+                events.append((kind, event[i].text_position - 1, event[i].sample, phoneme))
+            i += 1
+        return 0
+
+    callback = _Callback(receive)
+    encoded = text.encode()
+    with _lock:
+        library, data = _load()
+        try:
+            rate = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _INITIALIZE)
+            if rate <= 0:
+                raise SaySeeError(f"the synthesiser cannot read its voices in {data}: reinstall espeakng-loader")
+            try:
+                library.espeak_SetSynthCallback(callback)
+                library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+                if library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
+                    raise SaySeeError(
+                        f"the synthesiser has no voice {speaker.voice!r}: take an accent such as 'en-us', 'en' or 'fr'"
+                    )
+                library.espeak_SetParameter(_RATE, speaker.rate, 0)
+                library.espeak_SetParameter(_PITCH, speaker.pitch, 0)
+                size = ctypes.c_size_t(len(encoded) + 1)
+                if library.espeak_Synth(encoded, size, 0, 0, 0, _CHARACTERS_UTF8, None, None) != 0:
+                    raise SaySeeError(f"the synthesiser cannot say {text!r}")
+            finally:
+                library.espeak_Terminate()
+        finally:
+            _unload(library)
+    return b"".join(chunks), rate, events
+
+
+def _load() -> tuple[ctypes.CDLL, str]:
+    """The library, and the folder of its voices."""
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise _missing() from None
+    try:
+        return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path()
+    except (OSError, RuntimeError) as error:
+        raise SaySeeError(f"the synthesiser's library cannot be loaded: {error}; reinstall espeakng-loader") from None
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(library._handle)
+    else:
+        _ctypes.dlclose(library._handle)
+
+
+def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenWord]:
+    """Each word with its time: from its event to the next one's, or to the pause before that.
+
+    The synthesiser runs some small words together ("of the") and tells the time of the first only; such words share the
+    time in proportion to their letters.
+    """
+    words = _words_with_positions(text)
+    begins: list[int | None] = []
+    for i, (_, position) in enumerate(words):
+        following = words[i + 1][1] if i + 1 < len(words) else len(text)
+        begins.append(next((at for kind, p, at, _ in events if kind == _WORD and position <= p < following), None))
+    if begins[0] is None:
+        begins[0] = 0
+    known = [i for i, begin in enumerate(begins) if begin is not None]
+    pauses = sorted(at for kind, _, at, phoneme in events if kind == _PHONEME and phoneme.startswith(b"_"))
+    timed = []
+    for i, following_known in pairwise([*known, len(words)]):
+        begin = float(begins[i] or 0)
+        end = seconds * rate if following_known == len(words) else float(begins[following_known] or 0)
+        end = max(begin, min([end, *(at for at in pauses if at > begin)]))
+        letters = [len(word) for word, _ in words[i:following_known]]
+        for j, (word, _) in enumerate(words[i:following_known]):
+            share = [sum(letters[:k]) / sum(letters) for k in (j, j + 1)]
+            start_at, end_at = (min((begin + part * (end - begin)) / rate, seconds) for part in share)
+            timed.append(SpokenWord(_bare(word), round(start_at, 4), min(round(end_at, 4), seconds)))
+    return timed
+
+
+def _words_with_positions(text: str) -> list[tuple[str, int]]:
+    """The parts of ``text.split()``, each with the number of its first character."""
+    words, at = [], 0
+    for word in text.split():
+        at = text.index(word, at)
+        words.append((word, at))
+        at += len(word)
+    return words
+
+
+def _bare(word: str) -> str:
+    """The word less the punctuation around it; as it is where nothing else is in it."""
+    return word.strip(",.;:!?\"'()") or word

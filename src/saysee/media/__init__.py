@@ -1,0 +1,1 @@
+"""Decoding of sounds and pictures, and every refusal of a bad file."""

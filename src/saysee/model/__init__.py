@@ -1,0 +1,1 @@
+"""What a user keeps: encoders, fusion encoder, retriever and processor. It runs without the rest of the package."""

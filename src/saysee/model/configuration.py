@@ -1,0 +1,111 @@
+"""The configuration of a SpeechImageModel: both encoders' own configurations, the head's and the fusion encoder's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The speech head.
+
+    Attributes:
+        layers: transformer layers.
+        heads: attention heads; must divide HuBERT's width.
+        feedforward: feed-forward width; None is four times HuBERT's width.
+        dropout: dropout of the transformer layers.
+        normalize_hidden_states: layer-normalise each hidden state before the mix. SpeechCLIP does so for HuBERT large
+            (arXiv 2210.00705, authors' code), not for base; None follows HuBERT's kind.
+    """
+
+    layers: int = 1
+    heads: int = 8
+    feedforward: int | None = None
+    dropout: float = 0.1
+    normalize_hidden_states: bool | None = None
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The multimodal fusion encoder.
+
+    Attributes:
+        width: width W of its tokens; a multiple of ``heads``.
+        layers: cross-attention layers.
+        heads: attention heads.
+        feedforward: feed-forward width; None is four times the width.
+        dropout: dropout.
+        query: "speech" when it was trained with speech as the query, "image" when with patches.
+    """
+
+    width: int = 256
+    layers: int = 2
+    heads: int = 8
+    feedforward: int | None = None
+    dropout: float = 0.1
+    query: str = "speech"
+
+
+class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Configuration of :class:`saysee.model.retriever.SpeechImageModel`.
+
+    Args:
+        speech_config: HuBERT's configuration (or its values).
+        image_config: CLIP's configuration, or its vision part alone (then the model has no text encoder).
+        head: the speech head's values, see :class:`HeadConfig`.
+        fusion: the fusion encoder's values, see :class:`FusionConfig`; None when the model has none.
+    """
+
+    model_type = "saysee"
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        speech_config: HubertConfig | dict[str, Any] | None = None,
+        image_config: CLIPConfig | CLIPVisionConfig | dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.speech_config = _speech_config(speech_config)
+        self.image_config = _image_config(image_config)
+        self.head = asdict(HeadConfig(**(head or {})))
+        self.fusion = None if fusion is None else asdict(FusionConfig(**fusion))
+        super().__init__(**kwargs)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether CLIP's text encoder is part of the model."""
+        return isinstance(self.image_config, CLIPConfig)
+
+    @property
+    def vision_config(self) -> CLIPVisionConfig:
+        """The vision transformer's configuration."""
+        return self.image_config.vision_config if self.has_text else self.image_config
+
+    @property
+    def projection_dim(self) -> int:
+        """D, the width of the joint space."""
+        return int(self.image_config.projection_dim)
+
+    @property
+    def patch_grid(self) -> int:
+        """Patches along one side of the picture; P is its square."""
+        return int(self.vision_config.image_size // self.vision_config.patch_size)
+
+
+def _speech_config(value: HubertConfig | dict[str, Any] | None) -> HubertConfig:
+    if isinstance(value, HubertConfig):
+        return value
+    return HubertConfig(**{key: item for key, item in (value or {}).items() if key != "model_type"})
+
+
+def _image_config(value: CLIPConfig | CLIPVisionConfig | dict[str, Any] | None) -> CLIPConfig | CLIPVisionConfig:
+    if isinstance(value, CLIPConfig | CLIPVisionConfig):
+        return value
+    values = dict(value or {})
+    kind = CLIPVisionConfig if values.pop("model_type", "clip") == "clip_vision_model" else CLIPConfig
+    return kind(**values)

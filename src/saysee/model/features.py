@@ -1,0 +1,39 @@
+"""What the two encoders give, and what every task and every search reads.
+
+Legend of shapes, here and in all of the model: B batch, T samples, F frames, P patches, D width of the joint space,
+S width of the speech encoder, V width of the vision transformer, W width of the fusion encoder, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SpeechFeatures:
+    """One batch of encoded clips.
+
+    Attributes:
+        vector: [B, D] the global vector of each clip, in CLIP's joint space, not normalised.
+        frames: [B, F, D] one vector per 20 ms, out of the same head; rows beyond a clip's end carry no meaning.
+        mask: [B, F] bool, True on real frames.
+    """
+
+    vector: Tensor
+    frames: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """One batch of encoded pictures.
+
+    Attributes:
+        vector: [B, D] CLIP's own projected image vector, not normalised.
+        patches: [B, P, V] the last hidden states of the patches, row by row from the top left.
+    """
+
+    vector: Tensor
+    patches: Tensor

@@ -1,0 +1,112 @@
+"""Waveforms, pictures and texts to tensors; saved beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    ProcessorMixin,
+    Wav2Vec2FeatureExtractor,
+)
+
+from saysee.media.audio import SAMPLE_RATE
+
+
+class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
+    """What turns files' contents into a model's inputs.
+
+    Args:
+        feature_extractor: HuBERT's own, which says whether waveforms are normalised.
+        image_processor: CLIP's own: resizing, cropping, normalising.
+        has_text: a tokenizer is saved beside.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Wav2Vec2FeatureExtractor,
+        image_processor: CLIPImageProcessorPil,
+        has_text: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_extractor, image_processor, **kwargs)
+        self.has_text = has_text
+        self.tokenizer: Any = None
+
+    @classmethod
+    def from_sources(cls, speech: str | None, image: str | None, image_size: int, text: bool) -> SpeechImageProcessor:
+        """The processor of two encoders.
+
+        Args:
+            speech: hub name or folder of the HuBERT; None is a plain extractor that normalises.
+            image: hub name or folder of the CLIP; None is CLIP's own steps at ``image_size``.
+            image_size: side of the square picture that the vision transformer takes, in pixels.
+            text: take the tokenizer too (``image`` must have one).
+        """
+        extractor = (
+            Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True)
+            if speech is None
+            else Wav2Vec2FeatureExtractor.from_pretrained(speech)
+        )
+        pictures = (
+            CLIPImageProcessorPil(
+                size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+            )
+            if image is None
+            else CLIPImageProcessorPil.from_pretrained(image)
+        )
+        processor = cls(extractor, pictures, has_text=text)
+        if text:
+            processor.tokenizer = AutoTokenizer.from_pretrained(image)
+        return processor
+
+    def prepare_speech(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One clip [T] of 16 kHz samples as HuBERT was trained to hear it: [T]."""
+        if not self.feature_extractor.do_normalize:
+            return waveform
+        # The same arithmetic as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, without its detour through lists.
+        return np.asarray((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7), dtype=np.float32)
+
+    def prepare_image(self, picture: Image.Image) -> Tensor:
+        """One RGB picture to pixels [3, H, W]."""
+        pixels = self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+        assert isinstance(pixels, Tensor)
+        return pixels
+
+    def prepare_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts to ``input_ids`` and ``attention_mask``, both [B, N]; longer texts are cut at the tokenizer's limit."""
+        assert self.tokenizer is not None
+        return dict(self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
+
+    @staticmethod
+    def pad(waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+        """Prepared clips of any lengths to zero-padded waveforms [B, T] and their exact mask [B, T]."""
+        longest = max(len(waveform) for waveform in waveforms)
+        padded = torch.zeros(len(waveforms), longest)
+        mask = torch.zeros(len(waveforms), longest, dtype=torch.bool)
+        for row, waveform in enumerate(waveforms):
+            padded[row, : len(waveform)] = torch.from_numpy(waveform)
+            mask[row, : len(waveform)] = True
+        return padded, mask
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Writes the processor's files into a folder, the tokenizer's too where there is one."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        return files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> SpeechImageProcessor:
+        """Reads what :meth:`save_pretrained` wrote, from a folder or the hub."""
+        processor: SpeechImageProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if processor.has_text:
+            processor.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return processor

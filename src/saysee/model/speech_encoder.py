@@ -1,0 +1,161 @@
+"""HuBERT, the mix of its layers, and the head: a global vector, frame features and their mask.
+
+The recipe is SpeechCLIP parallel's (arXiv 2210.00705): a softmax-weighted sum of all of HuBERT's hidden states, a
+learnable CLS token in front, post-norm transformer layers, and one linear layer to CLIP's width. The frames come out of
+the same head as the global vector, so what cross-modal denoising teaches the frames reaches what retrieval uses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import HubertConfig, HubertModel
+
+from saysee.model.configuration import HeadConfig
+from saysee.model.features import SpeechFeatures
+
+
+class SpeechEncoder(nn.Module):
+    """Waveforms to :class:`SpeechFeatures`.
+
+    The same clip has the same features alone and in any batch, for both kinds of HuBERT.
+
+    Args:
+        config: HuBERT's configuration; base kind (group norm) and large kind (layer norm).
+        head: the head's configuration.
+        width: D, width of the joint space.
+    """
+
+    def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
+        super().__init__()
+        # SpecAugment would mask padding and refuse short clips, and a dropped layer would leave the mix one state
+        # short.
+        config.apply_spec_augment = False
+        config.layerdrop = 0.0
+        self.hubert = HubertModel(config)
+        _mend_group_norm(self.hubert)
+        self.layer_mix = LayerMix(
+            states=config.num_hidden_layers + 1,
+            normalize=config.do_stable_layer_norm
+            if head.normalize_hidden_states is None
+            else head.normalize_hidden_states,
+        )
+        self.head = SpeechHead(config.hidden_size, head, width)
+
+    def forward(self, waveforms: Tensor, mask: Tensor) -> SpeechFeatures:
+        """Encodes a batch of clips.
+
+        Args:
+            waveforms: [B, T] 16 kHz samples as the processor prepares them, zero where ``mask`` is False.
+            mask: [B, T] bool, True on real samples; each row is True up to its clip's end. At least 400 samples each.
+        """
+        return self.head(*self.hidden_states(waveforms, mask))  # type: ignore[no-any-return]
+
+    def hidden_states(self, waveforms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """HuBERT's mixed hidden states [B, F, S] and the mask of real frames [B, F]."""
+        frames = self.hubert._get_feat_extract_output_lengths(mask.sum(dim=1))
+        self._set_lengths(mask.sum(dim=1))
+        trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            output = self.hubert(waveforms, attention_mask=mask.long(), output_hidden_states=True)
+        frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
+        return self.layer_mix(output.hidden_states), frame_mask
+
+    def _set_lengths(self, samples: Tensor) -> None:
+        layer = self.hubert.feature_extractor.conv_layers[0]
+        if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
+            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+            norm.lengths = ((samples - kernel) // stride + 1).tolist()
+
+
+class ClipGroupNorm(nn.GroupNorm):
+    """HuBERT base's group norm over time, taken over each clip's own steps only.
+
+    HuBERT base normalises its first convolution over the whole time axis, so zero padding changes the features of the
+    real frames and a clip's vector depends on what it was batched with. Here each clip is normalised alone, by the same
+    kernel as when it comes unpadded, which is how HuBERT was pre-trained.
+
+    Attributes:
+        lengths: steps of each clip of the coming batch, set before each forward pass; None normalises over all.
+    """
+
+    lengths: list[int] | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, C, steps] to the same shape; zeros beyond each clip's own steps."""
+        steps = hidden.shape[-1]
+        if self.lengths is None or all(length == steps for length in self.lengths):
+            return super().forward(hidden)
+        return torch.cat(
+            [
+                functional.pad(super(ClipGroupNorm, self).forward(clip[None, :, :length]), (0, steps - length))
+                for clip, length in zip(hidden, self.lengths, strict=True)
+            ]
+        )
+
+
+def _mend_group_norm(hubert: HubertModel) -> None:
+    layer = hubert.feature_extractor.conv_layers[0]
+    norm = getattr(layer, "layer_norm", None)
+    if isinstance(norm, nn.GroupNorm):
+        layer.layer_norm = ClipGroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine)
+
+
+class LayerMix(nn.Module):
+    """Softmax-weighted sum of hidden states; the weights start equal.
+
+    Args:
+        states: how many hidden states there are (L + 1).
+        normalize: layer-normalise each state first.
+    """
+
+    def __init__(self, states: int, normalize: bool) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(states))
+        self.normalize = normalize
+
+    def forward(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        """(L + 1) x [B, F, S] to [B, F, S]."""
+        mixed: Tensor | None = None
+        for weight, state in zip(self.weights.softmax(dim=0), hidden_states, strict=True):
+            if self.normalize:
+                state = functional.layer_norm(state, state.shape[-1:])
+            mixed = weight * state if mixed is None else mixed + weight * state
+        assert mixed is not None
+        return mixed
+
+
+class SpeechHead(nn.Module):
+    """A learnable CLS in front of the frames, transformer layers, and one linear layer to the joint space."""
+
+    def __init__(self, speech_width: int, config: HeadConfig, width: int) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.zeros(speech_width))
+        layer = nn.TransformerEncoderLayer(
+            speech_width,
+            config.heads,
+            dim_feedforward=config.feedforward or 4 * speech_width,
+            dropout=config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=False,
+        )
+        # Nested tensors would drop the padded frames' rows and change the shape that the mask describes.
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.projection = nn.Linear(speech_width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Starts from the values that torch's own layers take; CLS from a small normal."""
+        nn.init.normal_(self.cls, std=0.02)
+        for parameter in self.layers.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, states: Tensor, mask: Tensor) -> SpeechFeatures:
+        """[B, F, S] mixed states and their [B, F] mask to features in the joint space."""
+        tokens = torch.cat([self.cls.expand(len(states), 1, -1), states], dim=1)
+        padding = ~functional.pad(mask, (1, 0), value=True)
+        tokens = self.projection(self.layers(tokens, src_key_padding_mask=padding))
+        return SpeechFeatures(vector=tokens[:, 0], frames=tokens[:, 1:], mask=mask)

@@ -1,0 +1,67 @@
+"""Speech-image contrastive learning: the clip's vector must find its picture's among the batch's, and the other way."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.tasks.base import Task
+
+MAX_LOGIT_SCALE = 100.0
+"""A learned temperature never falls below 1/100, as in CLIP (arXiv 2103.00020, section 2.5)."""
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
+    """The mean of the two directions' InfoNCE, in fp32.
+
+    Row i of ``a`` belongs to row i of ``b``. Rows that share an id are neither positives nor negatives of each other.
+    Zero vectors give log B. Source: arXiv 2210.00705, equation 1, with its same-image mask.
+
+    Args:
+        a: [B, D], of any length.
+        b: [B, D], of any length.
+        scale: one over the temperature.
+        ids: [B] int.
+
+    Returns:
+        A scalar, 0 at best.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        logits = scale * functional.normalize(a.float(), dim=-1) @ functional.normalize(b.float(), dim=-1).T
+        same = ids[:, None] == ids[None, :]
+        same.fill_diagonal_(False)
+        logits = logits.masked_fill(same, -torch.inf)
+        target = torch.arange(len(logits), device=logits.device)
+        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+
+class ContrastiveTask(Task):
+    """InfoNCE between the global vectors of clips and pictures.
+
+    Args:
+        weight: weight of the loss.
+        temperature: temperature at the start.
+        learn_temperature: make it a parameter.
+    """
+
+    name = "contrastive"
+
+    def __init__(self, weight: float = 1.0, temperature: float = 0.07, learn_temperature: bool = False) -> None:
+        super().__init__(weight)
+        scale = torch.tensor(math.log(1 / temperature))
+        if learn_temperature:
+            self.log_scale: Tensor = nn.Parameter(scale)
+        else:
+            self.register_buffer("log_scale", scale)
+
+    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`; gives ``contrastive_loss`` and the ``temperature`` in force."""
+        scale = self.log_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        return {
+            "contrastive_loss": info_nce(speech.vector, images.vector, scale, image_ids),
+            "temperature": 1 / scale.detach(),
+        }

@@ -1,0 +1,181 @@
+"""Cross-modal denoising (CMD), the paper's idea (arXiv 2408.13705).
+
+Some features of one modality are made noisy; the multimodal fusion encoder, looking at the other modality, must give
+back
+clean semantic features. Every choice that the paper's abstract leaves open is an option; ``DenoisingSettings`` lists
+them.
+The frames that the fusion encoder reads come out of the head that makes the global speech vector, so the loss reaches
+what
+retrieval uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saysee.config import DenoisingSettings
+from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.model.fusion import FusionEncoder, FusionOutput
+from saysee.tasks.base import Task
+from saysee.tasks.contrastive import info_nce
+from saysee.tasks.noise import corrupt
+
+DIAGNOSIS_SEED = 20408
+"""The same noise at each diagnosis, so that its figures differ only by what is looked at."""
+
+
+class DenoisingTask(Task):
+    """Rebuilds clean features of one modality from noisy ones by looking at the other.
+
+    Args:
+        settings: every option; see :class:`saysee.config.DenoisingSettings`.
+        fusion: the model's fusion encoder.
+        width: D, width of the global vectors and of the frames.
+        patch_width: V, width of the patches.
+        fusion_width: W.
+    """
+
+    name = "denoising"
+
+    def __init__(
+        self, settings: DenoisingSettings, fusion: FusionEncoder, width: int, patch_width: int, fusion_width: int
+    ) -> None:
+        super().__init__(settings.weight, settings.start_step, settings.warmup_steps)
+        self.settings = settings
+        # The fusion encoder is the model's part: kept out of this module's own parameters.
+        self._fusion = [fusion]
+        self.noisy_sides = ("image", "speech") if settings.noise == "both" else (settings.noise,)
+        widths = {"image": patch_width, "speech": width}
+        self.rebuild = nn.ModuleDict(
+            {
+                side: nn.Linear(fusion_width, width if settings.target == "global" else widths[side])
+                for side in self.noisy_sides
+            }
+        )
+
+    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`; gives ``denoising_loss`` (the mean over the noisy sides) and ``replaced_share``."""
+        losses, shares = [], []
+        for side in self.noisy_sides:
+            rebuilt, clean, ids, share = self.reconstruct(side, speech, images, image_ids)
+            losses.append(self.compare(rebuilt, clean, ids))
+            shares.append(share)
+        return {
+            "denoising_loss": torch.stack(losses).mean(),
+            "replaced_share": torch.stack(shares).mean(),
+        }
+
+    def reconstruct(
+        self, side: str, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, swap: str | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Makes one side noisy and rebuilds it.
+
+        Args:
+            side: "image" or "speech", the noisy one.
+            speech, images, image_ids: as for :meth:`forward`.
+            swap: for diagnosis, "clean" or "noisy": the fusion encoder is fed another image's features of that side.
+            The
+                right answers stay.
+
+        Returns:
+            What was rebuilt [K, D or V], what it should be (the same shape), an id for each row (rows that share one
+            have
+            the same right answer), and the share of tokens that was replaced. K is B for the global target, else the
+            number of tokens counted.
+        """
+        image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
+        tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)
+        noisy, replaced = corrupt(tokens, mask, image_ids, self.settings.share, self.settings.source)
+
+        seen_speech = speech if side == "image" else replace(speech, frames=noisy)
+        seen_images = images if side == "speech" else replace(images, patches=noisy)
+        if swap is not None:
+            other = another_image(image_ids)
+            if (swap == "noisy") == (side == "speech"):
+                seen_speech = SpeechFeatures(*(value[other] for value in vars(seen_speech).values()))
+            else:
+                seen_images = ImageFeatures(*(value[other] for value in vars(seen_images).values()))
+        output = self._fuse(side, seen_speech, seen_images)
+
+        # Two clips of one image share the image's answer; each clip is an answer of its own.
+        owners = image_ids if side == "image" else torch.arange(len(mask), device=mask.device)
+        if self.settings.target == "global":
+            rebuilt, ids = self.rebuild[side](output.global_token), owners
+            clean = images.vector if side == "image" else speech.vector
+        else:
+            counted = mask if self.settings.target == "all" else replaced
+            rebuilt, clean = self.rebuild[side](output.tokens[counted]), tokens[counted]
+            places = torch.arange(mask.shape[1], device=mask.device)
+            ids = (owners[:, None] * mask.shape[1] + places)[counted]
+        if self.settings.stop_gradient:
+            clean = clean.detach()
+        return rebuilt, clean, ids, replaced.sum() / mask.sum()
+
+    def compare(self, rebuilt: Tensor, clean: Tensor, ids: Tensor) -> Tensor:
+        """The loss between rebuilt and clean features [K, ·], in fp32; 0 when there is nothing to rebuild.
+
+        contrastive: InfoNCE among the rows, where rows that share an id are no negatives. cosine: 1 - cosine.
+        smooth_l1:
+        Huber loss on layer-normalised features, so that its size does not depend on the encoder's.
+        """
+        if len(rebuilt) == 0:
+            return rebuilt.float().sum()
+        rebuilt, clean = rebuilt.float(), clean.float()
+        if self.settings.loss == "contrastive":
+            if self.settings.target != "global" and len(rebuilt) > self.settings.max_tokens:
+                drawn = torch.randperm(len(rebuilt), device=rebuilt.device)[: self.settings.max_tokens]
+                rebuilt, clean, ids = rebuilt[drawn], clean[drawn], ids[drawn]
+            return info_nce(rebuilt, clean, 1 / self.settings.temperature, ids)
+        if self.settings.loss == "cosine":
+            return (1 - functional.cosine_similarity(rebuilt, clean, dim=-1)).mean()
+        return functional.smooth_l1_loss(rebuilt, functional.layer_norm(clean, clean.shape[-1:]))
+
+    @torch.no_grad()
+    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+        """Whether the reconstruction uses what it is given.
+
+        ``reconstruction_loss`` is the loss as trained; ``without_clean`` the same when each item looks at another
+        image's clean side instead of its own; ``without_noisy`` when its noisy side is another's. Where one of the two
+        is
+        no higher, that side is not used: the fusion encoder has found a way around it.
+        """
+        figures = {"reconstruction_loss": 0.0, "reconstruction_without_clean": 0.0, "reconstruction_without_noisy": 0.0}
+        device = speech.vector.device
+        for side in self.noisy_sides:
+            for key, swap in zip(figures, (None, "clean", "noisy"), strict=True):
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    torch.manual_seed(DIAGNOSIS_SEED)
+                    rebuilt, clean, ids, _ = self.reconstruct(side, speech, images, image_ids, swap)
+                    figures[key] += float(self.compare(rebuilt, clean, ids)) / len(self.noisy_sides)
+        return figures
+
+    def _fuse(self, side: str, speech: SpeechFeatures, images: ImageFeatures) -> FusionOutput:
+        fusion = self._fusion[0]
+        frames, patches = fusion.speech_in(speech.frames), fusion.image_in(images.patches)
+        query = side if self.settings.query == "noisy" else self.settings.query
+        # The global vector goes in front of the queries, unless it is the very thing to rebuild or gives it away.
+        if query == "speech":
+            vector = None if side == "speech" else speech.vector
+            output = fusion(frames, patches, query_mask=speech.mask, vector=vector)
+        else:
+            vector = None if side == "image" else images.vector
+            output = fusion(patches, frames, context_mask=speech.mask, vector=vector)
+        assert isinstance(output, FusionOutput)
+        return output
+
+
+def another_image(image_ids: Tensor) -> Tensor:
+    """[B] for each item an item of another image where the batch has one: the nearest behind it, round and round."""
+    count = len(image_ids)
+    places = torch.arange(count, device=image_ids.device)
+    turned = (places + 1) % count
+    for _ in range(count - 1):
+        same = image_ids[turned] == image_ids
+        if not bool(same.any()):
+            break
+        turned = torch.where(same, (turned + 1) % count, turned)
+    return turned

@@ -1,0 +1,58 @@
+"""Noisy features: some tokens of each item are replaced, by default by tokens of other images of the batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NoiseSource = Literal["same_position", "any_position", "zeros", "gaussian"]
+
+
+def corrupt(
+    tokens: Tensor, mask: Tensor, image_ids: Tensor, share: float, source: NoiseSource
+) -> tuple[Tensor, Tensor]:
+    """Replaces a share of each item's tokens.
+
+    Draws from torch's global generator. An item for which the batch has no other image keeps its tokens when they would
+    have come from one; what is returned says so.
+
+    Args:
+        tokens: [B, N, W] clean tokens (patches or frames).
+        mask: [B, N] bool, True on real tokens; only these are replaced and only these replace.
+        image_ids: [B] int; a replacement never comes from the same image.
+        share: 0 to 1, of each item's real tokens, rounded to whole tokens.
+        source: "same_position" and "any_position" take a token of another image, each from an image drawn anew (the
+            first wraps around where the other item is shorter); "zeros"; "gaussian" has the mean and the deviation of
+            the batch's real tokens, feature by feature.
+
+    Returns:
+        The noisy tokens [B, N, W], and where they were replaced: [B, N] bool.
+    """
+    lengths = mask.sum(dim=1)
+    order = torch.rand(mask.shape, device=tokens.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
+    replaced = order < (lengths * share).round()[:, None]
+    if source == "zeros":
+        replacement = torch.zeros_like(tokens)
+    elif source == "gaussian":
+        real = tokens[mask].float()
+        noise = torch.randn(tokens.shape, device=tokens.device)
+        replacement = (real.mean(dim=0) + real.std(dim=0) * noise).to(tokens.dtype)
+    else:
+        donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
+        replaced = replaced & has_donor[:, None]
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
+        if source == "any_position":
+            places = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
+        replacement = tokens[donors, places % lengths[donors]]
+    return torch.where(replaced[..., None], replacement, tokens), replaced
+
+
+def _draw_donors(image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """For each item, ``count`` items of other images [B, count], and whether there is any [B]."""
+    other = image_ids[:, None] != image_ids[None, :]
+    has_donor = other.any(dim=1)
+    # Rows without another image still need a valid distribution; their draws are not used.
+    chances = torch.where(has_donor[:, None], other, torch.ones_like(other)).float()
+    return torch.multinomial(chances, count, replacement=True), has_donor

@@ -1,0 +1,1 @@
+"""Training: the loop, its checkpoints, its log and the signs of failure that it watches for."""

@@ -1,0 +1,119 @@
+"""From a recipe to a model, its tasks, and the one number that is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, HubertConfig
+
+from saysee.config import Recipe
+from saysee.model.configuration import FusionConfig, HeadConfig
+from saysee.model.retriever import SpeechImageModel
+from saysee.tasks.base import Task
+from saysee.tasks.contrastive import ContrastiveTask
+from saysee.tasks.denoising import DenoisingTask
+
+
+def build_model(recipe: Recipe) -> SpeechImageModel:
+    """The model that a recipe asks for, ready to train.
+
+    The same seed gives the same encoders and head whether or not a task brings the fusion encoder.
+
+    Raises:
+        SaySeeError: an encoder cannot be loaded, or has fewer layers than shall be trained.
+    """
+    settings = recipe.model
+    torch.manual_seed(recipe.training.seed)
+    model = SpeechImageModel.from_encoders(
+        HubertConfig(**settings.speech) if isinstance(settings.speech, dict) else settings.speech,
+        CLIPVisionConfig(**settings.image) if isinstance(settings.image, dict) else settings.image,
+        text=settings.text,
+        head=HeadConfig(
+            layers=settings.head_layers,
+            heads=settings.head_heads,
+            feedforward=settings.head_feedforward,
+            dropout=settings.head_dropout,
+            normalize_hidden_states=settings.normalize_hidden_states,
+        ),
+    )
+    model.set_trainable(settings.speech_trainable, settings.image_trainable)
+    return model
+
+
+def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
+    """The tasks whose weight is not 0. Denoising gives the model its fusion encoder; off, there is none."""
+    tasks: dict[str, Task] = {}
+    if recipe.contrastive.weight:
+        settings = recipe.contrastive
+        tasks["contrastive"] = ContrastiveTask(settings.weight, settings.temperature, settings.learn_temperature)
+    if recipe.denoising.weight:
+        model.add_fusion(_fusion_config(recipe))
+        assert model.fusion is not None
+        tasks["denoising"] = DenoisingTask(
+            recipe.denoising,
+            model.fusion,
+            width=model.config.projection_dim,
+            patch_width=model.config.vision_config.hidden_size,
+            fusion_width=recipe.fusion.width,
+        )
+    return tasks
+
+
+def _fusion_config(recipe: Recipe) -> FusionConfig:
+    query, noise = recipe.denoising.query, recipe.denoising.noise
+    # With both sides noisy in turn each asks once; the pictures of attention then read speech as the query.
+    asks = query if query != "noisy" else ("image" if noise == "image" else "speech")
+    return FusionConfig(**vars(recipe.fusion), query=asks)
+
+
+class Objective(nn.Module):
+    """Model and tasks as one module: a batch in, the training loss and every named figure out.
+
+    Args:
+        model: the model.
+        tasks: the tasks by name.
+    """
+
+    def __init__(self, model: SpeechImageModel, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.model = model
+        self.tasks = nn.ModuleDict(dict(tasks))
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Each task's weight at an optimiser step."""
+        return {name: task.weight_at(step) for name, task in self._tasks()}
+
+    def forward(
+        self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor, image_ids: Tensor, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """The figures of a batch; ``loss`` is the weighted sum of every ``*_loss``.
+
+        Args:
+            waveforms, speech_mask, pixels: as for ``SpeechImageModel.forward``.
+            image_ids: [B] int, equal for pairs of one image.
+            weights: each task's weight; a task at 0 is not computed.
+        """
+        speech, images = self.model(waveforms, speech_mask, pixels)
+        figures: dict[str, Tensor] = {}
+        total = torch.zeros((), device=waveforms.device)
+        for name, task in self._tasks():
+            if weights[name] == 0:
+                continue
+            for key, value in task(speech, images, image_ids).items():
+                figures[key] = value
+                if key.endswith("_loss"):
+                    total = total + weights[name] * value
+        return {**figures, "loss": total}
+
+    @torch.no_grad()
+    def diagnose(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor, image_ids: Tensor) -> dict[str, float]:
+        """What each task says of itself on a validation batch."""
+        speech, images = self.model(waveforms, speech_mask, pixels)
+        return {
+            key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
+        }
+
+    def _tasks(self) -> list[tuple[str, Task]]:
+        return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]

@@ -1,0 +1,411 @@
+"""The training loop.
+
+A run is a folder: ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
+``checkpoints/``,
+``best/`` (the model with the best mean R@1 on the validation split, ready for ``from_pretrained``) and, at its end,
+``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never been killed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
+from saysee.data.loader import Batch, SpeechImageLoader, build_loader
+from saysee.data.manifest import Manifest
+from saysee.errors import CheckpointError, ConfigError, SaySeeError
+from saysee.evaluation.attention import attention_lift
+from saysee.evaluation.protocols import evaluate
+from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
+from saysee.training.objective import Objective, build_model, build_tasks
+from saysee.training.optimization import learning_rate_factor, parameter_groups
+from saysee.training.record import ProgressLine, RunRecord, peak_memory_mib, surroundings
+from saysee.training.signs import find_signs
+
+RECIPE_FILE, ENVIRONMENT_FILE, RESULT_FILE = "recipe.yaml", "environment.json", "result.json"
+FREE_TO_CHANGE = ("training.keep_checkpoints", "training.log_every", "data.workers", "data.cache_images_mb", "output")
+"""Settings that a resumed run may change, because no weight depends on them."""
+
+
+class Trainer:
+    """Trains what a recipe describes.
+
+    Args:
+        recipe: every setting; see :class:`saysee.config.Recipe`.
+        name: what the progress line calls the run; None takes the folder's name.
+
+    Raises:
+        SaySeeError: the manifest, an encoder or a setting cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe, name: str | None = None) -> None:
+        if not recipe.data.manifest:
+            raise ConfigError("data.manifest is not set; give the path of a manifest: --data.manifest PATH")
+        self.recipe = recipe
+        self.folder = Path(recipe.output)
+        self.name = name or self.folder.name
+        self.manifest = Manifest.read(recipe.data.manifest)
+        self.train_rows = self.manifest.select(recipe.data.train_split)
+        self.val_rows = self.manifest.select(recipe.data.val_split)
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if recipe.training.precision == "bf16" else "no",
+            cpu=recipe.training.device == "cpu",
+        )
+        self.model = build_model(recipe)
+        self.objective = Objective(self.model, build_tasks(recipe, self.model))
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.objective, recipe.optimizer),
+            betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        )
+        # Dropout and noise start from the same place whatever was built before.
+        torch.manual_seed(recipe.training.seed + 1)
+        self.loader = self._build_loader()
+        self.prepared, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        self.progress = Progress()
+        self._stop = False
+
+    def fit(self, resume: str = "never") -> dict[str, Any]:
+        """Runs to the end, or goes on with a run that was broken off.
+
+        Args:
+            resume: "never" refuses a folder that holds a run; "auto" goes on with it, and returns a finished run's
+            result.
+
+        Returns:
+            What ``result.json`` holds: steps, best step, best mean R@1 on the validation split in percent, training
+            seconds (without evaluation), clips a second, peak memory in MiB, files that were skipped.
+
+        Raises:
+            CheckpointError: the folder holds another run.
+            KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint of what is done is written.
+        """
+        result_file = self.folder / RESULT_FILE
+        self._claim_folder(resume)
+        if result_file.exists():
+            result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+            return result
+        self._restore()
+        record, line = RunRecord(self.folder, self.progress.step), ProgressLine(self.name, self.recipe.training.steps)
+        try:
+            with self._stopping_gently():
+                self._run(record, line)
+        finally:
+            record.close()
+            line.close()
+        result = self.progress.result(self.loader.bad_files)
+        _write_json(result_file, result)
+        return result
+
+    # ------------------------------------------------------------------ the loop
+
+    def _run(self, record: RunRecord, line: ProgressLine) -> None:
+        settings, state = self.recipe.training, self.progress
+        batches = self._batches(line)
+        self.prepared.train()
+        while state.step < settings.steps and not state.stopped_early:
+            started = time.perf_counter()
+            figures, clips = self._step(batches)
+            state.count(figures, clips, time.perf_counter() - started)
+            if state.step % settings.log_every == 0 or state.step == settings.steps:
+                record.write(
+                    "train", state.step, {**state.take_log_means(), "clips_per_second": state.clips_per_second}
+                )
+            left = (settings.steps - state.step) * state.seconds / state.step
+            line.show(state.step, figures["loss"], state.recall, state.clips_per_second, left)
+            if state.step % settings.eval_every == 0 or state.step == settings.steps:
+                self._evaluate(record, line)
+            if state.step % settings.checkpoint_every == 0 or state.step == settings.steps or state.stopped_early:
+                self._save()
+            if self._stop:
+                self._save()
+                raise KeyboardInterrupt
+
+    def _step(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
+        """One optimiser step; its figures and how many clips it took."""
+        settings, step = self.recipe.optimizer, self.progress.step
+        factor = learning_rate_factor(step, self.recipe.training.steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        weights = self.objective.weights_at(step)
+        sums: dict[str, float] = {}
+        clips = 0
+        for _ in range(settings.accumulate):
+            batch = next(batches).to(self.accelerator.device)
+            clips += len(batch.image_ids)
+            figures: dict[str, Tensor] = self.prepared(
+                batch.waveforms, batch.speech_mask, batch.pixels, batch.image_ids, weights
+            )
+            self.accelerator.backward(figures["loss"] / settings.accumulate)
+            for key, value in figures.items():
+                sums[key] = sums.get(key, 0.0) + float(value.detach()) / settings.accumulate
+        if not torch.isfinite(torch.tensor(sums["loss"])):
+            raise SaySeeError(
+                f"the loss is {sums['loss']} at step {step + 1}; lower optimizer.lr, or use training.precision fp32"
+            )
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**sums, "gradient_norm": float(norm), "lr_factor": factor}, clips
+
+    def _batches(self, line: ProgressLine) -> Iterator[Batch]:
+        """Batches without end, epoch after epoch; tells of files that an epoch skipped."""
+        told = len(self.loader.bad_files)
+        while True:
+            empty = True
+            for batch in self.loader:
+                empty = False
+                yield batch
+            for path, reason in self.loader.bad_files[told:]:
+                line.say(f"{self.name}: skipped {path}: {reason}")
+            told = len(self.loader.bad_files)
+            if empty and not self.progress.mid_epoch:
+                raise SaySeeError(
+                    f"the split {self.recipe.data.train_split!r} gives no batch of {self.recipe.data.batch_size} clips; "
+                    "lower data.batch_size"
+                )
+            self.progress.mid_epoch = False
+
+    def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
+        state, settings = self.progress, self.recipe.training
+        self.model.eval()
+        result = evaluate(self.model, self.val_rows, split=self.recipe.data.val_split, progress=False)
+        scores = result.to_dict()
+        figures = {
+            "mean_R@1": scores["mean_R@1"],
+            **{
+                f"{way}/R@{k}": scores[way][f"R@{k}"]
+                for way in ("speech_to_image", "image_to_speech")
+                for k in (1, 5, 10)
+            },
+            **state.take_interval_means(),
+            **self._diagnose(),
+        }
+        self.objective.train()
+        signs = find_signs(figures, state.previous_contrastive, state.step / settings.steps)
+        for sign, why in signs.items():
+            if sign not in state.signs:
+                line.say(f"{self.name}: step {state.step}: warning: {why}")
+        state.signs = sorted(signs)
+        state.previous_contrastive = figures.get("contrastive_loss")
+        record.write("val", state.step, {**figures, **{f"sign/{sign}": 1.0 for sign in signs}})
+        if state.judge(figures["mean_R@1"], settings.patience):
+            keep_fusion = settings.save_fusion
+            write_folder(
+                self.folder / "best",
+                lambda folder: self.model.save_pretrained(folder, fusion=keep_fusion),
+            )
+
+    @torch.no_grad()
+    def _diagnose(self) -> dict[str, float]:
+        """The tasks' own figures on a batch of validation pictures, and attention on the object spoken of."""
+        rows = self.val_rows.images()[: self.recipe.data.batch_size]
+        batch = next(iter(self._build_loader(Manifest(rows, self.val_rows.root), whole=True)))
+        batch = batch.to(self.accelerator.device)
+        figures = self.objective.diagnose(batch.waveforms, batch.speech_mask, batch.pixels, batch.image_ids)
+        if self.model.fusion is not None and {"words", "objects"} <= set(self.val_rows.extra_columns):
+            speech, images = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
+            lift = attention_lift(
+                self.model.fusion.attend(speech, images), speech.mask, [rows[row] for row in batch.rows]
+            )
+            if lift is not None:
+                figures["attention_lift"] = lift
+        return figures
+
+    # ------------------------------------------------------------------ the folder and its checkpoints
+
+    def _claim_folder(self, resume: str) -> None:
+        recipe_file = self.folder / RECIPE_FILE
+        if recipe_file.exists():
+            if resume != "auto":
+                raise CheckpointError(
+                    f"{self.folder} already holds a run; go on with it by --resume auto, or give another --output"
+                )
+            _refuse_other_recipe(load_recipe(recipe_file), self.recipe, self.folder)
+        clean_folder(self.folder)
+        clean_folder(self.folder / "checkpoints")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_json(self.folder / ENVIRONMENT_FILE, surroundings(self.recipe.training.seed))
+        save_recipe(self.recipe, recipe_file)
+
+    def _save(self) -> None:
+        frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
+        state = {
+            "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
+            "optimizer": self.optimizer.state_dict(),
+            "loader": json.dumps(self.loader.state_dict(), default=str),
+            "progress": self.progress.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        save_checkpoint(self.folder / "checkpoints", self.progress.step, state, self.recipe.training.keep_checkpoints)
+
+    def _restore(self) -> None:
+        checkpoints = find_checkpoints(self.folder / "checkpoints")
+        if not checkpoints:
+            return
+        state = load_checkpoint(checkpoints[-1])
+        missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
+        trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
+        if unexpected or trained & set(missing):
+            raise CheckpointError(f"{checkpoints[-1]} is of another model; give another --output")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(json.loads(state["loader"]))
+        self.progress.load_state_dict(state["progress"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    # ------------------------------------------------------------------ helpers
+
+    def _build_loader(self, manifest: Manifest | None = None, whole: bool = False) -> SpeechImageLoader:
+        """The training loader, or a loader of all of ``manifest`` in one uncropped batch."""
+        data, processor = self.recipe.data, self.model.processor
+        return build_loader(
+            manifest or self.train_rows,
+            prepare_speech=processor.prepare_speech,
+            prepare_image=processor.prepare_image,
+            batch_size=data.batch_size,
+            seed=self.recipe.training.seed,
+            workers=0 if whole else data.workers,
+            crop_seconds=None if whole else data.crop_seconds,
+            bucket_batches=data.bucket_batches,
+            on_bad_file=data.on_bad_file,
+            drop_last=not whole,
+            cache_images=0 if whole else data.cache_images_mb * 2**20,
+        )
+
+    @contextmanager
+    def _stopping_gently(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+
+class Progress:
+    """How far a run is and what it has seen; all of it plain values, part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.clips = 0
+        self.seconds = 0.0
+        self.best_recall = -1.0
+        self.best_step = 0
+        self.worse_evaluations = 0
+        self.stopped_early = False
+        self.recall: float | None = None
+        self.previous_contrastive: float | None = None
+        self.signs: list[str] = []
+        self.mid_epoch = False
+        self._log_sums: dict[str, list[float]] = {}
+        self._interval_sums: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        vars(self).update(state)
+
+    def count(self, figures: dict[str, float], clips: int, seconds: float) -> None:
+        """Adds a step."""
+        self.step += 1
+        self.clips += clips
+        self.seconds += seconds
+        self.mid_epoch = True
+        for sums in (self._log_sums, self._interval_sums):
+            for key, value in figures.items():
+                total = sums.setdefault(key, [0.0, 0.0])
+                total[0] += value
+                total[1] += 1
+
+    @property
+    def clips_per_second(self) -> float:
+        """Over the whole run, without evaluation."""
+        return self.clips / self.seconds if self.seconds else 0.0
+
+    def take_log_means(self) -> dict[str, float]:
+        """Means of the figures since the last log line."""
+        sums, self._log_sums = self._log_sums, {}
+        return {key: total / count for key, (total, count) in sums.items()}
+
+    def take_interval_means(self) -> dict[str, float]:
+        """Means of the losses since the last evaluation."""
+        sums, self._interval_sums = self._interval_sums, {}
+        return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
+
+    def judge(self, recall: float, patience: int) -> bool:
+        """Notes an evaluation's mean R@1, in percent; True when it is the best so far."""
+        self.recall = recall
+        if recall > self.best_recall:
+            self.best_recall, self.best_step, self.worse_evaluations = recall, self.step, 0
+            return True
+        self.worse_evaluations += 1
+        self.stopped_early = bool(patience) and self.worse_evaluations >= patience
+        return False
+
+    def result(self, bad_files: list[tuple[str, str]]) -> dict[str, Any]:
+        """What a finished run says of itself."""
+        return {
+            "steps": self.step,
+            "stopped_early": self.stopped_early,
+            "best_step": self.best_step,
+            "best_val_mean_R@1": self.best_recall,
+            "training_seconds": self.seconds,
+            "seconds_per_step": self.seconds / max(self.step, 1),
+            "clips": self.clips,
+            "clips_per_second": self.clips_per_second,
+            "peak_memory_mib": peak_memory_mib(),
+            "signs_at_the_end": self.signs,
+            "skipped_files": [{"path": path, "reason": reason} for path, reason in bad_files],
+        }
+
+
+def _refuse_other_recipe(there: Recipe, here: Recipe, folder: Path) -> None:
+    """Raises CheckpointError when two recipes differ in a setting that weights depend on."""
+    old, new = _flat(recipe_to_dict(there)), _flat(recipe_to_dict(here))
+    for name in sorted(old.keys() | new.keys()):
+        if name not in FREE_TO_CHANGE and old.get(name) != new.get(name):
+            raise CheckpointError(
+                f"{folder} holds a run with another {name} ({old.get(name)!r}, now {new.get(name)!r}); "
+                "give another --output, or the same settings"
+            )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _write_json(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,244 @@
+"""A manifest comes back from disk as it was written, and one that breaks the schema is refused by its row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saysee.data.manifest import OPTIONAL, REQUIRED, Manifest, Row
+from saysee.errors import ManifestError
+
+SUFFIXES = (".parquet", ".jsonl")
+
+
+def row(number: int = 0, **changes: Any) -> Row:
+    image = number // 2
+    return replace(Row(f"{number}.wav", f"{image}.jpg", f"i{image}", "train" if image < 2 else "test"), **changes)
+
+
+def rows(count: int = 6) -> list[Row]:
+    return [row(number) for number in range(count)]
+
+
+def refusal(given: Path | list[Row]) -> str:
+    with pytest.raises(ManifestError) as caught:
+        _ = Manifest.read(given) if isinstance(given, Path) else Manifest(given, "corpus")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def jsonl(path: Path, *records: Any) -> Path:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in records))
+    return path
+
+
+def record(number: int = 0, **changes: Any) -> dict[str, Any]:
+    given = row(number)
+    return {name: getattr(given, name) for name in REQUIRED} | changes
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=8)
+numbers = st.integers(-(2**70), 2**70) | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | text
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3))
+words = st.lists(st.fixed_dictionaries({"word": text, "start": st.floats(0, 9)}), max_size=3)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[Row]:
+    names = draw(st.lists(text.filter(lambda name: name and name not in REQUIRED + OPTIONAL), max_size=3, unique=True))
+    kinds = {name: draw(st.sampled_from([values, words, scalars, st.floats(0, 9) | st.none()])) for name in names}
+    return [
+        row(
+            number,
+            text=draw(st.none() | text),
+            speaker=draw(st.none() | text),
+            extra={name: draw(kind) for name, kind in kinds.items()},
+        )
+        for number in range(draw(st.integers(1, 4)))
+    ]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(max_examples=120, deadline=None)
+@given(table=tables())
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, suffix: str, table: list[Row]) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    Manifest(table, folder).write(folder / f"m{suffix}")
+    back = Manifest.read(folder / f"m{suffix}")
+    assert back.rows == tuple(table)
+    extras = [[dict(each.extra) for each in some] for some in (table, back.rows)]
+    assert json.dumps(extras[0], sort_keys=True) == json.dumps(extras[1], sort_keys=True)  # 1, 1.0 and True differ here
+    assert back.extra_columns == tuple(table[0].extra)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [1, 2.5],
+        [1, True],
+        [{"a": 1}, {"b": 2}],
+        [{"a": 1}, {"a": 1.5}],
+        [{}, None],
+        [[], []],
+        [[None], []],
+        [None, None],
+        ["1", 1],
+        [2**63, -1],
+        [2**53 + 1, 0.5],
+        ["2024-01-01T00:00:00", None],
+        [[{"w": "a", "t": [0.5, 1.0]}], [{"w": None, "t": []}]],
+    ],
+)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_columns_that_types_would_change_are_read_back_as_they_were(
+    tmp_path: Path, column: list[Any], suffix: str
+) -> None:
+    Manifest([row(number, extra={"x": value}) for number, value in enumerate(column)], tmp_path).write(
+        tmp_path / f"m{suffix}"
+    )
+    assert json.dumps(Manifest.read(tmp_path / f"m{suffix}").column("x")) == json.dumps(column)
+
+
+def test_word_times_are_native_lists_of_structs_in_parquet(tmp_path: Path) -> None:
+    words = [{"word": "dog", "start": 0.5}]
+    Manifest([row(0, extra={"words": words}), row(1, extra={"words": None})], tmp_path).write(tmp_path / "m.parquet")
+    kind = pq.read_schema(tmp_path / "m.parquet").field("words").type
+    assert pa.types.is_list(kind)
+    assert pa.types.is_struct(kind.value_type)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_paths_start_from_the_manifests_folder_wherever_it_is_written(tmp_path: Path, suffix: str) -> None:
+    manifest = Manifest([row(0, clip="wavs/a.wav"), row(1, image="/far/b.jpg", image_id="b")], tmp_path / "corpus")
+    manifest.write(tmp_path / "deep" / "er" / f"m{suffix}")
+    back = Manifest.read(tmp_path / "deep" / "er" / f"m{suffix}")
+    assert back.rows[0].clip == "../../corpus/wavs/a.wav"
+    assert back.clip_path(back.rows[0]).resolve() == tmp_path / "corpus" / "wavs" / "a.wav"
+    assert back.rows[1].image == "/far/b.jpg"
+    assert back.image_path(back.rows[1]) == Path("/far/b.jpg")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    Manifest(rows(), tmp_path).write(path)
+    before = path.read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ManifestError, match="No space left"):
+        Manifest(rows(2), tmp_path).write(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_splits_images_and_columns() -> None:
+    manifest = Manifest([row(n, extra={"seconds": n / 2}) for n in range(6)], "corpus")
+    assert manifest.splits() == {"train": 4, "test": 2}
+    assert [image.clip for image in manifest.images()] == ["0.wav", "2.wav", "4.wav"]
+    assert len(manifest.select("test")) == 2
+    assert [each.clip for each in manifest.select("test")] == ["4.wav", "5.wav"]
+    assert manifest.select("test").root == manifest.root
+    assert manifest.column("seconds") == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert manifest.select("test").column("text") == [None, None]
+    with pytest.raises(ManifestError, match=r"no split 'tset' \(did you mean 'test'\?\); there are: train \(4\)"):
+        manifest.select("tset")
+    with pytest.raises(ManifestError, match=r"no column 'second' \(did you mean 'seconds'\?\); there are: clip, image"):
+        manifest.column("second")
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize(("value", "says"), [(None, "empty"), ("", "empty"), (3, "int"), ("\ud800", "Unicode")])
+def test_a_bad_required_value_is_named_with_its_row(name: str, value: Any, says: str) -> None:
+    message = refusal([row(0), row(1, **{name: value})])
+    assert message.startswith("row 2: ")
+    assert name in message
+    assert says in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"x", {1: 2}, [object()], {"a": [float("nan")]}])
+def test_an_extra_value_that_is_not_json_is_named_with_its_row(value: Any) -> None:
+    assert "row 2: x" in refusal([row(0, extra={"x": 1}), row(1, extra={"x": value})])
+
+
+def test_a_bad_optional_value_is_named_with_its_row() -> None:
+    assert "row 1: speaker is int" in refusal([row(0, speaker=7)])
+
+
+def test_a_clip_twice_is_named_with_both_rows() -> None:
+    assert "rows 1 and 3: the same clip 'a/../0.wav'" in refusal([row(0), row(1), row(2, clip="a/../0.wav")])
+
+
+def test_a_picture_in_two_splits_is_a_leak_by_id_and_by_path() -> None:
+    assert "rows 1 and 2: image '0.jpg' lies in the splits 'train' and 'test'" in refusal(
+        [row(0), row(1, split="test")]
+    )
+    other_id = row(1, split="test", image="./0.jpg", image_id="other")
+    assert "rows 1 and 2: image './0.jpg' lies in the splits" in refusal([row(0), other_id])
+    other_path = row(1, split="test", image="copy.jpg")
+    assert "rows 1 and 2: image id 'i0' lies in the splits 'train' and 'test'" in refusal([row(0), other_path])
+
+
+def test_one_image_id_with_two_pictures_is_named_with_both_rows() -> None:
+    assert "rows 1 and 2: image id 'i0' has two images, '0.jpg' and 'x.jpg'" in refusal([row(0), row(1, image="x.jpg")])
+
+
+def test_a_manifest_without_rows_is_refused(tmp_path: Path) -> None:
+    assert "no rows" in refusal([])
+    assert "no rows" in refusal(jsonl(tmp_path / "m.jsonl"))
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in REQUIRED}), tmp_path / "m.parquet")
+    assert "no rows" in refusal(tmp_path / "m.parquet")
+
+
+def test_a_missing_column_names_the_near_one(tmp_path: Path) -> None:
+    bad = record()
+    bad["imageid"] = bad.pop("image_id")
+    for path in (jsonl(tmp_path / "m.jsonl", bad), tmp_path / "m.parquet"):
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist([bad]), path)
+        assert "no column 'image_id'; rename 'imageid'" in refusal(path)
+    del bad["imageid"]
+    assert "no column 'image_id'; add it" in refusal(jsonl(tmp_path / "m.jsonl", bad))
+
+
+def test_a_json_line_with_other_keys_than_the_first_is_named(tmp_path: Path) -> None:
+    message = refusal(jsonl(tmp_path / "m.jsonl", record(0, speaker="a"), record(1, speeker="b")))
+    assert "row 2: lacks 'speaker' and adds 'speeker' (did you mean 'speaker'?)" in message
+
+
+@pytest.mark.parametrize("line", ["{oops\n", "[1]\n", '"x"\n', "\n", "[" * 100_000 + "\n", "\xff\n"])
+def test_a_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(f"{json.dumps(record(0))}\n".encode() + line.encode("latin-1") + b"{}\n")
+    assert "row 2: " in refusal(path)
+
+
+def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    line = json.dumps(record(0, text="a\u2028b"), ensure_ascii=False)
+    path.write_bytes(f"\ufeff{line}\r\n".encode())
+    assert Manifest.read(path).rows[0].text == "a\u2028b"
+
+
+def test_files_that_are_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense PAR1")
+    Manifest(rows(), tmp_path).write(tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:200])
+    (tmp_path / "dir.jsonl").mkdir()
+    assert "cannot be read" in refusal(tmp_path / "bad.parquet")
+    assert "cannot be read" in refusal(tmp_path / "cut.parquet")
+    assert "is a directory" in refusal(tmp_path / "dir.jsonl")
+    assert "no such file" in refusal(tmp_path / "none.jsonl")
+    assert "use .parquet or .jsonl" in refusal(tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match=r"use \.parquet or \.jsonl"):
+        Manifest(rows(), tmp_path).write(tmp_path / "m.csv")

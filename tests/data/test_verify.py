@@ -1,0 +1,86 @@
+"""Every bad file of a manifest is found, with its row and its reason, in one process or in several."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from rich.console import Console
+
+from saysee.data import verify as module
+from saysee.data.manifest import Manifest, Row
+from saysee.data.verify import Problem, problems_table, problems_to_dict, verify
+from saysee.errors import ConfigError, MediaError
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Manifest:
+    """Twelve clips of 0.5 s and six pictures, of which some are bad in their own way."""
+    rows = []
+    for number in range(12):
+        noise = np.random.default_rng(number).normal(0, 0.1, 8000)
+        soundfile.write(tmp_path / f"{number}.wav", noise, 16_000)
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number // 2}.png")
+        rows.append(Row(f"{number}.wav", f"{number // 2}.png", str(number // 2), "train"))
+    (tmp_path / "2.wav").write_bytes((tmp_path / "2.wav").read_bytes()[:9000])
+    (tmp_path / "5.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "7.wav", np.ones(1600) * np.sin(np.arange(1600)), 16_000)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:150])
+    (tmp_path / "4.png").unlink()
+    return Manifest(rows, tmp_path)
+
+
+EXPECTED = [(3, "clip", "truncated"), (3, "image", "truncated"), (6, "clip", "empty"), (9, "image", "missing")]
+
+
+def found(problems: list[Problem]) -> list[tuple[int, str, str]]:
+    return [(problem.row, problem.column, problem.kind) for problem in problems]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_every_bad_file_is_found_once(spoiled: Manifest, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+    if several:
+        monkeypatch.setattr(module, "_INLINE", 1)
+    problems = verify(spoiled, workers=2 if several else 1)
+    assert found(problems) == EXPECTED
+    for problem in problems:
+        assert problem.path in problem.message
+        assert "\n" not in problem.message
+        assert problem.kind in MediaError.KINDS
+
+
+def test_limits_of_length_are_kept(spoiled: Manifest) -> None:
+    assert (8, "clip", "too short") in found(verify(spoiled, min_seconds=0.2))
+    assert (8, "clip", "too short") not in found(verify(spoiled, min_seconds=0.1))
+    assert found(verify(spoiled, max_seconds=0.4)).count((1, "clip", "too long")) == 1
+    assert found(verify(spoiled, max_pixels=63)).count((1, "image", "too large")) == 1
+    with pytest.raises(ConfigError, match="leave no clip"):
+        verify(spoiled, min_seconds=3, max_seconds=2)
+    with pytest.raises(ConfigError, match="workers is 0"):
+        verify(spoiled, workers=0)
+
+
+def test_the_outcome_can_be_read_by_people_and_machines(spoiled: Manifest) -> None:
+    problems = verify(spoiled)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(problems_table(problems))
+    text = console.file.getvalue()
+    assert text.count("\n") >= 8
+    assert "truncated" in text
+    outcome = json.loads(json.dumps(problems_to_dict(spoiled, problems)))
+    assert outcome["clips"] == 12
+    assert outcome["images"] == 6
+    assert outcome["kinds"] == {"truncated": 2, "empty": 1, "missing": 1}
+    assert outcome["problems"][0]["row"] == 3
+
+
+def test_file_names_with_brackets_are_no_markup(spoiled: Manifest) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(problems_table([Problem(1, "clip", "a[/b].wav", "missing", "a[/b].wav: no such file; check it")]))
+    assert "a[/b].wav" in console.file.getvalue()

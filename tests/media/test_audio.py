@@ -1,0 +1,311 @@
+"""Sounds of every format come out as the same 16 kHz mono; every bad one is refused with its reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from saysee.errors import MediaError
+from saysee.media.audio import FRAME_SAMPLES, SAMPLE_RATE, audio_seconds, check_waveform, load_audio
+
+SOUNDFILE = {"a.wav": ("WAV", "PCM_16"), "f.wav": ("WAV", "FLOAT"), "a.flac": ("FLAC", None)}
+SOUNDFILE |= {"v.ogg": ("OGG", "VORBIS"), "o.opus": ("OGG", "OPUS"), "a.mp3": ("MP3", None), "w64.wav": ("RF64", None)}
+PYAV = {"a.webm": "libopus", "a.m4a": "aac", "a.mp4": "aac", "a.aac": "aac"}
+
+
+def tone(seconds: float = 1.0, rate: int = 48_000) -> np.ndarray:
+    """A chirp with a silent start: shifts and changes of speed show in a correlation."""
+    t = np.arange(round(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * (200 + 300 * t) * t) * (t > 0.2 * seconds)).astype(np.float32)
+
+
+def make(path: Path, samples: np.ndarray | None = None, rate: int = 48_000, **options: str) -> Path:
+    samples = tone() if samples is None else samples
+    if path.name in SOUNDFILE or path.suffix in (".wav", ".flac"):
+        form, subtype = SOUNDFILE.get(path.name, (path.suffix[1:].upper(), None))
+        soundfile.write(path, samples, rate, format=form, subtype=subtype)
+        return path
+    with av.open(str(path), "w", options=options) as media:
+        stream = media.add_stream(PYAV.get(path.name, "aac"), rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        media.mux(stream.encode(frame))
+        media.mux(stream.encode(None))
+    return path
+
+
+def cut(path: Path, keep: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    return path
+
+
+def refusal(source: object, **options: float) -> MediaError:
+    with pytest.raises(MediaError) as caught:
+        load_audio(source, **options)
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value), "the message holds a mend"
+    return caught.value
+
+
+@pytest.mark.parametrize("name", [*SOUNDFILE, *PYAV])
+def test_every_format_decodes_to_the_same_sound(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / name)
+    samples = load_audio(path)
+    expected = tone(rate=SAMPLE_RATE)
+    assert samples.dtype == np.float32
+    assert samples.ndim == 1
+    assert abs(len(samples) / SAMPLE_RATE - 1.0) < 0.06  # AAC pads its last frames
+    shift = max(range(0, 1600, 2), key=lambda at: float(np.dot(samples[at : at + 14_000], expected[:14_000])))
+    start, end = samples[shift : shift + 14_000], expected[:14_000]
+    assert np.corrcoef(start, end[: len(start)])[0, 1] > 0.99
+    assert abs(audio_seconds(path) - 1.0) < 0.06
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.webm"])
+def test_paths_bytes_and_file_objects_give_the_same_samples(tmp_path: Path, name: str, capfd: object) -> None:
+    path = make(tmp_path / name)
+    samples = load_audio(path)
+    np.testing.assert_array_equal(samples, load_audio(str(path)))
+    np.testing.assert_array_equal(samples, load_audio(path.read_bytes()))
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(samples, load_audio(file))
+        assert not file.closed
+    assert capfd.readouterr().err == ""
+
+
+def test_the_suffix_does_not_choose_the_decoder(tmp_path: Path) -> None:
+    path = make(tmp_path / "a.webm").rename(tmp_path / "a.wav")
+    assert len(load_audio(path)) == SAMPLE_RATE
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    left = tone(rate=SAMPLE_RATE)
+    soundfile.write(tmp_path / "s.wav", np.stack([left, np.zeros_like(left)], 1), SAMPLE_RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "s.wav"), left / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 96_000])
+def test_any_rate_keeps_the_length_in_seconds(tmp_path: Path, rate: int) -> None:
+    assert len(load_audio(make(tmp_path / "r.wav", tone(rate=rate), rate))) == SAMPLE_RATE
+
+
+def test_mp3_behind_a_tag_with_a_picture(tmp_path: Path) -> None:
+    data = make(tmp_path / "a.mp3").read_bytes()
+    tag = b"ID3\x03\x00\x00" + bytes([0, 0, 2, 0]) + bytes(256)
+    np.testing.assert_array_equal(load_audio(tag + data), load_audio(data))
+
+
+@pytest.mark.parametrize("name", [*SOUNDFILE, *PYAV])
+@pytest.mark.parametrize("keep", [0.4, 0.7])
+def test_a_file_cut_short_is_refused(tmp_path: Path, name: str, keep: float) -> None:
+    samples = np.random.default_rng(0).normal(size=4 * 48_000).astype(np.float32) / 10
+    path = cut(make(tmp_path / name, samples), keep)
+    if name == "a.aac" and len(load_whole_frames(path)) == 0:
+        return
+    error = refusal(path)
+    # The index of these MP4 lies at the end, so what is left of a cut one cannot be opened at all.
+    assert error.kind == ("undecodable" if name in ("a.m4a", "a.mp4") else "truncated")
+
+
+def load_whole_frames(path: Path) -> bytes:
+    """What follows the last whole ADTS frame: an AAC stream cut between two frames cannot be told from a whole one."""
+    data = path.read_bytes()
+    at = 0
+    while at + 7 <= len(data):
+        at += (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5
+    return data[at:] if at < len(data) else (data[-1:] if at > len(data) else b"")
+
+
+def test_an_mp4_with_its_index_in_front_is_refused_when_cut(tmp_path: Path) -> None:
+    path = make(tmp_path / "f.m4a", tone(4.0), movflags="+faststart")
+    assert len(load_audio(path)) > 4 * SAMPLE_RATE
+    assert refusal(cut(path, 0.6)).kind == "truncated"
+
+
+def test_a_wav_written_by_a_stream_of_unknown_length_is_read(tmp_path: Path) -> None:
+    data = bytearray(make(tmp_path / "a.wav").read_bytes())
+    at = data.index(b"data")
+    data[4:8] = data[at + 4 : at + 8] = b"\xff\xff\xff\xff"
+    assert len(load_audio(bytes(data))) == SAMPLE_RATE
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "v.ogg", "a.mp3", "a.webm", "a.m4a", "a.aac"])
+def test_over_the_limit_is_too_long(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path / name, tone(2.0))
+    assert len(load_audio(path, max_seconds=2.1)) > 1.9 * SAMPLE_RATE
+    assert refusal(path, max_seconds=1.5).kind == "too long"
+
+
+def test_hours_are_refused_by_the_header_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hours.flac"
+    with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(16_000 * 60, np.int16))
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    assert audio_seconds(path) == 3600
+    assert refusal(path).kind == "too long"
+
+
+def test_a_stream_that_hides_its_length_is_stopped_while_decoding(tmp_path: Path) -> None:
+    data = bytearray(make(tmp_path / "a.flac", np.tile(tone(rate=16_000), 200), 16_000).read_bytes())
+    data[21] &= 0xF0  # the number of samples in STREAMINFO: 0 is unknown
+    data[22:26] = bytes(4)
+    assert audio_seconds(bytes(data)) == 200
+    error = refusal(bytes(data), max_seconds=10)
+    assert error.kind == "too long"
+
+
+def test_not_a_sound(tmp_path: Path) -> None:
+    for data in (b"hello, world, this is text", os.urandom(5) + bytes(400), b"RIFF\x10\0\0\0WEBPVP8 1234567890"):
+        assert refusal(data).kind in ("undecodable", "truncated")
+    assert refusal(b"#EXTM3U\nfile:///etc/passwd\n").kind == "undecodable"
+    picture = io.BytesIO()
+    from PIL import Image
+
+    for form in ("PNG", "JPEG", "WEBP"):
+        picture.seek(0)
+        Image.new("RGB", (64, 64), "red").save(picture, form)
+        assert refusal(picture.getvalue()).kind == "undecodable"
+
+
+def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as media:
+        stream = media.add_stream("mpeg4", rate=24)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        media.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        media.mux(stream.encode(None))
+    error = refusal(path)
+    assert error.kind == "undecodable"
+    assert "no audio stream" in str(error)
+
+
+def test_garbage_behind_a_good_first_bytes_never_leaks_a_library_error() -> None:
+    rng = np.random.default_rng(0)
+    heads = (b"RIFF\xff\0\0\0WAVEfmt ", b"fLaC\0\0\0\x22", b"OggS\0\2", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypM4A ")
+    for head in (*heads, b"\xff\xfb\x90\xc4", b"\xff\xf1\x50\x80", b"ID3\x03\0\0\0\0\0\x10"):
+        for size in (0, 3, 40, 2000):
+            with pytest.raises(MediaError):
+                load_audio(head + rng.bytes(size))
+
+
+def test_silence_is_refused_also_with_dither_or_an_offset(tmp_path: Path) -> None:
+    silent = np.zeros(16_000, np.int16)
+    dither = np.random.default_rng(0).integers(-2, 3, 16_000).astype(np.int16)
+    for samples in (silent, dither, silent + np.int16(500)):
+        assert refusal(make(tmp_path / "s.wav", samples, 16_000)).kind == "silent"
+    whisper = make(tmp_path / "w.wav", (tone(rate=16_000) / 400).astype(np.float32), 16_000)
+    assert load_audio(whisper).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_sample_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    samples = tone()
+    samples[100] = bad
+    path = tmp_path / "n.wav"
+    soundfile.write(path, samples, 48_000, subtype="FLOAT")
+    error = refusal(path)
+    assert error.kind == "not finite"
+    assert "1 of 48,000" in str(error)
+
+
+def test_a_float_file_on_the_scale_of_integers_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "i.wav", tone() * 32768, 48_000, subtype="FLOAT")
+    assert "32768" in str(refusal(tmp_path / "i.wav"))
+
+
+def test_one_frame_is_enough_and_a_sample_less_is_too_short(tmp_path: Path) -> None:
+    samples = tone(rate=16_000)[8_000:]
+    assert load_audio(make(tmp_path / "a.wav", samples[:FRAME_SAMPLES], 16_000)).shape == (FRAME_SAMPLES,)
+    assert refusal(make(tmp_path / "b.wav", samples[: FRAME_SAMPLES - 1], 16_000)).kind == "too short"
+    assert refusal(make(tmp_path / "c.wav", samples[:0], 16_000)).kind == "empty"
+
+
+def test_paths_that_hold_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "broken.wav").symlink_to("nowhere.wav")
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    kinds = {"empty": "empty", "broken": "broken link", "loop": "broken link", "folder": "directory"}
+    for stem, kind in (kinds | {"pipe": "unreadable", "nothing": "missing"}).items():
+        error = refusal(tmp_path / f"{stem}.wav")
+        assert error.kind == kind
+        assert f"{stem}.wav" in str(error)
+    assert refusal(tmp_path / "empty.wav" / "x").kind == "missing"
+    assert refusal(tmp_path / "two\nlines.wav").kind == "missing"
+    assert refusal(tmp_path / "null\0byte").kind == "unreadable"
+    assert refusal(b"").kind == "empty"
+
+
+def test_no_permission_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "a.wav")
+    path.chmod(0)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    if os.geteuid() == 0:  # root may read all
+        monkeypatch.setattr(Path, "open", denied)
+    assert refusal(path).kind == "unreadable"
+    with pytest.raises(MediaError, match="permission"):
+        audio_seconds(path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16", "int32", "uint8"])
+def test_arrays_of_every_scale_give_the_same_waveform(dtype: str) -> None:
+    expected = tone(rate=SAMPLE_RATE)
+    scale = {"int16": 2**15, "int32": 2**31, "uint8": 2**7}.get(dtype, 1)
+    array = (expected.astype(np.float64) * scale + (128 if dtype == "uint8" else 0)).astype(dtype)
+    np.testing.assert_allclose(check_waveform(array), expected, atol=0.01 if dtype == "uint8" else 1e-3)
+
+
+def test_arrays_with_channels_in_either_axis_are_averaged_and_resampled() -> None:
+    mono = tone()
+    stereo = np.stack([mono, mono])
+    expected = check_waveform(mono, sampling_rate=48_000)
+    assert expected.shape == (SAMPLE_RATE,)
+    for array in (stereo, stereo.T, mono[None], mono[:, None]):
+        np.testing.assert_allclose(check_waveform(array, sampling_rate=48_000), expected, atol=1e-6)
+
+
+def test_arrays_are_refused_like_files() -> None:
+    good = tone(rate=SAMPLE_RATE)
+    bad = {
+        "empty": good[:0],
+        "too short": good[:399],
+        "silent": good * 0,
+        "not finite": np.full(16_000, np.nan),
+        "too long": np.tile(good, 61),
+    }
+    for kind, array in bad.items():
+        with pytest.raises(MediaError, match=r"query 3") as caught:
+            check_waveform(array, name="query 3")
+        assert caught.value.kind == kind
+    for array in (
+        np.arange(16_000),
+        np.zeros((3, 4, 5)),
+        good[None].repeat(20, 0),
+        good * 32768,
+        good.astype("complex"),
+    ):
+        with pytest.raises(MediaError) as caught:
+            check_waveform(array)
+        assert caught.value.kind == "undecodable"
+    with pytest.raises(MediaError, match="rate"):
+        check_waveform(good, sampling_rate=0)
+
+
+def test_a_header_with_an_absurd_rate_is_refused(tmp_path: Path) -> None:
+    data = bytearray(make(tmp_path / "a.wav").read_bytes())
+    struct.pack_into("<I", data, 24, 4_000_000_000)
+    assert refusal(bytes(data)).kind == "undecodable"

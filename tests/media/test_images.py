@@ -1,0 +1,204 @@
+"""Pictures of every format and mode come out upright and RGB; every bad one is refused with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saysee.errors import MediaError
+from saysee.media.images import MAX_PIXELS, load_image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def scene() -> Image.Image:
+    """Red left half, blue right half, 60 × 40."""
+    image = Image.new("RGB", (60, 40), "red")
+    image.paste("blue", (30, 0, 60, 40))
+    return image
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int], within: int = 12) -> bool:
+    return bool(np.abs(np.subtract(image.getpixel(at), colour)).max() <= within)
+
+
+def refusal(source: Any, **options: Any) -> MediaError:
+    with pytest.raises(MediaError) as caught:
+        load_image(source, **options)
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value), "the message holds a mend"
+    return caught.value
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_comes_out_as_rgb_from_any_source(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"a.{form.lower()}"
+    path.write_bytes(saved(scene(), form))
+    with path.open("rb") as file:
+        for source in (path, str(path), path.read_bytes(), file, Image.open(path)):
+            image = load_image(source)
+            assert image.mode == "RGB"
+            assert image.size == (60, 40)
+            assert near(image, (5, 20), (255, 0, 0))
+            assert near(image, (55, 20), (0, 0, 255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_stands_upright_by_its_exif(form: str, orientation: int) -> None:
+    undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
+    upright = scene()
+    stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = load_image(saved(stored, form, exif=exif))
+    assert image.size == (60, 40)
+    assert near(image, (5, 20), (255, 0, 0))
+
+
+def test_exif_that_cannot_be_parsed_does_not_lose_the_picture() -> None:
+    assert load_image(saved(scene(), "JPEG", exif=b"Exif\0\0garbage that is no TIFF")).size == (60, 40)
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    half = Image.new("RGBA", (40, 40), (0, 0, 0, 128))
+    palette = Image.new("P", (40, 40), 0)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    keyed = saved(Image.new("RGB", (40, 40), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
+    for source in (saved(clear, "PNG"), saved(clear, "WEBP", lossless=True), saved(palette, "PNG", transparency=0)):
+        assert near(load_image(source), (9, 9), (255, 255, 255))
+    assert near(load_image(saved(palette, "GIF", transparency=0)), (9, 9), (255, 255, 255))
+    assert near(load_image(keyed), (9, 9), (255, 255, 255))
+    assert near(load_image(half), (9, 9), (127, 127, 127), 1)
+    assert near(load_image(half.convert("LA")), (9, 9), (127, 127, 127), 1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"])
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    if mode == "LAB":
+        assert load_image(Image.new("LAB", (8, 8))).mode == "RGB"
+        return
+    image = load_image(Image.new("RGB", (8, 8), "white").convert(mode))
+    assert image.mode == "RGB"
+    assert near(image, (4, 4), (255, 255, 255), 2)
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    assert near(load_image(saved(scene().convert("CMYK"), "JPEG", quality=95)), (5, 20), (255, 0, 0))
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
+    values = np.array([[0, 257, 128 * 257, 65535]] * 4, np.uint16)
+    image = load_image(saved(Image.fromarray(values), form))
+    assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_pixels_of_32_bits_are_refused() -> None:
+    for values in (np.zeros((4, 4), np.int32), np.zeros((4, 4), np.float32)):
+        assert refusal(saved(Image.fromarray(values), "TIFF")).kind == "undecodable"
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(form: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    data = saved(frames[0], form, save_all=True, append_images=frames[1:])
+    assert near(load_image(data), (8, 8), (255, 0, 0))
+
+
+def test_the_image_that_was_handed_in_is_not_changed_nor_shared() -> None:
+    given = scene()
+    load_image(given).paste("white", (0, 0, 60, 40))
+    assert near(given, (5, 20), (255, 0, 0))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_a_picture_cut_short_is_refused(form: str, keep: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    data = saved(noise, form)
+    assert refusal(data[: int(len(data) * keep)]).kind == "truncated"
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_500, 14_000, 60_000])
+def test_a_bomb_is_refused_by_its_header_and_without_a_warning(side: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert refusal(png_header(side, side)).kind == "too large"
+        assert refusal(png_header(8_000, 8_000)).kind == "truncated"  # under the limit: read on, to no data
+
+
+def test_the_limit_can_be_set() -> None:
+    assert refusal(scene(), max_pixels=2_399).kind == "too large"
+    assert load_image(scene(), max_pixels=2_400).size == (60, 40)
+    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_picture_as_thin_as_a_line_is_refused() -> None:
+    assert refusal(Image.new("RGB", (1, 101))).kind == "too large"
+    assert refusal(Image.new("RGB", (0, 5))).kind == "empty"
+
+
+def test_not_a_picture() -> None:
+    for data in (
+        b"hello",
+        os.urandom(3) + bytes(100),
+        b"RIFF\x24\0\0\0WAVEfmt ",
+        b"<svg></svg>",
+        b"%PDF-1.7",
+        b"P6 1 1",
+    ):
+        assert refusal(data).kind == "undecodable"
+
+
+def test_garbage_behind_good_first_bytes_never_leaks_a_library_error() -> None:
+    rng = np.random.default_rng(0)
+    for form in FORMATS:
+        good = saved(scene(), form)
+        for _ in range(40):
+            bad = bytearray(good)
+            for at in rng.integers(0, min(len(bad), 200), 4):
+                bad[at] = rng.integers(256)
+            with contextlib.suppress(MediaError):  # nothing else may come out
+                load_image(bytes(bad))
+
+
+def test_paths_that_hold_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    kinds = {"empty": "empty", "broken": "broken link", "folder": "directory", "nothing": "missing"}
+    for stem, kind in kinds.items():
+        error = refusal(tmp_path / f"{stem}.png")
+        assert error.kind == kind
+        assert f"{stem}.png" in str(error)
+
+
+def test_a_text_file_object_is_the_callers_mistake() -> None:
+    with pytest.raises(TypeError, match="binary file"):
+        load_image(io.StringIO("text"))  # type: ignore[arg-type]
