@@ -192,6 +192,8 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
+RECIPES = Path(__file__).parent / "recipes"
+
 DENOISING_PRESETS: dict[str, dict[str, Any]] = {
     "off": {"weight": 0.0},
     # The reading that fits every sentence known of the paper: queries are the speech frames with the global token in
@@ -210,11 +212,17 @@ DENOISING_PRESETS: dict[str, dict[str, Any]] = {
 """Named settings of cross-modal denoising: ``denoising: {preset: paper, share: 0.3}`` starts from one of them."""
 
 
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies dotted overrides.
 
     Args:
-        path: a YAML file of settings; what it leaves out keeps its default. A relative ``data.manifest`` is as
+        path: a YAML file of settings, or the name of a recipe of the package; what it leaves out keeps its default. A
+        relative ``data.manifest`` is as
             seen from the working folder.
         overrides: flags such as ``["--optimizer.lr", "3e-4", "--denoising.preset=off"]``; the last word wins.
 
@@ -223,10 +231,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     import yaml
 
+    file = RECIPES / f"{path}.yaml" if str(path) in recipe_names() else Path(path)
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise ConfigError(f"recipe {path}: {error.strerror or error}; give the path of a YAML recipe") from error
+        raise ConfigError(
+            f"recipe {path}: {error.strerror or error}; give the path of a YAML file, or one of the package's recipes: "
+            f"{', '.join(recipe_names())}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

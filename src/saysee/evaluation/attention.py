@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from saysee.data.manifest import Row
 from saysee.evaluation.recall import Floats, Vectors, as_array, unit_vectors
 
 Box: TypeAlias = Sequence[float]
@@ -88,6 +89,34 @@ def attention_on_object(
     if not masses:
         return None
     return ObjectAttention(mass=float(np.mean(masses)), lift=float(np.mean(lifts)), words=len(masses))
+
+
+def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row]) -> ObjectAttention | None:
+    """``attention_on_object`` over many clips: the means over all their words.
+
+    Args:
+        maps: the clips' maps, [F, P] each, without the frames that only pad a batch.
+        rows: their rows of a manifest, with the columns ``words`` and ``objects`` that the scenes corpus has.
+
+    Returns:
+        The measure, or None when no word names an object.
+    """
+    found = [
+        one
+        for one in (
+            attention_on_object(of_clip, row.extra["words"], row.extra["objects"])
+            for of_clip, row in zip(maps, rows, strict=True)
+        )
+        if one is not None
+    ]
+    if not found:
+        return None
+    words = sum(one.words for one in found)
+    return ObjectAttention(
+        mass=sum(one.mass * one.words for one in found) / words,
+        lift=sum(one.lift * one.words for one in found) / words,
+        words=words,
+    )
 
 
 def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float = FRAME_SECONDS) -> Floats:

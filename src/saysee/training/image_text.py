@@ -1,6 +1,7 @@
 """A small CLIP trained from scratch on pictures and their written captions.
 
-The paper aligns speech with an image encoder that is already CLIP's. Where no checkpoint can be had, this makes a small one from
+The paper aligns speech with an image encoder that is already CLIP's. Where no checkpoint can be had, this makes a
+small one from
 a manifest's training split: CLIP's architecture, CLIP's loss (arXiv 2103.00020), words as tokens. It is saved in the
 Hugging Face layout, so what follows loads it as it would load any CLIP.
 """
@@ -151,9 +152,7 @@ def _config(settings: SmallCLIPSettings, tokenizer: PreTrainedTokenizerFast) -> 
         patch_size=settings.patch_size,
         projection_dim=settings.projection,
     )
-    return CLIPConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=settings.projection
-    )
+    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=settings.projection)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[Row]) -> tuple[Tensor, Tensor]:

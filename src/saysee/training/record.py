@@ -37,7 +37,7 @@ class RunRecord:
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
             self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
         """Adds a line.
@@ -50,12 +50,12 @@ class RunRecord:
         self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Ends the log."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

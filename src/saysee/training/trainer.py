@@ -26,12 +26,13 @@ from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
 from saysee.data.loader import Batch, SpeechImageLoader, build_loader
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
-from saysee.evaluation.attention import attention_lift
+from saysee.evaluation.attention import attention_on_rows
 from saysee.evaluation.protocols import evaluate
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
+from saysee.training.count import RunCount
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.optimization import learning_rate_factor, parameter_groups
-from saysee.training.record import ProgressLine, RunRecord, peak_memory_mib, surroundings
+from saysee.training.record import ProgressLine, RunRecord, surroundings
 from saysee.training.signs import find_signs
 
 RECIPE_FILE, ENVIRONMENT_FILE, RESULT_FILE = "recipe.yaml", "environment.json", "result.json"
@@ -73,7 +74,7 @@ class Trainer:
         torch.manual_seed(recipe.training.seed + 1)
         self.loader = self._build_loader()
         self.prepared, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
-        self.progress = Progress()
+        self.progress = RunCount()
         self._stop = False
 
     def fit(self, resume: str = "never") -> dict[str, Any]:
@@ -172,7 +173,7 @@ class Trainer:
             told = len(self.loader.bad_files)
             if empty and not self.progress.mid_epoch:
                 raise SaySeeError(
-                    f"the split {self.recipe.data.train_split!r} gives no batch of {self.recipe.data.batch_size} clips; "
+                    f"split {self.recipe.data.train_split!r} gives no batch of {self.recipe.data.batch_size} clips; "
                     "lower data.batch_size"
                 )
             self.progress.mid_epoch = False
@@ -180,8 +181,8 @@ class Trainer:
     def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
         state, settings = self.progress, self.recipe.training
         self.model.eval()
-        result = evaluate(self.model, self.val_rows, split=self.recipe.data.val_split, progress=False)
-        scores = result.to_dict()
+        result = evaluate(self.model, self.val_rows, split=self.recipe.data.val_split, resamples=0, progress=False)
+        scores = result.overall.to_dict()
         figures = {
             "mean_R@1": scores["mean_R@1"],
             **{
@@ -216,11 +217,13 @@ class Trainer:
         figures = self.objective.diagnose(batch.waveforms, batch.speech_mask, batch.pixels, batch.image_ids)
         if self.model.fusion is not None and {"words", "objects"} <= set(self.val_rows.extra_columns):
             speech, images = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
-            lift = attention_lift(
-                self.model.fusion.attend(speech, images), speech.mask, [rows[row] for row in batch.rows]
+            maps = self.model.fusion.attend(speech, images)
+            found = attention_on_rows(
+                [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
+                [rows[row] for row in batch.rows],
             )
-            if lift is not None:
-                figures["attention_lift"] = lift
+            if found is not None:
+                figures |= {"attention_mass": found.mass, "attention_lift": found.lift}
         return figures
 
     # ------------------------------------------------------------------ the folder and its checkpoints
@@ -244,7 +247,7 @@ class Trainer:
         state = {
             "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
-            "loader": json.dumps(self.loader.state_dict(), default=str),
+            "loader": self.loader.state_dict(),
             "progress": self.progress.state_dict(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
@@ -261,7 +264,7 @@ class Trainer:
         if unexpected or trained & set(missing):
             raise CheckpointError(f"{checkpoints[-1]} is of another model; give another --output")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.loader.load_state_dict(json.loads(state["loader"]))
+        self.loader.load_state_dict(state["loader"])
         self.progress.load_state_dict(state["progress"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"]:
@@ -305,86 +308,6 @@ class Trainer:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-
-
-class Progress:
-    """How far a run is and what it has seen; all of it plain values, part of every checkpoint."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.clips = 0
-        self.seconds = 0.0
-        self.best_recall = -1.0
-        self.best_step = 0
-        self.worse_evaluations = 0
-        self.stopped_early = False
-        self.recall: float | None = None
-        self.previous_contrastive: float | None = None
-        self.signs: list[str] = []
-        self.mid_epoch = False
-        self._log_sums: dict[str, list[float]] = {}
-        self._interval_sums: dict[str, list[float]] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` gave."""
-        vars(self).update(state)
-
-    def count(self, figures: dict[str, float], clips: int, seconds: float) -> None:
-        """Adds a step."""
-        self.step += 1
-        self.clips += clips
-        self.seconds += seconds
-        self.mid_epoch = True
-        for sums in (self._log_sums, self._interval_sums):
-            for key, value in figures.items():
-                total = sums.setdefault(key, [0.0, 0.0])
-                total[0] += value
-                total[1] += 1
-
-    @property
-    def clips_per_second(self) -> float:
-        """Over the whole run, without evaluation."""
-        return self.clips / self.seconds if self.seconds else 0.0
-
-    def take_log_means(self) -> dict[str, float]:
-        """Means of the figures since the last log line."""
-        sums, self._log_sums = self._log_sums, {}
-        return {key: total / count for key, (total, count) in sums.items()}
-
-    def take_interval_means(self) -> dict[str, float]:
-        """Means of the losses since the last evaluation."""
-        sums, self._interval_sums = self._interval_sums, {}
-        return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
-
-    def judge(self, recall: float, patience: int) -> bool:
-        """Notes an evaluation's mean R@1, in percent; True when it is the best so far."""
-        self.recall = recall
-        if recall > self.best_recall:
-            self.best_recall, self.best_step, self.worse_evaluations = recall, self.step, 0
-            return True
-        self.worse_evaluations += 1
-        self.stopped_early = bool(patience) and self.worse_evaluations >= patience
-        return False
-
-    def result(self, bad_files: list[tuple[str, str]]) -> dict[str, Any]:
-        """What a finished run says of itself."""
-        return {
-            "steps": self.step,
-            "stopped_early": self.stopped_early,
-            "best_step": self.best_step,
-            "best_val_mean_R@1": self.best_recall,
-            "training_seconds": self.seconds,
-            "seconds_per_step": self.seconds / max(self.step, 1),
-            "clips": self.clips,
-            "clips_per_second": self.clips_per_second,
-            "peak_memory_mib": peak_memory_mib(),
-            "signs_at_the_end": self.signs,
-            "skipped_files": [{"path": path, "reason": reason} for path, reason in bad_files],
-        }
 
 
 def _refuse_other_recipe(there: Recipe, here: Recipe, folder: Path) -> None:

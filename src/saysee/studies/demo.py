@@ -1,0 +1,194 @@
+"""The whole way, once: scenes, a small CLIP, baseline and CMD from the same start, both scored, one report.
+
+Every step leaves its result in the folder and is not done again, so a demo that was broken off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from saysee.config import load_recipe, save_recipe
+from saysee.data.manifest import Manifest
+from saysee.data.scenes.corpus import build_scenes
+from saysee.errors import SaySeeError
+from saysee.evaluation.protocols import EvaluationResult, evaluate
+from saysee.model.retriever import SpeechImageModel
+from saysee.studies.report import DemoReport, write_report
+from saysee.training.image_text import SmallCLIPSettings, train_small_clip
+
+IMAGES, VAL_IMAGES, TEST_IMAGES = 2400, 200, 400
+"""Pictures of the demo, five clips each: as many as two cores draw, speak and learn from in a few minutes."""
+
+ROWS = {"baseline": "off", "CMD": "paper"}
+"""What is compared, and its preset of cross-modal denoising: contrastive learning alone, and with the paper's
+reading."""
+
+BREAKDOWN = ("novel_pair", "hard_twin")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        report: path of the HTML report.
+        scores: row to its evaluation, as ``EvaluationResult.to_dict`` gives it.
+        runs: row to its training's ``result.json``.
+        seconds: step to the seconds that it took, in this call or the one that did it.
+    """
+
+    report: Path
+    scores: dict[str, dict[str, Any]]
+    runs: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"report": str(self.report), "scores": self.scores, "runs": self.runs, "seconds": self.seconds}
+
+    def to_table(self) -> Table:
+        """The rows of scores, in percent, with 95 % intervals of the mean R@1, and what the training cost."""
+        table = Table(title="test split, percent")
+        table.add_column("")
+        for way in ("speech → image", "image → speech"):
+            for k in (1, 5, 10):
+                table.add_column(f"{way}\nR@{k}", justify="right")
+        table.add_column("mean R@1\n(95 % interval)", justify="right")
+        table.add_column("training\ns/step", justify="right")
+        for name, scores in self.scores.items():
+            overall = scores["overall"]
+            recalls = [overall[way][f"R@{k}"] for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
+            low, high = overall["interval"]["mean_R@1"]
+            table.add_row(
+                name,
+                *[f"{recall:.1f}" for recall in recalls],
+                f"{overall['mean_R@1']:.2f} ({low:.2f} to {high:.2f})",
+                f"{self.runs[name]['seconds_per_step']:.2f}",
+            )
+        chance = next(iter(self.scores.values()))["overall"]["chance_mean_R@1"]
+        table.add_row("chance", *[""] * 6, f"{chance:.2f}", "", style="dim")
+        return table
+
+
+def run_demo(folder: str | Path, seed: int = 0) -> DemoResult:
+    """Does what is not done yet, and writes ``report.html``.
+
+    Args:
+        folder: of all that the demo makes.
+        seed: of the corpus and of every training.
+
+    Raises:
+        SaySeeError: a step failed; the message says why.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = _Steps(folder / "steps.json", seed)
+
+    _say("1/5 drawing and speaking scenes")
+    with steps.timed("scenes"):
+        manifest_path = build_scenes(
+            folder / "scenes", images=IMAGES, val_images=VAL_IMAGES, test_images=TEST_IMAGES, seed=seed
+        )
+    manifest = Manifest.read(manifest_path)
+
+    _say("2/5 training a small CLIP on the written captions")
+    with steps.timed("small CLIP"):
+        if not (folder / "small-clip").exists():
+            train_small_clip(manifest, "train", folder / "small-clip", SmallCLIPSettings(seed=seed))
+
+    runs: dict[str, dict[str, Any]] = {}
+    for number, (name, preset) in enumerate(ROWS.items(), start=3):
+        _say(f"{number}/5 training: {name}")
+        with steps.timed(f"training {name}"):
+            runs[name] = _train(folder, name, preset, seed)
+
+    _say("5/5 scoring on the test split")
+    results: dict[str, EvaluationResult] = {}
+    models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
+    with steps.timed("scoring and report"):
+        for name, model in models.items():
+            results[name] = evaluate(model, manifest, split="test", by=BREAKDOWN, keep_vectors=True)
+        report = write_report(
+            folder / "report.html",
+            DemoReport(manifest.select("test"), models, results, runs, folder / "runs", steps.seconds, seed),
+        )
+    scores = {name: result.to_dict() for name, result in results.items()}
+    return DemoResult(report, scores, runs, steps.seconds)
+
+
+def _train(folder: Path, name: str, preset: str, seed: int) -> dict[str, Any]:
+    """Trains one row in a process of its own, so that its memory and its threads are its own; resumes by itself."""
+    output = folder / "runs" / name
+    recipe = load_recipe(
+        "demo",
+        [
+            f"--output={output}",
+            f"--data.manifest={folder / 'scenes' / 'manifest.parquet'}",
+            f"--model.image={folder / 'small-clip'}",
+            f"--denoising.preset={preset}",
+            f"--training.seed={seed}",
+        ],
+    )
+    recipe_file = folder / f"{name}.yaml"
+    save_recipe(recipe, recipe_file)
+    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        raise SaySeeError(f"training {name} failed, for the reason above; run the demo again to go on")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+class _Steps:
+    """Seconds of each step, kept across calls: a step that a call finds done keeps the time that it took then.
+
+    Args:
+        path: the JSON file.
+        seed: the demo's seed; a folder of another seed is refused.
+    """
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self._path = path
+        self._seed = seed
+        self.seconds: dict[str, float] = {}
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["seed"] != seed:
+                raise SaySeeError(
+                    f"{path.parent} holds a demo of seed {kept['seed']}; give another --to, or --seed {kept['seed']}"
+                )
+            self.seconds = kept["seconds"]
+
+    def timed(self, name: str) -> _Timer:
+        """Adds the time of a ``with`` block to a step, also when the block is broken off."""
+        return _Timer(self, name)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Adds seconds to a step."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self._path.write_text(json.dumps({"seed": self._seed, "seconds": self.seconds}), encoding="utf-8")
+
+
+class _Timer:
+    def __init__(self, steps: _Steps, name: str) -> None:
+        self._steps, self._name = steps, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._steps.add(self._name, time.perf_counter() - self._start)
+
+
+def _say(text: str) -> None:
+    print(f"demo: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,199 @@
+"""The demo's report: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from PIL import Image
+
+from saysee.data.manifest import Manifest, Row
+from saysee.evaluation.attention import attention_on_object, word_maps
+from saysee.evaluation.protocols import EvaluationResult
+from saysee.media.audio import load_audio
+from saysee.media.images import load_image
+from saysee.model.retriever import SpeechImageModel
+from saysee.studies.figures import attention_picture, curves_svg
+from saysee.training.record import read_metrics
+
+QUERIES, TOP, ATTENTION_PICTURES = 10, 5, 3
+THUMBNAIL = 132
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the report is made from.
+
+    Attributes:
+        test: rows of the test split.
+        models: row of the table to its best model; the attention pictures come from one that has a fusion encoder.
+        results: row to its evaluation, with vectors.
+        runs: row to its training's result.
+        runs_folder: the runs' folders, by row.
+        seconds: step to seconds.
+        seed: of the demo; it also draws the queries, so they are not chosen by their outcome.
+    """
+
+    test: Manifest
+    models: Mapping[str, SpeechImageModel]
+    results: Mapping[str, EvaluationResult]
+    runs: Mapping[str, Mapping[str, Any]]
+    runs_folder: Path
+    seconds: Mapping[str, float]
+    seed: int
+
+
+def write_report(path: Path, report: DemoReport) -> Path:
+    """Writes the report, whole or not at all.
+
+    Args:
+        path: of the HTML file.
+        report: see :class:`DemoReport`.
+
+    Returns:
+        The path.
+    """
+    environment = Environment(loader=PackageLoader("saysee", "studies"), autoescape=select_autoescape())
+    template = environment.get_template("report.html")
+    recipes = {name: (report.runs_folder / name / "recipe.yaml").read_text(encoding="utf-8") for name in report.runs}
+    surroundings = json.loads((report.runs_folder / next(iter(report.runs)) / "environment.json").read_text("utf-8"))
+    text = template.render(
+        results={name: result.to_dict() for name, result in report.results.items()},
+        runs=report.runs,
+        seconds=report.seconds,
+        curves=[Markup(svg) for svg in _curves(report)],
+        queries=_queries(report),
+        shown_model=_best(report),
+        attention=_attention(report),
+        recipes=recipes,
+        surroundings=surroundings,
+        counts={"clips": len(report.test), "pictures": len(report.test.images())},
+        seed=report.seed,
+    )
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _best(report: DemoReport) -> str:
+    """The row whose model was best on the validation split: the test split chooses nothing."""
+    return max(report.runs, key=lambda name: float(report.runs[name]["best_val_mean_R@1"]))
+
+
+def _curves(report: DemoReport) -> list[str]:
+    metrics = {name: read_metrics(report.runs_folder / name) for name in report.runs}
+
+    def series(kind: str, figure: str) -> dict[str, tuple[list[float], list[float]]]:
+        return {
+            name: ([line["step"] for line in lines], [line[figure] for line in lines])
+            for name, every in metrics.items()
+            if (lines := [line for line in every if line["kind"] == kind and figure in line])
+        }
+
+    charts = [
+        ("Contrastive loss", "nats", "train", "contrastive_loss"),
+        ("Mean R@1 on the validation split", "percent", "val", "mean_R@1"),
+        ("Denoising loss", "nats", "train", "denoising_loss"),
+    ]
+    return [curves_svg(title, axis, found) for title, axis, kind, figure in charts if (found := series(kind, figure))]
+
+
+def _queries(report: DemoReport) -> list[dict[str, Any]]:
+    """Ten clips drawn by the seed, and the five pictures that the shown model puts first."""
+    result = report.results[_best(report)]
+    assert result.speech is not None
+    assert result.images is not None
+    pictures = report.test.images()
+    queries = []
+    for index in random.Random(report.seed).sample(range(len(report.test)), QUERIES):
+        row = report.test.rows[index]
+        scores = SpeechImageModel.similarity(result.speech[index : index + 1], result.images)[0]
+        order = scores.argsort()[::-1]
+        right = next(place for place, number in enumerate(order, start=1) if pictures[number].image_id == row.image_id)
+        queries.append(
+            {
+                "text": row.text,
+                "speaker": row.speaker,
+                "sound": _data_url(report.test.clip_path(row).read_bytes(), "audio/flac"),
+                "rank": right,
+                "answers": [
+                    {
+                        "picture": _picture_url(_thumbnail(load_image(report.test.image_path(pictures[number])))),
+                        "score": float(scores[number]),
+                        "right": pictures[number].image_id == row.image_id,
+                    }
+                    for number in order[:TOP]
+                ],
+            }
+        )
+    return queries
+
+
+@torch.inference_mode()
+def _attention(report: DemoReport) -> list[dict[str, Any]]:
+    """Three clips drawn by the seed: where the fusion encoder looks while each word is spoken."""
+    found = [(name, model) for name, model in report.models.items() if model.fusion is not None]
+    if not found:
+        return []
+    name, model = found[-1]
+    draw = random.Random(report.seed + 1)
+    pictures = []
+    for index in draw.sample(range(len(report.test)), ATTENTION_PICTURES):
+        row = report.test.rows[index]
+        picture = load_image(report.test.image_path(row))
+        attention = _attend(model, report.test, row, picture)
+        measure = attention_on_object(attention, row.extra["words"], row.extra["objects"])
+        maps = word_maps(attention, row.extra["words"])
+        pictures.append(
+            {
+                "model": name,
+                "text": row.text,
+                "sound": _data_url(report.test.clip_path(row).read_bytes(), "audio/flac"),
+                "lift": None if measure is None else measure.lift,
+                "words": [
+                    {
+                        "word": word["word"],
+                        "picture": _picture_url(
+                            attention_picture(
+                                picture, weights, [row.extra["objects"][number]["box"] for number in word["objects"]]
+                            )
+                        ),
+                    }
+                    for word, weights in zip(row.extra["words"], maps, strict=True)
+                ],
+            }
+        )
+    return pictures
+
+
+def _attend(model: SpeechImageModel, test: Manifest, row: Row, picture: Image.Image) -> torch.Tensor:
+    """[F, P] attention of one clip over its picture."""
+    assert model.fusion is not None
+    waveforms, mask = model.processor.pad([model.processor.prepare_speech(load_audio(test.clip_path(row)))])
+    speech, images = model(waveforms, mask, model.processor.prepare_image(picture)[None])
+    weights: torch.Tensor = model.fusion.attend(speech, images)[0]
+    return weights
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    return picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+
+
+def _picture_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return _data_url(buffer.getvalue(), "image/jpeg")
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
