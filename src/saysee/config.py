@@ -7,7 +7,7 @@ Nothing here imports torch, so that ``saysee train --help`` answers at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -257,7 +257,12 @@ def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), w
         raise ConfigError(
             f"{where}: unknown setting {unknown[0]!r}; it may have {', '.join(Recipe.__dataclass_fields__)}"
         )
-    merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    merged: dict[str, Any] = {}
+    for name, value in settings.items():
+        section = is_dataclass(Recipe.__dataclass_fields__[name].default_factory)
+        if section and not isinstance(value, Mapping | None):
+            raise ConfigError(f"{where}: {name} is {value!r}; it is a section: give settings below it")
+        merged[name] = dict(value or {}) if section else value
     preset, overrides = _take_preset(merged, overrides)
     if preset is not None:
         if preset not in DENOISING_PRESETS:
@@ -290,16 +295,18 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
                 )
     if not 0 <= denoising.share <= 1:
         refuse("denoising.share", denoising.share, "it is a share, 0 to 1")
+    if denoising.weight and denoising.target == "replaced" and denoising.share == 0:
+        refuse("denoising.share", denoising.share, "the target is the replaced tokens, so it must be above 0")
     if denoising.weight < 0 or recipe.contrastive.weight < 0:
         refuse("a loss weight", min(denoising.weight, recipe.contrastive.weight), "it must be 0 or more")
     if denoising.weight == 0 and recipe.contrastive.weight == 0:
         refuse("contrastive.weight", 0, "with denoising off too, nothing is left to train")
+    if recipe.contrastive.weight == 0 and (denoising.start_step or denoising.warmup_steps):
+        refuse("contrastive.weight", 0, "nothing trains until denoising starts: give it no start_step or warmup_steps")
     if denoising.temperature <= 0 or recipe.contrastive.temperature <= 0:
         refuse("a temperature", min(denoising.temperature, recipe.contrastive.temperature), "it must be above 0")
     if data.batch_size < 2:
         refuse("data.batch_size", data.batch_size, "contrastive learning needs at least 2 pairs in a batch")
-    if recipe.fusion.width % recipe.fusion.heads:
-        refuse("fusion.width", recipe.fusion.width, f"it must be a multiple of fusion.heads ({recipe.fusion.heads})")
     if len(recipe.optimizer.betas) != 2:
         refuse("optimizer.betas", recipe.optimizer.betas, "give two numbers")
     for setting, value in (
@@ -311,10 +318,25 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("optimizer.accumulate", recipe.optimizer.accumulate),
         ("data.bucket_batches", data.bucket_batches),
         ("fusion.layers", recipe.fusion.layers),
+        ("fusion.heads", recipe.fusion.heads),
+        ("fusion.width", recipe.fusion.width),
         ("model.head_layers", recipe.model.head_layers),
+        ("model.head_heads", recipe.model.head_heads),
     ):
         if value < 1:
             refuse(setting, value, "it must be at least 1")
+    for setting, value in (
+        ("denoising.start_step", denoising.start_step),
+        ("denoising.warmup_steps", denoising.warmup_steps),
+        ("optimizer.warmup_steps", recipe.optimizer.warmup_steps),
+        ("training.patience", training.patience),
+    ):
+        if value < 0:
+            refuse(setting, value, "it must be 0 or more")
+    if recipe.fusion.width % recipe.fusion.heads:
+        refuse("fusion.width", recipe.fusion.width, f"it must be a multiple of fusion.heads ({recipe.fusion.heads})")
+    if denoising.max_tokens < 2:
+        refuse("denoising.max_tokens", denoising.max_tokens, "comparing tokens needs at least 2")
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -335,8 +357,9 @@ def recipe_help() -> str:
 
 
 def _parser() -> Any:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the descriptions stand under the settings
     parser = ArgumentParser(exit_on_error=False, prog="saysee train RECIPE", usage=None, description=None)
     parser.add_class_arguments(Recipe, as_group=False)
     return parser
@@ -370,6 +393,8 @@ def _take_preset(settings: dict[str, Any], overrides: Sequence[str]) -> tuple[st
             rest.append(word)
     section = settings.get("denoising")
     in_file = section.pop("preset", None) if isinstance(section, dict) else None
+    if in_file is not None:
+        in_file = "off" if in_file is False else str(in_file)  # YAML 1.1 reads a bare off as false
     if flag is not None:
         settings["denoising"] = {}
     return (flag if flag is not None else in_file), rest

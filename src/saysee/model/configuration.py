@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class FusionConfig:
         feedforward: feed-forward width; None is four times the width.
         dropout: dropout.
         query: "speech" when it was trained with speech as the query, "image" when with patches.
+        global_token: "vector" when the query side's global vector went in front of the queries, "blank" when it was
+            withheld because it is what was rebuilt.
     """
 
     width: int = 256
@@ -47,6 +50,7 @@ class FusionConfig:
     feedforward: int | None = None
     dropout: float = 0.1
     query: str = "speech"
+    global_token: str = "vector"
 
 
 class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -99,13 +103,13 @@ class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
 
 def _speech_config(value: HubertConfig | dict[str, Any] | None) -> HubertConfig:
     if isinstance(value, HubertConfig):
-        return value
+        return copy.deepcopy(value)  # the speech encoder sets some of its values
     return HubertConfig(**{key: item for key, item in (value or {}).items() if key != "model_type"})
 
 
 def _image_config(value: CLIPConfig | CLIPVisionConfig | dict[str, Any] | None) -> CLIPConfig | CLIPVisionConfig:
     if isinstance(value, CLIPConfig | CLIPVisionConfig):
-        return value
+        return copy.deepcopy(value)
     values = dict(value or {})
     kind = CLIPVisionConfig if values.pop("model_type", "clip") == "clip_vision_model" else CLIPConfig
     return kind(**values)

@@ -45,6 +45,7 @@ class FusionEncoder(nn.Module):
     def __init__(self, config: FusionConfig, speech_width: int, image_width: int) -> None:
         super().__init__()
         self.query = config.query
+        self.global_token = config.global_token
         self.speech_in = nn.Sequential(nn.LayerNorm(speech_width), nn.Linear(speech_width, config.width))
         self.image_in = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, config.width))
         self.vector_in = nn.Sequential(nn.LayerNorm(speech_width), nn.Linear(speech_width, config.width))
@@ -91,13 +92,13 @@ class FusionEncoder(nn.Module):
         patch gives to a frame are read the other way and normalised over patches.
         """
         frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
+        asker = speech if self.query == "speech" else images
+        vector = asker.vector if self.global_token == "vector" else None
         if self.query == "speech":
-            output: FusionOutput = self(
-                frames, patches, query_mask=speech.mask, vector=speech.vector, need_attention=True
-            )
+            output: FusionOutput = self(frames, patches, query_mask=speech.mask, vector=vector, need_attention=True)
             assert output.attention is not None
             return output.attention[:, 1:]
-        output = self(patches, frames, context_mask=speech.mask, need_attention=True)
+        output = self(patches, frames, context_mask=speech.mask, vector=vector, need_attention=True)
         assert output.attention is not None
         by_frame = output.attention[:, 1:].transpose(1, 2)
         return by_frame / by_frame.sum(dim=-1, keepdim=True).clamp_min(1e-12)

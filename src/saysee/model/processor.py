@@ -49,6 +49,9 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
             image: hub name or folder of the CLIP; None is CLIP's own steps at ``image_size``.
             image_size: side of the square picture that the vision transformer takes, in pixels.
             text: take the tokenizer too (``image`` must have one).
+
+        Raises:
+            OSError: a file of a source is missing.
         """
         extractor = (
             Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True)
@@ -64,7 +67,11 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         )
         processor = cls(extractor, pictures, has_text=text)
         if text:
-            processor.tokenizer = AutoTokenizer.from_pretrained(image)
+            tokenizer = AutoTokenizer.from_pretrained(image)
+            # Where no tokenizer files are, transformers makes one that knows its special tokens alone.
+            if len(tokenizer) <= len(tokenizer.all_special_tokens):
+                raise OSError(f"{image} has no tokenizer files")
+            processor.tokenizer = tokenizer
         return processor
 
     def prepare_speech(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:

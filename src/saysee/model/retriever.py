@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
-    AutoConfig,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     HubertConfig,
     HubertModel,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -40,6 +40,9 @@ Layers = int | Literal["all"]
 
 CHUNK = 256
 """Inputs decoded at a time: within a chunk they are sorted by length, and no more than a chunk is held in memory."""
+
+
+_MEND = "give a folder in the Hugging Face layout or a name on the hub"
 
 
 class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
@@ -93,12 +96,11 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         Raises:
             CheckpointError: a folder or hub name gives no model of the kind.
         """
-        hubert = speech if isinstance(speech, HubertConfig) else _load(HubertModel, speech, "HuBERT")
+        hubert = speech if isinstance(speech, HubertConfig) else _load_hubert(speech)
         clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else _load_clip(image, text)
         image_config = clip if isinstance(clip, CLIPConfig | CLIPVisionConfig) else clip.config
         if isinstance(image_config, CLIPConfig) and not text:
-            vision = image_config.vision_config.to_dict() | {"projection_dim": image_config.projection_dim}
-            image_config = CLIPVisionConfig(**vision)
+            image_config = _vision_alone(image_config)
         config = SpeechImageConfig(
             speech_config=hubert if isinstance(hubert, HubertConfig) else hubert.config,
             image_config=image_config,
@@ -109,12 +111,20 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             model.speech_encoder.hubert.load_state_dict(hubert.state_dict())
         if isinstance(clip, nn.Module):
             model.image_encoder.clip.load_state_dict(clip.state_dict())
-        model.processor = SpeechImageProcessor.from_sources(
+        places = (
             None if isinstance(speech, HubertConfig) else os.fspath(speech),
             None if isinstance(image, CLIPConfig | CLIPVisionConfig) else os.fspath(image),
-            config.vision_config.image_size,
-            text=config.has_text and not isinstance(image, CLIPConfig),
         )
+        try:
+            model.processor = SpeechImageProcessor.from_sources(
+                *places, config.vision_config.image_size, text=config.has_text and places[1] is not None
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"no processor at {' or '.join(place for place in places if place)}: {_first_line(error)}; put the "
+                "checkpoint's preprocessor_config.json and tokenizer files beside its weights (text=False needs no "
+                "tokenizer)"
+            ) from error
         # Last, so that the same seed gives the same encoders and head with and without it.
         if fusion is not None:
             model.add_fusion(fusion)
@@ -130,15 +140,14 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             CheckpointError: there is no SaySee model at that place.
         """
         place = os.fspath(pretrained_model_name_or_path)
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        mend = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
+        _read_config(place, (cls.config_class.model_type,), "SaySee model", mend, **hub)
+        model = _load(super(), place, "SaySee model", mend, *args, **kwargs)
         try:
-            model = super().from_pretrained(place, *args, **{"dtype": torch.float32, **kwargs})
-            hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
             model.processor = SpeechImageProcessor.from_pretrained(place, **hub)
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"no SaySee model at {place}: {_first_line(error)}; give a folder that save_pretrained or "
-                "'saysee train' wrote, or a name on the hub"
-            ) from error
+            raise CheckpointError(f"no processor of a SaySee model at {place}: {_first_line(error)}; {mend}") from error
         return model  # type: ignore[no-any-return]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, fusion: bool = False, **kwargs: Any) -> None:
@@ -148,7 +157,12 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             save_directory: the folder; made if it is not there.
             fusion: keep the fusion encoder, for pictures of attention. Retrieval does not need it.
             kwargs: as for ``PreTrainedModel.save_pretrained``.
+
+        Raises:
+            SaySeeError: ``push_to_hub=True``, which would upload the weights without the processor.
         """
+        if kwargs.pop("push_to_hub", False):
+            raise SaySeeError("save_pretrained writes a folder only; upload with model.push_to_hub(NAME)")
         state = kwargs.pop("state_dict", None) or self.state_dict()
         kept = self.config.fusion
         if not fusion:
@@ -197,6 +211,9 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         clip.visual_projection.requires_grad_(image != 0)
         if image not in (0, "all"):
             clip.vision_model.post_layernorm.requires_grad_(True)
+        # In training transformers asks for gradients of the waveform itself, which would keep the frozen
+        # convolutions' activations in memory and run backward through them.
+        hubert.feature_extractor._requires_grad = speech == "all"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SpeechImageModel:
@@ -315,7 +332,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def _as_list(inputs: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(inputs, str | bytes | os.PathLike) or (isinstance(inputs, np.ndarray) and inputs.ndim == 1):
+    single = isinstance(inputs, str | bytes | os.PathLike | Image.Image) or hasattr(inputs, "read")
+    if single or (isinstance(inputs, np.ndarray) and inputs.ndim == 1):
         raise SaySeeError(f"{name} takes a list; wrap a single input: {name}([...])")
     return list(inputs)
 
@@ -337,35 +355,60 @@ def _train_last(module: nn.Module, layers: nn.ModuleList, count: Layers, setting
         layer.requires_grad_(True)
 
 
-def _load(kind: Any, place: str | os.PathLike[str], what: str) -> Any:
-    """A transformers model in fp32.
-
-    Raises:
-        CheckpointError: nothing of that kind is there, or weights are missing.
-    """
-    try:
-        model, report = kind.from_pretrained(os.fspath(place), dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no {what} at {place}: {_first_line(error)}; give a folder in the Hugging Face layout or a name on the hub"
-        ) from error
-    missing = [name for name in report["missing_keys"] if "masked_spec_embed" not in name]
-    if missing:
-        raise CheckpointError(
-            f"{what} at {place} lacks weights, {missing[0]} among them; is it a checkpoint of another kind?"
-        )
-    return model
+def _load_hubert(place: str | os.PathLike[str]) -> Any:
+    _read_config(place, ("hubert",), "HuBERT", _MEND)
+    return _load(HubertModel, place, "HuBERT", _MEND)
 
 
 def _load_clip(place: str | os.PathLike[str], text: bool) -> Any:
+    kind = _read_config(place, ("clip", "clip_vision_model"), "CLIP", _MEND)
+    if kind == "clip_vision_model":
+        return _load(CLIPVisionModelWithProjection, place, "CLIP", _MEND)
+    if text:
+        return _load(CLIPModel, place, "CLIP", _MEND)
+    config = _vision_alone(CLIPConfig.from_pretrained(os.fspath(place)))
+    return _load(CLIPVisionModelWithProjection, place, "CLIP", _MEND, config=config)
+
+
+def _vision_alone(config: CLIPConfig) -> CLIPVisionConfig:
+    return CLIPVisionConfig(**config.vision_config.to_dict() | {"projection_dim": config.projection_dim})
+
+
+def _read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, mend: str, **hub: Any) -> str:
+    """The ``model_type`` of the model at a place.
+
+    Raises:
+        CheckpointError: there is no configuration, or one of another kind (transformers would warn and build a model of
+            random weights).
+    """
+    place = os.fspath(place)
+    if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
+        raise CheckpointError(f"no {what} at {place}: no such folder; {mend}")
     try:
-        config = AutoConfig.from_pretrained(os.fspath(place))
+        kind = PreTrainedConfig.get_config_dict(place, **hub)[0].get("model_type")
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no CLIP at {place}: {_first_line(error)}; give a folder in the Hugging Face layout or a name on the hub"
-        ) from error
-    whole = isinstance(config, CLIPConfig)
-    return _load(CLIPModel if whole and text else CLIPVisionModelWithProjection, place, "CLIP")
+        raise CheckpointError(f"no {what} at {place}: {_first_line(error)}; {mend}") from error
+    if kind not in kinds:
+        found = f"it holds a model of the kind {kind!r}" if kind else "it has no config.json that names a kind of model"
+        raise CheckpointError(f"no {what} at {place}: {found}; {mend}")
+    return str(kind)
+
+
+def _load(kind: Any, place: str | os.PathLike[str], what: str, mend: str, *args: Any, **kwargs: Any) -> Any:
+    """A transformers model, in fp32 unless ``dtype`` says otherwise.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or some are missing.
+    """
+    kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True}
+    try:
+        model, report = kind.from_pretrained(os.fspath(place), *args, **kwargs)
+    except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
+        raise CheckpointError(f"no {what} at {place}: {_first_line(error)}; {mend}") from error
+    missing = sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name)
+    if missing:
+        raise CheckpointError(f"{what} at {place} lacks weights, {missing[0]} among them; {mend}")
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel
 
+from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.features import SpeechFeatures
 
@@ -25,10 +26,18 @@ class SpeechEncoder(nn.Module):
         config: HuBERT's configuration; base kind (group norm) and large kind (layer norm).
         head: the head's configuration.
         width: D, width of the joint space.
+
+    Raises:
+        ConfigError: the head's attention heads do not divide HuBERT's width.
     """
 
     def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
         super().__init__()
+        if config.hidden_size % head.heads:
+            raise ConfigError(
+                f"the speech head has {head.heads} attention heads (model.head_heads); give a number that divides "
+                f"HuBERT's width, {config.hidden_size}"
+            )
         # SpecAugment would mask padding and refuse short clips, and a dropped layer would leave the mix one state
         # short.
         config.apply_spec_augment = False
@@ -60,7 +69,9 @@ class SpeechEncoder(nn.Module):
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             output = self.hubert(waveforms, attention_mask=mask.long(), output_hidden_states=True)
         frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
-        return self.layer_mix(output.hidden_states), frame_mask
+        # The large kind ends in a layer norm that releases of transformers disagree on: in the recipe (s3prl's HuBERT)
+        # the last state is the one behind it.
+        return self.layer_mix((*output.hidden_states[:-1], output.last_hidden_state)), frame_mask
 
     def _set_lengths(self, samples: Tensor) -> None:
         layer = self.hubert.feature_extractor.conv_layers[0]

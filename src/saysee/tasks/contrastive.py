@@ -60,7 +60,11 @@ class ContrastiveTask(Task):
 
     def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
         """See :meth:`Task.forward`; gives ``contrastive_loss`` and the ``temperature`` in force."""
-        scale = self.log_scale.float().exp().clamp(max=MAX_LOGIT_SCALE)
+        if isinstance(self.log_scale, nn.Parameter):
+            # The parameter itself is held back: a clamp behind it would stop its gradient, and with it the way back.
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        scale = self.log_scale.float().exp()
         return {
             "contrastive_loss": info_nce(speech.vector, images.vector, scale, image_ids),
             "temperature": 1 / scale.detach(),

@@ -38,7 +38,7 @@ def corrupt(
     elif source == "gaussian":
         real = tokens[mask].float()
         noise = torch.randn(tokens.shape, device=tokens.device)
-        replacement = (real.mean(dim=0) + real.std(dim=0) * noise).to(tokens.dtype)
+        replacement = (real.mean(dim=0) + real.std(dim=0, correction=0) * noise).to(tokens.dtype)
     else:
         donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
         replaced = replaced & has_donor[:, None]

@@ -65,7 +65,9 @@ def _fusion_config(recipe: Recipe) -> FusionConfig:
     query, noise = recipe.denoising.query, recipe.denoising.noise
     # With both sides noisy in turn each asks once; the pictures of attention then read speech as the query.
     asks = query if query != "noisy" else ("image" if noise == "image" else "speech")
-    return FusionConfig(**vars(recipe.fusion), query=asks)
+    # DenoisingTask withholds the asker's vector where the asker is the noisy side.
+    withheld = query in (noise, "noisy")
+    return FusionConfig(**vars(recipe.fusion), query=asks, global_token="blank" if withheld else "vector")
 
 
 class Objective(nn.Module):

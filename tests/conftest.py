@@ -1,0 +1,95 @@
+"""Small real parts that several rooms' tests share. No test reaches the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import numpy as np
+import pytest
+
+CAPTIONS = ["a red square above a blue circle", "two green stars", "a dog runs on the beach"]
+
+
+@pytest.fixture
+def hubert_configs():
+    """HuBERT's two kinds, tiny: base (group norm) and large (layer norm, stable layers), with the real convolutions."""
+    from transformers import HubertConfig
+
+    # The usual 0.02 makes so small a model's vectors nearly constant, and a test on them blind.
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "conv_dim": [16] * 7,
+        "num_conv_pos_embeddings": 16,
+        # 16 channels a group: with fewer, bf16 convolutions are wrong on processors with AMX (torch 2.13).
+        "num_conv_pos_embedding_groups": 2,
+        "initializer_range": 0.2,
+    }
+    return {
+        "base": HubertConfig(**size, feat_extract_norm="group", do_stable_layer_norm=False),
+        "large": HubertConfig(**size, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
+    }
+
+
+@pytest.fixture
+def clip_config():
+    """A tiny CLIP whose text side fits the words of ``CAPTIONS``."""
+    from transformers import CLIPConfig
+
+    from saysee.training.image_text import MAX_WORDS, word_tokenizer
+
+    tokenizer = word_tokenizer(CAPTIONS)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_WORDS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {"image_size": 32, "patch_size": 8}
+    return CLIPConfig(text_config=size | text, vision_config=size | vision, projection_dim=24, initializer_factor=4.0)
+
+
+@pytest.fixture
+def hubert_folder(tmp_path, hubert_configs):
+    """A HuBERT checkpoint of the base kind, as the hub has it."""
+    import torch
+    from transformers import HubertModel, Wav2Vec2FeatureExtractor
+
+    torch.manual_seed(1)
+    HubertModel(hubert_configs["base"]).save_pretrained(tmp_path / "hubert")
+    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(tmp_path / "hubert")
+    return tmp_path / "hubert"
+
+
+@pytest.fixture
+def clip_folder(tmp_path, clip_config):
+    """A CLIP checkpoint with image processor and tokenizer, as the hub has it."""
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    from saysee.training.image_text import word_tokenizer
+
+    torch.manual_seed(2)
+    CLIPModel(clip_config).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "clip"
+    )
+    word_tokenizer(CAPTIONS).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def sounds():
+    """Clips [T] of noise of which each has a rhythm of its own, from the shortest HuBERT takes to a second."""
+    rng = np.random.default_rng(3)
+    clips = []
+    for rhythm, samples in enumerate((16_000, 400, 9_041, 5_123, 12_345), start=1):
+        rise = 1 + np.sin(np.arange(samples) * rhythm / 700)
+        clips.append((0.1 * rise * rng.standard_normal(samples)).astype(np.float32))
+    return clips

@@ -1,0 +1,78 @@
+"""The image encoder against CLIP itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPVisionModelWithProjection
+
+from saysee.model.image_encoder import ImageEncoder
+
+
+@pytest.fixture
+def encoder(clip_config):
+    torch.manual_seed(0)
+    return ImageEncoder(clip_config).eval()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_vectors_and_patches_are_clip_s_own(encoder, clip_config, pixels):
+    clip = CLIPModel(clip_config).eval()
+    clip.load_state_dict(encoder.clip.state_dict())
+    features = encoder(pixels)
+    torch.testing.assert_close(features.vector, clip.get_image_features(pixels).pooler_output, rtol=0, atol=1e-5)
+    hidden = clip.vision_model(pixels).last_hidden_state
+    assert features.patches.shape == (3, 16, 32)
+    torch.testing.assert_close(features.patches, hidden[:, 1:], rtol=0, atol=1e-5)
+    assert (features.vector[0] - features.vector[1]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_the_vision_tower_alone_gives_the_same(encoder, clip_config, pixels):
+    config = clip_config.vision_config
+    config.projection_dim = clip_config.projection_dim
+    alone = ImageEncoder(config).eval()
+    assert isinstance(alone.clip, CLIPVisionModelWithProjection)
+    assert not alone.has_text
+    both = encoder.clip.state_dict()
+    alone.clip.load_state_dict({name: both[name] for name in alone.clip.state_dict()})
+    for mine, theirs in zip(vars(alone(pixels)).values(), vars(encoder(pixels)).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_patches_are_numbered_row_by_row_from_the_top_left(encoder, pixels):
+    changed = pixels.clone()
+    changed[:, :, 0:8, 24:32] += 100.0  # the last patch of the first row
+    embed = encoder.clip.vision_model.embeddings
+    difference = (embed(changed) - embed(pixels)).abs().sum(-1)[:, 1:]
+    assert (difference > 1e-3).nonzero()[:, 1].unique().tolist() == [3]
+
+
+@torch.no_grad()
+def test_projecting_the_class_token_gives_the_vector(encoder, pixels):
+    token = encoder.clip.vision_model(pixels).last_hidden_state[:, :1]
+    torch.testing.assert_close(encoder.project_patches(token)[:, 0], encoder(pixels).vector, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_text_vectors_are_clip_s_own(encoder):
+    ids = torch.tensor([[2, 5, 6, encoder.clip.config.text_config.eos_token_id]])
+    mask = torch.ones_like(ids)
+    expected = encoder.clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    torch.testing.assert_close(encoder.encode_text(ids, mask), expected)
+    assert expected.shape == (1, 24)
+
+
+def test_a_frozen_vision_tower_keeps_no_graph_and_a_trained_one_does(encoder, pixels):
+    assert encoder(pixels).vector.requires_grad
+    encoder.requires_grad_(False)
+    encoder.clip.text_model.requires_grad_(True)  # text has no part in it
+    assert not encoder(pixels).vector.requires_grad
+    encoder.clip.visual_projection.requires_grad_(True)
+    assert encoder(pixels).vector.requires_grad

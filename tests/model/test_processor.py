@@ -1,0 +1,79 @@
+"""The processor against HuBERT's and CLIP's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, Wav2Vec2FeatureExtractor
+
+from saysee.model.processor import SpeechImageProcessor
+
+
+@pytest.fixture
+def processor(hubert_folder, clip_folder):
+    return SpeechImageProcessor.from_sources(str(hubert_folder), str(clip_folder), 32, text=True)
+
+
+@pytest.fixture
+def picture():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8))
+
+
+def test_speech_is_prepared_as_hubert_s_own_extractor_does(processor, sounds):
+    for clip in sounds:
+        expected = Wav2Vec2FeatureExtractor()(clip, sampling_rate=16_000).input_values[0]
+        prepared = processor.prepare_speech(clip)
+        assert prepared.dtype == np.float32
+        np.testing.assert_allclose(prepared, expected, atol=1e-6)
+    processor.feature_extractor.do_normalize = False
+    assert processor.prepare_speech(sounds[0]) is sounds[0]
+
+
+def test_pictures_are_prepared_as_clip_s_own_processor_does(processor, picture, clip_folder):
+    expected = CLIPImageProcessorPil.from_pretrained(clip_folder)(picture, return_tensors="pt")["pixel_values"][0]
+    prepared = processor.prepare_image(picture)
+    assert prepared.shape == (3, 32, 32)
+    torch.testing.assert_close(prepared, expected)
+
+
+def test_texts_are_cut_at_the_tokenizer_s_limit_and_end_in_its_end_mark(processor, clip_folder):
+    tokens = processor.prepare_text(["two green stars", "a dog " * 50])
+    own = AutoTokenizer.from_pretrained(clip_folder)
+    assert tokens["input_ids"].shape == tokens["attention_mask"].shape == (2, 40)
+    assert tokens["input_ids"][1, -1] == own.eos_token_id
+    assert tokens["input_ids"][0, :5].tolist() == own("two green stars")["input_ids"]
+    assert tokens["attention_mask"].sum(1).tolist() == [5, 40]
+
+
+def test_padding_is_zeros_and_the_mask_is_exact(processor, sounds):
+    padded, mask = processor.pad(sounds)
+    assert padded.shape == mask.shape == (5, 16_000)
+    assert mask.dtype == torch.bool
+    for row, clip in enumerate(sounds):
+        np.testing.assert_array_equal(padded[row, : len(clip)].numpy(), clip)
+        assert not padded[row, len(clip) :].any()
+        assert mask[row].tolist() == [True] * len(clip) + [False] * (16_000 - len(clip))
+
+
+def test_what_is_saved_prepares_the_same(processor, picture, sounds, tmp_path):
+    processor.feature_extractor.do_normalize = False
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    processor.save_pretrained(tmp_path / "saved")
+    again = SpeechImageProcessor.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.prepare_speech(sounds[0]), processor.prepare_speech(sounds[0]))
+    assert torch.equal(again.prepare_image(picture), processor.prepare_image(picture))
+    texts = ["a red square above a blue circle", "two"]
+    for key, value in processor.prepare_text(texts).items():
+        assert torch.equal(again.prepare_text(texts)[key], value)
+
+
+def test_without_text_no_tokenizer_is_saved(tmp_path, picture):
+    processor = SpeechImageProcessor.from_sources(None, None, 32, text=False)
+    processor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("tokenizer*"))
+    again = SpeechImageProcessor.from_pretrained(tmp_path)
+    assert again.tokenizer is None
+    assert torch.equal(again.prepare_image(picture), processor.prepare_image(picture))

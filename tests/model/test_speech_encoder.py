@@ -1,0 +1,155 @@
+"""The speech encoder against HuBERT itself, and the promise that a clip's features do not depend on its batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity, layer_norm
+from transformers import HubertModel
+
+from saysee.errors import ConfigError
+from saysee.model.configuration import HeadConfig
+from saysee.model.processor import SpeechImageProcessor
+from saysee.model.speech_encoder import LayerMix, SpeechEncoder
+
+WIDTH = 24
+KINDS = ("base", "large")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def encoder(kind, hubert_configs):
+    torch.manual_seed(0)
+    return SpeechEncoder(hubert_configs[kind], HeadConfig(), WIDTH).eval()
+
+
+def plain_hubert(encoder):
+    """transformers' own HuBERT with the encoder's weights."""
+    hubert = HubertModel(encoder.hubert.config).eval()
+    hubert.load_state_dict(encoder.hubert.state_dict())
+    return hubert
+
+
+def alone(clip):
+    return SpeechImageProcessor.pad([clip])
+
+
+@torch.no_grad()
+def test_same_clip_same_features_alone_and_in_any_batch(encoder, sounds):
+    for batch in (sounds, sounds[::-1], sounds[1:3], [sounds[1], sounds[0], sounds[1]]):
+        together = encoder(*SpeechImageProcessor.pad(batch))
+        for row, clip in enumerate(batch):
+            single = encoder(*alone(clip))
+            frames = single.frames.shape[1]
+            assert cosine_similarity(together.vector[row], single.vector[0], dim=0) >= 0.9999
+            assert together.mask[row].sum() == frames
+            assert single.mask.all()
+            torch.testing.assert_close(together.frames[row, :frames], single.frames[0], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_plain_hubert_base_does_not_keep_that_promise(hubert_configs, sounds):
+    encoder = SpeechEncoder(hubert_configs["base"], HeadConfig(), WIDTH).eval()
+    hubert = plain_hubert(encoder)
+    short, mask = SpeechImageProcessor.pad(sounds)[0][2], SpeechImageProcessor.pad(sounds)[1]
+    single = hubert(short[None, : mask[2].sum()]).last_hidden_state[0]
+    together = hubert(SpeechImageProcessor.pad(sounds)[0], attention_mask=mask.long()).last_hidden_state[2]
+    assert cosine_similarity(together[: len(single)].mean(0), single.mean(0), dim=0) < 0.999
+
+
+@torch.no_grad()
+def test_different_clips_have_different_vectors(encoder, sounds):
+    vectors = encoder(*SpeechImageProcessor.pad(sounds)).vector
+    likeness = cosine_similarity(vectors[:, None], vectors[None], dim=-1).fill_diagonal_(0)
+    assert likeness.max() < 0.9999
+
+
+@torch.no_grad()
+def test_unpadded_input_gives_hubert_s_own_hidden_states(encoder, sounds):
+    # Away from its initial value, where the large kind's last norm would not show.
+    nn.init.normal_(encoder.hubert.encoder.layer_norm.weight)
+    output = plain_hubert(encoder)(alone(sounds[0])[0], output_hidden_states=True)
+    expected = (*output.hidden_states[:-1], output.last_hidden_state)
+    encoder.layer_mix = nn.Identity()
+    states, _ = encoder.hidden_states(*alone(sounds[0]))
+    assert len(states) == len(expected) == 4
+    for state, truth in zip(states, expected, strict=True):
+        torch.testing.assert_close(state, truth, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_second_batch_is_not_normalised_by_the_lengths_of_the_first(encoder, sounds):
+    before = encoder(*alone(sounds[0])).vector
+    encoder(*SpeechImageProcessor.pad(sounds))
+    torch.testing.assert_close(encoder(*alone(sounds[0])).vector, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_mask_counts_one_frame_per_20_ms(encoder):
+    clips = [torch.randn(samples).numpy() for samples in (400, 719, 720, 16_000)]
+    assert encoder(*SpeechImageProcessor.pad(clips)).mask.sum(1).tolist() == [1, 1, 2, 49]
+
+
+def test_training_takes_the_shortest_clip_and_masks_nothing(encoder, sounds):
+    # SpecAugment refuses clips under ten frames and would make two passes differ; dropout is off here, so only it could.
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for layer in [*encoder.hubert.encoder.layers, *encoder.head.layers.layers]:
+        for attention in layer.modules():
+            if hasattr(attention, "dropout") and isinstance(attention.dropout, float):
+                attention.dropout = 0.0
+    encoder.train()
+    first, second = encoder(*alone(sounds[1])), encoder(*alone(sounds[1]))
+    torch.testing.assert_close(first.vector, second.vector)
+
+
+def test_every_parameter_that_makes_the_vector_learns_from_a_padded_batch(encoder, sounds):
+    features = encoder(*SpeechImageProcessor.pad(sounds))
+    (features.vector**2).sum().backward()
+    silent = [
+        name
+        for name, parameter in encoder.named_parameters()
+        if "masked_spec_embed" not in name and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
+    ]
+    assert silent == []
+
+
+def test_a_frozen_hubert_keeps_no_graph(encoder, sounds):
+    encoder.hubert.requires_grad_(False)
+    seen = []
+    encoder.hubert.register_forward_hook(lambda module, inputs, output: seen.append(output.last_hidden_state))
+    features = encoder(*alone(sounds[0]))
+    assert not seen[0].requires_grad
+    assert features.vector.requires_grad
+
+
+def test_the_mix_is_normalised_for_the_large_kind_unless_told_otherwise(kind, hubert_configs):
+    config = hubert_configs[kind]
+    assert SpeechEncoder(config, HeadConfig(), WIDTH).layer_mix.normalize == (kind == "large")
+    for told in (True, False):
+        assert SpeechEncoder(config, HeadConfig(normalize_hidden_states=told), WIDTH).layer_mix.normalize is told
+
+
+def test_the_mix_starts_as_the_mean_and_follows_its_weights():
+    states = tuple(torch.randn(2, 5, 8) for _ in range(3))
+    mix = LayerMix(3, normalize=False)
+    torch.testing.assert_close(mix(states), torch.stack(states).mean(0))
+    with torch.no_grad():
+        mix.weights.copy_(torch.tensor([0.0, 100.0, 0.0]))
+    torch.testing.assert_close(mix(states), states[1])
+    mix.normalize = True
+    torch.testing.assert_close(mix(states), layer_norm(states[1], (8,)))
+    with pytest.raises(ValueError):
+        mix(states[:2])
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_in_one_line(hubert_configs):
+    with pytest.raises(ConfigError, match=r"5 attention heads .* 32") as refusal:
+        SpeechEncoder(hubert_configs["base"], HeadConfig(heads=5), WIDTH)
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,108 @@
+"""The contrastive loss against closed forms and a loop written by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.tasks.contrastive import MAX_LOGIT_SCALE, ContrastiveTask, info_nce
+
+
+def features(a, b):
+    mask = torch.ones(len(a), 1, dtype=torch.bool)
+    return SpeechFeatures(a, a[:, None], mask), ImageFeatures(b, b[:, None])
+
+
+def by_hand(a, b, scale, ids):
+    """One row and one column at a time, from the definition."""
+    total = 0.0
+    for queries, keys in ((a, b), (b, a)):
+        for i, query in enumerate(queries):
+            exponents = []
+            for j, key in enumerate(keys):
+                if i == j or ids[i] != ids[j]:
+                    exponents.append(math.exp(scale * float(query @ key / (query.norm() * key.norm()))))
+            own = math.exp(scale * float(query @ keys[i] / (query.norm() * keys[i].norm())))
+            total -= math.log(own / sum(exponents))
+    return total / (2 * len(a))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_zero_vectors_give_the_logarithm_of_the_batch_size(size):
+    zeros = torch.zeros(size, 4)
+    loss = ContrastiveTask()(*features(zeros, zeros), torch.arange(size))["contrastive_loss"]
+    assert loss.item() == pytest.approx(math.log(size), abs=1e-6)
+
+
+def test_right_answers_that_share_nothing_give_the_closed_form_whatever_their_lengths():
+    loss = info_nce(3 * torch.eye(5), torch.eye(5) / 7, 1 / 0.5, torch.arange(5))
+    assert loss.item() == pytest.approx(math.log(1 + 4 * math.exp(-2)), abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 2**16))
+def test_pairs_of_one_image_are_no_negatives_of_each_other(ids, seed):
+    draw = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(len(ids), 5, generator=draw) for _ in range(2))
+    loss = info_nce(a, b, 3.0, torch.tensor(ids))
+    assert loss.item() == pytest.approx(by_hand(a, b, 3.0, ids), abs=1e-5)
+
+
+def test_a_batch_of_one_image_has_nothing_to_tell_apart():
+    a = torch.randn(4, 5, requires_grad=True)
+    loss = info_nce(a, torch.randn(4, 5), 10.0, torch.zeros(4, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    assert not a.grad.any()
+
+
+def test_masked_pairs_leave_no_nan_in_the_gradient():
+    a = torch.randn(4, 5, requires_grad=True)
+    info_nce(a, torch.randn(4, 5), 10.0, torch.tensor([0, 0, 1, 1])).backward()
+    assert a.grad.isfinite().all()
+    assert a.grad.any()
+
+
+def test_logits_are_fp32_under_autocast():
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(16, 64, generator=draw) for _ in range(2))
+    ids = torch.arange(16)
+    exact = info_nce(a, b, 100.0, ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(info_nce(a, b, 100.0, ids), exact)
+        half = info_nce(a.bfloat16(), b.bfloat16(), 100.0, ids)
+    assert half.dtype == torch.float32
+    assert torch.equal(half, info_nce(a.bfloat16().float(), b.bfloat16().float(), 100.0, ids))
+
+
+def test_a_fixed_temperature_is_no_parameter_and_is_taken_as_it_is():
+    task = ContrastiveTask(temperature=0.005)
+    assert not list(task.parameters())
+    figures = task(*features(torch.eye(3), torch.eye(3)), torch.arange(3))
+    assert figures["temperature"].item() == pytest.approx(0.005)
+    assert not figures["temperature"].requires_grad
+
+
+def test_a_learned_temperature_stops_at_its_floor_and_can_come_back():
+    task = ContrastiveTask(temperature=0.07, learn_temperature=True)
+    right = features(torch.eye(3), torch.eye(3))
+    wrong = features(torch.eye(3), torch.eye(3).roll(1, 0))
+    optimizer = torch.optim.SGD(task.parameters(), lr=1.0)
+
+    def step(pairs):
+        figures = task(*pairs, torch.arange(3))
+        optimizer.zero_grad()
+        figures["contrastive_loss"].backward()
+        optimizer.step()
+        return figures["temperature"].item()
+
+    assert step(right) == pytest.approx(0.07)
+    with torch.no_grad():
+        task.log_scale.fill_(50.0)
+    assert step(wrong) == pytest.approx(1 / MAX_LOGIT_SCALE)
+    assert step(wrong) > 1 / MAX_LOGIT_SCALE

@@ -1,0 +1,107 @@
+"""What the noise replaces, with what, and what it must never touch. Each token says whose it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saysee.tasks.noise import corrupt
+
+PAD = -1.0
+
+
+@st.composite
+def batches(draw, sources):
+    """Tokens [B, N, 3] that hold (item, place, 1), padding that holds -1, and the options of the noise."""
+    lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+    ids = draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
+    width = max(lengths)
+    items, places = torch.meshgrid(torch.arange(len(lengths)), torch.arange(width), indexing="ij")
+    mask = places < torch.tensor(lengths)[:, None]
+    tokens = torch.stack([items, places, torch.ones_like(items)], dim=-1).float().masked_fill(~mask[..., None], PAD)
+    share = draw(st.integers(0, 8)) / 8
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    return tokens, mask, torch.tensor(ids), share, draw(st.sampled_from(sources))
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(["same_position", "any_position"]))
+def test_a_replacement_is_a_real_token_of_another_image(batch):
+    tokens, mask, ids, share, source = batch
+    noisy, replaced = corrupt(*batch)
+    for item, place in replaced.nonzero().tolist():
+        donor, donor_place, marker = noisy[item, place].tolist()
+        assert marker == 1, "padding was used as a replacement"
+        assert ids[int(donor)] != ids[item]
+        if source == "same_position":
+            assert donor_place == place % int(mask[int(donor)].sum())
+    assert torch.equal(noisy[~replaced], tokens[~replaced])
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches(["same_position", "any_position", "zeros", "gaussian"]))
+def test_exactly_the_share_is_replaced_and_never_padding(batch):
+    tokens, mask, ids, share, source = batch
+    noisy, replaced = corrupt(*batch)
+    assert noisy.shape == tokens.shape
+    assert noisy.isfinite().all()
+    assert not (replaced & ~mask).any()
+    assert torch.equal(noisy[~replaced], tokens[~replaced])
+    for item, length in enumerate(mask.sum(1).tolist()):
+        alone = bool((ids == ids[item]).all())
+        expected = 0 if alone and source in ("same_position", "any_position") else round(share * length)
+        assert int(replaced[item].sum()) == expected
+
+
+def test_an_item_without_another_image_keeps_its_tokens():
+    tokens = torch.randn(3, 4, 2)
+    noisy, replaced = corrupt(tokens, torch.ones(3, 4).bool(), torch.zeros(3).long(), 1.0, "any_position")
+    assert torch.equal(noisy, tokens)
+    assert not replaced.any()
+
+
+def labelled(items, width):
+    return torch.arange(items * width).reshape(items, width, 1).float()
+
+
+def test_every_place_and_every_other_image_has_its_turn():
+    torch.manual_seed(0)
+    tokens, mask = labelled(4, 10), torch.ones(4, 10, dtype=torch.bool)
+    ids = torch.tensor([0, 1, 2, 0])
+    places, donors = set(), set()
+    for _ in range(100):
+        noisy, replaced = corrupt(tokens, mask, ids, 0.5, "any_position")
+        places |= set(replaced[0].nonzero()[:, 0].tolist())
+        donors |= set(noisy[0, replaced[0], 0].long().tolist())
+    assert places == set(range(10))
+    assert donors == set(range(10, 30))
+
+
+def test_zeros_are_zeros():
+    noisy, replaced = corrupt(torch.ones(2, 8, 3), torch.ones(2, 8).bool(), torch.zeros(2).long(), 0.5, "zeros")
+    assert replaced.sum(1).tolist() == [4, 4]
+    assert not noisy[replaced].any()
+    assert noisy[~replaced].eq(1).all()
+
+
+def test_gaussian_noise_has_the_mean_and_the_deviation_of_the_real_tokens():
+    torch.manual_seed(0)
+    tokens = torch.randn(8, 500, 2) * torch.tensor([0.5, 4.0]) + torch.tensor([10.0, -3.0])
+    mask = torch.ones(8, 500, dtype=torch.bool)
+    mask[:, 400:] = False
+    tokens[:, 400:] = 1e6
+    noisy, replaced = corrupt(tokens, mask, torch.arange(8), 1.0, "gaussian")
+    assert torch.equal(replaced, mask)
+    found = noisy[mask]
+    torch.testing.assert_close(found.mean(0), torch.tensor([10.0, -3.0]), atol=0.3, rtol=0)
+    torch.testing.assert_close(found.std(0), torch.tensor([0.5, 4.0]), atol=0.2, rtol=0)
+    assert (found != tokens[mask]).all()
+
+
+@pytest.mark.parametrize("source", ["same_position", "any_position", "zeros", "gaussian"])
+def test_the_type_stays(source):
+    tokens = torch.randn(3, 4, 2).bfloat16()
+    noisy, _ = corrupt(tokens, torch.ones(3, 4).bool(), torch.arange(3), 0.5, source)
+    assert noisy.dtype == torch.bfloat16

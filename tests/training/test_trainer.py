@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saysee.config import load_recipe, resolve_recipe
+from saysee.data.manifest import Manifest, Row
+from saysee.errors import CheckpointError, ConfigError, MediaError, SaySeeError
+from saysee.model.retriever import SpeechImageModel
+from saysee.training.record import read_metrics
+from saysee.training.trainer import Trainer
+
+
+def train(settings: dict[str, Any], *overrides: str, resume: str = "never") -> dict[str, Any]:
+    return Trainer(resolve_recipe(settings, overrides)).fit(resume)
+
+
+def test_a_run_leaves_recipe_surroundings_metrics_best_model_and_result(tiny_settings: dict[str, Any]) -> None:
+    result = train(tiny_settings, "--training.save_fusion=true")
+    run = Path(tiny_settings["output"])
+    assert load_recipe(run / "recipe.yaml") == resolve_recipe(tiny_settings, ["--training.save_fusion=true"])
+    surroundings = json.loads((run / "environment.json").read_text())
+    assert surroundings["seed"] == 0
+    assert surroundings["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "processors", "threads", "python"} <= surroundings.keys()
+    assert result == json.loads((run / "result.json").read_text())
+    assert result["steps"] == 6
+    assert result["clips"] == 6 * 8
+    assert any((run / "tensorboard").iterdir())
+    model = SpeechImageModel.from_pretrained(run / "best")
+    assert model.fusion is not None
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6]
+    for line in lines:
+        if line["kind"] == "train":
+            assert line["loss"] == pytest.approx(line["contrastive_loss"] + line["denoising_loss"], rel=1e-5)
+        else:
+            assert {"mean_R@1", "reconstruction_loss", "reconstruction_without_clean", "attention_lift"} <= line.keys()
+
+
+def test_the_best_model_is_the_one_with_the_best_mean_recall(tiny_settings: dict[str, Any]) -> None:
+    result = train(tiny_settings, "--training.eval_every=1")
+    scores = {
+        line["step"]: line["mean_R@1"] for line in read_metrics(Path(tiny_settings["output"])) if line["kind"] == "val"
+    }
+    assert result["best_val_mean_R@1"] == max(scores.values())
+    assert result["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+
+
+def test_it_learns_the_pairs_of_a_tiny_corpus(tiny_settings: dict[str, Any]) -> None:
+    train(
+        tiny_settings,
+        "--denoising.preset=off",
+        "--training.steps=60",
+        "--training.eval_every=60",
+        "--optimizer.schedule=constant",
+        "--optimizer.lr=3e-3",
+        "--optimizer.encoder_lr=3e-3",
+        "--data.batch_size=12",
+    )
+    losses = [
+        line["contrastive_loss"] for line in read_metrics(Path(tiny_settings["output"])) if "contrastive_loss" in line
+    ]
+    assert sum(losses[-5:]) / 5 < 0.8 * sum(losses[:5]) / 5
+
+
+def test_training_stops_early_when_the_score_stays(tiny_settings: dict[str, Any]) -> None:
+    result = train(
+        tiny_settings,
+        "--optimizer.lr=0",
+        "--optimizer.encoder_lr=0",
+        "--training.eval_every=1",
+        "--training.steps=50",
+        "--training.patience=2",
+    )
+    assert result["stopped_early"]
+    assert (result["best_step"], result["steps"]) == (1, 3)
+
+
+def test_accumulated_batches_give_the_mean_gradient(tiny_settings: dict[str, Any]) -> None:
+    """Two batches a step at half the weight each: one step sees twice the clips."""
+    result = train(tiny_settings, "--optimizer.accumulate=2", "--training.steps=3")
+    assert result["clips"] == 3 * 2 * 8
+
+
+def test_a_frozen_encoder_does_not_move_and_is_not_in_the_checkpoints(tiny_settings: dict[str, Any]) -> None:
+    settings = tiny_settings
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    trainer = Trainer(resolve_recipe(settings))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.fit()
+    after = trainer.model.state_dict()
+    encoders = ("speech_encoder.hubert.", "image_encoder.")
+    for name, value in before.items():
+        if name.startswith(encoders):
+            assert torch.equal(value, after[name]), name
+    assert not torch.equal(before["speech_encoder.head.cls"], after["speech_encoder.head.cls"])
+    state = torch.load(next(Path(settings["output"]).glob("checkpoints/*/state.pt")), weights_only=True)
+    assert not [name for name in state["weights"] if "hubert" in name or "image_encoder" in name]
+
+
+def test_baseline_and_cmd_start_from_the_same_weights_and_see_the_same_batches(tiny_settings: dict[str, Any]) -> None:
+    with_cmd = Trainer(resolve_recipe(tiny_settings))
+    baseline = Trainer(resolve_recipe(tiny_settings, ["--denoising.preset=off"]))
+    assert baseline.model.fusion is None
+    for name, value in baseline.model.state_dict().items():
+        assert torch.equal(value, with_cmd.model.state_dict()[name]), name
+    for one, other in zip(baseline.loader, with_cmd.loader, strict=True):
+        assert one.rows == other.rows
+        assert torch.equal(one.waveforms, other.waveforms)
+
+
+def test_a_folder_with_a_run_is_refused_unless_resumed(tiny_settings: dict[str, Any]) -> None:
+    first = train(tiny_settings)
+    with pytest.raises(CheckpointError, match="--resume auto"):
+        train(tiny_settings)
+    assert train(tiny_settings, resume="auto") == first
+
+
+def test_a_run_of_other_settings_is_refused_by_name(tiny_settings: dict[str, Any]) -> None:
+    train(tiny_settings)
+    with pytest.raises(CheckpointError, match=r"another optimizer\.lr \(0\.001, now 0\.002\)"):
+        train(tiny_settings, "--optimizer.lr=0.002", resume="auto")
+    train(tiny_settings, "--training.keep_checkpoints=1", resume="auto")  # no weight depends on it
+
+
+def test_a_missing_manifest_or_split_is_told(tiny_settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.manifest"):
+        train(tiny_settings, "--data.manifest=")
+    with pytest.raises(SaySeeError, match=r"train.*val.*test"):
+        train(tiny_settings, "--data.train_split=training")
+
+
+def test_a_batch_larger_than_the_corpus_is_refused(tiny_settings: dict[str, Any]) -> None:
+    with pytest.raises(SaySeeError, match="batch"):
+        train(tiny_settings, "--data.batch_size=1000")
+
+
+def with_a_bad_clip(manifest: Manifest, folder: Path) -> Path:
+    """The manifest with one training clip replaced by rubbish."""
+    bad = folder / "rubbish.wav"
+    bad.write_bytes(b"this is no sound")
+    rows = [
+        Row(
+            str(bad) if number == 2 else str(manifest.clip_path(row)),
+            str(manifest.image_path(row)),
+            row.image_id,
+            row.split,
+            row.text,
+            row.speaker,
+            row.language,
+            row.extra,
+        )
+        for number, row in enumerate(manifest.rows)
+    ]
+    path = folder / "manifest.parquet"
+    Manifest(rows, folder).write(path)
+    return path
+
+
+def test_a_bad_file_stops_training_with_its_name_or_is_skipped_and_listed(
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_settings["data"]["manifest"] = str(with_a_bad_clip(tiny_manifest, tmp_path))
+    whole_epochs = ("--training.steps=9", "--data.batch_size=8")
+    with pytest.raises(MediaError, match=r"rubbish\.wav"):
+        train(tiny_settings, *whole_epochs)
+    result = train(tiny_settings, *whole_epochs, "--data.on_bad_file=skip", f"--output={tmp_path / 'other'}")
+    assert {Path(one["path"]).name for one in result["skipped_files"]} == {"rubbish.wav"}
+    assert "rubbish.wav" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_mend(tiny_settings: dict[str, Any]) -> None:
+    trainer = Trainer(resolve_recipe(tiny_settings))
+    with torch.no_grad():
+        trainer.model.speech_encoder.head.projection.weight.fill_(float("nan"))
+    with pytest.raises(SaySeeError, match=r"the loss is nan at step 1.*optimizer\.lr"):
+        trainer.fit()
