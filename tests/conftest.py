@@ -13,6 +13,17 @@ CAPTIONS = ["a red square above a blue circle", "two green stars", "a dog runs o
 
 
 @pytest.fixture
+def one_thread():
+    """Tensors as small as the tests' wait for a second thread longer than they compute, the more so on busy cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def hubert_configs():
     """HuBERT's two kinds, tiny: base (group norm) and large (layer norm, stable layers), with the real convolutions."""
     from transformers import HubertConfig

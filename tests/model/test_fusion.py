@@ -39,9 +39,7 @@ def test_frames_beyond_a_clip_s_end_change_nothing(features):
     ]
     torch.testing.assert_close(asking[0].global_token, asking[1].global_token)
     torch.testing.assert_close(asking[0].tokens[speech.mask], asking[1].tokens[speech.mask])
-    asked = [
-        fusion(patches, fusion.speech_in(frames), context_mask=speech.mask) for frames in (speech.frames, louder)
-    ]
+    asked = [fusion(patches, fusion.speech_in(frames), context_mask=speech.mask) for frames in (speech.frames, louder)]
     torch.testing.assert_close(asked[0].global_token, asked[1].global_token)
     torch.testing.assert_close(asked[0].tokens, asked[1].tokens)
 

@@ -71,6 +71,8 @@ def test_text_vectors_are_clip_s_own(encoder):
 
 def test_a_frozen_vision_tower_keeps_no_graph_and_a_trained_one_does(encoder, pixels):
     assert encoder(pixels).vector.requires_grad
+    with torch.no_grad():
+        assert not encoder(pixels).vector.requires_grad
     encoder.requires_grad_(False)
     encoder.clip.text_model.requires_grad_(True)  # text has no part in it
     assert not encoder(pixels).vector.requires_grad

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from saysee.errors import CheckpointError, MediaError, SaySeeError
 from saysee.media.audio import load_audio
 from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.retriever import SpeechImageModel
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FUSION = FusionConfig(width=16, layers=1, heads=2, query="image", global_token="blank")
 
@@ -137,15 +140,15 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(hubert_folder, 
     saved = tmp_path / "saved"
     SpeechImageModel.from_encoders(hubert_folder, clip_folder).save_pretrained(saved)
     damaged, broken = tmp_path / "damaged", tmp_path / "broken"
-    for whole, copied, name in ((hubert_folder, damaged, "damaged"), (hubert_folder, broken, "broken")):
-        shutil.copytree(whole, copied)
+    for copied in (damaged, broken):
+        shutil.copytree(hubert_folder, copied)
         (copied / "model.safetensors").write_bytes(b"rubbish")
     (broken / "config.json").write_text("{")
     make, load = SpeechImageModel.from_encoders, SpeechImageModel.from_pretrained
     for place in (tmp_path / "none", tmp_path / "empty", broken, "nobody/nothing"):
-        refused(CheckpointError, lambda: make(place, clip_folder), place, "HuBERT", "give a folder")
-        refused(CheckpointError, lambda: make(hubert_folder, place), place, "CLIP", "give a folder")
-        refused(CheckpointError, lambda: load(place), place, "SaySee", "give a folder")
+        refused(CheckpointError, partial(make, place, clip_folder), place, "HuBERT", "give a folder")
+        refused(CheckpointError, partial(make, hubert_folder, place), place, "CLIP", "give a folder")
+        refused(CheckpointError, partial(load, place), place, "SaySee", "give a folder")
     refused(CheckpointError, lambda: make(damaged, clip_folder), damaged, "HuBERT")
     refused(CheckpointError, lambda: make(clip_folder, clip_folder), clip_folder, "HuBERT", "'clip'")
     refused(CheckpointError, lambda: make(hubert_folder, hubert_folder), hubert_folder, "CLIP", "'hubert'")
@@ -163,13 +166,10 @@ def test_a_checkpoint_that_lacks_weights_is_refused(kind, hubert_folder, clip_fo
     gone = next(name for name in sorted(weights) if name.endswith("q_proj.weight"))
     del weights[gone]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="lacks weights") as refusal:
-        if kind == "saysee":
-            SpeechImageModel.from_pretrained(tmp_path / kind)
-        else:
-            SpeechImageModel.from_encoders(hubert_folder, clip_folder)
-    assert "\n" not in str(refusal.value)
-    assert gone in str(refusal.value)
+    load = partial(SpeechImageModel.from_encoders, hubert_folder, clip_folder)
+    if kind == "saysee":
+        load = partial(SpeechImageModel.from_pretrained, tmp_path / kind)
+    refused(CheckpointError, load, tmp_path / kind, "lacks weights", gone)
 
 
 def test_weights_without_their_processor_or_tokenizer_are_refused(hubert_folder, clip_folder):
@@ -342,10 +342,10 @@ def test_nothing_gives_no_rows(model):
 def test_a_single_input_is_refused_instead_of_read_letter_by_letter(model, wav_files, picture_files):
     clip = wav_files[0]
     for single in (str(clip), clip, clip.read_bytes(), load_audio(clip)):
-        refused(SaySeeError, lambda: model.encode_speech(single), "encode_speech([...])")
+        refused(SaySeeError, partial(model.encode_speech, single), "encode_speech([...])")
     with picture_files[0].open("rb") as file:
         for single in (str(picture_files[0]), picture_files[0].read_bytes(), file, Image.open(picture_files[0])):
-            refused(SaySeeError, lambda: model.encode_images(single), "encode_images([...])")
+            refused(SaySeeError, partial(model.encode_images, single), "encode_images([...])")
 
 
 def test_a_bad_file_is_named_and_leaves_the_mode_as_it_was(model, tmp_path, wav_files):

@@ -13,6 +13,8 @@ from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH = 24
 KINDS = ("base", "large")
 
@@ -96,7 +98,7 @@ def test_mask_counts_one_frame_per_20_ms(encoder):
 
 
 def test_training_takes_the_shortest_clip_and_masks_nothing(encoder, sounds):
-    # SpecAugment refuses clips under ten frames and would make two passes differ; dropout is off here, so only it could.
+    # SpecAugment refuses clips under ten frames and makes two passes differ; dropout is off, so nothing else could.
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -127,6 +129,9 @@ def test_a_frozen_hubert_keeps_no_graph(encoder, sounds):
     features = encoder(*alone(sounds[0]))
     assert not seen[0].requires_grad
     assert features.vector.requires_grad
+    encoder.requires_grad_(True)
+    with torch.no_grad():
+        assert not encoder(*alone(sounds[0])).vector.requires_grad
 
 
 def test_the_mix_is_normalised_for_the_large_kind_unless_told_otherwise(kind, hubert_configs):

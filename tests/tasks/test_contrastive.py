@@ -73,6 +73,7 @@ def test_logits_are_fp32_under_autocast():
     a, b = (torch.randn(16, 64, generator=draw) for _ in range(2))
     ids = torch.arange(16)
     exact = info_nce(a, b, 100.0, ids)
+    assert exact.item() == pytest.approx(by_hand(a.double(), b.double(), 100.0, ids.tolist()), rel=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(info_nce(a, b, 100.0, ids), exact)
         half = info_nce(a.bfloat16(), b.bfloat16(), 100.0, ids)

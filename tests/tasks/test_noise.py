@@ -29,7 +29,7 @@ def batches(draw, sources):
 @settings(max_examples=150, deadline=None)
 @given(batches(["same_position", "any_position"]))
 def test_a_replacement_is_a_real_token_of_another_image(batch):
-    tokens, mask, ids, share, source = batch
+    tokens, mask, ids, _, source = batch
     noisy, replaced = corrupt(*batch)
     for item, place in replaced.nonzero().tolist():
         donor, donor_place, marker = noisy[item, place].tolist()
@@ -98,6 +98,12 @@ def test_gaussian_noise_has_the_mean_and_the_deviation_of_the_real_tokens():
     torch.testing.assert_close(found.mean(0), torch.tensor([10.0, -3.0]), atol=0.3, rtol=0)
     torch.testing.assert_close(found.std(0), torch.tensor([0.5, 4.0]), atol=0.2, rtol=0)
     assert (found != tokens[mask]).all()
+
+
+def test_gaussian_noise_of_a_single_token_is_that_token():
+    tokens = torch.randn(1, 1, 3)
+    noisy, _ = corrupt(tokens, torch.ones(1, 1).bool(), torch.zeros(1).long(), 1.0, "gaussian")
+    assert torch.equal(noisy, tokens)
 
 
 @pytest.mark.parametrize("source", ["same_position", "any_position", "zeros", "gaussian"])

@@ -1,4 +1,4 @@
-"""The whole way, once: scenes, a small CLIP, baseline and CMD from the same start, both scored, one report.
+"""The whole way, once: scenes, small encoders, baseline and CMD from the same start, both scored, one report.
 
 Every step leaves its result in the folder and is not done again, so a demo that was broken off goes on where it was.
 """
@@ -22,9 +22,10 @@ from saysee.errors import SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.report import DemoReport, write_report
+from saysee.training.frame_labels import SmallHuBERTSettings, train_small_hubert
 from saysee.training.image_text import SmallCLIPSettings, train_small_clip
 
-IMAGES, VAL_IMAGES, TEST_IMAGES = 2400, 200, 400
+IMAGES, VAL_IMAGES, TEST_IMAGES = 2000, 100, 400
 """Pictures of the demo, five clips each: as many as two cores draw, speak and learn from in a few minutes."""
 
 ROWS = {"baseline": "off", "CMD": "paper"}
@@ -92,25 +93,31 @@ def run_demo(folder: str | Path, seed: int = 0) -> DemoResult:
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder / "steps.json", seed)
 
-    _say("1/5 drawing and speaking scenes")
+    _say("1/6 drawing and speaking scenes")
     with steps.timed("scenes"):
         manifest_path = build_scenes(
             folder / "scenes", images=IMAGES, val_images=VAL_IMAGES, test_images=TEST_IMAGES, seed=seed
         )
     manifest = Manifest.read(manifest_path)
 
-    _say("2/5 training a small CLIP on the written captions")
+    _say("2/6 training a small CLIP on the written captions")
+    clip, hubert = folder / "small-clip", folder / "small-hubert"
     with steps.timed("small CLIP"):
-        if not (folder / "small-clip").exists():
-            train_small_clip(manifest, "train", folder / "small-clip", SmallCLIPSettings(seed=seed))
+        if not clip.exists():
+            train_small_clip(manifest, "train", clip, SmallCLIPSettings(seed=seed))
+
+    _say("3/6 training a small HuBERT on the spoken words")
+    with steps.timed("small HuBERT"):
+        if not hubert.exists():
+            train_small_hubert(manifest, "train", hubert, SmallHuBERTSettings(seed=seed))
 
     runs: dict[str, dict[str, Any]] = {}
-    for number, (name, preset) in enumerate(ROWS.items(), start=3):
-        _say(f"{number}/5 training: {name}")
+    for number, (name, preset) in enumerate(ROWS.items(), start=4):
+        _say(f"{number}/6 training: {name}")
         with steps.timed(f"training {name}"):
             runs[name] = _train(folder, name, preset, seed)
 
-    _say("5/5 scoring on the test split")
+    _say("6/6 scoring on the test split")
     results: dict[str, EvaluationResult] = {}
     models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
     with steps.timed("scoring and report"):
@@ -132,6 +139,7 @@ def _train(folder: Path, name: str, preset: str, seed: int) -> dict[str, Any]:
         [
             f"--output={output}",
             f"--data.manifest={folder / 'scenes' / 'manifest.parquet'}",
+            f"--model.speech={folder / 'small-hubert'}",
             f"--model.image={folder / 'small-clip'}",
             f"--denoising.preset={preset}",
             f"--training.seed={seed}",

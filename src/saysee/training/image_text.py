@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
 from saysee.data.manifest import Manifest, Row
@@ -53,7 +52,7 @@ class SmallCLIPSettings:
     projection: int = 128
     image_size: int = 64
     patch_size: int = 8
-    steps: int = 400
+    steps: int = 320
     batch_size: int = 128
     lr: float = 1e-3
     temperature: float = 0.07
@@ -197,11 +196,3 @@ def _train(
             bar.advance()
     model.to("cpu").eval()
     return losses
-
-
-@torch.inference_mode()
-def text_recall(model: CLIPModel, text: Tensor, image: Tensor) -> float:
-    """Share of rows of ``text`` [N, D] whose own row of ``image`` [N, D] is the most alike, in percent."""
-    del model
-    scores = functional.normalize(text, dim=-1) @ functional.normalize(image, dim=-1).T
-    return 100 * float((scores.argmax(dim=1) == torch.arange(len(scores))).float().mean())

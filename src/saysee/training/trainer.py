@@ -237,6 +237,8 @@ class Trainer:
                     f"{self.folder} already holds a run; go on with it by --resume auto, or give another --output"
                 )
             _refuse_other_recipe(load_recipe(recipe_file), self.recipe, self.folder)
+        if (self.folder / RESULT_FILE).exists():
+            return  # finished: its recipe and surroundings stay those that it ran with
         clean_folder(self.folder)
         clean_folder(self.folder / "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
