@@ -181,8 +181,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     check = _verb(sources, "verify", _data_verify, "open every file of a manifest and tell what cannot be used")
     check.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
-    check.add_argument("--max-seconds", type=float, default=60.0, metavar="S", help="longest clip allowed
-    (%(default)s)")
+    check.add_argument("--max-seconds", type=float, default=60.0, metavar="S", help="longest clip (%(default)s)")
     check.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
 
     train = _verb(

@@ -1,8 +1,11 @@
 """A small HuBERT trained from scratch to tell, frame by frame, which word is being spoken.
 
-The paper starts from a HuBERT that was pre-trained to predict frame labels (arXiv 2106.07447). Where no checkpoint can be had,
-this makes a small one from a manifest whose words have times, as the scenes corpus's have: HuBERT's architecture, and the
-words themselves as labels in place of clusters. It is saved in the Hugging Face layout, so what follows loads it as it would
+The paper starts from a HuBERT that was pre-trained to predict frame labels (arXiv 2106.07447). Where no checkpoint can
+be had,
+this makes a small one from a manifest whose words have times, as the scenes corpus's have: HuBERT's architecture, and
+the
+words themselves as labels in place of clusters. It is saved in the Hugging Face layout, so what follows loads it as it
+would
 load any HuBERT.
 """
 
