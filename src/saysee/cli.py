@@ -138,9 +138,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     _quiet_libraries()
-    from saysee.studies.demo import run_demo
+    from saysee.studies.demo import DemoSettings, run_demo
 
-    result = run_demo(options.to, seed=options.seed)
+    result = run_demo(options.to, DemoSettings(seed=options.seed))
     if options.json:
         print(json.dumps(result.to_dict()))
     else:
@@ -245,7 +245,7 @@ def _quiet_libraries() -> None:
     logging.disable_progress_bar()
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity(hub_logging.ERROR)
 
 
 def _device(name: str) -> str:

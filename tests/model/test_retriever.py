@@ -21,8 +21,6 @@ from saysee.media.audio import load_audio
 from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.retriever import SpeechImageModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FUSION = FusionConfig(width=16, layers=1, heads=2, query="image", global_token="blank")
 
 

@@ -13,8 +13,6 @@ from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WIDTH = 24
 KINDS = ("base", "large")
 

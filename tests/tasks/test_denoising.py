@@ -21,8 +21,6 @@ from saysee.tasks import denoising
 from saysee.tasks.denoising import DenoisingTask, another_image
 from saysee.training.objective import Objective, build_model, build_tasks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 B, F, P, D, V, W = 4, 6, 5, 8, 12, 16
 IDS = torch.tensor([7, 7, 3, 5])  # two clips of one image
 

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig, HubertModel
+from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbedding
 
 from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.features import SpeechFeatures
+
+
+NARROW_GROUP = 16
+"""Channels in a group of a convolution below which bf16 is not trusted on a processor; see :class:`ExactPositions`."""
 
 
 class SpeechEncoder(nn.Module):
@@ -44,6 +49,7 @@ class SpeechEncoder(nn.Module):
         config.layerdrop = 0.0
         self.hubert = HubertModel(config)
         _mend_group_norm(self.hubert)
+        _mend_position_convolution(self.hubert)
         self.layer_mix = LayerMix(
             states=config.num_hidden_layers + 1,
             normalize=config.do_stable_layer_norm
@@ -111,6 +117,30 @@ def _mend_group_norm(hubert: HubertModel) -> None:
     norm = getattr(layer, "layer_norm", None)
     if isinstance(norm, nn.GroupNorm):
         layer.layer_norm = ClipGroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine)
+
+
+class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
+    """HuBERT's positional convolution, in fp32 where a processor's bf16 convolution is wrong.
+
+    With 2 to 12 channels in a group and HuBERT's wide kernel, the bf16 convolution of torch 2.13 gave errors as large
+    as its
+    result on a processor with AMX (its gradient was right, so training went on and learned little). The real HuBERTs
+    have
+    48 and 64 channels in a group and keep their precision.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, F, S] to the same shape."""
+        narrow = self.conv.in_channels // self.conv.groups < NARROW_GROUP
+        if hidden.device.type != "cpu" or not narrow or not torch.is_autocast_enabled("cpu"):
+            return super().forward(hidden)  # type: ignore[no-any-return]
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(hidden.float())  # type: ignore[no-any-return]
+
+
+def _mend_position_convolution(hubert: HubertModel) -> None:
+    # A class of its own rather than a module around it, so that the weights keep their names.
+    hubert.encoder.pos_conv_embed.__class__ = ExactPositions
 
 
 class LayerMix(nn.Module):

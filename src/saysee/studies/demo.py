@@ -25,14 +25,34 @@ from saysee.studies.report import DemoReport, write_report
 from saysee.training.frame_labels import SmallHuBERTSettings, train_small_hubert
 from saysee.training.image_text import SmallCLIPSettings, train_small_clip
 
-IMAGES, VAL_IMAGES, TEST_IMAGES = 2000, 100, 400
-"""Pictures of the demo, five clips each: as many as two cores draw, speak and learn from in a few minutes."""
-
 ROWS = {"baseline": "off", "CMD": "paper"}
 """What is compared, and its preset of cross-modal denoising: contrastive learning alone, and with the paper's
 reading."""
 
 BREAKDOWN = ("novel_pair", "hard_twin")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo; the defaults are what two cores do in under ten minutes.
+
+    Attributes:
+        images: pictures in all, five clips each.
+        val_images: of these, to choose the best step on.
+        test_images: of these, to score on.
+        clip_steps: training steps of the small CLIP.
+        hubert_steps: training steps of the small HuBERT.
+        recipe_overrides: dotted flags laid over the recipe ``demo``.
+        seed: of the corpus and of every training.
+    """
+
+    images: int = 2000
+    val_images: int = 100
+    test_images: int = 400
+    clip_steps: int = SmallCLIPSettings.steps
+    hubert_steps: int = SmallHuBERTSettings.steps
+    recipe_overrides: tuple[str, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,24 +99,28 @@ class DemoResult:
         return table
 
 
-def run_demo(folder: str | Path, seed: int = 0) -> DemoResult:
+def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
     """Does what is not done yet, and writes ``report.html``.
 
     Args:
         folder: of all that the demo makes.
-        seed: of the corpus and of every training.
+        settings: see :class:`DemoSettings`; None takes the defaults.
 
     Raises:
         SaySeeError: a step failed; the message says why.
     """
-    folder = Path(folder)
+    folder, settings = Path(folder), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
-    steps = _Steps(folder / "steps.json", seed)
+    steps = _Steps(folder / "steps.json", settings.seed)
 
     _say("1/6 drawing and speaking scenes")
     with steps.timed("scenes"):
         manifest_path = build_scenes(
-            folder / "scenes", images=IMAGES, val_images=VAL_IMAGES, test_images=TEST_IMAGES, seed=seed
+            folder / "scenes",
+            images=settings.images,
+            val_images=settings.val_images,
+            test_images=settings.test_images,
+            seed=settings.seed,
         )
     manifest = Manifest.read(manifest_path)
 
@@ -104,18 +128,20 @@ def run_demo(folder: str | Path, seed: int = 0) -> DemoResult:
     clip, hubert = folder / "small-clip", folder / "small-hubert"
     with steps.timed("small CLIP"):
         if not clip.exists():
-            train_small_clip(manifest, "train", clip, SmallCLIPSettings(seed=seed))
+            train_small_clip(manifest, "train", clip, SmallCLIPSettings(steps=settings.clip_steps, seed=settings.seed))
 
     _say("3/6 training a small HuBERT on the spoken words")
     with steps.timed("small HuBERT"):
         if not hubert.exists():
-            train_small_hubert(manifest, "train", hubert, SmallHuBERTSettings(seed=seed))
+            train_small_hubert(
+                manifest, "train", hubert, SmallHuBERTSettings(steps=settings.hubert_steps, seed=settings.seed)
+            )
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, preset) in enumerate(ROWS.items(), start=4):
         _say(f"{number}/6 training: {name}")
         with steps.timed(f"training {name}"):
-            runs[name] = _train(folder, name, preset, seed)
+            runs[name] = _train(folder, name, preset, settings)
 
     _say("6/6 scoring on the test split")
     results: dict[str, EvaluationResult] = {}
@@ -125,13 +151,13 @@ def run_demo(folder: str | Path, seed: int = 0) -> DemoResult:
             results[name] = evaluate(model, manifest, split="test", by=BREAKDOWN, keep_vectors=True)
         report = write_report(
             folder / "report.html",
-            DemoReport(manifest.select("test"), models, results, runs, folder / "runs", steps.seconds, seed),
+            DemoReport(manifest.select("test"), models, results, runs, folder / "runs", steps.seconds, settings.seed),
         )
     scores = {name: result.to_dict() for name, result in results.items()}
     return DemoResult(report, scores, runs, steps.seconds)
 
 
-def _train(folder: Path, name: str, preset: str, seed: int) -> dict[str, Any]:
+def _train(folder: Path, name: str, preset: str, settings: DemoSettings) -> dict[str, Any]:
     """Trains one row in a process of its own, so that its memory and its threads are its own; resumes by itself."""
     output = folder / "runs" / name
     recipe = load_recipe(
@@ -142,7 +168,8 @@ def _train(folder: Path, name: str, preset: str, seed: int) -> dict[str, Any]:
             f"--model.speech={folder / 'small-hubert'}",
             f"--model.image={folder / 'small-clip'}",
             f"--denoising.preset={preset}",
-            f"--training.seed={seed}",
+            f"--training.seed={settings.seed}",
+            *settings.recipe_overrides,
         ],
     )
     recipe_file = folder / f"{name}.yaml"

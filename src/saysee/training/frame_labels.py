@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import HubertConfig
 
 from saysee.data.loader import build_loader
@@ -29,6 +28,7 @@ from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 from saysee.progress import progress_bar
+from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import write_folder
 
 SILENCE = 0
@@ -179,7 +179,7 @@ def _train(
         field += (kernel - 1) * stride
         stride *= step
     right: list[float] = []
-    with progress_bar("small HuBERT from spoken words", settings.steps) as bar, sdpa_kernel(SDPBackend.MATH):
+    with progress_bar("small HuBERT from spoken words", settings.steps) as bar, attention_kernel(device, bf16=True):
         while len(right) < settings.steps:
             for batch in loader:
                 factor = min(

@@ -24,6 +24,7 @@ from saysee.media.images import load_image
 from saysee.model.processor import SpeechImageProcessor
 from saysee.progress import progress_bar
 from saysee.tasks.contrastive import info_nce
+from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import write_folder
 
 MAX_WORDS = 40
@@ -48,11 +49,11 @@ class SmallCLIPSettings:
     """
 
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     projection: int = 128
     image_size: int = 64
     patch_size: int = 8
-    steps: int = 320
+    steps: int = 360
     batch_size: int = 128
     lr: float = 1e-3
     temperature: float = 0.07
@@ -170,7 +171,7 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     draw = random.Random(settings.seed)
     losses = []
-    with progress_bar("small CLIP from written captions", settings.steps) as bar:
+    with progress_bar("small CLIP from written captions", settings.steps) as bar, attention_kernel(device, bf16=True):
         for step in range(settings.steps):
             warmup = max(settings.steps // 10, 1)
             factor = min((step + 1) / warmup, (settings.steps - step) / (settings.steps - warmup + 1))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from saysee.errors import SaySeeError
+from saysee.studies.demo import DemoResult, DemoSettings, run_demo
+
+SMALL = DemoSettings(
+    images=160,
+    val_images=6,
+    test_images=20,
+    clip_steps=2,
+    hubert_steps=2,
+    recipe_overrides=(
+        "--training.steps=4",
+        "--training.eval_every=2",
+        "--training.checkpoint_every=2",
+        "--data.batch_size=16",
+        "--data.workers=0",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_demo(folder, SMALL)
+
+
+class Page(HTMLParser):
+    """Counts what a page holds, and where it would fetch from."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.right = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.sources += [value for name in ("src", "href") if tag != "use" and (value := values.get(name))]
+        self.right += values.get("class") == "right"
+
+
+def test_the_report_is_one_file_with_scores_curves_queries_and_attention(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(source.startswith(("data:", "#")) for source in page.sources), "the report fetches something"
+    assert page.tags.count("audio") == 10 + 3
+    assert len([source for source in page.sources if source.startswith("data:image/jpeg")]) >= 10 * 5 + 3
+    assert page.tags.count("svg") == 3
+    for name, scores in result.scores.items():
+        assert name in text
+        assert f"{scores['overall']['mean_R@1']:.2f} (" in text
+    for setting in ("batch_size: 16", "temperature: 0.07", "preset"):
+        assert (setting in text) == (setting != "preset")
+
+
+def test_right_pictures_are_framed_exactly_where_they_rank_in_the_first_five(demo: tuple[Path, DemoResult]) -> None:
+    text = (demo[0] / "report.html").read_text(encoding="utf-8")
+    ranks = [int(rank) for rank in re.findall(r"right picture at rank (\d+) of 20", text)]
+    assert len(ranks) == 10
+    assert Page(text).right == sum(rank <= 5 for rank in ranks)
+
+
+def test_both_rows_have_the_same_start_data_and_steps(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    metrics = {
+        name: [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("baseline", "CMD")
+    }
+    assert {name: run["steps"] for name, run in result.runs.items()} == {"baseline": 4, "CMD": 4}
+    assert {name: run["clips"] for name, run in result.runs.items()} == {"baseline": 64, "CMD": 64}
+    assert not any("denoising_loss" in line for line in metrics["baseline"])
+    assert any("denoising_loss" in line for line in metrics["CMD"])
+
+
+def test_called_again_it_trains_nothing_again(demo: tuple[Path, DemoResult]) -> None:
+    folder, first = demo
+    made = [folder / "small-clip", folder / "small-hubert", folder / "runs" / "CMD" / "best", folder / "scenes"]
+    before = [path.stat().st_mtime_ns for path in made]
+    second = run_demo(folder, SMALL)
+    assert [path.stat().st_mtime_ns for path in made] == before
+    assert second.runs == first.runs
+    for name, scores in first.scores.items():
+        assert second.scores[name]["overall"] == scores["overall"]
+
+
+def test_a_folder_of_another_seed_is_refused(demo: tuple[Path, DemoResult]) -> None:
+    with pytest.raises(SaySeeError, match="holds a demo of seed 0"):
+        run_demo(demo[0], DemoSettings(seed=1))

@@ -1,0 +1,216 @@
+"""The command line as a user meets it: one line and exit 2 for a mistake, one result on stdout, 130 when interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from saysee.cli import main
+from saysee.config import resolve_recipe
+from saysee.data.manifest import Manifest, Row
+from saysee.training.trainer import Trainer
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command that must be refused; gives its one line."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code  # argparse's way out
+        errors = capsys.readouterr().err
+        assert code == 2, errors
+        lines = errors.strip().splitlines()
+        assert len(lines) == 1, errors
+        assert "Traceback" not in errors
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def model_folder(tiny_settings: dict[str, Any]) -> Path:
+    Trainer(resolve_recipe(tiny_settings, ["--training.steps=1"])).fit()
+    return Path(tiny_settings["output"]) / "best"
+
+
+def test_help_answers_in_half_a_second_and_loads_no_torch() -> None:
+    command = [sys.executable, "-m", "saysee", "--help"]
+    subprocess.run(command, check=True, capture_output=True)  # compiles the bytecode once
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+    for verb in ("data", "train", "evaluate", "demo"):
+        assert verb in done.stdout
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom saysee.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+            "print(sorted(set(sys.modules) & {'torch', 'transformers', 'numpy', 'pyarrow'}), file=sys.stderr)",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.stderr.strip() == "[]"
+
+
+def bad_clips(folder: Path) -> dict[str, str]:
+    """File name to the kind of refusal it must get."""
+    second = np.sin(np.linspace(0, 2000, 16_000)).astype(np.float32) * 0.3
+    soundfile.write(folder / "short.wav", second[:300], 16_000)
+    soundfile.write(folder / "long.wav", np.tile(second, 70), 16_000)
+    soundfile.write(folder / "silent.wav", np.zeros(16_000), 16_000)
+    soundfile.write(folder / "nan.wav", np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "whole.flac", second, 16_000)
+    content = (folder / "whole.flac").read_bytes()
+    (folder / "truncated.flac").write_bytes(content[: len(content) // 2])
+    (folder / "text.wav").write_text("no sound at all")
+    (folder / "empty.wav").touch()
+    (folder / "folder.wav").mkdir()
+    (folder / "nowhere.wav").symlink_to(folder / "gone.wav")
+    return {
+        "short.wav": "too short",
+        "long.wav": "too long",
+        "silent.wav": "silent",
+        "nan.wav": "not finite",
+        "truncated.flac": "truncated",
+        "text.wav": "undecodable",
+        "empty.wav": "empty",
+        "folder.wav": "directory",
+        "nowhere.wav": "broken link",
+        "missing.wav": "missing",
+    }
+
+
+def bad_pictures(folder: Path) -> dict[str, str]:
+    """File name to the kind of refusal it must get."""
+    Image.effect_noise((64, 64), 50).save(folder / "whole.png")
+    content = (folder / "whole.png").read_bytes()
+    (folder / "truncated.png").write_bytes(content[: len(content) // 2])
+    (folder / "text.png").write_text("no picture at all")
+    (folder / "empty.png").touch()
+    (folder / "folder.png").mkdir()
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    return {
+        "truncated.png": "truncated",
+        "text.png": "undecodable",
+        "empty.png": "empty",
+        "folder.png": "directory",
+        "bomb.png": "too large",
+        "missing.png": "missing",
+    }
+
+
+def test_verify_names_every_bad_file_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
+) -> None:
+    clips, pictures = bad_clips(tmp_path), bad_pictures(tmp_path)
+    good = np.sin(np.linspace(0, 2000, 16_000)) * 0.3
+    rows = [Row(name, "whole.png", "whole", "train") for name in clips]
+    for name in pictures:
+        soundfile.write(tmp_path / f"{name}.wav", good, 16_000)
+        rows.append(Row(f"{name}.wav", name, name, "train"))
+    manifest = tmp_path / "manifest.jsonl"
+    Manifest(rows, tmp_path).write(manifest)
+
+    assert "16 files cannot be used" in refused("data", "verify", manifest)
+    assert main(["data", "verify", str(manifest), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    problems = json.loads(captured.out)["problems"]
+    assert {Path(problem["path"]).name: problem["kind"] for problem in problems} == clips | pictures
+    assert all("\n" not in problem["message"] for problem in problems)
+
+
+def test_verify_is_content_with_a_good_corpus(tiny_scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "verify", str(tiny_scenes)]) == 0
+    assert "all of 120 clips and 24 pictures can be used" in capsys.readouterr().out
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_scenes: Path, model_folder: Path, refused: Any) -> None:
+    (tmp_path / "broken.yaml").write_text("data: [")
+    (tmp_path / "other.txt").write_text("somebody's file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    assert "nosuch" in refused("nosuch")
+    assert "--nosuch" in refused("data", "verify", tiny_scenes, "--nosuch")
+    assert "which recipe" in refused("train")
+    assert "demo" in refused("train", tmp_path / "missing.yaml")
+    assert "YAML" in refused("train", tmp_path / "broken.yaml")
+    assert "optimizer.lrr" in refused("train", "demo", "--optimizer.lrr", "3")
+    assert "data.manifest" in refused("train", "demo")
+    assert "missing.parquet" in refused("data", "verify", tmp_path / "missing.parquet")
+    assert ".parquet" in refused("data", "verify", tmp_path / "other.txt")
+    assert str(tmp_path / "full") in refused("data", "scenes", "--to", tmp_path / "full", "--images", 30)
+    assert "no SaySee model" in refused("evaluate", tmp_path / "full", tiny_scenes)
+    assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--split", "nosuch")
+    assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--by", "nosuch")
+    assert "CUDA" in refused("evaluate", model_folder, tiny_scenes, "--device", "cuda")
+
+
+def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"missing\.parquet"):
+        main(["data", "verify", str(tmp_path / "missing.parquet"), "--debug"])
+
+
+def test_train_prints_one_result_and_evaluate_scores_it(
+    tiny_settings: dict[str, Any], tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_settings))
+    assert main(["train", str(recipe), "--training.steps", "2", "--training.eval_every=1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["steps"] == 2
+    words = ["evaluate", result["model"], str(tiny_scenes), "--by", "novel_pair", "--by", "hard_twin"]
+    assert main([*words, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["overall"]["clips"] == 40
+    assert scores["by"].keys() == {"novel_pair", "hard_twin"}
+    assert main(words) == 0
+    assert "R@1" in capsys.readouterr().out
+
+
+def test_every_setting_is_listed_with_its_description(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--settings"]) == 0
+    text = capsys.readouterr().out
+    assert "--denoising.share" in text
+    assert "Share of the noisy side" in " ".join(text.split())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_interrupted_it_exits_130_keeps_what_is_finished_and_goes_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "saysee", "data", "scenes", "--to", str(tmp_path / "scenes")]
+    words += ["--images", "150", "--val-images", "10", "--test-images", "20", "--workers", "1"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "scenes").rglob("*.png"))) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Manifest.read(done.stdout.strip()).splits() == {"train": 600, "val": 50, "test": 100}
