@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line and exit 2 for a mistake, one result on stdout, 130 when interrupted."""
+"""The command line as a user meets it: one line and exit 2 for a mistake, one result on stdout, 130 on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -187,7 +188,9 @@ def _build_parser() -> argparse.ArgumentParser:
     train = _verb(
         verbs, "train", _train, "train what a recipe describes; --data.batch_size 64 and the like override it"
     )
-    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file of settings")
+    train.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package"
+    )
     train.add_argument(
         "--resume",
         choices=("auto", "never"),
@@ -239,13 +242,11 @@ def _refuse(message: object) -> int:
 def _quiet_libraries() -> None:
     """Silences what libraries print beside our own progress."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    from huggingface_hub.utils import logging as hub_logging
-
-    hub_logging.set_verbosity(hub_logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _device(name: str) -> str:

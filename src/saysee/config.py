@@ -6,7 +6,7 @@ Nothing here imports torch, so that ``saysee train --help`` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -279,64 +279,86 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     Raises:
         ConfigError: naming the setting, its value and what it may be.
     """
-    denoising, training, data = recipe.denoising, recipe.training, recipe.data
-
-    def refuse(setting: str, value: object, mend: str) -> None:
+    for setting, value, mend in (*_out_of_range(recipe), *_at_odds(recipe)):
         raise ConfigError(f"{where}: {setting} is {value!r}; {mend}")
 
+
+_AT_LEAST_ONE = (
+    "training.steps",
+    "training.eval_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "optimizer.accumulate",
+    "data.bucket_batches",
+    "fusion.layers",
+    "fusion.heads",
+    "fusion.width",
+    "model.head_layers",
+    "model.head_heads",
+)
+_NOT_NEGATIVE = (
+    "denoising.weight",
+    "denoising.start_step",
+    "denoising.warmup_steps",
+    "contrastive.weight",
+    "optimizer.lr",
+    "optimizer.encoder_lr",
+    "optimizer.weight_decay",
+    "optimizer.warmup_steps",
+    "training.patience",
+    "data.workers",
+    "data.cache_images_mb",
+)
+_ABOVE_ZERO = ("denoising.temperature", "contrastive.temperature", "optimizer.clip_norm")
+_SHARES = ("denoising.share", "fusion.dropout", "model.head_dropout")
+
+
+def _out_of_range(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Setting, value and mend of each value that no recipe may have."""
+
+    def value_of(setting: str) -> Any:
+        section, name = setting.split(".")
+        return getattr(getattr(recipe, section), name)
+
+    for settings, fits, mend in (
+        (_AT_LEAST_ONE, lambda value: value >= 1, "it must be at least 1"),
+        (_NOT_NEGATIVE, lambda value: value >= 0, "it must be 0 or more"),
+        (_ABOVE_ZERO, lambda value: value > 0, "it must be above 0"),
+        (_SHARES, lambda value: 0 <= value <= 1, "it is a share, 0 to 1"),
+    ):
+        for setting in settings:
+            if not fits(value_of(setting)):
+                yield setting, value_of(setting), mend
+    if recipe.data.batch_size < 2:
+        yield "data.batch_size", recipe.data.batch_size, "contrastive learning needs at least 2 pairs in a batch"
+    if recipe.denoising.max_tokens < 2:
+        yield "denoising.max_tokens", recipe.denoising.max_tokens, "comparing tokens needs at least 2"
+    if len(recipe.optimizer.betas) != 2:
+        yield "optimizer.betas", recipe.optimizer.betas, "give two numbers"
+
+
+def _at_odds(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Setting, value and mend of each value that does not go with another."""
+    denoising, fusion, contrastive = recipe.denoising, recipe.fusion, recipe.contrastive
+    if fusion.width % fusion.heads:
+        yield "fusion.width", fusion.width, f"it must be a multiple of fusion.heads ({fusion.heads})"
+    if contrastive.weight == 0 and denoising.weight == 0:
+        yield "contrastive.weight", contrastive.weight, "with denoising off too, nothing is left to train"
+    if contrastive.weight == 0 and (denoising.start_step or denoising.warmup_steps):
+        mend = "nothing trains until denoising starts: give it no start_step or warmup_steps"
+        yield "contrastive.weight", contrastive.weight, mend
+    if denoising.weight and denoising.target == "replaced" and denoising.share == 0:
+        yield "denoising.share", denoising.share, "the target is the replaced tokens, so it must be above 0"
     if denoising.weight and denoising.target != "global":
         for noisy in ("image", "speech") if denoising.noise == "both" else (denoising.noise,):
             if denoising.query not in (noisy, "noisy"):
-                refuse(
+                yield (
                     "denoising.target",
                     denoising.target,
-                    f"rebuilding tokens needs the noisy side as the query: set denoising.query to noisy (it is"
-                    f" {denoising.query}, the noise is on {denoising.noise}), or the target to global",
+                    "rebuilding tokens needs the noisy side as the query: set denoising.query to noisy (it is "
+                    f"{denoising.query}, the noise is on {denoising.noise}), or the target to global",
                 )
-    if not 0 <= denoising.share <= 1:
-        refuse("denoising.share", denoising.share, "it is a share, 0 to 1")
-    if denoising.weight and denoising.target == "replaced" and denoising.share == 0:
-        refuse("denoising.share", denoising.share, "the target is the replaced tokens, so it must be above 0")
-    if denoising.weight < 0 or recipe.contrastive.weight < 0:
-        refuse("a loss weight", min(denoising.weight, recipe.contrastive.weight), "it must be 0 or more")
-    if denoising.weight == 0 and recipe.contrastive.weight == 0:
-        refuse("contrastive.weight", 0, "with denoising off too, nothing is left to train")
-    if recipe.contrastive.weight == 0 and (denoising.start_step or denoising.warmup_steps):
-        refuse("contrastive.weight", 0, "nothing trains until denoising starts: give it no start_step or warmup_steps")
-    if denoising.temperature <= 0 or recipe.contrastive.temperature <= 0:
-        refuse("a temperature", min(denoising.temperature, recipe.contrastive.temperature), "it must be above 0")
-    if data.batch_size < 2:
-        refuse("data.batch_size", data.batch_size, "contrastive learning needs at least 2 pairs in a batch")
-    if len(recipe.optimizer.betas) != 2:
-        refuse("optimizer.betas", recipe.optimizer.betas, "give two numbers")
-    for setting, value in (
-        ("training.steps", training.steps),
-        ("training.eval_every", training.eval_every),
-        ("training.checkpoint_every", training.checkpoint_every),
-        ("training.keep_checkpoints", training.keep_checkpoints),
-        ("training.log_every", training.log_every),
-        ("optimizer.accumulate", recipe.optimizer.accumulate),
-        ("data.bucket_batches", data.bucket_batches),
-        ("fusion.layers", recipe.fusion.layers),
-        ("fusion.heads", recipe.fusion.heads),
-        ("fusion.width", recipe.fusion.width),
-        ("model.head_layers", recipe.model.head_layers),
-        ("model.head_heads", recipe.model.head_heads),
-    ):
-        if value < 1:
-            refuse(setting, value, "it must be at least 1")
-    for setting, value in (
-        ("denoising.start_step", denoising.start_step),
-        ("denoising.warmup_steps", denoising.warmup_steps),
-        ("optimizer.warmup_steps", recipe.optimizer.warmup_steps),
-        ("training.patience", training.patience),
-    ):
-        if value < 0:
-            refuse(setting, value, "it must be 0 or more")
-    if recipe.fusion.width % recipe.fusion.heads:
-        refuse("fusion.width", recipe.fusion.width, f"it must be a multiple of fusion.heads ({recipe.fusion.heads})")
-    if denoising.max_tokens < 2:
-        refuse("denoising.max_tokens", denoising.max_tokens, "comparing tokens needs at least 2")
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

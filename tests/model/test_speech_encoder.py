@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, layer_norm
-from transformers import HubertModel
+from transformers import HubertConfig, HubertModel
 
 from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
@@ -156,3 +156,27 @@ def test_heads_that_do_not_divide_the_width_are_refused_in_one_line(hubert_confi
     with pytest.raises(ConfigError, match=r"5 attention heads .* 32") as refusal:
         SpeechEncoder(hubert_configs["base"], HeadConfig(heads=5), WIDTH)
     assert "\n" not in str(refusal.value)
+
+
+def test_narrow_positional_convolutions_are_right_in_bf16_too():
+    """On a processor with AMX, torch's bf16 kernel for 8 channels a group is wrong by as much as its result."""
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=128,
+        conv_dim=[16, 16, 32],
+        conv_kernel=[20, 8, 4],
+        conv_stride=[10, 8, 4],
+        num_feat_extract_layers=3,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=16,
+    )
+    convolution = SpeechEncoder(config, HeadConfig(heads=4), width=16).hubert.encoder.pos_conv_embed
+    hidden = torch.randn(8, 170, 128)
+    with torch.inference_mode():
+        exact = convolution(hidden)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = convolution(hidden).float()
+    assert float((rounded - exact).norm() / exact.norm()) < 0.02

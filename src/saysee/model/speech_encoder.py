@@ -17,7 +17,6 @@ from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.features import SpeechFeatures
 
-
 NARROW_GROUP = 16
 """Channels in a group of a convolution below which bf16 is not trusted on a processor; see :class:`ExactPositions`."""
 

@@ -29,6 +29,9 @@ ROWS = {"baseline": "off", "CMD": "paper"}
 """What is compared, and its preset of cross-modal denoising: contrastive learning alone, and with the paper's
 reading."""
 
+PATIENCE_SECONDS = 10
+"""How long an interrupted training may take to end its step and write its checkpoint before it is told again."""
+
 BREAKDOWN = ("novel_pair", "hard_twin")
 
 
@@ -175,13 +178,29 @@ def _train(folder: Path, name: str, preset: str, settings: DemoSettings) -> dict
     recipe_file = folder / f"{name}.yaml"
     save_recipe(recipe, recipe_file)
     command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode == 130:
+    code, output = _run(command)
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode:
+    if code:
         raise SaySeeError(f"training {name} failed, for the reason above; run the demo again to go on")
-    result: dict[str, Any] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(output)
     return result
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Exit code and stdout. At Ctrl-C the process, which a terminal tells too, is given time to write its
+    checkpoint."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # nobody told it
+            process.wait()
+        raise
+    return process.returncode, output
 
 
 class _Steps:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, HubertConfig
 
 from saysee.config import Recipe
+from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.retriever import SpeechImageModel
 from saysee.tasks.base import Task
@@ -27,8 +29,8 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)
     model = SpeechImageModel.from_encoders(
-        HubertConfig(**settings.speech) if isinstance(settings.speech, dict) else settings.speech,
-        CLIPVisionConfig(**settings.image) if isinstance(settings.image, dict) else settings.image,
+        _encoder(HubertConfig, settings.speech, "model.speech"),
+        _encoder(CLIPVisionConfig, settings.image, "model.image"),
         text=settings.text,
         head=HeadConfig(
             layers=settings.head_layers,
@@ -40,6 +42,16 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     )
     model.set_trainable(settings.speech_trainable, settings.image_trainable)
     return model
+
+
+def _encoder(kind: Any, value: str | dict[str, Any], setting: str) -> Any:
+    """A place of a checkpoint as it is, or the configuration that a mapping of values describes."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return kind(**value)
+    except Exception as error:  # transformers raises kinds of its own for a value of a wrong type
+        raise ConfigError(f"{setting}: not a {kind.__name__}: {' '.join(str(error).split())}") from error
 
 
 def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
