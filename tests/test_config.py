@@ -171,7 +171,7 @@ def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ({"denoising": {"share": 1.01}}, "denoising.share"),
         ({"denoising": {"share": -0.1}}, "denoising.share"),
         ({"denoising": {"target": "replaced", "query": "noisy", "share": 0.0}}, "denoising.share"),
-        ({"denoising": {"weight": -1.0}}, "loss weight"),
+        ({"denoising": {"weight": -1.0}}, "weight"),
         ({"denoising": {"max_tokens": 1}}, "denoising.max_tokens"),
         ({"denoising": {"start_step": -1}}, "denoising.start_step"),
         ({"denoising": {"warmup_steps": -1}}, "denoising.warmup_steps"),

@@ -1,9 +1,8 @@
 """The command line: parse, call, print.
 
 Every verb shows its progress on stderr and one result on stdout (``--json`` for machines). Exit codes: 0 done, 2 a
-mistake of
-the user's, told in one line, 130 interrupted. A verb imports what it needs when it is called, so that ``saysee --help``
-answers at once.
+mistake of the user's, told in one line, 130 interrupted. A verb imports what it needs when it is called, so that
+``saysee --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -88,9 +87,7 @@ def _data_verify(options: argparse.Namespace) -> int:
         _print_rich(problems_table(problems))
     if problems:
         noun = "file" if len(problems) == 1 else "files"
-        raise SaySeeError(
-            f"{options.manifest}: {len(problems)} {noun} cannot be used; mend them or take out their rows"
-        )
+        return _refuse(f"{options.manifest}: {len(problems)} {noun} cannot be used; mend them or take out their rows")
     if not options.json:
         pictures = len(manifest.images())
         print(f"{options.manifest}: all of {len(manifest)} clips and {pictures} pictures can be used")

@@ -6,12 +6,14 @@ Nothing here imports torch, so that ``saysee train --help`` answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from saysee.errors import ConfigError
+from saysee.files import write_text
 
 # jsonargparse reads these annotations at run time on Python 3.10 too, hence Optional and Union.
 Layers = Union[int, Literal["all"]]  # noqa: UP007
@@ -279,7 +281,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     Raises:
         ConfigError: naming the setting, its value and what it may be.
     """
-    for setting, value, mend in (*_out_of_range(recipe), *_at_odds(recipe)):
+    for setting, value, mend in itertools.chain(_out_of_range(recipe), _at_odds(recipe)):
         raise ConfigError(f"{where}: {setting} is {value!r}; {mend}")
 
 
@@ -321,12 +323,13 @@ def _out_of_range(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         section, name = setting.split(".")
         return getattr(getattr(recipe, section), name)
 
-    for settings, fits, mend in (
+    checks: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         (_AT_LEAST_ONE, lambda value: value >= 1, "it must be at least 1"),
         (_NOT_NEGATIVE, lambda value: value >= 0, "it must be 0 or more"),
         (_ABOVE_ZERO, lambda value: value > 0, "it must be above 0"),
         (_SHARES, lambda value: 0 <= value <= 1, "it is a share, 0 to 1"),
-    ):
+    )
+    for settings, fits, mend in checks:
         for setting in settings:
             if not fits(value_of(setting)):
                 yield setting, value_of(setting), mend
@@ -334,8 +337,13 @@ def _out_of_range(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "data.batch_size", recipe.data.batch_size, "contrastive learning needs at least 2 pairs in a batch"
     if recipe.denoising.max_tokens < 2:
         yield "denoising.max_tokens", recipe.denoising.max_tokens, "comparing tokens needs at least 2"
-    if len(recipe.optimizer.betas) != 2:
-        yield "optimizer.betas", recipe.optimizer.betas, "give two numbers"
+    if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
+        yield "optimizer.betas", recipe.optimizer.betas, "give two numbers from 0 to below 1"
+    for setting in ("fusion.feedforward", "model.head_feedforward"):
+        if value_of(setting) is not None and value_of(setting) < 1:
+            yield setting, value_of(setting), "it must be at least 1, or null for four times the width"
+    if not 0 <= recipe.training.seed < 2**63:
+        yield "training.seed", recipe.training.seed, "it must be a number from 0 to below 2 to the 63rd"
 
 
 def _at_odds(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
@@ -370,7 +378,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the resolved recipe, every setting with its value, as YAML."""
     import yaml
 
-    path.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def recipe_help() -> str:

@@ -16,9 +16,9 @@ PATIENCE_SECONDS = 2.0
 class ProgressBar:
     """A bar that shows itself only once the work has taken over two seconds."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, enabled: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
-        self._start = time.monotonic()
+        self._start = time.monotonic() if enabled else float("inf")
         self._progress: Progress | None = None
 
     def advance(self, count: int = 1) -> None:
@@ -48,9 +48,7 @@ class ProgressBar:
 @contextmanager
 def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[ProgressBar]:
     """A :class:`ProgressBar` for the time of a ``with`` block; disabled, it only counts."""
-    bar = ProgressBar(what, total if enabled else 0)
-    if not enabled:
-        bar._start = float("inf")
+    bar = ProgressBar(what, total, enabled)
     try:
         yield bar
     finally:

@@ -410,4 +410,6 @@ def _pad(waveforms: list[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the main process, without a traceback of each
+    # The main process answers Ctrl-C and a group's SIGTERM, and ends its workers when it is done.
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)

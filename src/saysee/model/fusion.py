@@ -1,8 +1,7 @@
 """The multimodal fusion encoder: tokens of one modality attend to the tokens of the other.
 
 It exists for training (cross-modal denoising) and for pictures of attention. It is no part of retrieval, and a saved
-model
-leaves it out unless asked: the cost of a query is the dual encoder's alone.
+model leaves it out unless asked: the cost of a query is the dual encoder's alone.
 """
 
 from __future__ import annotations
@@ -108,8 +107,7 @@ class FusionLayer(nn.Module):
     """Pre-norm: queries look at the context, then at each other, then a feed-forward network.
 
     Without the look at each other the fused global token could not know what the frames have seen, and a task on it
-    would
-    teach the frames nothing.
+    would teach the frames nothing.
     """
 
     def __init__(self, config: FusionConfig) -> None:

@@ -181,8 +181,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
         # The encoders initialise themselves as HuBERT and CLIP do, and the head and the fusion encoder as torch's
-        # layers
-        # do, each when it is made. Loading onto meta tensors skips that, so the parts that are ours are told here.
+        # layers do, each when it is made. Loading onto meta tensors skips that, so the parts that are ours are told
+        # here.
         if isinstance(module, LayerMix):
             torch.nn.init.zeros_(module.weights)
         elif isinstance(module, SpeechHead):

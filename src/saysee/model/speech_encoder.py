@@ -122,10 +122,8 @@ class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
     """HuBERT's positional convolution, in fp32 where a processor's bf16 convolution is wrong.
 
     With 2 to 12 channels in a group and HuBERT's wide kernel, the bf16 convolution of torch 2.13 gave errors as large
-    as its
-    result on a processor with AMX (its gradient was right, so training went on and learned little). The real HuBERTs
-    have
-    48 and 64 channels in a group and keep their precision.
+    as its result on a processor with AMX (its gradient was right, so training went on and learned little). The real
+    HuBERTs have 48 and 64 channels in a group and keep their precision.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from saysee.config import load_recipe, save_recipe
 from saysee.data.manifest import Manifest
 from saysee.data.scenes.corpus import build_scenes
 from saysee.errors import SaySeeError
-from saysee.evaluation.protocols import EvaluationResult, evaluate
+from saysee.evaluation.protocols import evaluate
+from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.report import DemoReport, write_report
 from saysee.training.frame_labels import SmallHuBERTSettings, train_small_hubert
@@ -112,14 +115,18 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     Raises:
         SaySeeError: a step failed; the message says why.
     """
-    folder, settings = Path(folder), settings or DemoSettings()
+    folder, settings = Path(folder).resolve(), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder / "steps.json", settings.seed)
 
+    scenes, clip, hubert = folder / "scenes", folder / "small-clip", folder / "small-hubert"
+    clip_settings = SmallCLIPSettings(steps=settings.clip_steps, seed=settings.seed)
+    hubert_settings = SmallHuBERTSettings(steps=settings.hubert_steps, seed=settings.seed)
+
     _say("1/6 drawing and speaking scenes")
-    with steps.timed("scenes"):
+    with steps.timed("scenes", done=(scenes / "manifest.parquet").exists()):
         manifest_path = build_scenes(
-            folder / "scenes",
+            scenes,
             images=settings.images,
             val_images=settings.val_images,
             test_images=settings.test_images,
@@ -128,34 +135,42 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     manifest = Manifest.read(manifest_path)
 
     _say("2/6 training a small CLIP on the written captions")
-    clip, hubert = folder / "small-clip", folder / "small-hubert"
-    with steps.timed("small CLIP"):
-        if not clip.exists():
-            train_small_clip(manifest, "train", clip, SmallCLIPSettings(steps=settings.clip_steps, seed=settings.seed))
+    if not clip.exists():
+        with steps.timed("small CLIP"):
+            train_small_clip(manifest, "train", clip, clip_settings)
 
     _say("3/6 training a small HuBERT on the spoken words")
-    with steps.timed("small HuBERT"):
-        if not hubert.exists():
-            train_small_hubert(
-                manifest, "train", hubert, SmallHuBERTSettings(steps=settings.hubert_steps, seed=settings.seed)
-            )
+    if not hubert.exists():
+        with steps.timed("small HuBERT"):
+            train_small_hubert(manifest, "train", hubert, hubert_settings)
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, preset) in enumerate(ROWS.items(), start=4):
         _say(f"{number}/6 training: {name}")
-        with steps.timed(f"training {name}"):
+        with steps.timed(f"training {name}", done=(folder / "runs" / name / "result.json").exists()):
             runs[name] = _train(folder, name, preset, settings)
 
     _say("6/6 scoring on the test split")
-    results: dict[str, EvaluationResult] = {}
+    steps.forget("scoring")
     models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
-    with steps.timed("scoring and report"):
-        for name, model in models.items():
-            results[name] = evaluate(model, manifest, split="test", by=BREAKDOWN, keep_vectors=True)
-        report = write_report(
-            folder / "report.html",
-            DemoReport(manifest.select("test"), models, results, runs, folder / "runs", steps.seconds, settings.seed),
-        )
+    with steps.timed("scoring"):
+        results = {
+            name: evaluate(model, manifest, split="test", by=BREAKDOWN, keep_vectors=True)
+            for name, model in models.items()
+        }
+    report = write_report(
+        folder / "report.html",
+        DemoReport(
+            test=manifest.select("test"),
+            models=models,
+            results=results,
+            runs=runs,
+            runs_folder=folder / "runs",
+            seconds=steps.seconds,
+            settings={"demo": vars(settings), "small CLIP": vars(clip_settings), "small HuBERT": vars(hubert_settings)},
+            seed=settings.seed,
+        ),
+    )
     scores = {name: result.to_dict() for name, result in results.items()}
     return DemoResult(report, scores, runs, steps.seconds)
 
@@ -178,12 +193,12 @@ def _train(folder: Path, name: str, preset: str, settings: DemoSettings) -> dict
     recipe_file = folder / f"{name}.yaml"
     save_recipe(recipe, recipe_file)
     command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
-    code, output = _run(command)
+    code, text = _run(command)
     if code == 130:
         raise KeyboardInterrupt
     if code:
         raise SaySeeError(f"training {name} failed, for the reason above; run the demo again to go on")
-    result: dict[str, Any] = json.loads(output)
+    result: dict[str, Any] = json.loads(text)
     return result
 
 
@@ -204,7 +219,7 @@ def _run(command: list[str]) -> tuple[int, str]:
 
 
 class _Steps:
-    """Seconds of each step, kept across calls: a step that a call finds done keeps the time that it took then.
+    """Seconds of each step, kept across calls: a step that a call finds done keeps the time that it took.
 
     Args:
         path: the JSON file.
@@ -212,8 +227,7 @@ class _Steps:
     """
 
     def __init__(self, path: Path, seed: int) -> None:
-        self._path = path
-        self._seed = seed
+        self._path, self._seed = path, seed
         self.seconds: dict[str, float] = {}
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -223,25 +237,20 @@ class _Steps:
                 )
             self.seconds = kept["seconds"]
 
-    def timed(self, name: str) -> _Timer:
-        """Adds the time of a ``with`` block to a step, also when the block is broken off."""
-        return _Timer(self, name)
+    @contextmanager
+    def timed(self, name: str, done: bool = False) -> Iterator[None]:
+        """Adds the time of a ``with`` block to a step, also when it is broken off, unless the step was done before."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if not done:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+                write_text(self._path, json.dumps({"seed": self._seed, "seconds": self.seconds}))
 
-    def add(self, name: str, seconds: float) -> None:
-        """Adds seconds to a step."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self._path.write_text(json.dumps({"seed": self._seed, "seconds": self.seconds}), encoding="utf-8")
-
-
-class _Timer:
-    def __init__(self, steps: _Steps, name: str) -> None:
-        self._steps, self._name = steps, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._steps.add(self._name, time.perf_counter() - self._start)
+    def forget(self, name: str) -> None:
+        """Drops the time of a step that every call does anew."""
+        self.seconds.pop(name, None)
 
 
 def _say(text: str) -> None:

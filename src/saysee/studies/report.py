@@ -19,6 +19,7 @@ from PIL import Image
 from saysee.data.manifest import Manifest, Row
 from saysee.evaluation.attention import attention_on_object, word_maps
 from saysee.evaluation.protocols import EvaluationResult
+from saysee.files import write_text
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
@@ -40,6 +41,7 @@ class DemoReport:
         runs: row to its training's result.
         runs_folder: the runs' folders, by row.
         seconds: step to seconds.
+        settings: name to settings of what is in no recipe: the corpus and the small encoders.
         seed: of the demo; it also draws the queries, so they are not chosen by their outcome.
     """
 
@@ -49,6 +51,7 @@ class DemoReport:
     runs: Mapping[str, Mapping[str, Any]]
     runs_folder: Path
     seconds: Mapping[str, float]
+    settings: Mapping[str, Mapping[str, Any]]
     seed: int
 
 
@@ -75,13 +78,12 @@ def write_report(path: Path, report: DemoReport) -> Path:
         shown_model=_best(report),
         attention=_attention(report),
         recipes=recipes,
+        settings={name: json.dumps(dict(values), indent=2) for name, values in report.settings.items()},
         surroundings=surroundings,
         counts={"clips": len(report.test), "pictures": len(report.test.images())},
         seed=report.seed,
     )
-    temporary = path.with_name(f".writing-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
     return path
 
 

@@ -1,12 +1,9 @@
 """Cross-modal denoising (CMD), the paper's idea (arXiv 2408.13705).
 
 Some features of one modality are made noisy; the multimodal fusion encoder, looking at the other modality, must give
-back
-clean semantic features. Every choice that the paper's abstract leaves open is an option; ``DenoisingSettings`` lists
-them.
-The frames that the fusion encoder reads come out of the head that makes the global speech vector, so the loss reaches
-what
-retrieval uses.
+back clean semantic features. Every choice that the paper's abstract leaves open is an option; ``DenoisingSettings``
+lists them. The frames that the fusion encoder reads come out of the head that makes the global speech vector, so the
+loss reaches what retrieval uses.
 """
 
 from __future__ import annotations
@@ -83,9 +80,8 @@ class DenoisingTask(Task):
 
         Returns:
             What was rebuilt [K, D or V], what it should be (the same shape), an id for each row (rows that share one
-            have
-            the same right answer), and the share of tokens that was replaced. K is B for the global target, else the
-            number of tokens counted.
+            have the same right answer), and the share of tokens that was replaced. K is B for the global target, else
+            the number of tokens counted.
         """
         image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
         tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)
@@ -140,8 +136,7 @@ class DenoisingTask(Task):
 
         ``reconstruction_loss`` is the loss as trained; ``without_clean`` the same when each item looks at another
         image's clean side instead of its own; ``without_noisy`` when its noisy side is another's. Where one of the two
-        is
-        no higher, that side is not used: the fusion encoder has found a way around it.
+        is no higher, that side is not used: the fusion encoder has found a way around it.
         """
         figures = {"reconstruction_loss": 0.0, "reconstruction_without_clean": 0.0, "reconstruction_without_noisy": 0.0}
         device = speech.vector.device

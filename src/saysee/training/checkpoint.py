@@ -1,8 +1,7 @@
 """Checkpoints that a kill cannot harm.
 
 A folder is written under a temporary name, flushed to the disk and renamed: whoever finds a folder under its own name
-finds
-it whole.
+finds it whole.
 """
 
 from __future__ import annotations
@@ -71,7 +70,8 @@ def save_checkpoint(parent: Path, step: int, state: dict[str, Any], keep: int) -
     folder = parent / f"step-{step:08d}"
     write_folder(folder, lambda temporary: torch.save(state, temporary / STATE_FILE))
     for old in find_checkpoints(parent)[:-keep]:
-        shutil.rmtree(old)
+        # Under another name first: a kill must not leave a half removed folder under a checkpoint's name.
+        shutil.rmtree(old.rename(parent / (_TEMPORARY + old.name)))
     return folder
 
 

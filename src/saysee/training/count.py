@@ -22,6 +22,7 @@ class RunCount:
         self.previous_contrastive: float | None = None
         self.signs: list[str] = []
         self.mid_epoch = False
+        self.told_bad_files = 0
         self._log_sums: dict[str, list[float]] = {}
         self._interval_sums: dict[str, list[float]] = {}
 

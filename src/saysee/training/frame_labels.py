@@ -1,12 +1,9 @@
 """A small HuBERT trained from scratch to tell, frame by frame, which word is being spoken.
 
 The paper starts from a HuBERT that was pre-trained to predict frame labels (arXiv 2106.07447). Where no checkpoint can
-be had,
-this makes a small one from a manifest whose words have times, as the scenes corpus's have: HuBERT's architecture, and
-the
-words themselves as labels in place of clusters. It is saved in the Hugging Face layout, so what follows loads it as it
-would
-load any HuBERT.
+be had, this makes a small one from a manifest whose words have times, as the scenes corpus's have: HuBERT's
+architecture, and the words themselves as labels in place of clusters. It is saved in the Hugging Face layout, so what
+follows loads it as it would load any HuBERT.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig
 
+from saysee.config import OptimizerSettings
 from saysee.data.loader import build_loader
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ConfigError
@@ -30,6 +28,7 @@ from saysee.model.speech_encoder import SpeechEncoder
 from saysee.progress import progress_bar
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import write_folder
+from saysee.training.optimization import learning_rate_factor
 
 SILENCE = 0
 """Label of a frame in which no word is spoken."""
@@ -162,6 +161,7 @@ def _train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder.to(device).train()
     classifier.to(device)
+    # The pictures of the rows come along, prepared once at 8 pixels: one loader for all is worth that.
     loader = build_loader(
         rows,
         prepare_speech=processor.prepare_speech,
@@ -179,12 +179,11 @@ def _train(
         field += (kernel - 1) * stride
         stride *= step
     right: list[float] = []
+    schedule = OptimizerSettings(warmup_steps=settings.steps // 10)
     with progress_bar("small HuBERT from spoken words", settings.steps) as bar, attention_kernel(device, bf16=True):
         while len(right) < settings.steps:
             for batch in loader:
-                factor = min(
-                    (len(right) + 1) / max(settings.steps // 10, 1), (settings.steps - len(right)) / settings.steps
-                )
+                factor = learning_rate_factor(len(right), settings.steps, schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = settings.lr * factor
                 with torch.autocast(device, dtype=torch.bfloat16):

@@ -1,9 +1,8 @@
 """A small CLIP trained from scratch on pictures and their written captions.
 
-The paper aligns speech with an image encoder that is already CLIP's. Where no checkpoint can be had, this makes a
-small one from
-a manifest's training split: CLIP's architecture, CLIP's loss (arXiv 2103.00020), words as tokens. It is saved in the
-Hugging Face layout, so what follows loads it as it would load any CLIP.
+The paper aligns speech with an image encoder that is already CLIP's. Where no checkpoint can be had, this makes a small
+one from a manifest's training split: CLIP's architecture, CLIP's loss (arXiv 2103.00020), words as tokens. It is saved
+in the Hugging Face layout, so what follows loads it as it would load any CLIP.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
+from saysee.config import OptimizerSettings
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ConfigError
 from saysee.media.images import load_image
@@ -26,6 +26,7 @@ from saysee.progress import progress_bar
 from saysee.tasks.contrastive import info_nce
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import write_folder
+from saysee.training.optimization import learning_rate_factor
 
 MAX_WORDS = 40
 """Longest caption in tokens, the begin and end marks included; longer ones are cut."""
@@ -36,16 +37,11 @@ class SmallCLIPSettings:
     """Size and training of a small CLIP.
 
     Attributes:
-        width: width of both towers; a multiple of 32.
-        layers: transformer layers of the vision tower; the text tower has half of them, at least one.
-        projection: D, width of the joint space.
-        image_size: side of the picture in pixels.
-        patch_size: side of a patch in pixels.
-        steps: optimiser steps.
-        batch_size: pairs in a batch.
-        lr: peak learning rate (AdamW, a tenth of the steps to warm up, then linear decay).
-        temperature: fixed temperature of the loss.
-        seed: of weights and order.
+        width: width of both towers; a multiple of 32. layers: transformer layers of the vision tower; the text tower
+        has half of them, at least one. projection: D, width of the joint space. image_size: side of the picture in
+        pixels. patch_size: side of a patch in pixels. steps: optimiser steps. batch_size: pairs in a batch. lr: peak
+        learning rate (AdamW, a tenth of the steps to warm up, then linear decay). temperature: fixed temperature of the
+        loss. seed: of weights and order.
     """
 
     width: int = 128
@@ -170,11 +166,11 @@ def _train(
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01)
     draw = random.Random(settings.seed)
+    schedule = OptimizerSettings(warmup_steps=settings.steps // 10)
     losses = []
     with progress_bar("small CLIP from written captions", settings.steps) as bar, attention_kernel(device, bf16=True):
         for step in range(settings.steps):
-            warmup = max(settings.steps // 10, 1)
-            factor = min((step + 1) / warmup, (settings.steps - step) / (settings.steps - warmup + 1))
+            factor = learning_rate_factor(step, settings.steps, schedule)
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * factor
             # Each picture at most once in a batch: no false negatives.

@@ -28,18 +28,19 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     """
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)
-    model = SpeechImageModel.from_encoders(
-        _encoder(HubertConfig, settings.speech, "model.speech"),
-        _encoder(CLIPVisionConfig, settings.image, "model.image"),
-        text=settings.text,
-        head=HeadConfig(
-            layers=settings.head_layers,
-            heads=settings.head_heads,
-            feedforward=settings.head_feedforward,
-            dropout=settings.head_dropout,
-            normalize_hidden_states=settings.normalize_hidden_states,
-        ),
+    speech = _encoder(HubertConfig, settings.speech, "model.speech")
+    image = _encoder(CLIPVisionConfig, settings.image, "model.image")
+    head = HeadConfig(
+        layers=settings.head_layers,
+        heads=settings.head_heads,
+        feedforward=settings.head_feedforward,
+        dropout=settings.head_dropout,
+        normalize_hidden_states=settings.normalize_hidden_states,
     )
+    try:
+        model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=head)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # values that make no encoder
+        raise ConfigError(f"model.speech, model.image: {' '.join(str(error).split())}") from error
     model.set_trainable(settings.speech_trainable, settings.image_trainable)
     return model
 

@@ -13,8 +13,7 @@ def parameter_groups(objective: Objective, settings: OptimizerSettings) -> list[
     """AdamW's groups: encoders and the rest, each with and without weight decay.
 
     Biases, norms and scalars (all that has under two dimensions) are not decayed. Frozen parameters are left out. Each
-    group
-    carries ``peak_lr``, the learning rate at the end of the warm-up.
+    group carries ``peak_lr``, the learning rate at the end of the warm-up.
     """
     groups: dict[tuple[bool, bool], list[Any]] = {}
     for name, parameter in objective.named_parameters():

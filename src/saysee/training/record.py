@@ -16,6 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
+from saysee.files import write_text
+from saysee.version import __version__
+
 METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
 """Where stderr is no terminal, a line of progress at most this often."""
@@ -35,7 +38,7 @@ class RunRecord:
         self._path = folder / METRICS_FILE
         if self._path.exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -108,7 +111,7 @@ def surroundings(seed: int) -> dict[str, Any]:
     one."""
     import torch
 
-    packages = ("saysee", "torch", "transformers", "accelerate", "numpy", "soundfile", "soxr", "pillow")
+    packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr", "pillow")
     return {
         "seed": seed,
         "command": sys.argv,
@@ -118,7 +121,7 @@ def surroundings(seed: int) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {"saysee": __version__, **{name: metadata.version(name) for name in packages}},
     }
 
 

@@ -1,8 +1,7 @@
 """Signs of failure: what to look at in a run that goes wrong without an error.
 
 They are the three that the method's authors name: a reconstruction no better than without the other modality, a
-contrastive
-loss that has stopped falling, and attention that does not fall on the region spoken of.
+contrastive loss that has stopped falling, and attention that does not fall on the region spoken of.
 """
 
 from __future__ import annotations

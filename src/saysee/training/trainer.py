@@ -1,9 +1,9 @@
 """The training loop.
 
 A run is a folder: ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
-``checkpoints/``,
-``best/`` (the model with the best mean R@1 on the validation split, ready for ``from_pretrained``) and, at its end,
-``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never been killed.
+``checkpoints/``, ``best/`` (the model with the best mean R@1 on the validation split, ready for ``from_pretrained``)
+and, at its end, ``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never
+been killed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
@@ -28,6 +29,7 @@ from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.evaluation.attention import attention_on_rows
 from saysee.evaluation.protocols import evaluate
+from saysee.files import write_text
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
 from saysee.training.count import RunCount
@@ -61,10 +63,13 @@ class Trainer:
         self.manifest = Manifest.read(recipe.data.manifest)
         self.train_rows = self.manifest.select(recipe.data.train_split)
         self.val_rows = self.manifest.select(recipe.data.val_split)
+        AcceleratorState._reset_state()  # Accelerate keeps the arithmetic of the first trainer of a process otherwise
         self.accelerator = Accelerator(
             mixed_precision="bf16" if recipe.training.precision == "bf16" else "no",
             cpu=recipe.training.device == "cpu",
         )
+        if self.accelerator.num_processes > 1:
+            raise ConfigError("training in several processes is not there yet; start one process, without torchrun")
         self.model = build_model(recipe)
         self.objective = Objective(self.model, build_tasks(recipe, self.model))
         self.optimizer = torch.optim.AdamW(
@@ -104,6 +109,7 @@ class Trainer:
         try:
             with self._stopping_gently(), attention_kernel(device, self.recipe.training.precision == "bf16"):
                 self._run(record, line)
+            self._tell_skipped(line)
         finally:
             record.close()
             line.close()
@@ -163,22 +169,29 @@ class Trainer:
         return {**sums, "gradient_norm": float(norm), "lr_factor": factor}, clips
 
     def _batches(self, line: ProgressLine) -> Iterator[Batch]:
-        """Batches without end, epoch after epoch; tells of files that an epoch skipped."""
-        told = len(self.loader.bad_files)
+        """Batches without end, epoch after epoch; tells at each one's end of the files that were skipped."""
         while True:
             empty = True
             for batch in self.loader:
                 empty = False
                 yield batch
-            for path, reason in self.loader.bad_files[told:]:
-                line.say(f"{self.name}: skipped {path}: {reason}")
-            told = len(self.loader.bad_files)
+            self._tell_skipped(line)
             if empty and not self.progress.mid_epoch:
                 raise SaySeeError(
-                    f"split {self.recipe.data.train_split!r} gives no batch of {self.recipe.data.batch_size} clips; "
-                    "lower data.batch_size"
+                    f"every file of split {self.recipe.data.train_split!r} was skipped; "
+                    "'saysee data verify' tells what is wrong with them"
                 )
             self.progress.mid_epoch = False
+
+    def _tell_skipped(self, line: ProgressLine) -> None:
+        """Counts and lists the files that were skipped since the last time."""
+        bad = self.loader.bad_files
+        new = bad[self.progress.told_bad_files :]
+        if new:
+            line.say(f"{self.name}: {len(new)} more files skipped, {len(bad)} in all")
+        for path, reason in new:
+            line.say(f"{self.name}: skipped {path}: {reason}")
+        self.progress.told_bad_files = len(bad)
 
     def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
         state, settings = self.progress, self.recipe.training
@@ -243,8 +256,9 @@ class Trainer:
         clean_folder(self.folder)
         clean_folder(self.folder / "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / ENVIRONMENT_FILE, surroundings(self.recipe.training.seed))
-        save_recipe(self.recipe, recipe_file)
+        if not recipe_file.exists():
+            _write_json(self.folder / ENVIRONMENT_FILE, surroundings(self.recipe.training.seed))
+            save_recipe(self.recipe, recipe_file)
 
     def _save(self) -> None:
         frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
@@ -333,6 +347,4 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".writing-{path.name}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
