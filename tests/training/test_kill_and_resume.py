@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def write_recipe(settings: dict[str, Any], folder: Path) -> Path:
 
 def start(recipe: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "saysee", "train", str(recipe), "--resume", "auto", "--json"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def finish(recipe: Path) -> dict[str, Any]:
@@ -137,14 +138,19 @@ def test_killed_between_two_steps_it_ends_with_the_same_weights(never_killed: Pa
     assert_same_run(never_killed / "run", tmp_path / "run")
 
 
-def test_interrupted_it_keeps_what_is_done_exits_130_and_goes_on(never_killed: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_keeps_what_is_done_exits_130_and_goes_on(
+    never_killed: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    """As a terminal's Ctrl-C and a job scheduler's stop do it: the whole group is told, the loader's workers too."""
     recipe = write_recipe(settings_of(never_killed), tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start(recipe)
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, kind)
     _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     done = final_state(tmp_path / "run")["progress"]["step"]
     assert 0 < done < 10

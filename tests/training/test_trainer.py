@@ -181,3 +181,17 @@ def test_a_loss_that_is_not_finite_stops_with_a_mend(tiny_settings: dict[str, An
         trainer.model.speech_encoder.head.projection.weight.fill_(float("nan"))
     with pytest.raises(SaySeeError, match=r"the loss is nan at step 1.*optimizer\.lr"):
         trainer.fit()
+
+
+def test_trainers_of_other_arithmetic_can_follow_each_other_in_one_process(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for precision in ("bf16", "fp32", "bf16"):
+        trainer = Trainer(resolve_recipe(tiny_settings, [f"--training.precision={precision}"]))
+        assert trainer.accelerator.mixed_precision == ("bf16" if precision == "bf16" else "no")
+
+
+def test_a_killed_prune_leaves_no_half_checkpoint_to_resume_from(tiny_settings: dict[str, Any]) -> None:
+    train(tiny_settings, "--training.checkpoint_every=1", "--training.keep_checkpoints=1")
+    names = sorted(path.name for path in (Path(tiny_settings["output"]) / "checkpoints").iterdir())
+    assert names == ["step-00000006"]

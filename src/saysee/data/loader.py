@@ -2,7 +2,8 @@
 
 What an epoch holds follows from the seed and its number alone: shuffle the rows, sort by length within chunks of some
 batches, cut into batches, shuffle these. So a position is two numbers, the epoch and the batch within it; to resume
-needs no state of any worker or random generator, and the number of workers may change.
+needs no state of any worker or random generator, and the number of workers may change. (torchdata's StatefulDataLoader
+keeps a state for each worker instead, and asks for the same number of them when it resumes.)
 
 Shapes: B batch, T samples, H height, W width.
 """

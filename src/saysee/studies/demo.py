@@ -6,10 +6,12 @@ Every step leaves its result in the folder and is not done again, so a demo that
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,12 +139,12 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     _say("2/6 training a small CLIP on the written captions")
     if not clip.exists():
         with steps.timed("small CLIP"):
-            train_small_clip(manifest, "train", clip, clip_settings)
+            _alone(train_small_clip, manifest, "train", clip, clip_settings)
 
     _say("3/6 training a small HuBERT on the spoken words")
     if not hubert.exists():
         with steps.timed("small HuBERT"):
-            train_small_hubert(manifest, "train", hubert, hubert_settings)
+            _alone(train_small_hubert, manifest, "train", hubert, hubert_settings)
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, preset) in enumerate(ROWS.items(), start=4):
@@ -173,6 +175,12 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     )
     scores = {name: result.to_dict() for name, result in results.items()}
     return DemoResult(report, scores, runs, steps.seconds)
+
+
+def _alone(work: Callable[..., Any], *arguments: Any) -> None:
+    """Does work in a process of its own, so that the memory it took is free for the next step."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        process.submit(work, *arguments).result()
 
 
 def _train(folder: Path, name: str, preset: str, settings: DemoSettings) -> dict[str, Any]:
