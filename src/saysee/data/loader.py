@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,25 @@ BUCKET_BATCHES = 50
 """Batches whose rows are sorted by length together. Of 30,000 captions with log-normal lengths (median 4.5 s, sigma
 0.45, within 1 to 15 s) in batches of 64, sorting 1 leaves 61 % of the samples padding, 10 leaves 14 %, 50 leaves 3 %,
 100 leaves 1 %; the longer the chunk, the more alike are the lengths that meet in a batch at every epoch."""
+
+
+BatchT = TypeVar("BatchT")
+
+
+@dataclass(slots=True)
+class Loaded(Generic[BatchT]):
+    """What became of a batch.
+
+    Attributes:
+        batch: None when no file of it could be read.
+        bad: path and reason of each file that was left out.
+        refused: the MediaError that stops, as its kind and message: exceptions would come back from a worker as
+            tracebacks.
+    """
+
+    batch: BatchT | None
+    bad: dict[str, str]
+    refused: tuple[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -136,39 +155,32 @@ def build_loader(
         skip=on_bad_file == "skip",
         cache_bytes=cache_images,
     )
-    seconds = _lengths(manifest, skip=on_bad_file == "skip")
-    plan = _Plan(seconds, batch_size, seed, bucket_batches, drop_last, crop_seconds)
+    seconds = clip_seconds(manifest, skip=on_bad_file == "skip")
+    plan = Plan(reader.clips, seconds, batch_size, seed, bucket_batches, drop_last, crop_seconds)
     return SpeechImageLoader(reader, plan, workers=workers, pin_memory=pin_memory, rank=rank, world_size=world_size)
 
 
-class SpeechImageLoader:
-    """Iterates over the batches of one epoch, and at the next time over those of the next; made by ``build_loader``.
+class ResumableLoader(Generic[BatchT]):
+    """Iterates over the batches of one epoch, and at the next time over those of the next.
 
-    An epoch that was left in the middle goes on where it was left. One iteration at a time.
+    An epoch that was left in the middle goes on where it was left. One iteration at a time. What a batch holds is a
+    subclass's: two loaders of the same rows and the same settings give the same rows in the same order, and each goes
+    on from the other's position.
 
     Attributes:
         epoch: the epoch that is under way or comes next, from 0.
+        plan: which rows make which batch.
     """
 
-    def __init__(
-        self, reader: _Reader, plan: _Plan, *, workers: int, pin_memory: bool, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.epoch = 0
         self._next_batch = 0
         self._bad: dict[str, str] = {}
-        self._plan = plan
-        self._clips = zlib.crc32("\0".join(reader.clips).encode("utf-8", "surrogateescape") + plan.seconds.tobytes())
-        self._requests = _Requests(rank, world_size)
-        self._batches: DataLoader[_Loaded] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # its own, so that iterating does not move torch's global one
-        )
+        self.plan = plan
+
+    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[BatchT]]:
+        """What became of each of ``batches``, the rows of the rest of an epoch."""
+        raise NotImplementedError
 
     @property
     def bad_files(self) -> list[tuple[str, str]]:
@@ -181,11 +193,10 @@ class SpeechImageLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self._plan.batches
+        return self.plan.batches
 
-    def __iter__(self) -> Iterator[Batch]:
-        self._requests.set(self.epoch, self._plan.epoch(self.epoch)[self._next_batch :])
-        for loaded in self._batches:
+    def __iter__(self) -> Iterator[BatchT]:
+        for loaded in self._load(self.epoch, self.plan.epoch(self.epoch)[self._next_batch :]):
             if loaded.refused is not None:
                 raise MediaError(*loaded.refused)
             self._bad.update(loaded.bad)
@@ -201,7 +212,7 @@ class SpeechImageLoader:
             "epoch": self.epoch + ended,
             "next_batch": 0 if ended else self._next_batch,
             "bad_files": self.bad_files,
-            "order": self._order(),
+            "order": self.plan.to_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -210,33 +221,50 @@ class SpeechImageLoader:
         Raises:
             CheckpointError: it is of a loader with another order (other clips, seed, batch size, …).
         """
-        for name, now in self._order().items():
+        for name, now in self.plan.to_dict().items():
             then = state["order"].get(name)
             if then != now:
                 raise CheckpointError(f"the saved position is of a loader with {name} {then}, not {now}; set it back")
         self.epoch, self._next_batch = state["epoch"], state["next_batch"]
         self._bad = dict(state["bad_files"])
 
-    def _order(self) -> dict[str, Any]:
-        plan = self._plan
-        return {
-            "rows": len(plan.seconds),
-            "batch_size": plan.batch_size,
-            "seed": plan.seed,
-            "bucket_batches": plan.bucket_batches,
-            "drop_last": plan.drop_last,
-            "crop_seconds": plan.crop_seconds,
-            "checksum of the clips and their lengths": self._clips,
-        }
+
+class SpeechImageLoader(ResumableLoader[Batch]):
+    """Batches read from the files of a manifest; made by ``build_loader``."""
+
+    def __init__(self, reader: _Reader, plan: Plan, *, workers: int, pin_memory: bool, rank: int, world_size: int):
+        super().__init__(plan)
+        self._requests = _Requests(rank, world_size)
+        self._batches: DataLoader[_Read] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own, so that iterating does not move torch's global one
+        )
+
+    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[Batch]]:
+        self._requests.set(epoch, batches)
+        return iter(self._batches)
 
 
 # --- which rows -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Which rows make which batch of which epoch."""
+class Plan:
+    """Which rows make which batch of which epoch.
 
+    Attributes:
+        clips: path of each row's clip.
+        seconds: [rows] length of each clip.
+        batch_size, seed, bucket_batches, drop_last, crop_seconds: as for ``build_loader``.
+    """
+
+    clips: list[str]
     seconds: NDArray[np.float64]
     batch_size: int
     seed: int
@@ -246,10 +274,12 @@ class _Plan:
 
     @property
     def batches(self) -> int:
+        """Batches in an epoch."""
         whole, rest = divmod(len(self.seconds), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def epoch(self, number: int) -> list[list[int]]:
+        """The rows of each batch of an epoch."""
         random = np.random.default_rng([self.seed, number])
         order = random.permutation(len(self.seconds))
         if self.drop_last:
@@ -263,6 +293,19 @@ class _Plan:
             rows = rows[np.argsort(lengths[rows], kind="stable")]
             batches += [rows[at : at + self.batch_size].tolist() for at in range(0, len(rows), self.batch_size)]
         return [batches[at] for at in random.permutation(len(batches))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that the order depends on, as plain values."""
+        clips = "\0".join(self.clips).encode("utf-8", "surrogateescape")
+        return {
+            "rows": len(self.seconds),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "bucket_batches": self.bucket_batches,
+            "drop_last": self.drop_last,
+            "crop_seconds": self.crop_seconds,
+            "checksum of the clips and their lengths": zlib.crc32(clips + self.seconds.tobytes()),
+        }
 
 
 @dataclass
@@ -284,8 +327,8 @@ class _Requests:
         return len(self.batches)
 
 
-def _lengths(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
-    """[rows] length of each clip in seconds; 0 for a bad file, which the workers will meet again and report."""
+def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
+    """[rows] length of each clip in seconds; 0 for a bad file where ``skip`` is set, else it is refused."""
     known = manifest.column("seconds") if "seconds" in manifest.extra_columns else [None] * len(manifest)
     lengths = []
     with progress_bar("clip lengths", len(manifest)) as bar:
@@ -330,19 +373,15 @@ def _check_settings(
 
 
 @dataclass(slots=True)
-class _Loaded:
-    """What comes back from a worker. A refusal is (kind, message): exceptions would come back as tracebacks."""
+class _Read(Loaded[Batch]):
+    """What comes back from a worker."""
 
-    batch: Batch | None
-    bad: dict[str, str]
-    refused: tuple[str, str] | None = None
-
-    def pin_memory(self) -> _Loaded:
-        return _Loaded(self.batch and self.batch.pin_memory(), self.bad, self.refused)
+    def pin_memory(self) -> _Read:
+        return _Read(self.batch and self.batch.pin_memory(), self.bad, self.refused)
 
 
 @dataclass
-class _Reader(Dataset[_Loaded]):
+class _Reader(Dataset[_Read]):
     """Reads the files of a batch; a copy of it lives in each worker."""
 
     clips: list[str]
@@ -357,7 +396,7 @@ class _Reader(Dataset[_Loaded]):
     cache_bytes: int
     cache: dict[int, Tensor] = field(default_factory=dict)
 
-    def __getitem__(self, request: tuple[int, list[int]]) -> _Loaded:
+    def __getitem__(self, request: tuple[int, list[int]]) -> _Read:
         epoch, rows = request
         waveforms, pixels, good = [], [], []
         bad: dict[str, str] = {}
@@ -369,17 +408,17 @@ class _Reader(Dataset[_Loaded]):
                 picture = self._pixels(row)
             except MediaError as error:
                 if not self.skip:
-                    return _Loaded(None, {}, (error.kind, str(error)))
+                    return _Read(None, {}, (error.kind, str(error)))
                 bad[path] = str(error)
                 continue
             waveforms.append(waveform)
             pixels.append(picture)
             good.append(row)
         if not good:
-            return _Loaded(None, bad)
+            return _Read(None, bad)
         padded, mask = _pad(waveforms)
         ids = torch.tensor([self.image_ids[row] for row in good])
-        return _Loaded(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
+        return _Read(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
 
     def _waveform(self, row: int, epoch: int) -> NDArray[np.float32]:
         waveform = load_audio(Path(self.clips[row]), max_seconds=self.max_seconds)
@@ -409,7 +448,8 @@ def _pad(waveforms: list[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What a process that decodes does first."""
     torch.set_num_threads(1)  # the processes are the parallelism
     # The main process answers Ctrl-C and a group's SIGTERM, and ends its workers when it is done.
     for kind in (signal.SIGINT, signal.SIGTERM):

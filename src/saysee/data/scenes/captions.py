@@ -221,7 +221,9 @@ class _Writer:
         a = self.phrase(group)
         words = [*self._opening(a, bare=True), *a.words(), *_silent(SPOKEN_PLACES[place])]
         others = [other for other in self.placed if other[1] != place and not set(other[0]) & set(group)]
-        if not others or self.rng.random() < 0.3:
+        if not others:
+            if len(group) < len(self.scene.objects):
+                return None  # one object and its half of the picture: true of too many pictures
             return Caption(tuple(words), (a,), places=((0, place),))
         other_group, other_place = self._pick(others)
         b = self.phrase(other_group)
@@ -247,15 +249,16 @@ class _Writer:
         return Caption(tuple(words), tuple(phrases))
 
     def counted(self) -> Caption | None:
-        """Such as "three shapes, and one of them is a small plain brown house"."""
+        """Such as "three shapes, among them a small brown house and a dotted ring"."""
         everything = tuple(range(len(self.scene.objects)))
-        singles = [group for group in self.groups if len(group) == 1]
-        if not singles:
+        pairs = [(a, b) for a in self.groups for b in self.groups if not set(a) & set(b)]
+        if not pairs:
             return None
-        a = self.phrase(self._pick(singles))
+        first, second = self._pick(pairs)
+        a, b = self.phrase(first), self.phrase(second)
         count = NUMBERS[len(everything)]
-        words: list[Word] = [(count, everything), ("shapes,", everything), *_silent("and one of them is"), *a.words()]
-        return Caption(tuple(words), (a,), total=len(everything))
+        words: list[Word] = [(count, everything), ("shapes,", everything), *_silent("among them"), *a.words()]
+        return Caption((*words, ("and", ()), *b.words()), (a, b), total=len(everything))
 
     def _opening(self, phrase: NounPhrase, bare: bool = False) -> list[Word]:
         openings = [f"there {phrase.be}", "I can see", f"here {phrase.be}", *([""] * 3 if bare else [])]

@@ -29,6 +29,10 @@ PIXELS: dict[str, Rgb] = {
     "purple": (126, 50, 168),
     "pink": (247, 146, 190),
     "brown": (122, 74, 38),
+    "black": (26, 26, 30),
+    "gray": (124, 128, 134),
+    "turquoise": (60, 190, 190),
+    "olive": (122, 134, 30),
 }
 PALE: Rgb = (252, 250, 244)
 # Stripes and dots are pale on most colors; on the light ones, pale would not show.
@@ -46,6 +50,8 @@ EDGE = 0.008  # kept free of pattern along the inside of the outline, or a small
 TINTS: tuple[Rgb, ...] = (
     (240, 238, 230), (226, 234, 240), (234, 228, 240), (228, 240, 230), (246, 232, 224), (222, 222, 222),
     (204, 214, 220), (216, 208, 196), (188, 200, 190), (150, 160, 172), (92, 98, 110), (64, 70, 76),
+    # The corpus takes the twelve above; what follows is for encoders that are to know more.
+    (250, 246, 214), (210, 226, 216), (236, 214, 220), (198, 196, 214), (172, 184, 178), (126, 118, 124), (50, 56, 70),
 )  # fmt: skip
 
 
@@ -131,9 +137,32 @@ def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angl
                 draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
 
 
+def _checks(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
+    """Squares of half a period, alternating as on a chessboard."""
+    draw = ImageDraw.Draw(pattern)
+    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    side = period * 0.8
+    reach = math.ceil(max(pattern.size) / side)
+    for row in range(-reach, reach + 1):
+        for column in range(-reach + (row + reach) % 2, reach + 1, 2):
+            x, y = column * side, row * side
+            corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
+            draw.polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
+
+
+def _half(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:  # noqa: ARG001
+    """One side of a line through the centre."""
+    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    far = 2.0 * max(pattern.size)
+    corners = [(-far, 0.0), (far, 0.0), (far, far), (-far, far)]
+    ImageDraw.Draw(pattern).polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
+
+
 _PATTERNS: dict[str, Callable[[Image.Image, tuple[float, float], float, int], None]] = {
     "striped": _stripes,
     "dotted": _dots,
+    "checked": _checks,
+    "halved": _half,
 }
 
 
@@ -188,6 +217,41 @@ def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
     return _blend(tint, 16, lines)
 
 
+def _hatched(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """Thin slanting lines."""
+    lines = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(lines)
+    step, lean = side / rng.randint(8, 13), rng.choice((-1, 1))
+    for i in range(-math.ceil(side / step), 2 * math.ceil(side / step)):
+        at = round(i * step)
+        draw.line((at, 0, at + lean * side, side), fill=255)
+    return _blend(tint, 16, lines)
+
+
+def _bricks(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """A wall: rows of bricks, every other row moved by half a brick."""
+    wall = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(wall)
+    height = side / rng.randint(8, 12)
+    for row in range(math.ceil(side / height)):
+        top = round(row * height)
+        draw.line((0, top, side, top), fill=255)
+        for column in range(-1, math.ceil(side / height)):
+            left = round((2 * column + row % 2) * height)
+            draw.line((left, top, left, round(top + height)), fill=255)
+    return _blend(tint, 16, wall)
+
+
+def _spots(tint: Rgb, rng: Random, side: int) -> Image.Image:
+    """Large faint discs, anywhere."""
+    discs = Image.new("L", (side, side))
+    draw = ImageDraw.Draw(discs)
+    for _ in range(rng.randint(6, 12)):
+        x, y, radius = (round(rng.random() * side), round(rng.random() * side), round((0.05 + rng.random() / 8) * side))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
+    return _blend(tint, 12, discs)
+
+
 def _blend(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
     """The tint, up to ``depth`` darker where the mask is bright."""
     return Image.merge("RGB", [mask.point([max(0, v - i * depth // 255) for i in range(256)]) for v in tint])
@@ -200,5 +264,8 @@ BACKGROUNDS: dict[str, Callable[[Rgb, Random, int], Image.Image]] = {
     "checker": _checker,
     "clouds": _clouds,
     "squared": _squared,
+    "hatched": _hatched,
+    "bricks": _bricks,
+    "spots": _spots,
 }
 """Each kind of background with what draws it from a tint, a source of noise, and the picture's side in pixels."""

@@ -93,6 +93,21 @@ OUTLINES: dict[str, Outline] = {
 }
 """Each shape's name with its outline in a box of side 1 around the origin."""
 
+MORE_OUTLINES: dict[str, Outline] = {
+    "oval": _fitted([(x, 0.58 * y) for x, y in _circle(1.0)]),
+    "rectangle": _fitted([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]),
+    "drop": _fitted([*_arc(0.62, -30, 210), (0, -1.25)]),
+    "bolt": _fitted([(0.25, -1), (-0.65, 0.15), (-0.1, 0.15), (-0.3, 1), (0.65, -0.3), (0.1, -0.3), (0.55, -1)]),
+    "tree": _fitted([
+        (0, -1), (0.5, -0.35), (0.25, -0.35), (0.75, 0.5), (0.18, 0.5), (0.18, 1), (-0.18, 1), (-0.18, 0.5),
+        (-0.75, 0.5), (-0.25, -0.35), (-0.5, -0.35),
+    ]),
+    "crown": _fitted([(-1, -0.7), (-0.5, 0), (0, -0.9), (0.5, 0), (1, -0.7), (0.8, 0.8), (-0.8, 0.8)]),
+    "bowl": _fitted([*_arc(1.0, 0, 180), (-1.0, -0.15), (1.0, -0.15)]),
+    "hourglass": _fitted([(-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)]),
+}  # fmt: skip
+"""Outlines that the scenes corpus never shows: for encoders that are to know more than the corpus."""
+
 
 @cache
 def turned(shape: str, angle: int) -> Outline:
@@ -101,7 +116,8 @@ def turned(shape: str, angle: int) -> Outline:
     The outline is not scaled again: a turned square's box is larger than 1.
     """
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
-    polygons = [[(x * c - y * s, x * s + y * c) for x, y in p] for p in OUTLINES[shape]]
+    outline = OUTLINES[shape] if shape in OUTLINES else MORE_OUTLINES[shape]
+    polygons = [[(x * c - y * s, x * s + y * c) for x, y in p] for p in outline]
     xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
     cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     return tuple(tuple((round(x - cx, 4), round(y - cy, 4)) for x, y in p) for p in polygons)

@@ -6,6 +6,7 @@ and Python. Scenes are planned one after the other, because no two of a corpus m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
@@ -15,7 +16,9 @@ from saysee.data.scenes.world import (
     ATTRIBUTES,
     COLORS,
     DIAMETERS,
+    FILLS,
     SHAPES,
+    SIZES,
     Background,
     Scene,
     SceneObject,
@@ -32,9 +35,25 @@ TWIN_SHARE = 0.2  # of the test's scenes, both twins counted
 ECHO_SHARE = (
     0.4  # of the objects after the first: shares attributes with one before it, so that counting has something to count
 )
-TINTS = 12
-BACKGROUND_KINDS = ("plain", "gradient", "paper", "checker", "clouds", "squared")
 CHANGES = ("shape", "color", "size", "fill", "place")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What :func:`sample_scene` may take beside colors and shapes.
+
+    Attributes:
+        objects: the least and the most objects of a scene. fills: fills of objects. backgrounds: kinds of
+            ``drawing.BACKGROUNDS``. tints: how many of ``drawing.TINTS``, from the first.
+    """
+
+    objects: tuple[int, int] = (2, 4)
+    fills: tuple[str, ...] = FILLS
+    backgrounds: tuple[str, ...] = ("plain", "gradient", "paper", "checker", "clouds", "squared")
+    tints: int = 12
+
+
+CORPUS_LOOK = Look()
 
 
 @dataclass(frozen=True)
@@ -85,14 +104,21 @@ def split_sizes(images: int, val_images: int | None = None, test_images: int | N
     return sizes
 
 
-def novel_pairs(seed: int) -> frozenset[tuple[str, str]]:
-    """The (color, shape) pairs that occur in the test split only."""
-    rng = Random(f"saysee scenes {seed} novel pairs")
+def novel_pairs() -> frozenset[tuple[str, str]]:
+    """The (color, shape) pairs that occur in test splits only: the same for every corpus, so that what was trained on
+    one has met none of them before any corpus's test."""
+    rng = Random("saysee scenes novel pairs")
     shapes = list(SHAPES)
     colors = list(COLORS) * 2
     rng.shuffle(shapes)
     rng.shuffle(colors)
     return frozenset(zip(colors, shapes[:NOVEL_PAIRS], strict=False))
+
+
+def in_test_half(scene: Scene) -> bool:
+    """Whether the scene may be in a test split. Half of all scenes may, and these are in no other split of any corpus,
+    so that no encoder trained on the other half has seen what a test shows, whatever the seeds."""
+    return hashlib.blake2b(repr(scene.key).encode(), digest_size=1).digest()[0] < 128
 
 
 def plan(seed: int, sizes: dict[str, int]) -> Iterator[PlannedScene]:
@@ -120,7 +146,7 @@ class _Planner:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.novel = sorted(novel_pairs(seed))
+        self.novel = sorted(novel_pairs())
         self.known = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in set(self.novel)]
         self.seen: set[tuple[object, ...]] = set()
 
@@ -137,7 +163,9 @@ class _Planner:
         novel = self.novel if split == "test" and rng.random() < NOVEL_SHARE else None
         while True:
             scene = sample_scene(rng, self.known, novel)
-            captions = None if scene.key in self.seen else write_captions(scene, rng)
+            if scene.key in self.seen or in_test_half(scene) != (split == "test"):
+                continue
+            captions = write_captions(scene, rng)
             if captions is not None:
                 self.seen.add(scene.key)
                 return PlannedScene(index, split, scene, self._is_novel(scene), captions)
@@ -148,8 +176,10 @@ class _Planner:
         change = CHANGES[rng.randrange(len(CHANGES))]
         while True:
             first = sample_scene(rng, self.known, None)
-            second = _changed(first, change, rng)
+            second = changed(first, change, rng)
             if second is None or first.key == second.key or {first.key, second.key} & self.seen:
+                continue
+            if not (in_test_half(first) and in_test_half(second)):
                 continue
             said_of_first = write_captions(first, rng, false_of=second)
             said_of_second = write_captions(second, rng, false_of=first)
@@ -167,30 +197,35 @@ class _Planner:
         return any((item.color, item.shape) in self.novel for item in scene.objects)
 
 
-def sample_scene(rng: Random, pairs: list[tuple[str, str]], novel: list[tuple[str, str]] | None) -> Scene:
+def sample_scene(
+    rng: Random,
+    pairs: list[tuple[str, str]],
+    novel: list[tuple[str, str]] | None = None,
+    look: Look = CORPUS_LOOK,
+) -> Scene:
     """Draws one scene.
 
     Args:
         pairs: the (color, shape) pairs to take.
         novel: pairs of which one object must have one; the others take either kind.
+        look: how many objects, which fills, which backgrounds.
     """
     while True:
         drawn: list[tuple[str, str, str, str]] = []
-        for i in range(rng.randint(2, 4)):
+        for i in range(rng.randint(*look.objects)):
             choice = novel if novel and (i == 0 or rng.random() < 0.25) else pairs
             color, shape = choice[rng.randrange(len(choice))]
-            size, fill = _pick(rng, "size"), _pick(rng, "fill")
+            size, fill = _pick(rng, SIZES), _pick(rng, look.fills)
             if drawn and rng.random() < ECHO_SHARE:
                 size, fill, color, shape = _echo(rng, (size, fill, color, shape), drawn, [*pairs, *(novel or [])])
             drawn.append((size, fill, color, shape))
         rng.shuffle(drawn)
         objects = _placed(rng, drawn)
         if objects is not None:
-            return Scene(objects, _background(rng))
+            return Scene(objects, _background(rng, look))
 
 
-def _pick(rng: Random, attribute: str) -> str:
-    values = ATTRIBUTES[attribute]
+def _pick(rng: Random, values: tuple[str, ...]) -> str:
     return values[rng.randrange(len(values))]
 
 
@@ -228,12 +263,12 @@ def _diameter(rng: Random, size: str) -> float:
     return rng.randint(round(low * 1000), round(high * 1000)) / 1000
 
 
-def _background(rng: Random) -> Background:
-    kind = BACKGROUND_KINDS[rng.randrange(len(BACKGROUND_KINDS))]
-    return Background(kind, rng.randrange(TINTS), rng.randrange(1_000_000))
+def _background(rng: Random, look: Look) -> Background:
+    kind = look.backgrounds[rng.randrange(len(look.backgrounds))]
+    return Background(kind, rng.randrange(look.tints), rng.randrange(1_000_000))
 
 
-def _changed(scene: Scene, change: str, rng: Random) -> Scene | None:
+def changed(scene: Scene, change: str, rng: Random) -> Scene | None:
     """The scene with one attribute of one object changed; None if the changed object has no room."""
     i = rng.randrange(len(scene.objects))
     item = scene.objects[i]

@@ -66,16 +66,27 @@ class SpokenWord:
 
 
 @dataclass(frozen=True)
+class SpokenPhone:
+    """A phone by the synthesiser's own name ("I2", "t#"), with its time in the utterance, in seconds."""
+
+    phone: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Utterance:
     """Synthesised speech.
 
     Attributes:
         samples: [T] float32 at 16 kHz, between -1 and 1.
         words: one for each part of ``text.split()``, in order.
+        phones: in order; pauses are left out.
     """
 
     samples: NDArray[np.float32]
     words: tuple[SpokenWord, ...]
+    phones: tuple[SpokenPhone, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -102,7 +113,7 @@ def synthesise(text: str, speaker: Speaker) -> Utterance:
     samples: NDArray[np.float32] = np.clip(soxr.resample(spoken, rate, SAMPLE_RATE), -1.0, 1.0)
     # Resampling may round the length down: a word must not end after the last sample.
     seconds = min(len(spoken) / rate, len(samples) / SAMPLE_RATE)
-    return Utterance(samples, tuple(_timed_words(text, events, rate, seconds)))
+    return Utterance(samples, tuple(_timed_words(text, events, rate, seconds)), tuple(_phones(events, rate, seconds)))
 
 
 def synthesiser_version() -> str:
@@ -216,6 +227,17 @@ def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int
             start_at, end_at = (min((begin + part * (end - begin)) / rate, seconds) for part in share)
             timed.append(SpokenWord(_bare(word), round(start_at, 4), min(round(end_at, 4), seconds)))
     return timed
+
+
+def _phones(events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenPhone]:
+    """Each phone from its event to the next one's."""
+    told = [(at / rate, name.decode("utf-8", "replace")) for kind, _, at, name in events if kind == _PHONEME]
+    ends = [*(start for start, _ in told[1:]), seconds]
+    return [
+        SpokenPhone(name, round(start, 4), round(min(end, seconds), 4))
+        for (start, name), end in zip(told, ends, strict=True)
+        if name and not name.startswith("_") and end > start
+    ]
 
 
 def _words_with_positions(text: str) -> list[tuple[str, int]]:

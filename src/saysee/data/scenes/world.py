@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saysee.data.scenes.outlines import OUTLINES, box_of
+from saysee.data.scenes.outlines import MORE_OUTLINES, OUTLINES, box_of
 
 SHAPES = tuple(OUTLINES)
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 SIZES = ("small", "large")
 FILLS = ("plain", "striped", "dotted")
+
+# What the corpus never shows, for encoders that are to know more than the corpus.
+MORE_SHAPES = tuple(MORE_OUTLINES)
+MORE_COLORS = ("black", "gray", "turquoise", "olive")
+MORE_FILLS = ("checked", "halved")
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "fill": FILLS, "color": COLORS, "shape": SHAPES}
 """Each attribute with its values, in the order in which English puts the words before a noun."""

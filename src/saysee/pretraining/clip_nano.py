@@ -1,0 +1,247 @@
+"""clip-nano: a small CLIP, pre-trained on wide drawn scenes and their written captions.
+
+CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it (shape, color,
+size, fill: a linear layer on the patch features, dropped at the end): a vision transformer this small, trained on
+processor cores, else spends most of its steps on learning to see. Which of the two did what is in ``docs/nano.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+
+from saysee.model.processor import SpeechImageProcessor
+from saysee.pretraining.loop import LoopSettings, run_steps
+from saysee.pretraining.pictures import LABELS, PicturePool
+from saysee.pretraining.words import MAX_WORDS, word_tokenizer
+from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
+from saysee.training.checkpoint import write_folder
+
+@dataclass(frozen=True)
+class ClipNanoSettings:
+    """Size and pre-training of clip-nano.
+
+    Attributes:
+        width: width V of the vision tower; a multiple of 32.
+        layers: its transformer layers.
+        text_width: width of the text tower; a multiple of 32.
+        text_layers: its transformer layers.
+        projection: D, width of the joint space.
+        image_size: side of the picture in pixels.
+        patch_size: side of a patch in pixels.
+        scenes: how many wide scenes are drawn to train on.
+        held_out: how many more are drawn for the curve.
+        patch_weight: weight of the patches' labels beside CLIP's loss.
+        seeing_steps: steps at the start in which the patches' labels are all that is learned.
+        seeing_batch: pictures in a batch of these steps.
+        loop: see :class:`saysee.pretraining.loop.LoopSettings`.
+    """
+
+    width: int = 128
+    layers: int = 4
+    text_width: int = 128
+    text_layers: int = 3
+    projection: int = 256
+    image_size: int = 64
+    patch_size: int = 8
+    scenes: int = 32_000
+    held_out: int = 1_000
+    patch_weight: float = 0.5
+    seeing_steps: int = 1000
+    seeing_batch: int = 64
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=2500, batch_size=160, lr=1e-3, warmup_steps=100)
+    )
+
+
+def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, Any]:
+    """Pre-trains clip-nano, and saves it with its tokenizer and image processor as ``folder/model``.
+
+    Args:
+        folder: of the drawn scenes, the log, the checkpoints and the model; a run that was killed goes on.
+        settings: see :class:`ClipNanoSettings`.
+
+    Returns:
+        The last figures of the log.
+
+    Raises:
+        SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
+    """
+    grid = settings.image_size // settings.patch_size
+    pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
+    held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
+    torch.manual_seed(settings.loop.seed)
+    tokenizer = word_tokenizer(text for captions in pool.captions for text in captions)
+    processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
+    training = _Training(settings, tokenizer, pool, held_out, processor)
+    figures = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate)
+    model = training.clip
+
+    def save(temporary: Path) -> None:
+        model.to("cpu", torch.float16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+    write_folder(folder / "model", save)
+    return figures
+
+
+def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerFast) -> CLIPConfig:
+    """CLIP's architecture at the size of the settings.
+
+    The activation is the plain GELU rather than CLIP's quick one, which takes three passes over memory on a processor.
+    """
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.text_width,
+        intermediate_size=4 * settings.text_width,
+        num_hidden_layers=settings.text_layers,
+        num_attention_heads=settings.text_width // 32,
+        max_position_embeddings=MAX_WORDS,
+        projection_dim=settings.projection,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=settings.width,
+        intermediate_size=4 * settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.width // 32,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        projection_dim=settings.projection,
+        hidden_act="gelu",
+    )
+    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=settings.projection)
+
+
+class _Training:
+    """What the loop trains, and on what."""
+
+    def __init__(
+        self,
+        settings: ClipNanoSettings,
+        tokenizer: PreTrainedTokenizerFast,
+        pool: PicturePool,
+        held_out: PicturePool,
+        processor: Any,
+    ) -> None:
+        self.settings, self.pool, self.held_out = settings, pool, held_out
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.clip = CLIPModel(clip_nano_config(settings, tokenizer))
+        # The scale starts at CLIP's own, 1 / 0.07.
+        self.clip.logit_scale.data.fill_(math.log(1 / 0.07))
+        self.parts = nn.ModuleDict(
+            {
+                "clip": self.clip,
+                "tell": nn.Linear(settings.width, sum(len(values) + 1 for values in LABELS.values())),
+            }
+        ).to(self.device)
+        self.tokens = [_tokenize(tokenizer, captions) for captions in pool.captions]
+        self.held_out_tokens = [_tokenize(tokenizer, captions) for captions in held_out.captions]
+        self.mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
+        self.units = pool.units
+
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """CLIP's loss and the patches' labels on the batch of this step."""
+        draw = Random(f"{self.settings.loop.seed} {step}")
+        noise = torch.Generator().manual_seed(draw.getrandbits(62))
+        seeing = step < self.settings.seeing_steps
+        size = self.settings.seeing_batch if seeing else self.settings.loop.batch_size
+        chosen = self._batch(draw, size)
+        pixels = torch.from_numpy(self.pool.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
+        pixels = self._normalised(augmented(pixels, noise)).to(self.device)
+        labels = torch.from_numpy(self.pool.labels[chosen]).long().to(self.device)
+        vision = self.clip.vision_model(pixel_values=pixels)
+        told, right = self._patch_loss(vision.last_hidden_state[:, 1:], labels)
+        figures = {"patches": round(float(told.detach()), 4), "shapes_right": round(right, 4)}
+        if seeing:
+            return told, figures
+        ids = _padded([captions[draw.randrange(len(captions))] for captions in (self.tokens[i] for i in chosen)])
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        image = self.clip.visual_projection(vision.pooler_output)
+        scale = self.clip.logit_scale.exp()
+        contrast = info_nce(self._text(ids), image, scale, torch.arange(len(chosen), device=self.device))
+        figures |= {"contrastive": round(float(contrast.detach()), 4), "scale": round(float(scale.detach()), 2)}
+        return contrast + self.settings.patch_weight * told, figures
+
+    def _batch(self, draw: Random, size: int) -> list[int]:
+        """The numbers of ``size`` scenes, each at most once; twins come together."""
+        chosen: list[int] = []
+        for unit in draw.sample(range(len(self.units)), min(size, len(self.units))):
+            chosen += self.units[unit]
+            if len(chosen) >= size:
+                break
+        return chosen[:size]
+
+    def evaluate(self) -> dict[str, float]:
+        """R@1 of the held-out scenes, one caption each, both ways, in percent."""
+        images, texts = [], []
+        for start in range(0, len(self.held_out_tokens), 250):
+            part = slice(start, start + 250)
+            pixels = torch.from_numpy(self.held_out.pixels[part]).permute(0, 3, 1, 2).float() / 255
+            images.append(self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device)).pooler_output)
+            texts.append(self._text(_padded([captions[0] for captions in self.held_out_tokens[part]])))
+        image = functional.normalize(torch.cat(images), dim=-1)
+        text = functional.normalize(torch.cat(texts), dim=-1)
+        scores = text @ image.T
+        own = scores.diagonal()
+        return {
+            "text_to_image_R@1": 100 * float(((scores >= own[:, None]).sum(dim=1) == 1).float().mean()),
+            "image_to_text_R@1": 100 * float(((scores >= own[None, :]).sum(dim=0) == 1).float().mean()),
+        }
+
+    def _text(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self.device)
+        mask = ids != self.clip.config.text_config.pad_token_id
+        vector: Tensor = self.clip.get_text_features(input_ids=ids, attention_mask=mask.long()).pooler_output
+        return vector
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+    def _patch_loss(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Cross-entropy of the four labels, and the share of objects' patches whose shape is right.
+
+        Whether there is an object at all is told by the shape's label 0; the others are asked on objects alone.
+        """
+        scores = self.parts["tell"](patches).split([len(values) + 1 for values in LABELS.values()], dim=-1)
+        some = labels[:, 0] > 0
+        losses = [functional.cross_entropy(scores[0].flatten(0, 1), labels[:, 0].flatten())]
+        losses += [functional.cross_entropy(scores[i][some], labels[:, i][some]) for i in range(1, len(LABELS))]
+        right = float((scores[0].detach().argmax(dim=-1) == labels[:, 0])[some].float().mean())
+        return torch.stack(losses).sum(), right
+
+
+def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:
+    """Light, contrast, tint and grain a little different: [B, 3, H, W] between 0 and 1, and so is what is returned."""
+    count = len(pixels)
+    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1, generator=noise) - 0.5)
+    tint = 1 + 0.1 * (torch.rand(count, 3, 1, 1, generator=noise) - 0.5)
+    lift = 0.1 * (torch.rand(count, 1, 1, 1, generator=noise) - 0.5)
+    grain = 0.03 * torch.rand(count, 1, 1, 1, generator=noise) * torch.randn(pixels.shape, generator=noise)
+    return (pixels * gain * tint + lift + grain).clamp(0, 1)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(captions, truncation=True, max_length=MAX_WORDS)["input_ids"]
+    return ids
+
+
+def _padded(ids: list[list[int]]) -> Tensor:
+    """[B, N] int, filled up with 0, the tokenizer's padding."""
+    longest = max(len(row) for row in ids)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+

@@ -1,0 +1,252 @@
+"""hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesised English.
+
+HuBERT's objective (arXiv 2106.07447): spans of frames are hidden behind a learned vector, and the transformer must tell
+each frame's label, the hidden ones from what surrounds them. The labels are the synthesiser's phones with their times,
+which is what HuBERT's clusters stand in for where nobody knows them. Beside it, the mean of a word's frames must tell
+the word. ``docs/nano.md`` has what each is worth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import HubertConfig
+
+from saysee.media.audio import SAMPLE_RATE
+from saysee.model.configuration import HeadConfig
+from saysee.model.processor import SpeechImageProcessor
+from saysee.model.speech_encoder import SpeechEncoder
+from saysee.pretraining.loop import LoopSettings, run_steps
+from saysee.pretraining.speech import SpeechPool, SpokenItem, augmented
+from saysee.training.checkpoint import write_folder
+
+SILENCE = 0
+"""Label of a frame in which nothing is said."""
+NOT_COUNTED = -100
+MASK_SPAN = 10
+"""Frames hidden together, 0.2 s, as in HuBERT."""
+
+
+@dataclass(frozen=True)
+class HubertNanoSettings:
+    """Size and pre-training of hubert-nano.
+
+    Attributes:
+        width: width S; a multiple of 64.
+        layers: transformer layers.
+        utterances: how many sentences are spoken to train on.
+        held_out: how many more, by voices of the validation split, for the curve.
+        mask_share: share of the frames where a hidden span begins.
+        seen_weight: weight of the frames that are not hidden (HuBERT's 1 - alpha over alpha).
+        words: how many words are told apart; the others are left out.
+        word_weight: weight of telling words.
+        loop: see :class:`saysee.pretraining.loop.LoopSettings`.
+    """
+
+    width: int = 192
+    layers: int = 3
+    utterances: int = 16_000
+    held_out: int = 250
+    mask_share: float = 0.04
+    seen_weight: float = 0.5
+    words: int = 2_000
+    word_weight: float = 0.5
+    loop: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=1800, batch_size=32, lr=1.5e-3, warmup_steps=150, evaluate_every=200)
+    )
+
+
+def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str, Any]:
+    """Pre-trains hubert-nano, and saves it with its feature extractor as ``folder/model``.
+
+    Args:
+        folder: of the speech, the log, the checkpoints and the model; a run that was killed goes on.
+        settings: see :class:`HubertNanoSettings`.
+
+    Returns:
+        The last figures of the log.
+
+    Raises:
+        MissingExtraError: the synthesiser is not installed.
+        SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
+    """
+    pool = SpeechPool(folder / "speech", settings.utterances, settings.loop.seed, "train")
+    held_out = SpeechPool(folder / "held-out", settings.held_out, settings.loop.seed + 1, "val")
+    torch.manual_seed(settings.loop.seed)
+    training = _Training(settings, pool, held_out)
+    figures = run_steps("hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate)
+    hubert, extractor = training.encoder.hubert, training.processor.feature_extractor
+
+    def save(temporary: Path) -> None:
+        hubert.to("cpu", torch.float16).save_pretrained(temporary)
+        extractor.save_pretrained(temporary)
+
+    write_folder(folder / "model", save)
+    return figures
+
+
+def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
+    """HuBERT's architecture (the large kind, with layer norm) at a size for two processor cores.
+
+    The first convolution is coarser than HuBERT's (1,600 steps a second in place of 3,200), because its steps are what
+    costs; a frame still stands for 20 ms and sees no more than 25.
+    """
+    return HubertConfig(
+        hidden_size=settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.width // 32,
+        intermediate_size=4 * settings.width,
+        conv_dim=[32, 64, 128, settings.width],
+        conv_kernel=[20, 8, 4, 2],
+        conv_stride=[10, 4, 4, 2],
+        num_feat_extract_layers=4,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=settings.width // 32,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        initializer_range=0.06,
+        feat_proj_dropout=0.0,
+        hidden_dropout=0.0,
+        activation_dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+class _Training:
+    """What the loop trains, and on what."""
+
+    def __init__(self, settings: HubertNanoSettings, pool: SpeechPool, held_out: SpeechPool) -> None:
+        self.settings, self.pool, self.held_out = settings, pool, held_out
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.phones = _numbered(name for item in pool.items for name, _, _ in item.phones)
+        self.words = _numbered((name for item in pool.items for name, _, _ in item.words), settings.words)
+        self.encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
+        self.encoder.hubert.config.apply_spec_augment = True  # for the mask that is handed to it
+        self.parts = nn.ModuleDict(
+            {
+                "hubert": self.encoder.hubert,
+                "phone": nn.Linear(settings.width, len(self.phones) + 1),
+                "word": nn.Linear(settings.width, len(self.words) + 1),
+            }
+        ).to(self.device)
+        self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
+        self.middles = _frame_middles(self.encoder.hubert.config)
+
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Masked prediction of phones, and words, on the batch of this step."""
+        draw = Random(f"{self.settings.loop.seed} {step}")
+        numbers = self._batch(step)
+        babble = [self.pool.waveform(draw.randrange(len(self.pool.items))) for _ in range(6)]
+        clips = [augmented(self.pool.waveform(number), babble, draw) for number in numbers]
+        items = [self.pool.items[number] for number in numbers]
+        hidden, frames, phones = self._encode(clips, items, np.random.default_rng(draw.getrandbits(63)))
+        scores = self.parts["phone"](hidden)
+        behind = self._masked & frames
+        masked_loss = functional.cross_entropy(scores[behind], phones[behind])
+        seen_loss = functional.cross_entropy(scores[frames & ~behind], phones[frames & ~behind])
+        word_loss, words_right = self._word_loss(hidden, items)
+        loss = masked_loss + self.settings.seen_weight * seen_loss + self.settings.word_weight * word_loss
+        right = (scores.detach().argmax(dim=-1) == phones)[behind].float().mean()
+        return loss, {
+            "masked": round(float(masked_loss.detach()), 4),
+            "seen": round(float(seen_loss.detach()), 4),
+            "word": round(float(word_loss.detach()), 4),
+            "masked_right": round(float(right), 4),
+            "words_right": round(words_right, 4),
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Percent of held-out voices' frames whose phone is right, nothing hidden, and of words."""
+        right, counted, words = 0.0, 0, []
+        for start in range(0, len(self.held_out.items), 25):
+            items = self.held_out.items[start : start + 25]
+            clips = [self.held_out.waveform(start + offset) for offset in range(len(items))]
+            hidden, frames, phones = self._encode(clips, items, None)
+            spoken = frames & (phones > SILENCE)
+            right += float((self.parts["phone"](hidden).argmax(dim=-1) == phones)[spoken].sum())
+            counted += int(spoken.sum())
+            words.append(self._word_loss(hidden, items)[1])
+        return {"held_out_phones_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
+
+    def _batch(self, step: int) -> list[int]:
+        """Utterances of like length, each once an epoch."""
+        size = self.settings.loop.batch_size
+        batches = max(1, len(self.pool.items) // size)
+        rng = Random(f"{self.settings.loop.seed} epoch {step // batches}")
+        length = [item.length * (1 + 0.1 * rng.random()) for item in self.pool.items]
+        order = sorted(range(len(length)), key=length.__getitem__)
+        place = rng.sample(range(batches), batches)[step % batches] * size
+        return order[place : place + size]
+
+    def _encode(
+        self, clips: list[Any], items: list[SpokenItem], noise: np.random.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The last states [B, F, S], the real frames [B, F] and their phones [B, F]; with ``noise``, spans hidden."""
+        waveforms, mask = self.processor.pad([self.processor.prepare_speech(clip) for clip in clips])
+        lengths = self.encoder.frames(mask.sum(dim=1))
+        frames = torch.arange(int(lengths.max())) < lengths[:, None]
+        phones = self._labels(items, frames.shape[1])
+        hide = torch.zeros_like(frames)
+        if noise is not None:
+            starts = torch.from_numpy(noise.random(frames.shape) < self.settings.mask_share) & frames
+            for ahead in range(MASK_SPAN):
+                hide[:, ahead:] |= starts[:, : frames.shape[1] - ahead]
+            hide[0, 0] = True  # never none, so that the learned vector always has a gradient
+        self._masked = hide.to(self.device)
+        output = self.encoder.hubert(
+            waveforms.to(self.device),
+            attention_mask=mask.long().to(self.device),
+            mask_time_indices=self._masked if noise is not None else torch.zeros_like(self._masked),
+        )
+        return output.last_hidden_state, frames.to(self.device), phones.to(self.device)
+
+    def _labels(self, items: list[SpokenItem], frames: int) -> Tensor:
+        """[B, F] the phone spoken at each frame's middle, or silence."""
+        labels = torch.zeros(len(items), frames, dtype=torch.long)
+        for row, item in enumerate(items):
+            for name, start, end in item.phones:
+                first, last = np.searchsorted(self.middles, (start, end))
+                labels[row, first:last] = self.phones.get(name, SILENCE)
+        return labels
+
+    def _word_loss(self, hidden: Tensor, items: list[SpokenItem]) -> tuple[Tensor, float]:
+        """Cross-entropy of the words, each told by the mean of its frames, and the share of them that is right."""
+        sums = functional.pad(hidden.float().cumsum(dim=1), (0, 0, 1, 0))
+        rows, firsts, lasts, names = [], [], [], []
+        for row, item in enumerate(items):
+            for name, start, end in item.words:
+                first, last = np.searchsorted(self.middles, (start, end))
+                last = min(int(last), hidden.shape[1])
+                if name in self.words and last > first:
+                    rows.append(row)
+                    firsts.append(int(first))
+                    lasts.append(last)
+                    names.append(self.words[name])
+        length = torch.tensor(lasts, device=self.device) - torch.tensor(firsts, device=self.device)
+        means = (sums[rows, lasts] - sums[rows, firsts]) / length[:, None]
+        target = torch.tensor(names, device=self.device)
+        scores = self.parts["word"](means)
+        right = float((scores.detach().argmax(dim=-1) == target).float().mean())
+        return functional.cross_entropy(scores, target), right
+
+
+def _numbered(names: Any, most: int | None = None) -> dict[str, int]:
+    """The names with numbers from 1, the most frequent first."""
+    return {name: number for number, (name, _) in enumerate(Counter(names).most_common(most), start=1)}
+
+
+def _frame_middles(config: HubertConfig) -> Any:
+    """The middle of each frame in seconds, for clips of up to two minutes."""
+    stride, field_ = 1, 1
+    for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field_ += (kernel - 1) * stride
+        stride *= step
+    return (np.arange(120 * SAMPLE_RATE // stride) * stride + field_ / 2) / SAMPLE_RATE

@@ -1,0 +1,151 @@
+"""The step loop that both pre-trainings share: schedule, log, checkpoints; a run that is killed goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saysee.errors import CheckpointError, SaySeeError
+from saysee.files import write_text
+from saysee.progress import progress_bar
+from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
+
+LOG_FILE, SETTINGS_FILE = "log.jsonl", "settings.json"
+_BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how fast.
+
+    Attributes:
+        steps: optimiser steps. batch_size: items in a batch. lr: peak learning rate of AdamW (linear warm-up, then a
+        cosine to 0). warmup_steps: steps of the warm-up. weight_decay: of matrices alone. clip_norm: the gradient's
+        norm is clipped to this. evaluate_every: steps between figures on held-out data. checkpoint_every: steps between
+        checkpoints. seed: of the weights, the order and the augmentation.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    evaluate_every: int = 250
+    checkpoint_every: int = 100
+    seed: int = 0
+
+
+def run_steps(
+    name: str,
+    folder: Path,
+    model: nn.Module,
+    settings: LoopSettings,
+    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    evaluate: Callable[[], dict[str, float]],
+) -> dict[str, Any]:
+    """Trains ``model`` in place, or goes on where the folder's last checkpoint was written.
+
+    Args:
+        name: what the progress bar says.
+        folder: of the log (one JSON object a line) and the checkpoints.
+        model: all parts that are trained.
+        settings: see :class:`LoopSettings`.
+        loss_of: the loss of a step (0 is the first) with figures for the log. It must draw what is random from the
+            step's number, so that a resumed run takes the same steps.
+        evaluate: figures on held-out data; called without gradient and in evaluation mode.
+
+    Returns:
+        The last figures, and the seconds that the steps took.
+
+    Raises:
+        CheckpointError: the folder's checkpoint is of other settings.
+        SaySeeError: the loss is not finite.
+    """
+    checkpoints, log = folder / "checkpoints", folder / LOG_FILE
+    clean_folder(checkpoints)
+    optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS)
+    done, seconds, lines = 0, 0.0, list[dict[str, Any]]()
+    found = find_checkpoints(checkpoints)
+    if found:
+        state = load_checkpoint(found[-1])
+        if state["settings"] != asdict(settings):
+            raise CheckpointError(f"{folder} holds a run of other settings; give another --to, or remove it")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, seconds = state["step"], state["seconds"]
+        lines = [line for line in _read_log(log) if line["step"] <= done]
+        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
+    model.train()
+    with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
+        bar.advance(done)
+        while done < settings.steps:
+            started = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * schedule(done, settings)
+            loss, figures = loss_of(done)
+            if not bool(torch.isfinite(loss)):
+                raise SaySeeError(f"{name}: the loss is {float(loss)} at step {done + 1}; lower lr")
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+            seconds += time.perf_counter() - started
+            line = {"step": done, "seconds": round(seconds, 2), "loss": round(float(loss.detach()), 4), **figures}
+            if done % settings.evaluate_every == 0 or done == settings.steps:
+                model.eval()
+                with torch.no_grad():
+                    line |= evaluate()
+                model.train()
+            writer.write(json.dumps(line) + "\n")
+            writer.flush()
+            lines.append(line)
+            bar.advance()
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                state = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                    "seconds": seconds,
+                    "settings": asdict(settings),
+                }
+                save_checkpoint(checkpoints, done, state, keep=1)
+    model.eval()
+    return {**lines[-1], "seconds": seconds}
+
+
+def schedule(step: int, settings: LoopSettings) -> float:
+    """The share of the peak learning rate at a step: a line up, then half a cosine down to 0."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    passed = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * passed))
+
+
+def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    plain = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    return [
+        {"params": decayed, "lr": 0.0, "weight_decay": settings.weight_decay},
+        {"params": plain, "lr": 0.0, "weight_decay": 0.0},
+    ]
+
+
+def _read_log(log: Path) -> list[dict[str, Any]]:
+    """The lines that are whole: a kill may have broken off the last."""
+    lines = []
+    for text in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines

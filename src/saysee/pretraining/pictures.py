@@ -1,0 +1,221 @@
+"""Drawn scenes for clip-nano: wider than the corpus's, and never one that a corpus's test split may show.
+
+There are more shapes, colors, fills and backgrounds, from one object to four, and many scenes come with a twin that
+differs in one attribute of one object and whose captions are false of it: to tell the two apart is what a global vector
+finds hardest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from saysee.data.scenes.captions import write_captions
+from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
+from saysee.data.scenes.drawing import TINTS as ALL_TINTS
+from saysee.data.scenes.making import start_worker
+from saysee.data.scenes.planning import CHANGES, Look, changed, in_test_half, novel_pairs, sample_scene
+from saysee.data.scenes.world import (
+    COLORS,
+    FILLS,
+    MORE_COLORS,
+    MORE_FILLS,
+    MORE_SHAPES,
+    SHAPES,
+    SIZES,
+    Scene,
+)
+from saysee.files import write_text
+from saysee.progress import progress_bar
+from saysee.training.checkpoint import clean_folder, write_folder
+
+WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
+LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}
+"""What is known of each patch that an object covers, beside 0 for "no object"."""
+
+TWIN_SHARE = 0.5
+CORPUS_SHARE = 0.5
+"""Of the scenes, those that have the corpus's own look; the others have the wide one."""
+CAPTION_ROUNDS = 2  # times five captions a scene
+CHUNK = 500  # scenes that are drawn and written at once
+DRAWN_AT = 128  # drawn at twice the size that the small CLIP sees, and scaled down as its processor would
+
+
+@dataclass(frozen=True)
+class WideScene:
+    """A scene with what is said of it; ``twin`` says whether the next scene is its twin."""
+
+    scene: Scene
+    captions: tuple[str, ...]
+    twin: bool
+
+
+def wide_pairs(look: Look) -> list[tuple[str, str]]:
+    """The (color, shape) pairs that scenes of a look may have: never one that only test splits show."""
+    wide = look is WIDE_LOOK
+    shapes, colors = (LABELS["shape"], LABELS["color"]) if wide else (SHAPES, COLORS)
+    novel = novel_pairs()
+    return [(color, shape) for color in colors for shape in shapes if (color, shape) not in novel]
+
+
+def wide_scenes(seed: int, chunk: int, count: int) -> Iterator[WideScene]:
+    """``count`` scenes of a chunk; the same for the same numbers."""
+    rng = Random(f"saysee wide scenes {seed} {chunk}")
+    made = 0
+    while made < count:
+        corpus_like = rng.random() < CORPUS_SHARE
+        look = Look(objects=(1, 4)) if corpus_like else WIDE_LOOK
+        pairs = wide_pairs(look)
+        first = sample_scene(rng, pairs, look=look)
+        if in_test_half(first):
+            continue
+        second: Scene | None = None
+        if made + 1 < count and rng.random() < TWIN_SHARE:
+            second = changed(first, CHANGES[rng.randrange(len(CHANGES))], rng)
+            if second is not None and not _may_show(second, pairs):
+                second = None
+        said = _captions(first, rng, second)
+        said_of_second = None if second is None else _captions(second, rng, first)
+        if not said or (second is not None and not said_of_second):
+            continue
+        yield WideScene(first, said, second is not None)
+        made += 1
+        if second is not None and said_of_second:
+            yield WideScene(second, said_of_second, False)
+            made += 1
+
+
+def _may_show(scene: Scene, pairs: list[tuple[str, str]]) -> bool:
+    return not in_test_half(scene) and all((item.color, item.shape) in pairs for item in scene.objects)
+
+
+def _captions(scene: Scene, rng: Random, false_of: Scene | None) -> tuple[str, ...] | None:
+    texts: dict[str, None] = {}
+    for _ in range(CAPTION_ROUNDS):
+        captions = write_captions(scene, rng, false_of)
+        texts |= dict.fromkeys(caption.text for caption in captions or ())
+    return tuple(texts) or None
+
+
+def patch_labels(scene: Scene, grid: int) -> NDArray[np.uint8]:
+    """What lies on each patch: [len(LABELS), grid * grid], 0 where no object covers half of the patch.
+
+    An object too small to cover half of any patch labels the one that it covers most.
+    """
+    labels = np.zeros((len(LABELS), grid, grid), dtype=np.uint8)
+    edges = np.arange(grid + 1) / grid
+    for item in scene.objects:
+        x0, y0, x1, y1 = item.box
+        across = np.clip(np.minimum(edges[1:], x1) - np.maximum(edges[:-1], x0), 0, None)
+        down = np.clip(np.minimum(edges[1:], y1) - np.maximum(edges[:-1], y0), 0, None)
+        covered = np.outer(down, across) * grid * grid
+        where = covered >= min(0.5, covered.max())
+        for number, (name, values) in enumerate(LABELS.items()):
+            labels[number][where] = 1 + values.index(getattr(item, name))
+    return labels.reshape(len(LABELS), -1)
+
+
+class PicturePool:
+    """Wide scenes, drawn once and kept in a folder; a pool that was broken off is gone on with.
+
+    Args:
+        folder: of the chunks.
+        scenes: how many, rounded up to whole chunks.
+        image_size: side of the kept pictures in pixels.
+        grid: patches along a side.
+        seed: another seed gives other scenes.
+        workers: processes that draw.
+    """
+
+    def __init__(self, folder: Path, scenes: int, image_size: int, grid: int, seed: int, workers: int = 2) -> None:
+        self.folder, self.image_size, self.grid, self.seed = folder, image_size, grid, seed
+        self.chunks = max(1, -(-scenes // CHUNK))
+        folder.mkdir(parents=True, exist_ok=True)
+        clean_folder(folder)
+        self._make(workers)
+
+    def _make(self, workers: int) -> None:
+        missing = [chunk for chunk in range(self.chunks) if not self._chunk_folder(chunk).exists()]
+        if not missing:
+            return
+        context = multiprocessing.get_context("spawn")
+        with (
+            progress_bar("drawing scenes", self.chunks * CHUNK) as bar,
+            ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as processes,
+        ):
+            bar.advance((self.chunks - len(missing)) * CHUNK)
+            jobs = (
+                [self._chunk_folder(chunk) for chunk in missing],
+                missing,
+                itertools.repeat(self.image_size),
+                itertools.repeat(self.grid),
+                itertools.repeat(self.seed),
+            )
+            for _ in processes.map(_draw_chunk, *jobs):
+                bar.advance(CHUNK)
+
+    def _chunk_folder(self, chunk: int) -> Path:
+        return self.folder / f"chunk-{self.seed}-{chunk:05d}"
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """[N, H, W, 3]."""
+        return np.concatenate([np.load(self._chunk_folder(i) / "pixels.npy") for i in range(self.chunks)])
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """[N, len(LABELS), P], see :func:`patch_labels`."""
+        return np.concatenate([np.load(self._chunk_folder(i) / "labels.npy") for i in range(self.chunks)])
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Those of each scene."""
+        return [item["captions"] for item in self._items()]
+
+    @cached_property
+    def units(self) -> list[tuple[int, ...]]:
+        """The numbers of the scenes that belong in one batch: a scene alone, or two twins."""
+        units: list[tuple[int, ...]] = []
+        twin_of_next = False
+        for number, item in enumerate(self._items()):
+            if twin_of_next:
+                units[-1] = (number - 1, number)
+            else:
+                units.append((number,))
+            twin_of_next = item["twin"]
+        return units
+
+    def _items(self) -> Iterator[dict[str, Any]]:
+        for chunk in range(self.chunks):
+            yield from json.loads((self._chunk_folder(chunk) / "scenes.json").read_text(encoding="utf-8"))
+
+
+def _draw_chunk(folder: Path, chunk: int, image_size: int, grid: int, seed: int) -> None:
+    made = list(wide_scenes(seed, chunk, CHUNK))
+    pixels = np.stack([_draw(each.scene, image_size) for each in made])
+    labels = np.stack([patch_labels(each.scene, grid) for each in made])
+    items = [{"captions": each.captions, "twin": each.twin} for each in made]
+
+    def write(temporary: Path) -> None:
+        np.save(temporary / "pixels.npy", pixels)
+        np.save(temporary / "labels.npy", labels)
+        write_text(temporary / "scenes.json", json.dumps(items))
+
+    write_folder(folder, write)
+
+
+def _draw(scene: Scene, image_size: int) -> NDArray[np.uint8]:
+    picture = draw_scene(scene, DRAWN_AT)
+    return np.asarray(picture.resize((image_size, image_size), Image.Resampling.BICUBIC))

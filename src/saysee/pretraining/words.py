@@ -1,0 +1,34 @@
+"""A tokenizer of whole words, for a text tower that has learned few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+MAX_WORDS = 40
+"""Longest caption in tokens, the begin and end marks included; longer ones are cut."""
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the words of ``texts``, in the frame that CLIP's text encoder expects."""
+    marks = ["<pad>", "<unknown>", "<begin>"]
+    words = sorted({word for text in texts for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())})
+    # CLIP's text encoder reads its vector at the end mark, which has the highest number.
+    vocabulary = {word: number for number, word in enumerate([*marks, *words, "<end>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <end>",
+        special_tokens=[("<begin>", vocabulary["<begin>"]), ("<end>", vocabulary["<end>"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unknown>",
+        bos_token="<begin>",
+        eos_token="<end>",
+        model_max_length=MAX_WORDS,
+    )
