@@ -43,7 +43,7 @@ def clip_config():
     """A tiny CLIP whose text side fits the words of ``CAPTIONS``."""
     from transformers import CLIPConfig
 
-    from saysee.training.image_text import MAX_WORDS, word_tokenizer
+    from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 
     tokenizer = word_tokenizer(CAPTIONS)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -76,7 +76,7 @@ def clip_folder(tmp_path, clip_config):
     import torch
     from transformers import CLIPImageProcessorPil, CLIPModel
 
-    from saysee.training.image_text import word_tokenizer
+    from saysee.pretraining.words import word_tokenizer
 
     torch.manual_seed(2)
     CLIPModel(clip_config).save_pretrained(tmp_path / "clip")

@@ -56,7 +56,7 @@ def test_help_answers_in_half_a_second_and_loads_no_torch() -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.5
-    for verb in ("data", "train", "evaluate", "demo"):
+    for verb in ("data", "train", "ablate", "pretrain", "evaluate", "demo"):
         assert verb in done.stdout
     loaded = subprocess.run(
         [
@@ -153,16 +153,24 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, tiny_scenes: Path, model_
     assert "nosuch" in refused("nosuch")
     assert "--nosuch" in refused("data", "verify", tiny_scenes, "--nosuch")
     assert "which recipe" in refused("train")
-    assert "demo" in refused("train", tmp_path / "missing.yaml")
+    assert "nano" in refused("train", tmp_path / "missing.yaml")
     assert "YAML" in refused("train", tmp_path / "broken.yaml")
-    assert "optimizer.lrr" in refused("train", "demo", "--optimizer.lrr", "3")
-    assert "data.manifest" in refused("train", "demo")
+    assert "optimizer.lrr" in refused("train", "nano", "--optimizer.lrr", "3")
+    assert "data.manifest" in refused("train", "nano")
     assert "missing.parquet" in refused("data", "verify", tmp_path / "missing.parquet")
     assert ".parquet" in refused("data", "verify", tmp_path / "other.txt")
     assert str(tmp_path / "full") in refused("data", "scenes", "--to", tmp_path / "full", "--images", 30)
     assert "no SaySee model" in refused("evaluate", tmp_path / "full", tiny_scenes)
     assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--split", "nosuch")
     assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--by", "nosuch")
+    ablate = ("ablate", "nano", "--data.manifest", tiny_scenes)
+    assert "--to" in refused(*ablate)
+    assert "--sizes is 'half'" in refused(*ablate, "--to", tmp_path / "study", "--sizes", "half")
+    assert "no row of" in refused(*ablate, "--to", tmp_path / "study", "--rows", "nosuch")
+    assert "missing.yaml" in refused(*ablate, "--to", tmp_path / "study", "--grid", tmp_path / "missing.yaml")
+    assert "denoising.preset" in refused(*ablate, "--to", tmp_path / "study", "--denoising.preset", "off")
+    assert "data.manifest" in refused("ablate", "nano", "--to", tmp_path / "study")
+    assert str(tmp_path / "full") in refused(*ablate, "--to", tmp_path / "full")
     assert "CUDA" in refused("evaluate", model_folder, tiny_scenes, "--device", "cuda")
 
 

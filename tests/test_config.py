@@ -58,7 +58,7 @@ def test_an_encoder_is_a_name_or_values_and_its_layers_a_number_or_all():
     assert recipe.model.speech == {"hidden_size": 32, "conv_dim": [8, 8]}
     assert recipe.model.speech_trainable == "all"
     assert resolve_recipe({"model": {"speech": "some/name", "speech_trainable": 3}}).model.speech_trainable == 3
-    assert load_recipe("demo", ["--model.image", "a/folder", "--model.image_trainable=2"]).model.image_trainable == 2
+    assert load_recipe("nano", ["--model.image", "a/folder", "--model.image_trainable=2"]).model.image_trainable == 2
 
 
 # ---------------------------------------------------------------------- presets
@@ -90,7 +90,7 @@ def test_a_preset_by_flag_is_taken_as_it_is_and_later_flags_add_to_it(write):
 @pytest.mark.parametrize("preset", ["papper", "true", "[paper]", "{a: b}"])
 def test_an_unknown_preset_is_refused_with_those_there_are(preset, write):
     refused(lambda: load_recipe(write(f"denoising: {{preset: {preset}}}")), "denoising.preset", *DENOISING_PRESETS)
-    refused(lambda: load_recipe("demo", ["--denoising.preset"]), "denoising.preset", *DENOISING_PRESETS)
+    refused(lambda: load_recipe("nano", ["--denoising.preset"]), "denoising.preset", *DENOISING_PRESETS)
 
 
 # ---------------------------------------------------------------------- overrides
@@ -154,13 +154,13 @@ def test_unknown_names_and_wrong_types_are_told_in_one_line(text, words, write):
     ],
 )
 def test_wrong_flags_are_told_in_one_line(flag, word):
-    refused(lambda: load_recipe("demo", [flag]), "recipe demo", word)
+    refused(lambda: load_recipe("nano", [flag]), "recipe nano", word)
 
 
 def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path):
-    refused(lambda: load_recipe(tmp_path / "none.yaml"), "none.yaml", "demo")
+    refused(lambda: load_recipe(tmp_path / "none.yaml"), "none.yaml", "nano")
     refused(lambda: load_recipe(tmp_path), str(tmp_path))
-    refused(lambda: load_recipe("demmo"), "demmo", "demo")
+    refused(lambda: load_recipe("namo"), "namo", "nano")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_denoising_that_is_off_is_not_judged_by_its_target():
 
 def test_a_saved_recipe_loads_as_the_same(tmp_path):
     recipe = load_recipe(
-        "demo", ["--denoising.preset=off", "--data.crop_seconds=null", "--output=läufe/1", "--optimizer.lr=3e-4"]
+        "nano", ["--denoising.preset=off", "--data.crop_seconds=null", "--output=läufe/1", "--optimizer.lr=3e-4"]
     )
     save_recipe(recipe, tmp_path / "saved.yaml")
     assert load_recipe(tmp_path / "saved.yaml") == recipe
@@ -242,5 +242,5 @@ def test_help_tells_every_setting():
 
 
 def test_settings_are_read_without_torch():
-    code = "import saysee.config as c, sys; c.load_recipe('demo'); c.recipe_help(); sys.exit('torch' in sys.modules)"
+    code = "import saysee.config as c, sys; c.load_recipe('nano'); c.recipe_help(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

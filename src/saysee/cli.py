@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     try:
         options, rest = parser.parse_known_args([word for word in words if word != "--debug"])
-        if rest and options.verb is not _train:
+        if rest and options.verb not in (_train, _ablate, _pretrain):
             raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
-        options.rest = rest
+        options.rest, options.words = rest, words
         code: int = options.verb(options)
         return code
     except SaySeeError as error:
@@ -117,6 +117,48 @@ def _train(options: argparse.Namespace) -> int:
         f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
     )
     _print_result(options, {"model": f"{recipe.output}/best", **result}, text)
+    return EXIT_DONE
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    import shlex
+    from pathlib import Path
+
+    from saysee.studies.ablation import AblationSettings, run_ablation
+
+    result = run_ablation(
+        options.recipe,
+        options.to,
+        AblationSettings(
+            overrides=tuple(options.rest),
+            seeds=options.seeds,
+            rows=None if options.rows is None else tuple(name.strip() for name in options.rows.split(",")),
+            grid=None if options.grid is None else Path(options.grid),
+            sizes=tuple(_numbers("--sizes", options.sizes)),
+            split=options.split,
+            command=shlex.join(["saysee", *options.words]),
+        ),
+    )
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        for table in result.to_tables():
+            _print_rich(table)
+        print(f"table: {result.folder / 'table.md'}")
+    return EXIT_DONE
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    _quiet_libraries()
+    from saysee.pretraining.recipes import ENCODERS, load_settings
+
+    settings = load_settings(options.encoder, options.recipe, options.rest)
+    figures = ENCODERS[options.encoder].pretrain(Path(options.to), settings)
+    model = Path(options.to) / "model"
+    told = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    _print_result(options, {"model": str(model), **figures}, f"{model}: {told}")
     return EXIT_DONE
 
 
@@ -199,6 +241,29 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--settings", action="store_true", help="list every setting with its default")
 
+    ablate = _verb(
+        verbs,
+        "ablate",
+        _ablate,
+        "compare rows of settings over a recipe, seed by seed; --data.manifest and the like too",
+    )
+    ablate.add_argument("recipe", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package")
+    ablate.add_argument("--to", required=True, metavar="DIR", help="folder of runs and tables; what is done is kept")
+    ablate.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each row (%(default)s)")
+    ablate.add_argument("--rows", metavar="NAME,NAME", help="run these rows only, and the baseline")
+    ablate.add_argument("--grid", metavar="FILE", help="a YAML file of rows; left out, the package's own")
+    ablate.add_argument(
+        "--sizes", default="", metavar="SHARE,SHARE", help="train on shares of the pictures too, such as 0.25,0.5,1"
+    )
+    ablate.add_argument("--split", default="test", help="which split scores them: val to choose (%(default)s)")
+
+    pretrain = _verb(
+        verbs, "pretrain", _pretrain, "make an encoder like the package's own; --loop.steps 100 and the like override"
+    )
+    pretrain.add_argument("encoder", choices=("hubert", "clip"), help="which: hubert-nano or clip-nano")
+    pretrain.add_argument("--to", required=True, metavar="DIR", help="folder of data, log, checkpoints and model")
+    pretrain.add_argument("--recipe", metavar="FILE", help="a YAML file of settings; left out, the package's own")
+
     score = _verb(verbs, "evaluate", _evaluate, "score a model on a split by the field's protocol")
     score.add_argument("model", metavar="MODEL", help="folder or hub name of a SaySee model")
     score.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
@@ -237,6 +302,13 @@ def _print_rich(content: Any) -> None:
 def _refuse(message: object) -> int:
     print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
     return EXIT_MISTAKE
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")] if text else []
+    except ValueError as error:
+        raise ConfigError(f"{flag} is {text!r}; give numbers with commas between, such as 0.25,0.5,1") from error
 
 
 def _quiet_libraries() -> None:

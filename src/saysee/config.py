@@ -57,6 +57,9 @@ class ModelSettings:
     """How many of the vision transformer's last layers are trained (with its projection), or "all"."""
     text: bool = True
     """Keep CLIP's text encoder, so that text can query; it is never trained here."""
+    speech_layers: Optional[list[int]] = None  # noqa: UP045
+    """Which of HuBERT's hidden states are mixed: 0 is the input of its first layer, then one a layer; negative numbers
+    count from the last, -1. null takes all. Fewer make kept features smaller."""
     head_layers: int = 1
     """Transformer layers of the speech head."""
     head_heads: int = 8
@@ -68,6 +71,18 @@ class ModelSettings:
     normalize_hidden_states: Optional[bool] = None  # noqa: UP045
     """Layer-normalise each of HuBERT's hidden states before they are mixed; null: yes for the large kind, no for
     base."""
+
+
+@dataclass
+class FeatureSettings:
+    """What frozen encoders give, computed once and kept on disk."""
+
+    keep: Literal["auto", "off"] = "auto"
+    """auto keeps features when both encoders are frozen and no clip is cropped; off recomputes them at each step."""
+    folder: str = ""
+    """Where they are kept, for all runs together; empty is the folder "features" beside the manifest."""
+    limit_gb: float = 50.0
+    """The most that the folder may come to hold, in GB (10 to the 9th bytes); more is refused before it is computed."""
 
 
 @dataclass
@@ -161,8 +176,9 @@ class TrainingSettings:
     """Optimiser steps."""
     seed: int = 0
     """Seed of the weights, the order of the data, the noise and the dropout."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the networks; similarities and losses are always fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks: auto is bf16 where the chip has it, else fp32. Similarities and losses are always
+    fp32."""
     eval_every: int = 1000
     """Steps between evaluations on the validation split."""
     patience: int = 0
@@ -187,6 +203,7 @@ class Recipe:
     """Folder of the run."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     denoising: DenoisingSettings = field(default_factory=DenoisingSettings)
@@ -312,7 +329,7 @@ _NOT_NEGATIVE = (
     "data.workers",
     "data.cache_images_mb",
 )
-_ABOVE_ZERO = ("denoising.temperature", "contrastive.temperature", "optimizer.clip_norm")
+_ABOVE_ZERO = ("features.limit_gb", "denoising.temperature", "contrastive.temperature", "optimizer.clip_norm")
 _SHARES = ("denoising.share", "fusion.dropout", "model.head_dropout")
 
 
@@ -342,6 +359,9 @@ def _out_of_range(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     for setting in ("fusion.feedforward", "model.head_feedforward"):
         if value_of(setting) is not None and value_of(setting) < 1:
             yield setting, value_of(setting), "it must be at least 1, or null for four times the width"
+    layers = recipe.model.speech_layers
+    if layers is not None and (not layers or len(set(layers)) < len(layers)):
+        yield "model.speech_layers", layers, "name each hidden state once, at least one, or give null for all"
     if not 0 <= recipe.training.seed < 2**63:
         yield "training.seed", recipe.training.seed, "it must be a number from 0 to below 2 to the 63rd"
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -11,11 +12,10 @@ from saysee.errors import SaySeeError
 from saysee.studies.demo import DemoResult, DemoSettings, run_demo
 
 SMALL = DemoSettings(
-    images=160,
-    val_images=6,
+    images=50,
+    val_images=4,
     test_images=20,
-    clip_steps=2,
-    hubert_steps=2,
+    other_queries=3,
     recipe_overrides=(
         "--training.steps=4",
         "--training.eval_every=2",
@@ -60,7 +60,7 @@ def test_the_report_is_one_file_with_scores_curves_queries_and_attention(demo: t
     for name, scores in result.scores.items():
         assert name in text
         assert f"{scores['overall']['mean_R@1']:.2f} (" in text
-    for setting in ("batch_size: 16", "temperature: 0.07", "&#34;clip_steps&#34;: 2", "&#34;patch_size&#34;: 8"):
+    for setting in ("batch_size: 16", "temperature: 0.07", "speech: saysee/hubert-nano", "&#34;test_images&#34;: 20"):
         assert setting in text
 
 
@@ -85,13 +85,27 @@ def test_both_rows_have_the_same_start_data_and_steps(demo: tuple[Path, DemoResu
 
 def test_called_again_it_trains_nothing_again(demo: tuple[Path, DemoResult]) -> None:
     folder, first = demo
-    made = [folder / "small-clip", folder / "small-hubert", folder / "runs" / "CMD" / "best", folder / "scenes"]
+    made = [folder / "runs" / "CMD" / "best", folder / "scenes", *(folder / "features").rglob("*.values")]
     before = [path.stat().st_mtime_ns for path in made]
     second = run_demo(folder, SMALL)
     assert [path.stat().st_mtime_ns for path in made] == before
     assert second.runs == first.runs
     for name, scores in first.scores.items():
         assert second.scores[name]["overall"] == scores["overall"]
+
+
+def test_other_ways_of_asking_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    ways = {each.way: each for each in result.others}
+    assert ways["in writing"].queries == 100
+    assert ways["in writing"].back_at_1 is not None
+    assert ways["in writing"].recall_at_1 > 25, "clip-nano reads captions; chance is 5"
+    assert ways["the same, fast"].queries == 3
+    assert ways["the same, fast"].back_at_1 is None, "most pictures have no query here"
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for each in result.others:
+        assert html.escape(each.way) in text
+        assert 0 <= each.recall_at_1 <= each.recall_at_10 <= 100
 
 
 def test_a_folder_of_another_seed_is_refused(demo: tuple[Path, DemoResult]) -> None:

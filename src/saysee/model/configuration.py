@@ -20,6 +20,8 @@ class HeadConfig:
         dropout: dropout of the transformer layers.
         normalize_hidden_states: layer-normalise each hidden state before the mix. SpeechCLIP does so for HuBERT large
             (arXiv 2210.00705, authors' code), not for base; None follows HuBERT's kind.
+        speech_layers: numbers of HuBERT's hidden states that are mixed: 0 is the input of its first layer, then one a
+            layer; negative numbers count from the last. None takes all.
     """
 
     layers: int = 1
@@ -27,6 +29,7 @@ class HeadConfig:
     feedforward: int | None = None
     dropout: float = 0.1
     normalize_hidden_states: bool | None = None
+    speech_layers: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConf
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
 from saysee.progress import progress_bar
@@ -87,8 +88,10 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         """Joins two encoders under a new speech head.
 
         Args:
-            speech: hub name or folder of a HuBERT, or a configuration for one with random weights.
-            image: hub name or folder of a CLIP, or a configuration for one with random weights.
+            speech: hub name or folder of a HuBERT, ``saysee/hubert-nano`` of this package, or a configuration for one
+                with random weights.
+            image: hub name or folder of a CLIP, ``saysee/clip-nano`` of this package, or a configuration for one with
+                random weights.
             text: keep CLIP's text encoder where there is one.
             head: the speech head; None is SpeechCLIP parallel's.
             fusion: add a fusion encoder; None adds none.
@@ -96,6 +99,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         Raises:
             CheckpointError: a folder or hub name gives no model of the kind.
         """
+        speech = speech if isinstance(speech, HubertConfig) else place_of(speech)
+        image = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
         hubert = speech if isinstance(speech, HubertConfig) else _load_hubert(speech)
         clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else _load_clip(image, text)
         image_config = clip if isinstance(clip, CLIPConfig | CLIPVisionConfig) else clip.config
@@ -112,8 +117,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         if isinstance(clip, nn.Module):
             model.image_encoder.clip.load_state_dict(clip.state_dict())
         places = (
-            None if isinstance(speech, HubertConfig) else os.fspath(speech),
-            None if isinstance(image, CLIPConfig | CLIPVisionConfig) else os.fspath(image),
+            None if isinstance(speech, HubertConfig) else speech,
+            None if isinstance(image, CLIPConfig | CLIPVisionConfig) else image,
         )
         try:
             model.processor = SpeechImageProcessor.from_sources(

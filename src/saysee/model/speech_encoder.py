@@ -1,11 +1,13 @@
 """HuBERT, the mix of its layers, and the head: a global vector, frame features and their mask.
 
-The recipe is SpeechCLIP parallel's (arXiv 2210.00705): a softmax-weighted sum of all of HuBERT's hidden states, a
+The recipe is SpeechCLIP parallel's (arXiv 2210.00705): a softmax-weighted sum of HuBERT's hidden states, a
 learnable CLS token in front, post-norm transformer layers, and one linear layer to CLIP's width. The frames come out of
 the same head as the global vector, so what cross-modal denoising teaches the frames reaches what retrieval uses.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,11 @@ class SpeechEncoder(nn.Module):
         width: D, width of the joint space.
 
     Raises:
-        ConfigError: the head's attention heads do not divide HuBERT's width.
+        ConfigError: the head's attention heads do not divide HuBERT's width, or it wants a hidden state that HuBERT
+            does not have.
+
+    Attributes:
+        layers: numbers of the N hidden states that are mixed, 0 to L.
     """
 
     def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
@@ -49,8 +55,9 @@ class SpeechEncoder(nn.Module):
         self.hubert = HubertModel(config)
         _mend_group_norm(self.hubert)
         _mend_position_convolution(self.hubert)
+        self.layers = _layer_numbers(head.speech_layers, config.num_hidden_layers)
         self.layer_mix = LayerMix(
-            states=config.num_hidden_layers + 1,
+            states=len(self.layers),
             normalize=config.do_stable_layer_norm
             if head.normalize_hidden_states is None
             else head.normalize_hidden_states,
@@ -64,11 +71,20 @@ class SpeechEncoder(nn.Module):
             waveforms: [B, T] 16 kHz samples as the processor prepares them, zero where ``mask`` is False.
             mask: [B, T] bool, True on real samples; each row is True up to its clip's end. At least 400 samples each.
         """
-        return self.head(*self.hidden_states(waveforms, mask))  # type: ignore[no-any-return]
+        return self.from_layer_states(*self.layer_states(waveforms, mask))
+
+    def from_layer_states(self, states: Sequence[Tensor] | Tensor, mask: Tensor) -> SpeechFeatures:
+        """The second half of :meth:`forward`: N x [B, F, S] of :meth:`layer_states` and their [B, F] mask."""
+        return self.head(self.layer_mix(states), mask)  # type: ignore[no-any-return]
 
     def hidden_states(self, waveforms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """HuBERT's mixed hidden states [B, F, S] and the mask of real frames [B, F]."""
-        frames = self.hubert._get_feat_extract_output_lengths(mask.sum(dim=1))
+        states, frame_mask = self.layer_states(waveforms, mask)
+        return self.layer_mix(states), frame_mask
+
+    def layer_states(self, waveforms: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The N hidden states that are mixed, each [B, F, S], and the mask of real frames [B, F]."""
+        frames = self.frames(mask.sum(dim=1))
         self._set_lengths(mask.sum(dim=1))
         trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
@@ -76,13 +92,32 @@ class SpeechEncoder(nn.Module):
         frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
         # The large kind ends in a layer norm that releases of transformers disagree on: in the recipe (s3prl's HuBERT)
         # the last state is the one behind it.
-        return self.layer_mix((*output.hidden_states[:-1], output.last_hidden_state)), frame_mask
+        states = (*output.hidden_states[:-1], output.last_hidden_state)
+        return tuple(states[layer] for layer in self.layers), frame_mask
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """How many frames clips of so many samples have."""
+        frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples)
+        return frames
 
     def _set_lengths(self, samples: Tensor) -> None:
         layer = self.hubert.feature_extractor.conv_layers[0]
         if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
             kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
             norm.lengths = ((samples - kernel) // stride + 1).tolist()
+
+
+def _layer_numbers(chosen: list[int] | None, last: int) -> list[int]:
+    """The chosen hidden states as numbers from 0 to ``last``."""
+    if chosen is None:
+        return list(range(last + 1))
+    numbers = [layer if layer >= 0 else last + 1 + layer for layer in chosen]
+    if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= number <= last for number in numbers):
+        raise ConfigError(
+            f"model.speech_layers is {chosen}; this HuBERT has hidden states 0 to {last}, or {-last - 1} to -1 counted "
+            "from the last: name some of them, each once"
+        )
+    return numbers
 
 
 class ClipGroupNorm(nn.GroupNorm):
@@ -144,7 +179,7 @@ class LayerMix(nn.Module):
     """Softmax-weighted sum of hidden states; the weights start equal.
 
     Args:
-        states: how many hidden states there are (L + 1).
+        states: N, how many hidden states there are.
         normalize: layer-normalise each state first.
     """
 
@@ -153,8 +188,8 @@ class LayerMix(nn.Module):
         self.weights = nn.Parameter(torch.zeros(states))
         self.normalize = normalize
 
-    def forward(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
-        """(L + 1) x [B, F, S] to [B, F, S]."""
+    def forward(self, hidden_states: Sequence[Tensor] | Tensor) -> Tensor:
+        """N x [B, F, S], as one tensor or several, to [B, F, S]."""
         mixed: Tensor | None = None
         for weight, state in zip(self.weights.softmax(dim=0), hidden_states, strict=True):
             if self.normalize:

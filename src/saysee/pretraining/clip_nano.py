@@ -8,7 +8,7 @@ processor cores, else spends most of its steps on learning to see. Which of the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,6 +24,7 @@ from saysee.pretraining.pictures import LABELS, PicturePool
 from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
 from saysee.training.checkpoint import write_folder
+
 
 @dataclass(frozen=True)
 class ClipNanoSettings:
@@ -58,7 +59,7 @@ class ClipNanoSettings:
     seeing_steps: int = 1000
     seeing_batch: int = 64
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=2500, batch_size=160, lr=1e-3, warmup_steps=100)
+        default_factory=lambda: LoopSettings(steps=3300, batch_size=160, lr=1e-3, warmup_steps=100)
     )
 
 
@@ -82,7 +83,9 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     tokenizer = word_tokenizer(text for captions in pool.captions for text in captions)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
-    figures = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate)
+    figures = run_steps(
+        "clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
+    )
     model = training.clip
 
     def save(temporary: Path) -> None:
@@ -192,7 +195,9 @@ class _Training:
         for start in range(0, len(self.held_out_tokens), 250):
             part = slice(start, start + 250)
             pixels = torch.from_numpy(self.held_out.pixels[part]).permute(0, 3, 1, 2).float() / 255
-            images.append(self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device)).pooler_output)
+            images.append(
+                self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device)).pooler_output
+            )
             texts.append(self._text(_padded([captions[0] for captions in self.held_out_tokens[part]])))
         image = functional.normalize(torch.cat(images), dim=-1)
         text = functional.normalize(torch.cat(texts), dim=-1)
@@ -244,4 +249,3 @@ def _padded(ids: list[list[int]]) -> Tensor:
     """[B, N] int, filled up with 0, the tokenizer's padding."""
     longest = max(len(row) for row in ids)
     return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-

@@ -9,7 +9,7 @@ the word. ``docs/nano.md`` has what each is worth.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig
 
-from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 from saysee.pretraining.loop import LoopSettings, run_steps
+from saysee.pretraining.probe import frame_middles, probe_phones
 from saysee.pretraining.speech import SpeechPool, SpokenItem, augmented
 from saysee.training.checkpoint import write_folder
 
@@ -60,7 +60,7 @@ class HubertNanoSettings:
     words: int = 2_000
     word_weight: float = 0.5
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=1800, batch_size=32, lr=1.5e-3, warmup_steps=150, evaluate_every=200)
+        default_factory=lambda: LoopSettings(steps=1500, batch_size=32, lr=1.5e-3, warmup_steps=150, evaluate_every=200)
     )
 
 
@@ -72,7 +72,7 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
         settings: see :class:`HubertNanoSettings`.
 
     Returns:
-        The last figures of the log.
+        The last figures of the log, and the probe's.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
@@ -82,8 +82,12 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
     held_out = SpeechPool(folder / "held-out", settings.held_out, settings.loop.seed + 1, "val")
     torch.manual_seed(settings.loop.seed)
     training = _Training(settings, pool, held_out)
-    figures = run_steps("hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate)
+    figures = run_steps(
+        "hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
+    )
     hubert, extractor = training.encoder.hubert, training.processor.feature_extractor
+    hubert.config.apply_spec_augment = False  # the mask was for pre-training; now frames must be heard as they are
+    figures |= probe_phones(training.encoder.to("cpu").eval(), pool, held_out).to_dict()
 
     def save(temporary: Path) -> None:
         hubert.to("cpu", torch.float16).save_pretrained(temporary)
@@ -138,7 +142,7 @@ class _Training:
             }
         ).to(self.device)
         self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
-        self.middles = _frame_middles(self.encoder.hubert.config)
+        self.middles = frame_middles(self.encoder)
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """Masked prediction of phones, and words, on the batch of this step."""
@@ -177,13 +181,14 @@ class _Training:
         return {"held_out_phones_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
 
     def _batch(self, step: int) -> list[int]:
-        """Utterances of like length, each once an epoch."""
+        """Utterances of like length, each at most once an epoch."""
         size = self.settings.loop.batch_size
         batches = max(1, len(self.pool.items) // size)
         rng = Random(f"{self.settings.loop.seed} epoch {step // batches}")
         length = [item.length * (1 + 0.1 * rng.random()) for item in self.pool.items]
         order = sorted(range(len(length)), key=length.__getitem__)
         place = rng.sample(range(batches), batches)[step % batches] * size
+        place += rng.randrange(max(1, len(order) - batches * size + 1))  # else the longest would never be left over
         return order[place : place + size]
 
     def _encode(
@@ -230,6 +235,8 @@ class _Training:
                     firsts.append(int(first))
                     lasts.append(last)
                     names.append(self.words[name])
+        if not names:
+            return hidden.sum() * 0, 0.0
         length = torch.tensor(lasts, device=self.device) - torch.tensor(firsts, device=self.device)
         means = (sums[rows, lasts] - sums[rows, firsts]) / length[:, None]
         target = torch.tensor(names, device=self.device)
@@ -241,12 +248,3 @@ class _Training:
 def _numbered(names: Any, most: int | None = None) -> dict[str, int]:
     """The names with numbers from 1, the most frequent first."""
     return {name: number for number, (name, _) in enumerate(Counter(names).most_common(most), start=1)}
-
-
-def _frame_middles(config: HubertConfig) -> Any:
-    """The middle of each frame in seconds, for clips of up to two minutes."""
-    stride, field_ = 1, 1
-    for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
-        field_ += (kernel - 1) * stride
-        stride *= step
-    return (np.arange(120 * SAMPLE_RATE // stride) * stride + field_ / 2) / SAMPLE_RATE

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saysee.errors import CheckpointError, SaySeeError
+from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import write_text
 from saysee.progress import progress_bar
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 
-LOG_FILE, SETTINGS_FILE = "log.jsonl", "settings.json"
+LOG_FILE = "log.jsonl"
 _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike
 
 
@@ -43,6 +43,12 @@ class LoopSettings:
     checkpoint_every: int = 100
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that no run can have."""
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+
 
 def run_steps(
     name: str,
@@ -51,6 +57,7 @@ def run_steps(
     settings: LoopSettings,
     loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
     evaluate: Callable[[], dict[str, float]],
+    whole: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains ``model`` in place, or goes on where the folder's last checkpoint was written.
 
@@ -62,6 +69,7 @@ def run_steps(
         loss_of: the loss of a step (0 is the first) with figures for the log. It must draw what is random from the
             step's number, so that a resumed run takes the same steps.
         evaluate: figures on held-out data; called without gradient and in evaluation mode.
+        whole: settings of the model and its data, as plain values; a run of others is refused too.
 
     Returns:
         The last figures, and the seconds that the steps took.
@@ -71,19 +79,21 @@ def run_steps(
         SaySeeError: the loss is not finite.
     """
     checkpoints, log = folder / "checkpoints", folder / LOG_FILE
+    folder.mkdir(parents=True, exist_ok=True)
     clean_folder(checkpoints)
     optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS)
     done, seconds, lines = 0, 0.0, list[dict[str, Any]]()
     found = find_checkpoints(checkpoints)
     if found:
         state = load_checkpoint(found[-1])
-        if state["settings"] != asdict(settings):
+        if state["settings"] != asdict(settings) or state.get("whole", whole) != whole:
             raise CheckpointError(f"{folder} holds a run of other settings; give another --to, or remove it")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["step"], state["seconds"]
         lines = [line for line in _read_log(log) if line["step"] <= done]
-        write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
+    # What a kill left behind the checkpoint (all of it where there is none) is done, and logged, again.
+    write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
     model.train()
     with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
         bar.advance(done)
@@ -117,10 +127,11 @@ def run_steps(
                     "step": done,
                     "seconds": seconds,
                     "settings": asdict(settings),
+                    "whole": whole,
                 }
                 save_checkpoint(checkpoints, done, state, keep=1)
     model.eval()
-    return {**lines[-1], "seconds": seconds}
+    return {**(lines[-1] if lines else {"step": done}), "seconds": seconds}
 
 
 def schedule(step: int, settings: LoopSettings) -> float:

@@ -7,13 +7,10 @@ finds hardest.
 
 from __future__ import annotations
 
-import itertools
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,7 +22,6 @@ from PIL import Image
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
 from saysee.data.scenes.drawing import TINTS as ALL_TINTS
-from saysee.data.scenes.making import start_worker
 from saysee.data.scenes.planning import CHANGES, Look, changed, in_test_half, novel_pairs, sample_scene
 from saysee.data.scenes.world import (
     COLORS,
@@ -37,9 +33,10 @@ from saysee.data.scenes.world import (
     SIZES,
     Scene,
 )
+from saysee.errors import CheckpointError
 from saysee.files import write_text
-from saysee.progress import progress_bar
-from saysee.training.checkpoint import clean_folder, write_folder
+from saysee.pretraining.chunks import Chunk, chunks_of, make_missing
+from saysee.training.checkpoint import write_folder
 
 WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
 LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}
@@ -132,52 +129,38 @@ class PicturePool:
 
     Args:
         folder: of the chunks.
-        scenes: how many, rounded up to whole chunks.
+        scenes: how many.
         image_size: side of the kept pictures in pixels.
         grid: patches along a side.
         seed: another seed gives other scenes.
         workers: processes that draw.
+
+    Raises:
+        CheckpointError: the folder holds pictures or labels of another size.
+        SaySeeError: a process died.
     """
 
     def __init__(self, folder: Path, scenes: int, image_size: int, grid: int, seed: int, workers: int = 2) -> None:
-        self.folder, self.image_size, self.grid, self.seed = folder, image_size, grid, seed
-        self.chunks = max(1, -(-scenes // CHUNK))
-        folder.mkdir(parents=True, exist_ok=True)
-        clean_folder(folder)
-        self._make(workers)
-
-    def _make(self, workers: int) -> None:
-        missing = [chunk for chunk in range(self.chunks) if not self._chunk_folder(chunk).exists()]
-        if not missing:
-            return
-        context = multiprocessing.get_context("spawn")
-        with (
-            progress_bar("drawing scenes", self.chunks * CHUNK) as bar,
-            ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as processes,
-        ):
-            bar.advance((self.chunks - len(missing)) * CHUNK)
-            jobs = (
-                [self._chunk_folder(chunk) for chunk in missing],
-                missing,
-                itertools.repeat(self.image_size),
-                itertools.repeat(self.grid),
-                itertools.repeat(self.seed),
-            )
-            for _ in processes.map(_draw_chunk, *jobs):
-                bar.advance(CHUNK)
-
-    def _chunk_folder(self, chunk: int) -> Path:
-        return self.folder / f"chunk-{self.seed}-{chunk:05d}"
+        self.chunks = chunks_of(folder, scenes, CHUNK, seed)
+        make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed), workers)
+        for chunk in self.chunks:
+            side = np.load(chunk.folder / "pixels.npy", mmap_mode="r").shape[1]
+            patches = np.load(chunk.folder / "labels.npy", mmap_mode="r").shape[2]
+            if (side, patches) != (image_size, grid * grid):
+                raise CheckpointError(
+                    f"{folder} holds pictures of {side} pixels and {patches} patches, not {image_size} and "
+                    f"{grid * grid}; give another folder, or remove it"
+                )
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """[N, H, W, 3]."""
-        return np.concatenate([np.load(self._chunk_folder(i) / "pixels.npy") for i in range(self.chunks)])
+        return np.concatenate([np.load(chunk.folder / "pixels.npy") for chunk in self.chunks])
 
     @cached_property
     def labels(self) -> NDArray[np.uint8]:
         """[N, len(LABELS), P], see :func:`patch_labels`."""
-        return np.concatenate([np.load(self._chunk_folder(i) / "labels.npy") for i in range(self.chunks)])
+        return np.concatenate([np.load(chunk.folder / "labels.npy") for chunk in self.chunks])
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -198,12 +181,12 @@ class PicturePool:
         return units
 
     def _items(self) -> Iterator[dict[str, Any]]:
-        for chunk in range(self.chunks):
-            yield from json.loads((self._chunk_folder(chunk) / "scenes.json").read_text(encoding="utf-8"))
+        for chunk in self.chunks:
+            yield from json.loads((chunk.folder / "scenes.json").read_text(encoding="utf-8"))
 
 
-def _draw_chunk(folder: Path, chunk: int, image_size: int, grid: int, seed: int) -> None:
-    made = list(wide_scenes(seed, chunk, CHUNK))
+def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
+    made = list(wide_scenes(seed, chunk.number, chunk.count))
     pixels = np.stack([_draw(each.scene, image_size) for each in made])
     labels = np.stack([patch_labels(each.scene, grid) for each in made])
     items = [{"captions": each.captions, "twin": each.twin} for each in made]
@@ -213,7 +196,7 @@ def _draw_chunk(folder: Path, chunk: int, image_size: int, grid: int, seed: int)
         np.save(temporary / "labels.npy", labels)
         write_text(temporary / "scenes.json", json.dumps(items))
 
-    write_folder(folder, write)
+    write_folder(chunk.folder, write)
 
 
 def _draw(scene: Scene, image_size: int) -> NDArray[np.uint8]:

@@ -1,11 +1,12 @@
 """English sentences for hubert-nano: far wider than what the scenes corpus says.
 
-Words come from ``lexicon.txt`` (some 1,400, with their regular forms 2,700), beside names, places, numbers, spellings
+Words come from ``lexicon.txt`` (some 1,400, with their forms 2,700), beside names, places, numbers, spellings
 and captions of wide scenes. No caption is of a scene that a corpus's test split may show.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,10 +19,10 @@ CAPTION_SHARE = 0.3
 """Of the sentences, those that are captions of wide scenes."""
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
 @cache
@@ -58,19 +59,36 @@ def in_words(number: int) -> str:
     for size, name in ((1000, "thousand"), (100, "hundred")):
         if number >= size:
             rest = number % size
-            return f"{in_words(number // size)} {name}" + (f" and {in_words(rest)}" if rest else "")
+            joint = " and " if rest < 100 else " "  # "a thousand and two", but "a thousand two hundred"
+            return f"{in_words(number // size)} {name}" + (f"{joint}{in_words(rest)}" if rest else "")
     raise AssertionError(number)
 
 
+_PLURALS = {
+    "child": "children", "half": "halves", "knife": "knives", "leaf": "leaves", "man": "men",
+    "mouse": "mice", "news": "news", "police": "police", "potato": "potatoes", "scarf": "scarves",
+    "scissors": "scissors", "sheep": "sheep", "shelf": "shelves", "stomach": "stomachs", "tomato": "tomatoes",
+    "tooth": "teeth", "wife": "wives", "wolf": "wolves", "woman": "women",
+}  # fmt: skip
+_PASTS = {"hang": "hung", "pay": "paid", "shake": "shook"}
+_STRESSED_AT_THE_END = frozenset({"admit"})
+_ONE_SHORT_SYLLABLE = re.compile(r"(?:qu|[^aeiou])*[aeiou][^aeiouwxyh]")
+"""One vowel letter and one consonant at the end: "stop", not "visit", "look" or "help"."""
+
+
 def plural(noun: str) -> str:
-    """By the regular rule."""
+    """The plural of a noun of the lexicon."""
+    if noun in _PLURALS:
+        return _PLURALS[noun]
     if noun.endswith(("s", "x", "ch", "sh", "z")):
         return noun + "es"
     return noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
 
 
 def past(verb: str) -> str:
-    """By the regular rule."""
+    """The past of a verb of the lexicon."""
+    if verb in _PASTS:
+        return _PASTS[verb]
     if verb.endswith("e"):
         return verb + "d"
     if verb.endswith("y") and verb[-2] not in "aeiou":
@@ -79,14 +97,13 @@ def past(verb: str) -> str:
 
 
 def going_on(verb: str) -> str:
-    """The form in -ing, by the regular rule."""
+    """The form in -ing of a verb of the lexicon."""
     return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else _doubled(verb)) + "ing"
 
 
 def _doubled(verb: str) -> str:
-    """A short verb with its last consonant twice: "stop" to "stopp"."""
-    short = len(verb) <= 5 and verb[-1] not in "aeiouwxyh" and verb[-2] in "aeiou"
-    return verb + verb[-1] if short and verb[-3] not in "aeiou" else verb
+    """The verb with its last consonant twice where English doubles it: "stop" to "stopp"."""
+    return verb + verb[-1] if _ONE_SHORT_SYLLABLE.fullmatch(verb) or verb in _STRESSED_AT_THE_END else verb
 
 
 def _word(rng: Random, part: str) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,14 +15,13 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from saysee.data.scenes.making import start_worker
 from saysee.data.scenes.speakers import Speaker, speaker_pools
 from saysee.data.scenes.speech import SAMPLE_RATE, synthesise
 from saysee.errors import SaySeeError
 from saysee.files import write_text
+from saysee.pretraining.chunks import Chunk, chunks_of, make_missing
 from saysee.pretraining.sentences import sentences
-from saysee.progress import progress_bar
-from saysee.training.checkpoint import clean_folder, write_folder
+from saysee.training.checkpoint import write_folder
 
 CHUNK = 250  # sentences that are spoken and written at once
 PITCHES, RATES = (25, 75), (125, 215)
@@ -46,7 +43,7 @@ class SpeechPool:
 
     Args:
         folder: of the chunks.
-        utterances: how many, rounded up to whole chunks.
+        utterances: how many.
         seed: another seed gives other sentences and speakers.
         voices: the split of the scenes corpus whose accents and voice variants speak.
         workers: processes that speak.
@@ -54,44 +51,36 @@ class SpeechPool:
     Attributes:
         samples: [all samples] int16 at 16 kHz.
         items: one for each utterance.
+
+    Raises:
+        MissingExtraError: the synthesiser is not installed.
+        SaySeeError: a process died.
     """
 
     def __init__(self, folder: Path, utterances: int, seed: int, voices: str, workers: int = 2) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        clean_folder(folder)
-        chunks = [folder / f"chunk-{seed}-{number:05d}" for number in range(max(1, -(-utterances // CHUNK)))]
-        missing = [number for number, chunk in enumerate(chunks) if not chunk.exists()]
-        if missing:
-            context = multiprocessing.get_context("spawn")
-            with (
-                progress_bar("speaking sentences", len(chunks) * CHUNK) as bar,
-                ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as processes,
-            ):
-                bar.advance((len(chunks) - len(missing)) * CHUNK)
-                folders = [chunks[number] for number in missing]
-                for _ in processes.map(_speak_chunk, folders, missing, itertools.repeat(seed), itertools.repeat(voices)):
-                    bar.advance(CHUNK)
+        chunks = chunks_of(folder, utterances, CHUNK, seed)
+        make_missing("speaking sentences", chunks, partial(_speak_chunk, seed, voices), workers)
         self.items: list[SpokenItem] = []
         offset = 0
         for chunk in chunks:
-            for item in json.loads((chunk / "items.json").read_text(encoding="utf-8")):
+            for item in json.loads((chunk.folder / "items.json").read_text(encoding="utf-8")):
                 self.items.append(SpokenItem(offset, item["length"], item["phones"], item["words"]))
                 offset += item["length"]
-        self.samples = np.concatenate([np.load(chunk / "samples.npy") for chunk in chunks])
+        self.samples: NDArray[np.int16] = np.concatenate([np.load(chunk.folder / "samples.npy") for chunk in chunks])
 
     def waveform(self, number: int) -> NDArray[np.float32]:
         """[T] samples of an utterance, between -1 and 1."""
         item = self.items[number]
-        samples: NDArray[np.float32] = self.samples[item.offset : item.offset + item.length].astype(np.float32) / 32768
-        return samples
+        samples = self.samples[item.offset : item.offset + item.length]
+        return samples.astype(np.float32) / np.float32(32768)
 
 
-def _speak_chunk(folder: Path, chunk: int, seed: int, voices: str) -> None:
-    rng = Random(f"saysee pretraining speakers {seed} {chunk}")
+def _speak_chunk(seed: int, voices: str, chunk: Chunk) -> None:
+    rng = Random(f"saysee pretraining speakers {seed} {chunk.number}")
     pool = speaker_pools()[voices]
     items: list[dict[str, Any]] = []
     samples: list[NDArray[np.int16]] = []
-    for text in sentences(seed, chunk, CHUNK):
+    for text in sentences(seed, chunk.number, chunk.count):
         voice = pool[rng.randrange(len(pool))]
         speaker = Speaker(voice.accent, voice.variant, rng.randint(*PITCHES), rng.randint(*RATES))
         spoken = synthesise(text, speaker)
@@ -108,7 +97,7 @@ def _speak_chunk(folder: Path, chunk: int, seed: int, voices: str) -> None:
         np.save(temporary / "samples.npy", np.concatenate(samples))
         write_text(temporary / "items.json", json.dumps(items))
 
-    write_folder(folder, write)
+    write_folder(chunk.folder, write)
 
 
 def phone_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The whole way, once: scenes, small encoders, baseline and CMD from the same start, both scored, one report.
+"""The whole way, once: scenes, features of frozen encoders, baseline and CMD from one start, scores, one report.
 
 Every step leaves its result in the folder and is not done again, so a demo that was broken off goes on where it was.
 """
@@ -6,12 +6,9 @@ Every step leaves its result in the folder and is not done again, so a demo that
 from __future__ import annotations
 
 import json
-import multiprocessing
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,46 +16,43 @@ from typing import Any
 
 from rich.table import Table
 
-from saysee.config import load_recipe, save_recipe
+from saysee.config import Recipe, load_recipe
 from saysee.data.manifest import Manifest
 from saysee.data.scenes.corpus import build_scenes
 from saysee.errors import SaySeeError
-from saysee.evaluation.protocols import evaluate
 from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
+from saysee.studies.other_queries import OtherQueries, ask_otherwise
+from saysee.studies.processes import alone, train_alone
 from saysee.studies.report import DemoReport, write_report
-from saysee.training.frame_labels import SmallHuBERTSettings, train_small_hubert
-from saysee.training.image_text import SmallCLIPSettings, train_small_clip
+from saysee.training.features import KeptFeatures, evaluate_kept, keep_features
+from saysee.training.trainer import Trainer
 
+RECIPE = "nano"
 ROWS = {"baseline": "off", "CMD": "paper"}
 """What is compared, and its preset of cross-modal denoising: contrastive learning alone, and with the paper's
 reading."""
-
-PATIENCE_SECONDS = 10
-"""How long an interrupted training may take to end its step and write its checkpoint before it is told again."""
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo; the defaults are what two cores do in under ten minutes.
+    """Sizes of the demo; the defaults are what two cores do in under six minutes.
 
     Attributes:
         images: pictures in all, five clips each.
         val_images: of these, to choose the best step on.
         test_images: of these, to score on.
-        clip_steps: training steps of the small CLIP.
-        hubert_steps: training steps of the small HuBERT.
-        recipe_overrides: dotted flags laid over the recipe ``demo``.
+        other_queries: captions that are asked again by other voices.
+        recipe_overrides: dotted flags laid over the recipe ``nano``.
         seed: of the corpus and of every training.
     """
 
-    images: int = 2000
+    images: int = 2600
     val_images: int = 100
-    test_images: int = 400
-    clip_steps: int = SmallCLIPSettings.steps
-    hubert_steps: int = SmallHuBERTSettings.steps
+    test_images: int = 1000
+    other_queries: int = 200
     recipe_overrides: tuple[str, ...] = ()
     seed: int = 0
 
@@ -70,18 +64,26 @@ class DemoResult:
     Attributes:
         report: path of the HTML report.
         scores: row to its evaluation, as ``EvaluationResult.to_dict`` gives it.
+        others: other ways of asking the row that was best on the validation split.
         runs: row to its training's ``result.json``.
         seconds: step to the seconds that it took, in this call or the one that did it.
     """
 
     report: Path
     scores: dict[str, dict[str, Any]]
+    others: list[OtherQueries]
     runs: dict[str, dict[str, Any]]
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {"report": str(self.report), "scores": self.scores, "runs": self.runs, "seconds": self.seconds}
+        return {
+            "report": str(self.report),
+            "scores": self.scores,
+            "other_queries": [each.to_dict() for each in self.others],
+            "runs": self.runs,
+            "seconds": self.seconds,
+        }
 
     def to_table(self) -> Table:
         """The rows of scores, in percent, with 95 % intervals of the mean R@1, and what the training cost."""
@@ -120,12 +122,9 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     folder, settings = Path(folder).resolve(), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder / "steps.json", settings.seed)
+    scenes = folder / "scenes"
 
-    scenes, clip, hubert = folder / "scenes", folder / "small-clip", folder / "small-hubert"
-    clip_settings = SmallCLIPSettings(steps=settings.clip_steps, seed=settings.seed)
-    hubert_settings = SmallHuBERTSettings(steps=settings.hubert_steps, seed=settings.seed)
-
-    _say("1/6 drawing and speaking scenes")
+    _say("1/5 drawing and speaking scenes")
     with steps.timed("scenes", done=(scenes / "manifest.parquet").exists()):
         manifest_path = build_scenes(
             scenes,
@@ -135,95 +134,72 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
             seed=settings.seed,
         )
     manifest = Manifest.read(manifest_path)
+    recipes = {name: _recipe(folder, name, preset, settings) for name, preset in ROWS.items()}
+    first = next(iter(recipes.values()))
 
-    _say("2/6 training a small CLIP on the written captions")
-    if not clip.exists():
-        with steps.timed("small CLIP"):
-            _alone(train_small_clip, manifest, "train", clip, clip_settings)
-
-    _say("3/6 training a small HuBERT on the spoken words")
-    if not hubert.exists():
-        with steps.timed("small HuBERT"):
-            _alone(train_small_hubert, manifest, "train", hubert, hubert_settings)
+    _say("2/5 features of the frozen encoders")
+    if not all((Path(recipe.output) / "result.json").exists() for recipe in recipes.values()):
+        with steps.timed("features"):
+            alone(_keep_features, first)
 
     runs: dict[str, dict[str, Any]] = {}
-    for number, (name, preset) in enumerate(ROWS.items(), start=4):
-        _say(f"{number}/6 training: {name}")
-        with steps.timed(f"training {name}", done=(folder / "runs" / name / "result.json").exists()):
-            runs[name] = _train(folder, name, preset, settings)
+    for number, (name, recipe) in enumerate(recipes.items(), start=3):
+        _say(f"{number}/5 training: {name}")
+        with steps.timed(f"training {name}", done=(Path(recipe.output) / "result.json").exists()):
+            runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
 
-    _say("6/6 scoring on the test split")
+    _say("5/5 scoring on the test split")
     steps.forget("scoring")
     models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
     with steps.timed("scoring"):
         results = {
-            name: evaluate(model, manifest, split="test", by=BREAKDOWN, keep_vectors=True)
+            name: evaluate_kept(model, manifest, features=first.features, split="test", by=BREAKDOWN, keep_vectors=True)
             for name, model in models.items()
         }
+        test = manifest.select("test")
+        best = max(runs, key=lambda name: float(runs[name]["best_val_mean_R@1"]))
+        images = results[best].images
+        assert images is not None
+        others = ask_otherwise(models[best], test, images, queries=settings.other_queries, seed=settings.seed)
     report = write_report(
         folder / "report.html",
         DemoReport(
-            test=manifest.select("test"),
+            test=test,
             models=models,
             results=results,
+            best=best,
+            others=others,
             runs=runs,
             runs_folder=folder / "runs",
             seconds=steps.seconds,
-            settings={"demo": vars(settings), "small CLIP": vars(clip_settings), "small HuBERT": vars(hubert_settings)},
+            settings={"demo": vars(settings)},
             seed=settings.seed,
         ),
     )
     scores = {name: result.to_dict() for name, result in results.items()}
-    return DemoResult(report, scores, runs, steps.seconds)
+    return DemoResult(report, scores, others, runs, steps.seconds)
 
 
-def _alone(work: Callable[..., Any], *arguments: Any) -> None:
-    """Does work in a process of its own, so that the memory it took is free for the next step."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        process.submit(work, *arguments).result()
-
-
-def _train(folder: Path, name: str, preset: str, settings: DemoSettings) -> dict[str, Any]:
-    """Trains one row in a process of its own, so that its memory and its threads are its own; resumes by itself."""
-    output = folder / "runs" / name
-    recipe = load_recipe(
-        "demo",
+def _recipe(folder: Path, name: str, preset: str, settings: DemoSettings) -> Recipe:
+    return load_recipe(
+        RECIPE,
         [
-            f"--output={output}",
+            f"--output={folder / 'runs' / name}",
             f"--data.manifest={folder / 'scenes' / 'manifest.parquet'}",
-            f"--model.speech={folder / 'small-hubert'}",
-            f"--model.image={folder / 'small-clip'}",
+            f"--features.folder={folder / 'features'}",
             f"--denoising.preset={preset}",
             f"--training.seed={settings.seed}",
             *settings.recipe_overrides,
         ],
     )
-    recipe_file = folder / f"{name}.yaml"
-    save_recipe(recipe, recipe_file)
-    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
-    code, text = _run(command)
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise SaySeeError(f"training {name} failed, for the reason above; run the demo again to go on")
-    result: dict[str, Any] = json.loads(text)
-    return result
 
 
-def _run(command: list[str]) -> tuple[int, str]:
-    """Exit code and stdout. At Ctrl-C the process, which a terminal tells too, is given time to write its
-    checkpoint."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        output, _ = process.communicate()
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # nobody told it
-            process.wait()
-        raise
-    return process.returncode, output
+def _keep_features(recipe: Recipe) -> None:
+    """Those of all splits, so that training and scoring find them."""
+    trainer = Trainer(recipe)
+    trainer.keep_features()
+    kept = KeptFeatures(trainer.model, recipe.features, trainer.manifest.root, "fp32", workers=recipe.data.workers)
+    keep_features([(kept, trainer.manifest.select("test"), False)], recipe.features)
 
 
 class _Steps:

@@ -1,4 +1,4 @@
-"""Pictures for reports: training curves as SVG, attention over a picture."""
+"""Pictures for reports: curves and intervals as SVG, attention over a picture."""
 
 from __future__ import annotations
 
@@ -28,13 +28,65 @@ def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float]
     axes = figure.add_subplot()
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, linewidth=1.6)
+    return _svg(figure, axes, title, "step", axis)
+
+
+def intervals_svg(
+    title: str, axis: str, rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
+) -> str:
+    """A point with its interval for each row, as an SVG element.
+
+    Args:
+        title: what is shown.
+        axis: name and unit of the horizontal axis.
+        rows: names, from the top down.
+        series: name to each row's (value, half of its interval); None leaves a row out.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 1.3 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(series.items()):
+        found = [(place, *point) for place, point in enumerate(points) if point is not None]
+        places = [place + 0.24 * (number - (len(series) - 1) / 2) for place, _, _ in found]
+        values, halves = [value for _, value, _ in found], [half for _, _, half in found]
+        axes.errorbar(values, places, xerr=halves, label=name, fmt="os^D"[number % 4], capsize=3, linewidth=1.4)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    return _svg(figure, axes, title, axis, "")
+
+
+def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
+    """Lines through points with intervals, as an SVG element.
+
+    Args:
+        title: what is shown.
+        x_axis, y_axis: names and units of the axes.
+        series: name to (x, value, half of its interval).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        x, values, halves = zip(*points, strict=True)
+        axes.errorbar(x, values, yerr=halves, label=name, marker="o", capsize=3, linewidth=1.4)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    return _svg(figure, axes, title, x_axis, y_axis)
+
+
+def _svg(figure: Any, axes: Any, title: str, x_axis: str, y_axis: str) -> str:
+    """The figure as an SVG element; the same figure gives the same text."""
+    from matplotlib import rc_context
+
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("step")
-    axes.set_ylabel(axis)
+    axes.set_xlabel(x_axis)
+    axes.set_ylabel(y_axis)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "saysee"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

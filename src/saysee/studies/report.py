@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.figures import attention_picture, curves_svg
+from saysee.studies.other_queries import OtherQueries
 from saysee.training.record import read_metrics
 
 QUERIES, TOP, ATTENTION_PICTURES = 10, 5, 3
@@ -38,16 +39,20 @@ class DemoReport:
         test: rows of the test split.
         models: row of the table to its best model; the attention pictures come from one that has a fusion encoder.
         results: row to its evaluation, with vectors.
+        best: the row whose model was best on the validation split: the test split chooses nothing.
+        others: other ways of asking that model.
         runs: row to its training's result.
         runs_folder: the runs' folders, by row.
         seconds: step to seconds.
-        settings: name to settings of what is in no recipe: the corpus and the small encoders.
+        settings: name to settings of what is in no recipe: the corpus.
         seed: of the demo; it also draws the queries, so they are not chosen by their outcome.
     """
 
     test: Manifest
     models: Mapping[str, SpeechImageModel]
     results: Mapping[str, EvaluationResult]
+    best: str
+    others: Sequence[OtherQueries]
     runs: Mapping[str, Mapping[str, Any]]
     runs_folder: Path
     seconds: Mapping[str, float]
@@ -75,7 +80,8 @@ def write_report(path: Path, report: DemoReport) -> Path:
         seconds=report.seconds,
         curves=[Markup(svg) for svg in _curves(report)],
         queries=_queries(report),
-        shown_model=_best(report),
+        shown_model=report.best,
+        others=report.others,
         attention=_attention(report),
         recipes=recipes,
         settings={name: json.dumps(dict(values), indent=2) for name, values in report.settings.items()},
@@ -85,11 +91,6 @@ def write_report(path: Path, report: DemoReport) -> Path:
     )
     write_text(path, text)
     return path
-
-
-def _best(report: DemoReport) -> str:
-    """The row whose model was best on the validation split: the test split chooses nothing."""
-    return max(report.runs, key=lambda name: float(report.runs[name]["best_val_mean_R@1"]))
 
 
 def _curves(report: DemoReport) -> list[str]:
@@ -112,7 +113,7 @@ def _curves(report: DemoReport) -> list[str]:
 
 def _queries(report: DemoReport) -> list[dict[str, Any]]:
     """Ten clips drawn by the seed, and the five pictures that the shown model puts first."""
-    result = report.results[_best(report)]
+    result = report.results[report.best]
     assert result.speech is not None
     assert result.images is not None
     pictures = report.test.images()

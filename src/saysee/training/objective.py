@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, HubertConfig
 
 from saysee.config import Recipe
+from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig, HeadConfig
+from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
+from saysee.training.features import FeatureBatch
 
 
 def build_model(recipe: Recipe) -> SpeechImageModel:
@@ -36,6 +39,7 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
         feedforward=settings.head_feedforward,
         dropout=settings.head_dropout,
         normalize_hidden_states=settings.normalize_hidden_states,
+        speech_layers=settings.speech_layers,
     )
     try:
         model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=head)
@@ -100,32 +104,36 @@ class Objective(nn.Module):
         """Each task's weight at an optimiser step."""
         return {name: task.weight_at(step) for name, task in self._tasks()}
 
-    def forward(
-        self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor, image_ids: Tensor, weights: Mapping[str, float]
-    ) -> dict[str, Tensor]:
+    def features(self, batch: Batch | FeatureBatch) -> tuple[SpeechFeatures, ImageFeatures]:
+        """The features of both sides, from files' contents or from kept features."""
+        if isinstance(batch, FeatureBatch):
+            speech = self.model.speech_encoder.from_layer_states(batch.states, batch.frame_mask)
+            return speech, ImageFeatures(vector=batch.vectors, patches=batch.patches)
+        features: tuple[SpeechFeatures, ImageFeatures] = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
+        return features
+
+    def forward(self, batch: Batch | FeatureBatch, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """The figures of a batch; ``loss`` is the weighted sum of every ``*_loss``.
 
         Args:
-            waveforms, speech_mask, pixels: as for ``SpeechImageModel.forward``.
-            image_ids: [B] int, equal for pairs of one image.
+            batch: B pairs.
             weights: each task's weight; a task at 0 is not computed.
         """
-        speech, images = self.model(waveforms, speech_mask, pixels)
+        speech, images = self.features(batch)
         figures: dict[str, Tensor] = {}
-        total = torch.zeros((), device=waveforms.device)
+        total = torch.zeros((), device=batch.image_ids.device)
         for name, task in self._tasks():
             if weights[name] == 0:
                 continue
-            for key, value in task(speech, images, image_ids).items():
+            for key, value in task(speech, images, batch.image_ids).items():
                 figures[key] = value
                 if key.endswith("_loss"):
                     total = total + weights[name] * value
         return {**figures, "loss": total}
 
     @torch.no_grad()
-    def diagnose(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor, image_ids: Tensor) -> dict[str, float]:
-        """What each task says of itself on a validation batch."""
-        speech, images = self.model(waveforms, speech_mask, pixels)
+    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+        """What each task says of itself on the features of a validation batch."""
         return {
             key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
         }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,23 +25,40 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
-from saysee.data.loader import Batch, SpeechImageLoader, build_loader
+from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.evaluation.attention import attention_on_rows
 from saysee.evaluation.protocols import evaluate
 from saysee.files import write_text
+from saysee.training.arithmetic import Arithmetic, arithmetic_of
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
 from saysee.training.count import RunCount
+from saysee.training.features import (
+    FeatureBatch,
+    FeatureLoader,
+    KeptFeatures,
+    keep_features,
+    why_recomputed,
+)
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.optimization import learning_rate_factor, parameter_groups
 from saysee.training.record import ProgressLine, RunRecord, surroundings
 from saysee.training.signs import find_signs
 
 RECIPE_FILE, ENVIRONMENT_FILE, RESULT_FILE = "recipe.yaml", "environment.json", "result.json"
-FREE_TO_CHANGE = ("training.keep_checkpoints", "training.log_every", "data.workers", "data.cache_images_mb", "output")
-"""Settings that a resumed run may change, because no weight depends on them."""
+FREE_TO_CHANGE = (
+    "training.keep_checkpoints",
+    "training.log_every",
+    "data.workers",
+    "data.cache_images_mb",
+    "features.keep",
+    "features.folder",
+    "features.limit_gb",
+    "output",
+)
+"""Settings that a resumed run may change: no weight depends on them, or (features) only to numerical noise."""
 
 
 class Trainer:
@@ -63,9 +81,11 @@ class Trainer:
         self.manifest = Manifest.read(recipe.data.manifest)
         self.train_rows = self.manifest.select(recipe.data.train_split)
         self.val_rows = self.manifest.select(recipe.data.val_split)
+        device = "cpu" if recipe.training.device == "cpu" or not torch.cuda.is_available() else "cuda"
+        self.arithmetic = arithmetic_of(recipe.training.precision, device)
         AcceleratorState._reset_state()  # Accelerate keeps the arithmetic of the first trainer of a process otherwise
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if recipe.training.precision == "bf16" else "no",
+            mixed_precision="bf16" if self.arithmetic == "bf16" else "no",
             cpu=recipe.training.device == "cpu",
         )
         if self.accelerator.num_processes > 1:
@@ -78,7 +98,10 @@ class Trainer:
         )
         # Dropout and noise start from the same place whatever was built before.
         torch.manual_seed(recipe.training.seed + 1)
-        self.loader = self._build_loader()
+        files = self._build_loader()
+        self.loader: ResumableLoader[Batch] | ResumableLoader[FeatureBatch] = files
+        self.recomputed = why_recomputed(recipe, files.plan)
+        self._val_features: KeptFeatures | None = None
         self.prepared, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         self.progress = RunCount()
         self._stop = False
@@ -103,11 +126,12 @@ class Trainer:
         if result_file.exists():
             result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
             return result
+        self.keep_features()
         self._restore()
         record, line = RunRecord(self.folder, self.progress.step), ProgressLine(self.name, self.recipe.training.steps)
         device = self.accelerator.device.type
         try:
-            with self._stopping_gently(), attention_kernel(device, self.recipe.training.precision == "bf16"):
+            with self._stopping_gently(), attention_kernel(device, self.arithmetic == "bf16"):
                 self._run(record, line)
             self._tell_skipped(line)
         finally:
@@ -141,7 +165,7 @@ class Trainer:
                 self._save()
                 raise KeyboardInterrupt
 
-    def _step(self, batches: Iterator[Batch]) -> tuple[dict[str, float], int]:
+    def _step(self, batches: Iterator[Batch | FeatureBatch]) -> tuple[dict[str, float], int]:
         """One optimiser step; its figures and how many clips it took."""
         settings, step = self.recipe.optimizer, self.progress.step
         factor = learning_rate_factor(step, self.recipe.training.steps, settings)
@@ -153,9 +177,7 @@ class Trainer:
         for _ in range(settings.accumulate):
             batch = next(batches).to(self.accelerator.device)
             clips += len(batch.image_ids)
-            figures: dict[str, Tensor] = self.prepared(
-                batch.waveforms, batch.speech_mask, batch.pixels, batch.image_ids, weights
-            )
+            figures: dict[str, Tensor] = self.prepared(batch, weights)
             self.accelerator.backward(figures["loss"] / settings.accumulate)
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach()) / settings.accumulate
@@ -168,7 +190,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return {**sums, "gradient_norm": float(norm), "lr_factor": factor}, clips
 
-    def _batches(self, line: ProgressLine) -> Iterator[Batch]:
+    def _batches(self, line: ProgressLine) -> Iterator[Batch | FeatureBatch]:
         """Batches without end, epoch after epoch; tells at each one's end of the files that were skipped."""
         while True:
             empty = True
@@ -196,7 +218,8 @@ class Trainer:
     def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
         state, settings = self.progress, self.recipe.training
         self.model.eval()
-        result = evaluate(self.model, self.val_rows, split=self.recipe.data.val_split, resamples=0, progress=False)
+        encoder = self._val_features or self.model
+        result = evaluate(encoder, self.val_rows, split=self.recipe.data.val_split, resamples=0, progress=False)
         scores = result.overall.to_dict()
         figures = {
             "mean_R@1": scores["mean_R@1"],
@@ -227,11 +250,15 @@ class Trainer:
     def _diagnose(self) -> dict[str, float]:
         """The tasks' own figures on a batch of validation pictures, and attention on the object spoken of."""
         rows = self.val_rows.images()[: self.recipe.data.batch_size]
-        batch = next(iter(self._build_loader(Manifest(rows, self.val_rows.root), whole=True)))
-        batch = batch.to(self.accelerator.device)
-        figures = self.objective.diagnose(batch.waveforms, batch.speech_mask, batch.pixels, batch.image_ids)
+        manifest = Manifest(rows, self.val_rows.root)
+        files = self._build_loader(manifest, whole=True)
+        batches: Iterator[Batch | FeatureBatch] = iter(files)
+        if self._val_features is not None:
+            batches = iter(FeatureLoader(files.plan, manifest, self._val_features, {}))
+        batch = next(batches).to(self.accelerator.device)
+        speech, images = self.objective.features(batch)
+        figures = self.objective.diagnose(speech, images, batch.image_ids)
         if self.model.fusion is not None and {"words", "objects"} <= set(self.val_rows.extra_columns):
-            speech, images = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
             maps = self.model.fusion.attend(speech, images)
             found = attention_on_rows(
                 [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
@@ -257,7 +284,8 @@ class Trainer:
         clean_folder(self.folder / "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not recipe_file.exists():
-            _write_json(self.folder / ENVIRONMENT_FILE, surroundings(self.recipe.training.seed))
+            environment = {**surroundings(self.recipe.training.seed), "arithmetic": self.arithmetic}
+            _write_json(self.folder / ENVIRONMENT_FILE, environment)
             save_recipe(self.recipe, recipe_file)
 
     def _save(self) -> None:
@@ -289,6 +317,25 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
 
     # ------------------------------------------------------------------ helpers
+
+    def keep_features(self) -> None:
+        """Takes kept features in place of files where that changes nothing, once they are all there."""
+        if self.recomputed is not None:
+            print(f"{self.name}: features are recomputed at each step: {self.recomputed}", file=sys.stderr)
+            return
+        data, settings = self.recipe.data, self.recipe.features
+
+        def features(arithmetic: Arithmetic) -> KeptFeatures:
+            return KeptFeatures(self.model, settings, self.manifest.root, arithmetic, workers=data.workers)
+
+        train = features(self.arithmetic)
+        val = features("fp32")  # validation is scored in fp32, as any evaluation is
+        bad = keep_features(
+            [(train, self.train_rows, data.on_bad_file == "skip"), (val, self.val_rows, False)], settings
+        )
+        print(f"{self.name}: features of the frozen encoders are taken from {train.folder}", file=sys.stderr)
+        self.loader = FeatureLoader(self.loader.plan, self.train_rows, train, bad)
+        self._val_features = val
 
     def _build_loader(self, manifest: Manifest | None = None, whole: bool = False) -> SpeechImageLoader:
         """The training loader, or a loader of all of ``manifest`` in one uncropped batch."""

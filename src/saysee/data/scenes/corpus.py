@@ -29,7 +29,7 @@ from saysee.data.scenes.speech import synthesiser_version
 from saysee.errors import ConfigError, SaySeeError
 from saysee.progress import ProgressBar, progress_bar
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Goes up with any change that gives other pictures, captions or clips for the same seed."""
 
 MARKER = "scenes.json"

@@ -1,0 +1,112 @@
+"""The grid of an ablation: rows, each a name and the settings that it lays over the recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saysee.config import DENOISING_PRESETS, RECIPES
+from saysee.errors import ConfigError
+
+DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
+BASELINE = "baseline"
+"""A row of this name is the baseline wherever it stands; else the first row is."""
+
+ROW_SECTIONS = ("contrastive", "denoising", "fusion", "optimizer")
+"""What a row may set. Anything else would change the start, the data or the budget."""
+
+
+def read_grid(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads a grid: row to its dotted settings, the baseline first.
+
+    Args:
+        path: a YAML file; a mapping of names to mappings of settings, nested or dotted. ``denoising.preset`` stands for
+            the settings of that preset; what the row itself says beside it wins.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not such a mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"grid {path}: {error.strerror or error}; give the path of a YAML file of rows") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"grid {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or len(content) < 2:
+        raise ConfigError(
+            f"grid {path} must map two or more row names to settings, such as 'more noise: {{denoising.share: 0.7}}'"
+        )
+    slugs: dict[str, str] = {}
+    grid: dict[str, dict[str, Any]] = {}
+    for name, row in content.items():
+        where = f"grid {path}: row {name!r}"
+        if not isinstance(name, str) or "," in name or not slug(name):
+            raise ConfigError(f"{where} must have a name of letters and digits, without commas")
+        other = slugs.setdefault(slug(name), name)
+        if other != name:
+            raise ConfigError(f"{where} and row {other!r} would share a folder; rename one")
+        if not isinstance(row, Mapping | None):
+            raise ConfigError(f"{where} is {row!r}; give it settings, or {{}} for the recipe as it is")
+        grid[name] = _row_settings(row or {}, where)
+    first = BASELINE if BASELINE in grid else next(iter(grid))
+    return {first: grid.pop(first), **grid}
+
+
+def choose_rows(grid: Mapping[str, Any], rows: Sequence[str] | None, file: Path) -> list[str]:
+    """The rows to run, in the grid's order, with the baseline."""
+    if rows is None:
+        return list(grid)
+    for name in rows:
+        if name not in grid:
+            raise ConfigError(f"--rows: {name!r} is no row of {file}; there are: {', '.join(grid)}")
+    baseline = next(iter(grid))
+    return [name for name in grid if name in rows or name == baseline]
+
+
+def refuse_flags_of_rows(grid: Mapping[str, Mapping[str, Any]], overrides: Sequence[str], file: Path) -> None:
+    """A flag for all rows that a row sets too would be without effect on that row."""
+    for word in overrides:
+        flag = word.removeprefix("--").partition("=")[0]
+        for row, settings in grid.items():
+            if word.startswith("--") and (flag in settings or flag == "denoising.preset"):
+                raise ConfigError(
+                    f"--{flag} is set by row {row!r} of {file}; to change it, give a grid of your own by --grid"
+                )
+
+
+def _row_settings(row: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Dotted settings of a row, the preset spelt out: a row lies over the recipe, it does not replace a section."""
+    settings = dict(flat(row))
+    for dotted in settings:
+        section, _, name = dotted.partition(".")
+        if section not in ROW_SECTIONS or not name or dotted == "optimizer.accumulate":
+            raise ConfigError(
+                f"{where} sets {dotted}; rows share start, data and budget, so a row may only set "
+                f"{', '.join(ROW_SECTIONS)} (not optimizer.accumulate); set it in the recipe, for every row"
+            )
+    preset = settings.pop("denoising.preset", None)
+    if preset is None:
+        return settings
+    preset = "off" if preset is False else str(preset)  # YAML 1.1 reads a bare off as false
+    if preset not in DENOISING_PRESETS:
+        raise ConfigError(f"{where}: denoising.preset {preset!r} is none of {', '.join(DENOISING_PRESETS)}")
+    return {**{f"denoising.{name}": value for name, value in DENOISING_PRESETS[preset].items()}, **settings}
+
+
+def flat(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for key, value in settings.items():
+        # The values of an encoder's configuration are one setting.
+        if isinstance(value, Mapping) and not prefix.startswith("model."):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def slug(name: str) -> str:
+    """A row's name as part of a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

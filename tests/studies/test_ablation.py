@@ -1,0 +1,500 @@
+"""The grid runs from the same start on the same budget, run by run, and its table says what the runs found."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from saysee.cli import main
+from saysee.config import RECIPES, load_recipe, recipe_names
+from saysee.data.manifest import Manifest, Row
+from saysee.errors import SaySeeError
+from saysee.studies import ablation
+from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation, share_of_pictures
+from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid
+from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
+from saysee.studies.statistics import estimate, paired_difference, t_quantile
+from saysee.training.trainer import Trainer
+
+GRID = {"alone": {"denoising": {"preset": False}}, "CMD": {"denoising.preset": "paper", "denoising.share": 0.25}}
+PATIENCE = 120
+
+
+@pytest.fixture
+def recipe(tiny_settings: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    tiny_settings["training"] |= {"steps": 2, "eval_every": 2}
+    path.write_text(yaml.safe_dump(tiny_settings))
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The study's steps in this process, which is quicker; gives what was trained, in order."""
+    done: list[str] = []
+
+    def train(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
+        done.append(what)
+        return Trainer(recipe).fit(resume="auto")
+
+    monkeypatch.setattr(ablation, "train_alone", train)
+    monkeypatch.setattr(ablation, "alone", lambda work, *arguments: work(*arguments))
+    return done
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- the whole way
+
+
+def test_two_rows_and_two_seeds_end_in_one_table(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
+) -> None:
+    folder = tmp_path / "study"
+    settings = AblationSettings(seeds=2, grid=grid, sizes=(0.75, 1.0), command="saysee ablate tiny.yaml")
+    result = run_ablation(recipe, folder, settings)
+
+    runs = lines_of(folder / "runs.csv")
+    assert len(runs) == len(trained)
+    equal_steps = [run for run in runs if run["budget"] == EQUAL_STEPS and run["share"] == "1.0"]
+    assert [(run["row"], run["seed"]) for run in equal_steps] == [
+        ("alone", "0"),
+        ("alone", "1"),
+        ("CMD", "0"),
+        ("CMD", "1"),
+    ]
+    assert {run["steps"] for run in equal_steps} == {"2.0"}
+    assert len([run for run in runs if run["share"] == "0.75"]) == 4
+
+    table = {line["row"]: line for line in lines_of(folder / "table.csv")}
+    assert list(table) == ["alone", "CMD"]
+    by_seed = {(run["row"], run["seed"]): float(run["mean_R@1"]) for run in equal_steps}
+    gains = [by_seed["CMD", seed] - by_seed["alone", seed] for seed in ("0", "1")]
+    line = table["CMD"]
+    assert float(line["equal_steps_mean_R@1"]) == pytest.approx((by_seed["CMD", "0"] + by_seed["CMD", "1"]) / 2)
+    assert float(line["equal_steps_mean_R@1_difference"]) == pytest.approx(sum(gains) / 2)
+    half = 12.7062 * abs(gains[0] - gains[1]) / 2  # t for 1 degree of freedom; s / √2 of two values is half their gap
+    assert float(line["equal_steps_mean_R@1_difference_high"]) == pytest.approx(sum(gains) / 2 + half, rel=1e-4)
+    assert float(line["equal_steps_attention_lift"]) > 0
+    assert table["alone"]["equal_steps_attention_lift"] == ""
+    assert table["alone"]["equal_steps_mean_R@1_difference"] == ""
+    for measure in ("hard_twins", "novel_pairs_R@1", "speech_to_image_R@1", "image_to_speech_R@1"):
+        assert 0 <= float(line[f"equal_steps_{measure}"]) <= 100
+    assert float(line["equal_steps_seconds_per_step"]) > 0
+    assert float(line["equal_steps_peak_memory_mib"]) > 100
+
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    commit = json.loads(next(folder.glob("runs/*/environment.json")).read_text())["git_commit"] or "unknown"
+    for word in (
+        "saysee ablate tiny.yaml",
+        commit,
+        "torch",
+        "Seeds: 0, 1",
+        "Equal steps",
+        "Equal time",
+        "denoising.share: 0.25",
+    ):
+        assert word in text
+    assert "<svg" in (folder / "plot.svg").read_text()
+    assert "<svg" in (folder / "plot-sizes.svg").read_text()
+    assert result.to_dict()["rows"]["CMD"]["equal_steps"]["values"]["mean_R@1"]["seeds"] == 2
+    assert set(result.to_dict()["sizes"]["CMD"]) == {"0.75", "1"}
+
+    # Models are kept, checkpoints are not; the smaller manifest has whole pictures and the other splits untouched.
+    assert all((run / "best").is_dir() and not (run / "checkpoints").exists() for run in (folder / "runs").iterdir())
+    part = Manifest.read(folder / "manifests" / "share-0.75.parquet")
+    assert part.splits() == {**tiny_manifest.splits(), "train": 45}
+    assert all(part.clip_path(row).is_file() for row in part)
+
+
+def test_a_second_call_does_nothing_again_and_writes_the_same(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    folder = tmp_path / "study"
+    settings = AblationSettings(seeds=1, grid=grid)
+    run_ablation(recipe, folder, settings)
+    outputs = ("table.md", "table.csv", "runs.csv", "plot.svg")
+    before = {name: (folder / name).read_text() for name in outputs}
+    assert "no intervals" in before["table.md"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")}
+    trained.clear()
+    run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, command="saysee ablate again"))
+    assert trained == []
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")} == times
+    assert {name: (folder / name).read_text() for name in outputs} == before
+
+    # More seeds, and another split to score on, only add.
+    run_ablation(recipe, folder, AblationSettings(seeds=2, grid=grid, split="val"))
+    assert all("seed 1" in what for what in trained)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert "no intervals" not in (folder / "table.md").read_text()
+
+
+def test_frozen_encoders_run_once_for_the_whole_study(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first run, whose memory and time would else be another's than the later runs'."""
+    kept = tmp_path / "features"
+    settings = yaml.safe_load(recipe.read_text())
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    settings["data"]["crop_seconds"] = None
+    settings["features"] = {"folder": str(kept)}
+    recipe.write_text(yaml.safe_dump(settings))
+    at_the_first_training: list[int] = []
+    train = ablation.train_alone
+
+    def look(*arguments: Any) -> dict[str, Any]:
+        at_the_first_training.append(len(list(kept.rglob("*"))))
+        return train(*arguments)
+
+    monkeypatch.setattr(ablation, "train_alone", look)
+    result = run_ablation(recipe, tmp_path / "study", AblationSettings(seeds=1, grid=grid, sizes=(0.75,)))
+    assert at_the_first_training[0] > 0
+    assert not (tmp_path / "study" / "manifests" / "features").exists()
+    assert list(result.rows) == ["alone", "CMD"]
+
+
+def test_the_verb_prints_one_result(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ablate", str(recipe), "--to", str(tmp_path / "study"), "--grid", str(grid), "--seeds", "1"]
+    words += ["--rows", "CMD, alone", "--sizes", "1", "--optimizer.lr", "5e-4"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["baseline"] == "alone"
+    assert list(found["rows"]) == ["alone", "CMD"]
+    run = load_recipe(tmp_path / "study" / "runs" / "cmd.seed-0.equal-steps" / "recipe.yaml")
+    assert run.optimizer.lr == 5e-4
+    trained.clear()
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert trained == []
+    assert f"table: {found['table']}" in text
+    assert "saysee ablate" in Path(found["table"]).read_text()
+    assert "--optimizer.lr 5e-4" in Path(found["table"]).read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
+def test_interrupted_in_the_middle_it_keeps_what_is_finished_and_goes_on(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    """Real processes: the first run is finished, the second is broken off between two of its steps."""
+    folder = tmp_path / "study"
+    flags = ("--training.steps=12", "--training.eval_every=12")
+    words = [sys.executable, "-m", "saysee", "ablate", str(recipe), "--to", str(folder), "--grid", str(grid)]
+    process = subprocess.Popen(
+        [*words, "--seeds", "1", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    first, second = folder / "runs" / "alone.seed-0.equal-steps", folder / "runs" / "cmd.seed-0.equal-steps"
+    deadline = time.monotonic() + PATIENCE
+    while not list(second.glob("checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not (second / "result.json").exists()
+    times = {path: path.stat().st_mtime_ns for path in first.rglob("*.json")}
+    assert first / "scores-test.json" in times
+
+    started = json.loads((second / "environment.json").read_text())
+    run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, overrides=flags))
+    assert not any(what.startswith("alone") for what in trained)
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*.json")} == times
+    assert json.loads((second / "environment.json").read_text()) == started  # gone on with, not begun anew
+    assert len([line for line in lines_of(folder / "runs.csv") if line["budget"] == EQUAL_STEPS]) == 2
+
+
+# ---------------------------------------------------------------------- the same start, the same budget
+
+
+def test_rows_of_a_seed_have_the_same_start_and_the_same_batches(recipe: Path, tmp_path: Path) -> None:
+    study = _Study(recipe, tmp_path / "study", AblationSettings())
+    begun = []
+    for seed in (0, 1):
+        for row in study.rows:
+            trainer = Trainer(study.recipe(Run(row, seed), 6))
+            shared = {
+                name: value.clone()
+                for name, value in trainer.model.state_dict().items()
+                if not name.startswith("fusion.")
+            }
+            batch = next(iter(trainer.loader))
+            begun.append((seed, row, shared, batch))
+    assert len(study.rows) == 5
+    for seed in (0, 1):
+        (_, _, weights, batch), *others = [one for one in begun if one[0] == seed]
+        for _, row, other_weights, other_batch in others:
+            assert weights.keys() == other_weights.keys(), row
+            assert all(torch.equal(value, other_weights[name]) for name, value in weights.items()), row
+            assert batch.rows == other_batch.rows
+            assert torch.equal(batch.waveforms, other_batch.waveforms)
+    name = next(name for name in begun[0][2] if "head" in name and name.endswith("weight"))
+    assert not torch.equal(begun[0][2][name], begun[-1][2][name]), "two seeds have one start"
+
+
+def test_equal_time_gives_a_slower_row_fewer_steps_and_a_faster_one_no_more() -> None:
+    assert steps_in_equal_time(100, 0.5, 1.0) == 50
+    assert steps_in_equal_time(100, 0.3, 0.4) == 75
+    assert steps_in_equal_time(160, 0.2, 0.21) == 152
+    assert steps_in_equal_time(100, 0.5, 0.4) == 100
+    assert steps_in_equal_time(3, 0.001, 1.0) == 1
+
+
+def test_the_run_of_equal_time_has_the_steps_that_fit_and_its_schedule_ends_there(recipe: Path, tmp_path: Path) -> None:
+    study = _Study(recipe, tmp_path / "study", AblationSettings(rows=("CMD paper",), overrides=("--training.steps=6",)))
+    for row, seconds in ((study.baseline, 0.3), ("CMD paper", 0.45)):
+        path = study.path(Run(row, 0))
+        path.mkdir(parents=True)
+        (path / "result.json").write_text(json.dumps({"seconds_per_step": seconds}))
+    runs = list(study.runs(0))
+    assert runs == [Run("contrastive alone", 0), Run("CMD paper", 0), Run("CMD paper", 0, EQUAL_TIME)]
+    assert study.steps(runs[-1]) == 4
+    assert study.recipe(runs[-1], study.steps(runs[-1])).training.steps == 4  # of which the schedule is made
+
+
+def test_shares_of_pictures_are_nested_and_hang_on_nothing_but_the_ids(tiny_manifest: Manifest) -> None:
+    def ids(manifest: Manifest, share: float) -> set[str]:
+        return {row.image_id for row in share_of_pictures(manifest, "train", share) if row.split == "train"}
+
+    shuffled = Manifest(tuple(reversed(tiny_manifest.rows)), tiny_manifest.root)
+    chosen = [ids(tiny_manifest, share) for share in (0.25, 0.5, 1.0)]
+    assert [len(one) for one in chosen] == [3, 6, 12]
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert [ids(shuffled, share) for share in (0.25, 0.5, 1.0)] == chosen
+    clips = share_of_pictures(tiny_manifest, "train", 0.25).splits()
+    assert clips == {**tiny_manifest.splits(), "train": 15}
+    # By the SHA-256 of the ids: ca978112, 3e23e816, 2e7d2c03, 18ac3e73 for a, b, c, d. No process may choose otherwise.
+    four = Manifest([Row(f"{name}.wav", f"{name}.png", name, "train") for name in "abcd"], tiny_manifest.root)
+    assert [ids(four, share) for share in (0.25, 0.5, 0.75)] == [{"d"}, {"d", "c"}, {"d", "c", "b"}]
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_t_quantiles_are_those_of_the_tables() -> None:
+    known = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 9: 2.2622, 30: 2.0423, 120: 1.9799}
+    for degrees, t in known.items():
+        assert t_quantile(degrees) == pytest.approx(t, abs=5e-5)
+    assert t_quantile(4, 0.99) == pytest.approx(4.6041, abs=5e-5)
+    with pytest.raises(ValueError, match="degree"):
+        t_quantile(0)
+
+
+def test_an_interval_worked_by_hand() -> None:
+    found = estimate([1.0, 2.0, 3.0])  # s is 1, t is 4.3027
+    assert found is not None
+    assert found.mean == 2
+    assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    one = estimate([7.0])
+    assert one is not None
+    assert (one.mean, one.interval) == (7.0, None)
+    assert estimate([]) is None
+
+
+def test_a_paired_difference_takes_out_what_a_seed_does_to_both() -> None:
+    found = paired_difference({3: 99.0, 0: 12.0, 1: 23.0, 2: 31.0}, {2: 30.0, 1: 20.0, 0: 10.0})
+    assert found is not None
+    assert (found.mean, found.seeds) == (2.0, 3)  # 2, 3 and 1: the spread of 10 to 30 is gone
+    assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+
+
+def scores(
+    row: str, seed: int, recall: float, seconds: float, budget: str = EQUAL_STEPS, steps: int = 100
+) -> RunScores:
+    overall = {"clips": 40, "images": 8, "chance_mean_R@1": 12.5}
+    about = {
+        "git_commit": "abc",
+        "device": "cpu",
+        "platform": "p",
+        "python": "3",
+        "threads": 1,
+        "versions": {"torch": "2"},
+    }
+    measures = {"mean_R@1": recall, "seconds_per_step": seconds, "steps": steps}
+    return RunScores(row, seed, budget, 1.0, measures, {"overall": overall}, about)
+
+
+def test_the_table_pairs_by_seed_at_both_budgets_and_does_not_hang_on_the_order_of_runs(tmp_path: Path) -> None:
+    study = {
+        "recipe_name": "r",
+        "recipe": {"training": {"steps": 100}},
+        "baseline": "a",
+        "grid": {"a": {}, "slow": {"denoising.weight": 1}, "quick": {}},
+        "calls": [],
+        "split": "test",
+        "training_pictures": 10,
+    }
+    runs = [scores("a", seed, 10.0 + 10 * seed, 0.2) for seed in (0, 1)]
+    runs += [scores("slow", seed, 13.0 + 12 * seed, 0.4) for seed in (0, 1)]
+    runs += [scores("slow", seed, 11.0 + 10 * seed, 0.4, EQUAL_TIME, 50) for seed in (0, 1)]
+    runs += [scores("quick", seed, 12.0 + 10 * seed, 0.1) for seed in (0, 1)]
+    result = write_tables(tmp_path, study, runs)
+    outputs = ("table.md", "table.csv", "runs.csv", "plot.svg")
+    written = [(tmp_path / name).read_text() for name in outputs]
+    first = written[0]
+    slow, quick = result.rows["slow"], result.rows["quick"]
+    assert slow[EQUAL_STEPS].differences["mean_R@1"].mean == 4.0  # 3 and 5
+    assert slow[EQUAL_TIME].differences["mean_R@1"].mean == 1.0
+    assert slow[EQUAL_TIME].values["steps"].mean == 50
+    assert quick[EQUAL_TIME] == quick[EQUAL_STEPS], "a row that is no slower needs no run of its own"
+    assert re.search(
+        r"\| slow \| 2 \| 19\.00 ± 76\.24 \| \+4\.00 ± 12\.71 \|.*\| 50 \| 16\.00 ± 63\.53 \| \+1\.00 ± 0\.00 \|", first
+    )
+    write_tables(tmp_path, study, runs[::-1])
+    assert [(tmp_path / name).read_text() for name in outputs] == written
+
+
+# ---------------------------------------------------------------------- grids and refusals
+
+
+def test_the_packages_grid_is_no_recipe_and_goes_with_every_recipe() -> None:
+    grid = read_grid(DEFAULT_GRID)
+    assert list(grid) == ["contrastive alone", "CMD paper", "image noise with image query", "speech noise", "both"]
+    assert grid["contrastive alone"] == {"denoising.weight": 0.0}
+    assert "default" not in recipe_names()
+    assert (RECIPES / "ablation" / "default.yaml").is_file()
+
+
+def test_a_row_lies_over_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:
+    settings = copy.deepcopy(yaml.safe_load(recipe.read_text()))
+    settings["denoising"] = {"temperature": 0.05, "share": 0.9}
+    recipe.write_text(yaml.safe_dump(settings))
+    study = _Study(recipe, tmp_path / "study", AblationSettings(grid=grid))
+    row = study.recipe(Run("CMD", 3), 6)
+    assert (row.denoising.temperature, row.denoising.share, row.denoising.weight) == (0.05, 0.25, 1.0)
+    assert row.training.seed == 3
+    assert study.recipe(Run("alone", 3), 6).denoising.weight == 0
+
+
+def test_a_row_called_baseline_is_the_baseline(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("more: {denoising: {share: 0.7}}\nbaseline: {}\n")
+    assert list(read_grid(path)) == ["baseline", "more"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {}", "two or more row names"),
+        ("[1]", "two or more row names"),
+        ("a: [", "not YAML"),
+        ("a: {}\nb: {training.steps: 3}", "b.*sets training.steps"),
+        ("a: {}\nb: {model: {head_layers: 3}}", "sets model.head_layers"),
+        ("a: {}\nb: {optimizer: {accumulate: 2}}", "sets optimizer.accumulate"),
+        ("a: {}\nb: {denoising: {preset: strong}}", "'strong' is none of"),
+        ("a: {}\n'b, c': {}", "without commas"),
+        ("more noise: {}\nmore-noise: {}", "would share a folder"),
+        ("a: {}\nb: 3", "give it settings"),
+    ],
+)
+def test_a_grid_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(SaySeeError, match=message) as refusal:
+        read_grid(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_plans_that_cannot_work_are_refused_before_anything_is_written(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    folder = tmp_path / "study"
+
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(SaySeeError, match=message):
+            run_ablation(recipe, folder, AblationSettings(**{"grid": grid, **settings}))
+        assert not folder.exists()
+
+    refused("--seeds is 0", seeds=0)
+    refused("'CMDD' is no row of .*alone, CMD", rows=("CMDD",))
+    refused("no split 'nosuch'", split="nosuch")
+    refused("1.5 is no share", sizes=(1.5,))
+    refused("0.1 of the training pictures has 5 clips", sizes=(0.1,))
+    refused("--denoising.share is set by row 'CMD'", overrides=("--denoising.share=0.3",))
+    refused("training.patience is 2", overrides=("--training.patience=2",))
+    refused("data.manifest is not set", overrides=("--data.manifest=",))
+    grid.write_text("a: {}\nb: {denoising: {nosuch: 1}}")
+    refused("row 'b' of the grid.*nosuch")
+    grid.write_text("a: {}\nb: {denoising: {target: replaced, query: speech, noise: image}}")
+    refused("row 'b' of the grid.*noisy side as the query")
+
+
+def test_a_folder_of_another_study_is_refused_and_a_row_more_is_welcome(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    folder = tmp_path / "study"
+    plan = AblationSettings(seeds=1, grid=grid, rows=("alone",))
+    run_ablation(recipe, folder, plan)
+    kept = (folder / "study.json").read_text()
+
+    with pytest.raises(SaySeeError, match=r"another optimizer\.lr \(0\.001, now 0\.002\).*another --to"):
+        run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, overrides=("--optimizer.lr=0.002",)))
+    other = copy.deepcopy(GRID)
+    other["CMD"]["denoising.share"] = 0.75
+    grid.write_text(yaml.safe_dump(other, sort_keys=False))
+    with pytest.raises(SaySeeError, match=r"another row 'CMD' .*0\.25.*0\.75"):
+        run_ablation(recipe, folder, plan)
+    grid.write_text(yaml.safe_dump(dict(reversed(GRID.items())), sort_keys=False))
+    with pytest.raises(SaySeeError, match="another baseline"):
+        run_ablation(recipe, folder, plan)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "a.txt").touch()
+    with pytest.raises(SaySeeError, match="something else than an ablation"):
+        run_ablation(recipe, tmp_path / "foreign", AblationSettings())
+    assert (folder / "study.json").read_text() == kept
+
+    trained.clear()
+    grid.write_text(yaml.safe_dump({**GRID, "more": {"denoising.share": 0.9}}, sort_keys=False))
+    result = run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, rows=("more",)))
+    assert trained
+    assert all(what.startswith("more") for what in trained)
+    assert list(result.rows) == ["alone", "more"]
+
+
+def test_another_manifest_under_the_same_path_is_refused(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
+) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    tiny_manifest.write(manifest)
+    plan = AblationSettings(seeds=1, grid=grid, rows=("alone",), overrides=(f"--data.manifest={manifest}",))
+    run_ablation(recipe, tmp_path / "study", plan)
+    share_of_pictures(Manifest.read(manifest), "train", 0.75).write(manifest)
+    with pytest.raises(SaySeeError, match="manifest_sha256"):
+        run_ablation(recipe, tmp_path / "study", plan)
+
+
+def test_the_default_grid_goes_with_the_packages_recipe(tiny_scenes: Path, tmp_path: Path) -> None:
+    study = _Study("nano", tmp_path / "study", AblationSettings(overrides=(f"--data.manifest={tiny_scenes}",)))
+    assert study.recipe(Run("both", 0), 9).denoising.noise == "both"
+    assert load_recipe("nano").training.patience == 0
