@@ -76,6 +76,12 @@ def test_off_is_a_preset_also_where_yaml_reads_false(word, write):
     assert load_recipe(write(f"denoising:\n  preset: {word}\n")).denoising.weight == 0
 
 
+@pytest.mark.parametrize("word", ["off", "'off'"])
+def test_features_are_off_also_where_yaml_reads_false(word, write):
+    assert load_recipe(write(f"features: {{keep: {word}}}\n")).features.keep == "off"
+    assert load_recipe(write(""), ["--features.keep", "off"]).features.keep == "off"
+
+
 def test_a_preset_by_flag_is_taken_as_it_is_and_later_flags_add_to_it(write):
     path = write("denoising: {preset: paper, share: 0.3, noise: speech}")
     for flags in (["--denoising.preset", "paper"], ["--denoising.preset=paper"]):
@@ -187,6 +193,9 @@ def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ({"model": {"head_layers": 0}}, "model.head_layers"),
         ({"model": {"head_heads": 0}}, "model.head_heads"),
         ({"training": {"steps": 0}}, "training.steps"),
+        ({"features": {"limit_gb": 0}}, "features.limit_gb"),
+        ({"model": {"speech_layers": []}}, "model.speech_layers"),
+        ({"model": {"speech_layers": [2, 2]}}, "model.speech_layers"),
         ({"training": {"patience": -1}}, "training.patience"),
         ({"optimizer": {"accumulate": 0}}, "optimizer.accumulate"),
         ({"optimizer": {"warmup_steps": -1}}, "optimizer.warmup_steps"),

@@ -157,7 +157,8 @@ def _pretrain(options: argparse.Namespace) -> int:
     settings = load_settings(options.encoder, options.recipe, options.rest)
     figures = ENCODERS[options.encoder].pretrain(Path(options.to), settings)
     model = Path(options.to) / "model"
-    told = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    shown = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
+    told = ", ".join(f"{name} {value}" for name, value in shown.items())
     _print_result(options, {"model": str(model), **figures}, f"{model}: {told}")
     return EXIT_DONE
 

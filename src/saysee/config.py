@@ -282,6 +282,9 @@ def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), w
         if section and not isinstance(value, Mapping | None):
             raise ConfigError(f"{where}: {name} is {value!r}; it is a section: give settings below it")
         merged[name] = dict(value or {}) if section else value
+    features = merged.get("features")
+    if isinstance(features, dict) and features.get("keep") is False:
+        features["keep"] = "off"  # YAML 1.1 reads a bare off as false
     preset, overrides = _take_preset(merged, overrides)
     if preset is not None:
         if preset not in DENOISING_PRESETS:

@@ -103,9 +103,15 @@ def read_claims(text, objects):
         kinds.add("place")
         for found, words in zip(named, between, strict=True):
             assert all(half_of(re.sub(r",? and$", "", words), boxes[i]) for i in found), text
-    elif between[0] == "and one of them is":
+        if len(phrases) == 1:  # a single object and its half of the picture would be true of too many pictures
+            assert len(named[0]) == len(objects), text
+    elif between[0] == "among them":
         kinds.add("total")
+        assert len(phrases) == 3
+        assert phrases[0]["noun"] == "shape"
+        assert between[1:] == ["and", ""], text
         assert len(named[0]) == len(objects), text
+        assert not set(named[1]) & set(named[2]), text
     elif where := direction(between[0]):
         kinds.add("relation")
         assert len(phrases) == 2

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from saysee.data.manifest import Manifest
-from saysee.data.scenes.corpus import build_scenes
+from saysee.data.scenes.corpus import GENERATOR_VERSION, build_scenes
 from saysee.data.scenes.making import UNFINISHED
 from saysee.data.scenes.planning import novel_pairs, split_sizes
 from saysee.errors import ConfigError, MissingExtraError, SaySeeError
@@ -126,7 +126,7 @@ def test_no_picture_speaker_or_voice_is_in_two_splits(manifest):
 
 
 def test_novel_pairs_and_hard_twins_are_told_by_their_columns(manifest):
-    pairs = novel_pairs(3)
+    pairs = novel_pairs()
     pictures = {row.image_id: row for row in manifest.images()}
     for row in pictures.values():
         has_one = any((item["color"], item["shape"]) in pairs for item in row.extra["objects"])
@@ -231,7 +231,13 @@ def test_other_settings_are_refused_in_one_line_that_names_them(corpus):
 
 
 def test_an_unfinished_corpus_of_another_synthesiser_is_refused(tmp_path):
-    settings = {"version": 1, "seed": 3, "images": split_sizes(36, 6, 12), "picture_size": 224, "speech": "loader 0.0"}
+    settings = {
+        "version": GENERATOR_VERSION,
+        "seed": 3,
+        "images": split_sizes(36, 6, 12),
+        "picture_size": 224,
+        "speech": "loader 0.0",
+    }
     (tmp_path / "scenes.json").write_text(json.dumps(settings))
     with pytest.raises(SaySeeError, match=r"speech=loader 0\.0, not espeakng-loader"):
         build_scenes(tmp_path, **COUNTS)

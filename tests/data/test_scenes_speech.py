@@ -62,6 +62,37 @@ def test_each_accent_and_each_variant_speaks_up_and_its_words_are_in_order_insid
         assert rms(said.samples[~spoken]) < 0.1 * rms(said.samples[spoken]), speaker
 
 
+def test_phones_are_in_order_inside_the_sound_and_pauses_are_left_out():
+    for speaker in (Speaker("en-us", "f3"), Speaker("en-gb-scotland", "m3", 60, 190)):
+        said = synthesise(SENTENCE, speaker)
+        times = [(phone.start, phone.end) for phone in said.phones]
+        assert all(0 <= start < end <= said.seconds for start, end in times)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+        assert len(said.phones) > 2.5 * len(said.words)
+        assert len({phone.phone for phone in said.phones}) > 15
+        assert not any(phone.phone.startswith("_") or not phone.phone for phone in said.phones)
+        comma = (said.words[10].end, said.words[11].start)
+        assert not any(start < comma[1] - 0.01 and end > comma[0] + 0.01 for start, end in times)
+        # Words and phones are told by other events, and must agree: every word has phones, and they fill it.
+        for word in said.words[:11]:
+            covered = sum(max(0.0, min(end, word.end) - max(start, word.start)) for start, end in times)
+            assert covered > 0.9 * (word.end - word.start), word
+
+
+def test_a_phone_sounds_like_itself_where_its_time_says():
+    said = synthesise("sister", Speaker("en-us", "m3"))
+    hiss = []
+    for phone in said.phones:
+        part = said.samples[int(phone.start * SAMPLE_RATE) : int(phone.end * SAMPLE_RATE)]
+        power = np.abs(np.fft.rfft(part)) ** 2
+        hiss.append((phone.phone, power[np.fft.rfftfreq(len(part), 1 / SAMPLE_RATE) > 3500].sum() / power.sum()))
+    of_s = [share for name, share in hiss if name == "s"]
+    of_vowels = [share for name, share in hiss if name[0] in "I3@"]
+    assert len(of_s) == 2
+    assert of_vowels
+    assert min(of_s) > 5 * max(of_vowels), hiss
+
+
 def test_a_comma_is_silence_between_the_words_beside_it():
     said = synthesise(SENTENCE, Speaker("en-us", "f3"))
     before, after = said.words[10], said.words[11]

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
-from saysee.data.scenes.planning import novel_pairs, plan, split_sizes
+from saysee.data.scenes.planning import in_test_half, novel_pairs, plan, split_sizes
 from saysee.data.scenes.speakers import speaker_pools, speakers_of
-from saysee.data.scenes.world import COLORS, FILLS, SHAPES, SIZES, relation
+from saysee.data.scenes.world import COLORS, FILLS, SHAPES, SIZES, Background, relation
 from saysee.errors import ConfigError
 
 SIZES_OF_SPLITS = {"train": 300, "val": 30, "test": 120}
@@ -63,7 +64,7 @@ def test_splits_have_the_sizes_asked_for_and_no_scene_is_there_twice(planned):
 
 
 def test_novel_pairs_are_in_the_test_only(planned):
-    pairs = novel_pairs(0)
+    pairs = novel_pairs()
     assert 0.08 < len(pairs) / (len(SHAPES) * len(COLORS)) < 0.15
     for each in planned:
         has_one = any((item.color, item.shape) in pairs for item in each.scene.objects)
@@ -74,6 +75,26 @@ def test_novel_pairs_are_in_the_test_only(planned):
     known = {(item.color, item.shape) for each in planned if each.split == "train" for item in each.scene.objects}
     assert {color for color, _ in known} == set(COLORS)
     assert {shape for _, shape in known} == set(SHAPES)
+
+
+def test_test_scenes_are_of_the_test_half_and_no_others_are(planned):
+    for each in planned:
+        assert in_test_half(each.scene) == (each.split == "test")
+    objects = [replace(each.scene, objects=each.scene.objects[::-1]) for each in planned]
+    # The half is of what can be said: neither the order of the objects nor the background moves a scene.
+    assert [in_test_half(scene) for scene in objects] == [in_test_half(each.scene) for each in planned]
+    other = Background("plain", 0, 0)
+    assert all(in_test_half(replace(p.scene, background=other)) == in_test_half(p.scene) for p in planned)
+
+
+def test_no_test_scene_of_any_seed_is_trained_on_with_another():
+    trained, tested = set(), set()
+    for seed in range(3):
+        for each in plan(seed, {"train": 60, "val": 10, "test": 40}):
+            assert in_test_half(each.scene) == (each.split == "test")
+            (tested if each.split == "test" else trained).add(each.scene.key)
+            assert each.split == "test" or not each.novel_pair
+    assert not trained & tested
 
 
 def test_hard_twins_differ_in_one_attribute_of_one_object_and_no_caption_is_true_of_both(planned):
@@ -107,7 +128,7 @@ def test_the_same_seed_gives_this_plan_on_any_machine_and_python():
         said = (each.split, each.scene, each.novel_pair, each.twin_index, boxes, words, speakers)
         digest.update(repr(said).encode())
     # With another digest, corpora that people have made are no longer those of their seed: raise GENERATOR_VERSION.
-    assert digest.hexdigest()[:16] == "d78296688cb19076"
+    assert digest.hexdigest()[:16] == "ae7e73a224682e0f"
 
 
 def test_another_seed_gives_other_scenes(planned):

@@ -207,6 +207,15 @@ def test_what_is_saved_gives_the_same_vectors(kind, hubert_configs, clip_config,
     np.testing.assert_array_equal(again.encode_images(picture_files), model.encode_images(picture_files))
 
 
+def test_the_chosen_hidden_states_are_saved(hubert_configs, clip_config, tmp_path, wav_files):
+    chosen = HeadConfig(speech_layers=[-2, 0])
+    model = SpeechImageModel.from_encoders(hubert_configs["base"], clip_config, head=chosen)
+    model.save_pretrained(tmp_path / "saved")
+    again = SpeechImageModel.from_pretrained(tmp_path / "saved")
+    assert again.speech_encoder.layers == [2, 0]
+    np.testing.assert_array_equal(again.encode_speech(wav_files), model.encode_speech(wav_files))
+
+
 def test_fusion_is_left_out_unless_asked_for(model, tmp_path, wav_files):
     model.add_fusion(FUSION)
     vectors = model.encode_speech(wav_files)

@@ -180,3 +180,27 @@ def test_narrow_positional_convolutions_are_right_in_bf16_too():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rounded = convolution(hidden).float()
     assert float((rounded - exact).norm() / exact.norm()) < 0.02
+
+
+@torch.no_grad()
+def test_only_the_chosen_hidden_states_are_mixed_in_the_order_given(kind, hubert_configs, sounds):
+    torch.manual_seed(0)
+    whole = SpeechEncoder(hubert_configs[kind], HeadConfig(), WIDTH).eval()
+    torch.manual_seed(0)
+    chosen = SpeechEncoder(hubert_configs[kind], HeadConfig(speech_layers=[-1, 1]), WIDTH).eval()
+    states, mask = whole.layer_states(*SpeechImageProcessor.pad(sounds))
+    some, same_mask = chosen.layer_states(*SpeechImageProcessor.pad(sounds))
+    assert len(states) == 4
+    assert (chosen.layers, len(some), len(chosen.layer_mix.weights)) == ([3, 1], 2, 2)
+    assert torch.equal(mask, same_mask)
+    torch.testing.assert_close(some[0], states[3])
+    torch.testing.assert_close(some[1], states[1])
+    from_states = chosen.from_layer_states(torch.stack(some), mask)
+    torch.testing.assert_close(from_states.vector, chosen(*SpeechImageProcessor.pad(sounds)).vector)
+
+
+@pytest.mark.parametrize("layers", [[], [4], [-5], [1, 1], [3, -1]])
+def test_hidden_states_that_hubert_does_not_have_are_refused_in_one_line(hubert_configs, layers):
+    with pytest.raises(ConfigError, match=r"model\.speech_layers.*0 to 3.*-4 to -1") as refusal:
+        SpeechEncoder(hubert_configs["base"], HeadConfig(speech_layers=layers), WIDTH)
+    assert "\n" not in str(refusal.value)

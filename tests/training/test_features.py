@@ -200,11 +200,11 @@ def test_evaluate_kept_gives_evaluate_s_scores(
         np.testing.assert_allclose(found.images, expected.images, atol=2e-3)
         assert not np.allclose(expected.speech[0], expected.speech[1:], atol=2e-3)
         assert found.encode_speech_seconds is None
-        scores, truth = found.to_dict(), expected.to_dict()
-        assert scores.pop("seconds") != truth.pop("seconds")
-        assert scores == pytest.approx(truth) or scores["overall"]["mean_R@1"] == pytest.approx(
-            truth["overall"]["mean_R@1"], abs=3
-        )
+        for group, truth in {"all": expected.overall, **expected.groups["novel_pair"]}.items():
+            scores = {"all": found.overall, **found.groups["novel_pair"]}[group]
+            # A clip whose vector is nearly another's may change places with it.
+            assert scores.speech_to_image == pytest.approx(truth.speech_to_image, abs=6)
+            assert scores.clips == truth.clips
     off = evaluate_kept(model, tiny_manifest, features=FeatureSettings(keep="off"), **options)
     np.testing.assert_array_equal(off.speech, expected.speech)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
+from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, run_steps
 from saysee.pretraining.pictures import LABELS, PicturePool
@@ -61,6 +62,21 @@ class ClipNanoSettings:
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=3300, batch_size=160, lr=1e-3, warmup_steps=100)
     )
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that no network can have."""
+        for name in ("width", "text_width"):
+            if getattr(self, name) < 32 or getattr(self, name) % 32:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a multiple of 32")
+        for name in ("layers", "text_layers", "projection", "image_size", "patch_size", "held_out", "seeing_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.image_size % self.patch_size:
+            raise ConfigError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
+        if self.scenes < 2:
+            raise ConfigError(
+                f"scenes is {self.scenes}; it must be at least 2, so that there is something to tell apart"
+            )
 
 
 def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig
 
+from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
@@ -30,7 +31,6 @@ from saysee.training.checkpoint import write_folder
 
 SILENCE = 0
 """Label of a frame in which nothing is said."""
-NOT_COUNTED = -100
 MASK_SPAN = 10
 """Frames hidden together, 0.2 s, as in HuBERT."""
 
@@ -40,7 +40,7 @@ class HubertNanoSettings:
     """Size and pre-training of hubert-nano.
 
     Attributes:
-        width: width S; a multiple of 64.
+        width: width S; a multiple of 32.
         layers: transformer layers.
         utterances: how many sentences are spoken to train on.
         held_out: how many more, by voices of the validation split, for the curve.
@@ -62,6 +62,14 @@ class HubertNanoSettings:
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=1500, batch_size=32, lr=1.5e-3, warmup_steps=150, evaluate_every=200)
     )
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that no network can have."""
+        if self.width < 32 or self.width % 32:
+            raise ConfigError(f"width is {self.width}; it must be a multiple of 32")
+        for name in ("layers", "utterances", "held_out", "words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str, Any]:

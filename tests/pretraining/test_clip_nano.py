@@ -1,0 +1,181 @@
+"""clip-nano, tiny: it trains, it learns, and what is saved gives the vectors of what was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saysee.errors import ConfigError
+from saysee.model.retriever import SpeechImageModel
+from saysee.pretraining import clip_nano
+from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano
+from saysee.pretraining.loop import LoopSettings
+from saysee.pretraining.pictures import LABELS
+from saysee.pretraining.words import MAX_WORDS, word_tokenizer
+
+TINY = ClipNanoSettings(
+    width=32,
+    layers=1,
+    text_width=32,
+    text_layers=1,
+    projection=16,
+    image_size=32,
+    patch_size=8,
+    scenes=24,
+    held_out=6,
+    seeing_steps=2,
+    seeing_batch=8,
+    loop=LoopSettings(steps=4, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=4, checkpoint_every=2),
+)
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A tiny run, with what it trained kept in hand."""
+    kept = {}
+    run_steps = clip_nano.run_steps
+
+    def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
+        figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
+        kept["training"] = loss_of.__self__
+        with torch.no_grad():
+            kept.update(vectors_of(loss_of.__self__))
+        return figures
+
+    monkeypatch.setattr(clip_nano, "run_steps", recorded)
+    figures = pretrain_clip_nano(tmp_path / "clip", TINY)
+    return tmp_path / "clip", figures, kept
+
+
+def vectors_of(training):
+    pixels = torch.from_numpy(training.held_out.pixels).permute(0, 3, 1, 2).float() / 255
+    image = training.clip.get_image_features(pixel_values=training._normalised(pixels)).pooler_output
+    text = training._text(clip_nano._padded([captions[0] for captions in training.held_out_tokens]))
+    unit = torch.nn.functional.normalize
+    return {"images": unit(image, dim=-1).numpy(), "texts": unit(text, dim=-1).numpy()}
+
+
+def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, hubert_configs):
+    folder, figures, kept = trained
+    assert figures["step"] == 4
+    assert {"contrastive", "patches", "shapes_right", "text_to_image_R@1", "image_to_text_R@1"} <= set(figures)
+    assert all(math.isfinite(value) for value in figures.values())
+    model = SpeechImageModel.from_encoders(hubert_configs["base"], folder / "model")
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    held_out = kept["training"].held_out
+    images = model.encode_images([Image.fromarray(picture) for picture in held_out.pixels])
+    texts = model.encode_text([captions[0] for captions in held_out.captions])
+    assert np.abs(images - kept["images"]).max() < 5e-3  # saved as fp16
+    assert np.abs(texts - kept["texts"]).max() < 5e-3
+    assert np.abs(images[0] - images[1]).max() > 5e-3  # and would not be the same for any picture
+    assert (folder / "log.jsonl").read_text().count("\n") == 4
+
+
+def test_seeing_steps_learn_the_patches_alone(trained):
+    folder, _, kept = trained
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert ["contrastive" in line for line in log] == [False, False, True, True]
+    training = kept["training"]
+    training.parts.train()
+    loss, _ = training.loss_of(0)
+    training.parts.zero_grad()
+    loss.backward()
+    moved = {name.split(".")[1] for name, each in training.parts.named_parameters() if each.grad is not None}
+    assert "vision_model" in moved
+    assert "text_model" not in moved
+
+
+def test_the_same_step_is_the_same_batch_and_another_another(trained):
+    training = trained[2]["training"]
+    with torch.no_grad():
+        once, again, other = (float(training.loss_of(step)[0]) for step in (3, 3, 2))
+    assert once == again
+    assert once != other
+
+
+def test_batches_hold_each_scene_once_and_twins_together(trained):
+    from random import Random
+
+    training = trained[2]["training"]
+    twin = {number: unit for unit in training.units for number in unit}
+    for seed in range(20):
+        chosen = training._batch(Random(seed), 8)
+        assert len(chosen) == len(set(chosen)) == 8
+        assert all(set(twin[number]) <= set(chosen) for number in chosen[:-1])
+
+
+def test_labels_of_patches_are_told_where_there_is_an_object(trained):
+    training = trained[2]["training"]
+    labels = torch.zeros(1, len(LABELS), 16, dtype=torch.long)
+    labels[0, :, 5] = torch.tensor([3, 2, 1, 4])
+    sizes = [len(values) + 1 for values in LABELS.values()]
+    scores = torch.zeros(1, 16, sum(sizes))
+    training.parts["tell"] = torch.nn.Identity()
+    loss, right = training._patch_loss(scores, labels)
+    assert float(loss) == pytest.approx(sum(math.log(size) for size in sizes), rel=1e-5)
+    assert right == 0
+    starts = np.cumsum([0, *sizes[:-1]])
+    scores[..., 0] = 30  # nothing there
+    scores[0, 5, 0] = 0
+    for start, value in zip(starts, (3, 2, 1, 4), strict=True):
+        scores[0, 5, start + value] = 30
+    loss, right = training._patch_loss(scores, labels)
+    assert float(loss) == pytest.approx(0, abs=1e-4)
+    assert right == 1
+
+
+def test_the_loss_falls(tmp_path):
+    settings = replace(TINY, seeing_steps=0, loop=replace(TINY.loop, steps=60, evaluate_every=60, checkpoint_every=60))
+    pretrain_clip_nano(tmp_path, settings)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
+    from saysee.errors import CheckpointError
+
+    folder = trained[0]
+    for other in (replace(TINY, patch_weight=1.0), replace(TINY, image_size=64)):
+        with pytest.raises(CheckpointError) as refusal:
+            pretrain_clip_nano(folder, other)
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"width": 48}, "width"),
+        ({"text_width": 0}, "text_width"),
+        ({"patch_size": 5}, "patch_size"),
+        ({"scenes": 1}, "scenes"),
+    ],
+)
+def test_sizes_that_no_network_can_have_are_refused(wrong, name):
+    with pytest.raises(ConfigError, match=name):
+        replace(TINY, **wrong)
+
+
+# ---------------------------------------------------------------------- words
+
+
+def test_words_are_tokens_between_the_marks_and_unknown_words_are_told_apart_from_none():
+    tokenizer = word_tokenizer(["A red star", "two blue rings"])
+    ids = tokenizer("a Blue giraffe")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<begin>", "a", "blue", "<unknown>", "<end>"]
+    assert ids[-1] == max(tokenizer.get_vocab().values())  # where CLIP's text encoder reads its vector
+
+
+def test_long_captions_are_cut_and_short_ones_filled_up():
+    tokenizer = word_tokenizer(["a red star"])
+    ids = clip_nano._tokenize(tokenizer, ["a red star", "a " * 60])
+    assert [len(row) for row in ids] == [5, MAX_WORDS]
+    assert ids[1][-1] == tokenizer.eos_token_id
+    padded = clip_nano._padded(ids)
+    assert padded.shape == (2, MAX_WORDS)
+    assert (padded[0, 5:] == tokenizer.pad_token_id).all()
