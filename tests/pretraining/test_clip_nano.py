@@ -50,6 +50,7 @@ def trained(monkeypatch, tmp_path):
 
     monkeypatch.setattr(clip_nano, "run_steps", recorded)
     figures = pretrain_clip_nano(tmp_path / "clip", TINY)
+    kept["training"].parts.float()  # saving made it fp16
     return tmp_path / "clip", figures, kept
 
 
@@ -71,9 +72,9 @@ def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, h
     held_out = kept["training"].held_out
     images = model.encode_images([Image.fromarray(picture) for picture in held_out.pixels])
     texts = model.encode_text([captions[0] for captions in held_out.captions])
-    assert np.abs(images - kept["images"]).max() < 5e-3  # saved as fp16
-    assert np.abs(texts - kept["texts"]).max() < 5e-3
-    assert np.abs(images[0] - images[1]).max() > 5e-3  # and would not be the same for any picture
+    for found, before in ((images, kept["images"]), (texts, kept["texts"])):
+        assert np.abs(found - before).max() < 1e-3  # saved as fp16
+        assert np.abs(found[0] - found[1]).max() > 2e-3  # and not the same whatever is asked
     assert (folder / "log.jsonl").read_text().count("\n") == 4
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saysee.config import DenoisingSettings, Recipe, check_recipe, resolve_recipe
+from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
@@ -280,7 +281,8 @@ def batch():
     mask = torch.ones(4, 8000, dtype=torch.bool)
     mask[2, 5000:] = False
     waveforms = torch.randn(4, 8000, generator=draw) * mask
-    return waveforms, mask, torch.randn(4, 3, 16, 16, generator=draw), torch.tensor([0, 1, 2, 1])
+    pixels = torch.randn(4, 3, 16, 16, generator=draw)
+    return Batch(waveforms, mask, pixels, torch.tensor([0, 1, 2, 1]), rows=[0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def batch():
 )
 def test_denoising_teaches_what_makes_the_global_speech_vector(settings):
     objective = build_objective(**settings)
-    figures = objective(*batch(), {"contrastive": 0.0, "denoising": 1.0})
+    figures = objective(batch(), {"contrastive": 0.0, "denoising": 1.0})
     assert "contrastive_loss" not in figures
     figures["loss"].backward()
     encoder = objective.model.speech_encoder
@@ -320,7 +322,7 @@ def test_denoising_teaches_nothing_to_a_head_of_its_own():
         return SpeechFeatures(output.vector.detach(), output.frames.detach(), output.mask)
 
     head.register_forward_hook(cut_off)
-    objective(*batch(), {"contrastive": 0.0, "denoising": 1.0})["loss"].backward()
+    objective(batch(), {"contrastive": 0.0, "denoising": 1.0})["loss"].backward()
     assert all(gradient_size(parameter) == 0 for parameter in head.parameters())
 
 
@@ -344,10 +346,10 @@ def test_a_task_of_weight_zero_is_not_computed_and_weights_are_summed():
     assert objective.weights_at(9) == {"contrastive": 1.0, "denoising": 0.0}
     assert objective.weights_at(11) == {"contrastive": 1.0, "denoising": 0.5}
     assert objective.weights_at(14) == {"contrastive": 1.0, "denoising": 2.0}
-    early = objective(*batch(), objective.weights_at(9))
+    early = objective(batch(), objective.weights_at(9))
     assert "denoising_loss" not in early
     assert early["loss"] == early["contrastive_loss"]
-    late = objective(*batch(), objective.weights_at(14))
+    late = objective(batch(), objective.weights_at(14))
     torch.testing.assert_close(late["loss"], late["contrastive_loss"] + 2 * late["denoising_loss"])
 
 

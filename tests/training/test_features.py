@@ -31,7 +31,7 @@ from saysee.training.objective import build_model
 from saysee.training.record import read_metrics
 from saysee.training.trainer import Trainer
 
-PATIENCE = 120
+PATIENCE = 300
 STATED = re.compile(r"features of frozen encoders: ([\d,]+) clips \(.* GB\) and ([\d,]+) pictures")
 
 

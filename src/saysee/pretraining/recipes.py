@@ -53,11 +53,12 @@ def load_settings(encoder: str, recipe: str | None, overrides: Sequence[str]) ->
         raise ConfigError(f"recipe {file}: {error.strerror or error}; leave it out for the package's own") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {file} is not a mapping of settings to values")
     parser = ArgumentParser(exit_on_error=False, prog=f"saysee pretrain {encoder}")
     parser.add_class_arguments(ENCODERS[encoder].settings, as_group=False)
     try:
         namespace = parser.parse_args(list(overrides), namespace=parser.parse_object(values))
-        parsed = parser.instantiate_classes(namespace)
-    except (ArgumentError, TypeError, ValueError, KeyError) as error:
+        return ENCODERS[encoder].settings(**vars(parser.instantiate_classes(namespace)))
+    except (ArgumentError, ConfigError, TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"recipe {file}: {' '.join(str(error).split())}") from error
-    return ENCODERS[encoder].settings(**vars(parsed))
