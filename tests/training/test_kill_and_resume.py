@@ -98,7 +98,7 @@ def never_killed(
         "denoising": {"preset": "paper"},
         "contrastive": {"learn_temperature": True},
         "optimizer": {"lr": 1e-3, "encoder_lr": 1e-3, "warmup_steps": 2},
-        "training": {"steps": 10, "precision": "bf16", "eval_every": 4, "log_every": 1, "device": "cpu"},
+        "training": {"steps": 10, "precision": "auto", "eval_every": 4, "log_every": 1, "device": "cpu"},
     }
     folder = tmp_path_factory.mktemp("never-killed")
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
