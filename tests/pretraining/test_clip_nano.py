@@ -132,7 +132,7 @@ def test_labels_of_patches_are_told_where_there_is_an_object(trained):
 
 
 def test_the_loss_falls(tmp_path):
-    settings = replace(TINY, seeing_steps=0, loop=replace(TINY.loop, steps=60, evaluate_every=60, checkpoint_every=60))
+    settings = replace(TINY, seeing_steps=0, loop=replace(TINY.loop, steps=50, evaluate_every=50, checkpoint_every=50))
     pretrain_clip_nano(tmp_path, settings)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -40,7 +41,8 @@ def trained(tmp_path_factory):
 
         def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
             figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
-            training = kept["training"] = loss_of.__self__
+            # A copy, because saving makes it fp16, and says that nothing is to be hidden any more.
+            training = kept["training"] = copy.deepcopy(loss_of.__self__)
             clips = [training.pool.waveform(number) for number in range(3)]
             with torch.no_grad():
                 kept["states"], kept["frames"], _ = training._encode(clips, training.pool.items[:3], None)
@@ -49,7 +51,6 @@ def trained(tmp_path_factory):
 
         patch.setattr(hubert_nano, "run_steps", recorded)
         figures = pretrain_hubert_nano(folder, TINY)
-    kept["training"].parts.float()  # saving made it fp16
     return folder, figures, kept
 
 
@@ -163,15 +164,12 @@ def test_hidden_frames_are_spans_and_the_encoder_does_not_hear_them(trained):
         hidden = training._masked.clone()
         open_states, _, _ = training._encode(clips, items, None)
         assert not training._masked.any()
-        # Two sounds that differ only where frames are hidden must give the same states.
-        seconds = (hidden[0].nonzero().flatten().float() * 320 + 200) / 16_000
         runs = spans(hidden[0].tolist())
     training.parts.eval()
     assert hidden[:, : frames.shape[1]][frames].float().mean() > 0.1
     assert not torch.allclose(states, open_states, atol=1e-3)
     # The lone first frame is always hidden; every other span is a mask's length or runs into the next or the end.
     assert all(length >= MASK_SPAN or start == 0 or start + length == hidden.shape[1] for start, length in runs)
-    assert len(seconds) > 0
     assert phones.shape == frames.shape == hidden.shape
 
 
@@ -233,7 +231,7 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
 
 
 def test_the_loss_falls(tmp_path):
-    loop = replace(TINY.loop, steps=30, warmup_steps=3, evaluate_every=30, checkpoint_every=30)
+    loop = replace(TINY.loop, steps=24, warmup_steps=3, evaluate_every=24, checkpoint_every=24)
     pretrain_hubert_nano(tmp_path, replace(TINY, loop=loop))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])

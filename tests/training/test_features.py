@@ -116,6 +116,11 @@ def test_training_with_kept_features_is_training_without(
         monkeypatch.setattr(f"saysee.{module}.load_image", opened)
     Trainer(resolve_recipe(frozen_settings, [*overrides, f"--output={output}-again"])).fit()
     assert computed(capsys) == (0, 0)
+    # What is saved has the same encoders and preprocessing: it finds what the training kept for validation.
+    best = SpeechImageModel.from_pretrained(f"{output}-kept/best")
+    settings = FeatureSettings(**frozen_settings["features"])
+    evaluate_kept(best, Manifest.read(frozen_settings["data"]["manifest"]), features=settings, split="val", workers=0)
+    assert computed(capsys) == (0, 0)
     without, kept, again = (losses(run) for run in (output, f"{output}-kept", f"{output}-again"))
     assert len(without) == 6 + 2
     assert again == kept
@@ -432,6 +437,12 @@ def test_the_size_is_stated_as_it_comes_out_and_over_the_limit_it_is_refused(
     whole, last = (float(size) for size in re.findall(r"(?:all 3 take|\[-1\]) ([\d.e-]+) GB", stated))
     assert whole * 1e9 == pytest.approx(kept[0], rel=0.01)
     assert last == pytest.approx(whole / 3, rel=0.01)
+
+
+def test_a_refused_run_leaves_its_folder_free_for_other_settings(frozen_settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"features\.limit_gb"):
+        Trainer(resolve_recipe(frozen_settings, ["--features.limit_gb=1e-6"])).fit()
+    assert Trainer(resolve_recipe(frozen_settings, ["--model.speech_layers=[-1]"])).fit()["steps"] == 6
 
 
 def test_a_folder_that_cannot_be_made_is_told(frozen_settings: dict[str, Any], corpus: Manifest) -> None:

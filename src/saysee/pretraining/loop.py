@@ -103,7 +103,7 @@ def run_steps(
                 group["lr"] = settings.lr * schedule(done, settings)
             loss, figures = loss_of(done)
             if not bool(torch.isfinite(loss)):
-                raise SaySeeError(f"{name}: the loss is {float(loss)} at step {done + 1}; lower lr")
+                raise SaySeeError(f"{name}: the loss is {float(loss.detach())} at step {done + 1}; lower lr")
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()

@@ -122,11 +122,12 @@ class Trainer:
             KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint of what is done is written.
         """
         result_file = self.folder / RESULT_FILE
-        self._claim_folder(resume)
-        if result_file.exists():
+        self._refuse_other_run(resume)
+        if result_file.exists():  # finished: its recipe and surroundings stay those that it ran with
             result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
             return result
-        self.keep_features()
+        self.keep_features()  # before the folder holds a run: what is refused here asks for other settings
+        self._claim_folder()
         self._restore()
         record, line = RunRecord(self.folder, self.progress.step), ProgressLine(self.name, self.recipe.training.steps)
         device = self.accelerator.device.type
@@ -270,7 +271,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ the folder and its checkpoints
 
-    def _claim_folder(self, resume: str) -> None:
+    def _refuse_other_run(self, resume: str) -> None:
         recipe_file = self.folder / RECIPE_FILE
         if recipe_file.exists():
             if resume != "auto":
@@ -278,8 +279,9 @@ class Trainer:
                     f"{self.folder} already holds a run; go on with it by --resume auto, or give another --output"
                 )
             _refuse_other_recipe(load_recipe(recipe_file), self.recipe, self.folder)
-        if (self.folder / RESULT_FILE).exists():
-            return  # finished: its recipe and surroundings stay those that it ran with
+
+    def _claim_folder(self) -> None:
+        recipe_file = self.folder / RECIPE_FILE
         clean_folder(self.folder)
         clean_folder(self.folder / "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
