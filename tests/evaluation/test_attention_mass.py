@@ -12,6 +12,7 @@ from saysee.evaluation.attention import attention_on_object, frame_patch_similar
 
 LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
 TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
+HOP = 0.02  # seconds from frame to frame
 EMPTY = {"box": (0.3, 0.3, 0.3, 0.6)}
 
 
@@ -51,7 +52,7 @@ def test_what_lies_outside_the_picture_is_cut_off():
 
 def test_even_attention_has_lift_1():
     attention = np.full((10, 49), 1 / 49)
-    found = attention_on_object(attention, [word(0, 0.1, 0), word(0.1, 0.2, 1)], [LEFT_HALF, TOP_LEFT])
+    found = attention_on_object(attention, [word(0, 0.1, 0), word(0.1, 0.2, 1)], [LEFT_HALF, TOP_LEFT], HOP)
     assert found.mass == pytest.approx((0.5 + 0.25) / 2)
     assert found.lift == pytest.approx(1)
     assert found.words == 2
@@ -61,7 +62,7 @@ def test_mass_is_averaged_over_the_frames_of_the_word_and_then_over_words():
     # Patches: top left, top right, bottom left, bottom right. Frames of 20 ms.
     attention = np.array([[0.6, 0.4, 0, 0], [0.2, 0.2, 0.6, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     words = [word(0.0, 0.04, 0), word(0.04, 0.06), word(0.06, 0.08, 1)]
-    found = attention_on_object(attention, words, [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 1.0)}])
+    found = attention_on_object(attention, words, [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 1.0)}], HOP)
     # The first word: (0.6 + 0.2) / 2 in a quarter of the picture; the third: all of it in a half.
     assert found.mass == pytest.approx((0.4 + 1.0) / 2)
     assert found.lift == pytest.approx((0.4 / 0.25 + 1.0 / 0.5) / 2)
@@ -70,12 +71,12 @@ def test_mass_is_averaged_over_the_frames_of_the_word_and_then_over_words():
 
 
 def test_attention_beside_the_object_has_no_mass():
-    found = attention_on_object([[0, 0, 0, 1.0]], [word(0, 0.02, 0)], [TOP_LEFT])
+    found = attention_on_object([[0, 0, 0, 1.0]], [word(0, 0.02, 0)], [TOP_LEFT], HOP)
     assert (found.mass, found.lift) == (0, 0)
 
 
 def test_a_patch_half_covered_gives_half_its_attention():
-    found = attention_on_object([[1.0, 0, 0, 0]], [word(0, 0.02, 0)], [{"box": (0.0, 0.0, 0.25, 0.5)}])
+    found = attention_on_object([[1.0, 0, 0, 0]], [word(0, 0.02, 0)], [{"box": (0.0, 0.0, 0.25, 0.5)}], HOP)
     assert found.mass == pytest.approx(0.5)
     assert found.lift == pytest.approx(0.5 / 0.125)
 
@@ -83,19 +84,19 @@ def test_a_patch_half_covered_gives_half_its_attention():
 def test_a_word_that_names_two_objects_counts_both():
     attention = [[0.5, 0.25, 0.25, 0]]
     objects = [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 0.5)}]
-    assert attention_on_object(attention, [word(0, 0.02, 0, 1)], objects).mass == pytest.approx(0.75)
+    assert attention_on_object(attention, [word(0, 0.02, 0, 1)], objects, HOP).mass == pytest.approx(0.75)
 
 
 def test_none_when_no_word_names_an_object():
     attention = [[0.25] * 4]
-    assert attention_on_object(attention, [], [TOP_LEFT]) is None
-    assert attention_on_object(attention, [word(0, 1)], [TOP_LEFT]) is None
-    assert attention_on_object(attention, [word(0, 1, 0)], [EMPTY]) is None
+    assert attention_on_object(attention, [], [TOP_LEFT], HOP) is None
+    assert attention_on_object(attention, [word(0, 1)], [TOP_LEFT], HOP) is None
+    assert attention_on_object(attention, [word(0, 1, 0)], [EMPTY], HOP) is None
 
 
 def test_a_word_takes_the_frames_whose_middle_lies_in_it():
     attention = np.eye(5)  # frame f looks at patch f alone; middles at 10, 30, 50, 70, 90 ms
-    maps = word_maps(attention, [word(0.0, 0.04), word(0.011, 0.03), word(0.03, 0.071), word(0.01, 0.03)])
+    maps = word_maps(attention, [word(0.0, 0.04), word(0.011, 0.03), word(0.03, 0.071), word(0.01, 0.03)], HOP)
     assert maps[0].tolist() == [0.5, 0.5, 0, 0, 0]
     assert maps[1].tolist() == [0, 1, 0, 0, 0]  # too short to hold a middle: the nearest frame
     assert maps[2] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
@@ -103,20 +104,20 @@ def test_a_word_takes_the_frames_whose_middle_lies_in_it():
 
 
 def test_a_word_past_the_last_frame_takes_the_last():
-    assert word_maps(np.eye(3), [word(0.5, 0.6), word(0.05, 9)]).tolist() == [[0, 0, 1], [0, 0, 1]]
+    assert word_maps(np.eye(3), [word(0.5, 0.6), word(0.05, 9)], HOP).tolist() == [[0, 0, 1], [0, 0, 1]]
 
 
 def test_word_maps_are_one_row_a_word_that_sums_to_1():
     attention = np.random.default_rng(0).dirichlet(np.ones(49), size=100)
-    maps = word_maps(attention, [word(0.1 * n, 0.1 * n + 0.35) for n in range(12)])
+    maps = word_maps(attention, [word(0.1 * n, 0.1 * n + 0.35) for n in range(12)], HOP)
     assert maps.shape == (12, 49)
     assert maps.sum(axis=1) == pytest.approx(np.ones(12))
-    assert word_maps(attention, []).shape == (0, 49)
+    assert word_maps(attention, [], HOP).shape == (0, 49)
 
 
 def test_torch_maps_of_low_precision_are_read():
     attention = torch.softmax(torch.randn(8, 256, generator=torch.Generator().manual_seed(0)), dim=1).bfloat16()
-    found = attention_on_object(attention.requires_grad_(), [word(0, 0.1, 0)], [LEFT_HALF])
+    found = attention_on_object(attention.requires_grad_(), [word(0, 0.1, 0)], [LEFT_HALF], HOP)
     assert found.mass == pytest.approx(0.5, abs=0.1)
 
 
@@ -132,7 +133,7 @@ def test_similarity_stays_finite_at_a_small_temperature():
     rng = np.random.default_rng(0)
     weights = frame_patch_similarity(torch.from_numpy(rng.standard_normal((4, 8))), rng.standard_normal((9, 8)), 1e-6)
     assert weights.sum(axis=1) == pytest.approx(np.ones(4))
-    assert attention_on_object(weights, [word(0, 0.08, 0)], [LEFT_HALF]).words == 1
+    assert attention_on_object(weights, [word(0, 0.08, 0)], [LEFT_HALF], HOP).words == 1
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,16 @@ def test_similarity_stays_finite_at_a_small_temperature():
 )
 def test_what_cannot_be_measured_is_refused(attention, words, objects, message):
     with pytest.raises(ValueError, match=message):
-        attention_on_object(attention, words, objects)
+        attention_on_object(attention, words, objects, HOP)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, float("nan")])
 def test_a_temperature_that_is_not_above_0_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be above 0"):
         frame_patch_similarity(np.ones((1, 2)), np.ones((1, 2)), temperature)
+
+
+def test_words_find_their_frames_at_any_hop():
+    attention = np.eye(4)
+    assert word_maps(attention, [word(0.04, 0.08)], 0.04).tolist() == [[0, 1, 0, 0]]
+    assert word_maps(attention, [word(0.04, 0.08)], 0.02).tolist() == [[0, 0, 0.5, 0.5]]

@@ -204,3 +204,24 @@ def test_hidden_states_that_hubert_does_not_have_are_refused_in_one_line(hubert_
     with pytest.raises(ConfigError, match=r"model\.speech_layers.*0 to 3.*-4 to -1") as refusal:
         SpeechEncoder(hubert_configs["base"], HeadConfig(speech_layers=layers), WIDTH)
     assert "\n" not in str(refusal.value)
+
+
+@torch.no_grad()
+def test_a_clip_shorter_than_a_frame_has_one_frame_alone_and_in_any_batch(kind, hubert_configs):
+    """The published sizes have frames of 400 samples, the least that is decoded; a HuBERT of longer ones needs it."""
+    coarse = {"conv_stride": [20, 4, 4], "conv_kernel": [40, 8, 8], "conv_dim": [16, 16, 16]}
+    settings = hubert_configs[kind].to_dict() | coarse | {"num_feat_extract_layers": 3}
+    encoder = SpeechEncoder(HubertConfig(**settings), HeadConfig(), WIDTH).eval()
+    assert encoder.frame_samples == 40 + 7 * 20 + 7 * 80
+    assert encoder.frame_seconds == 320 / 16_000
+    short, long = torch.randn(500).numpy(), torch.randn(4000).numpy()
+    single = encoder(*alone(short))
+    assert single.mask.tolist() == [[True]]
+    together = encoder(*SpeechImageProcessor.pad([long, short]))
+    assert together.mask[1].sum() == 1
+    torch.testing.assert_close(together.vector[1], single.vector[0], rtol=0, atol=1e-4)
+
+
+def test_the_published_sizes_have_a_frame_of_400_samples_each_20_ms():
+    encoder = SpeechEncoder(HubertConfig(num_hidden_layers=1, hidden_size=48, num_attention_heads=2), HeadConfig(), 8)
+    assert (encoder.frame_samples, encoder.frame_seconds) == (400, 0.02)

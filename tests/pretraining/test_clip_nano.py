@@ -65,8 +65,16 @@ def vectors_of(training):
 def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, hubert_configs):
     folder, figures, kept = trained
     assert figures["step"] == 4
-    assert {"contrastive", "patches", "shapes_right", "text_to_image_R@1", "image_to_text_R@1"} <= set(figures)
-    assert all(math.isfinite(value) for value in figures.values())
+    assert {
+        "contrastive",
+        "labels",
+        "silhouettes",
+        "shapes_right",
+        "fills_right",
+        "text_to_image_R@1",
+        "image_to_text_R@1",
+    } <= set(figures)
+    assert all(math.isfinite(value) for value in figures.values() if not isinstance(value, str))
     model = SpeechImageModel.from_encoders(hubert_configs["base"], folder / "model")
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     held_out = kept["training"].held_out
@@ -111,24 +119,54 @@ def test_batches_hold_each_scene_once_and_twins_together(trained):
         assert all(set(twin[number]) <= set(chosen) for number in chosen[:-1])
 
 
-def test_labels_of_patches_are_told_where_there_is_an_object(trained):
+@pytest.fixture
+def one_object(trained, monkeypatch):
+    """A picture of 4 × 4 patches of 64 pixels whose patch 5 has an object on its upper half; linear layers that pass
+    on what they are given."""
     training = trained[2]["training"]
-    labels = torch.zeros(1, len(LABELS), 16, dtype=torch.long)
-    labels[0, :, 5] = torch.tensor([3, 2, 1, 4])
+    labels = np.zeros((1, len(LABELS), 16), dtype=np.uint8)
+    labels[0, :, 5] = (3, 2, 1, 4)
+    silhouettes = np.zeros((1, 16, 8), dtype=np.uint8)
+    silhouettes[0, 5, :4] = 255
+    monkeypatch.setitem(training.pool.__dict__, "labels", labels)
+    monkeypatch.setitem(training.pool.__dict__, "silhouettes", silhouettes)
+    before = {name: training.parts[name] for name in ("label", "silhouette")}
+    for name in before:
+        training.parts[name] = torch.nn.Identity()
+    yield training
+    for name, layer in before.items():
+        training.parts[name] = layer
+
+
+def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     sizes = [len(values) + 1 for values in LABELS.values()]
-    scores = torch.zeros(1, 16, sum(sizes))
-    training.parts["tell"] = torch.nn.Identity()
-    loss, right = training._patch_loss(scores, labels)
-    assert float(loss) == pytest.approx(sum(math.log(size) for size in sizes), rel=1e-5)
-    assert right == 0
+    covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes))
+    loss, figures = one_object._patch_loss(covered, scores, [0])
+    # Nothing told: the log of each label's values, the shape's on empty patches once more; half a chance a pixel.
+    labels = sum(math.log(size) for size in sizes) + math.log(sizes[0])
+    assert figures["labels"] == pytest.approx(labels, abs=1e-3)
+    assert figures["silhouettes"] == pytest.approx(2 * math.log(2), abs=1e-3)
+    assert float(loss) == pytest.approx(labels + TINY.silhouette_weight * 2 * math.log(2), rel=1e-4)
     starts = np.cumsum([0, *sizes[:-1]])
     scores[..., 0] = 30  # nothing there
     scores[0, 5, 0] = 0
     for start, value in zip(starts, (3, 2, 1, 4), strict=True):
         scores[0, 5, start + value] = 30
-    loss, right = training._patch_loss(scores, labels)
+    covered -= 30
+    covered[0, 5, :32] = 30
+    loss, figures = one_object._patch_loss(covered, scores, [0])
     assert float(loss) == pytest.approx(0, abs=1e-4)
-    assert right == 1
+    assert [figures[f"{name}s_right"] for name in LABELS] == [1, 1, 1, 1]
+
+
+def test_shapes_weigh_the_same_however_many_patches_are_empty(one_object):
+    """The mean over all patches, of which most are empty, made shapes the last thing to be learned."""
+    sizes = [len(values) + 1 for values in LABELS.values()]
+    scores = torch.zeros(1, 16, sum(sizes), requires_grad=True)
+    loss, _ = one_object._patch_loss(torch.zeros(1, 16, 64), scores, [0])
+    loss.backward()
+    # Of a cross-entropy over n even scores, the right one's gradient is 1/n - 1, with the whole weight on one patch.
+    assert float(scores.grad[0, 5, 3]) == pytest.approx(1 / sizes[0] - 1, abs=1e-5)
 
 
 def test_the_loss_falls(tmp_path):

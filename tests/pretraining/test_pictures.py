@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from saysee.data.scenes.captions import write_captions
-from saysee.data.scenes.drawing import BACKGROUNDS
+from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
 from saysee.data.scenes.planning import in_test_half, novel_pairs
 from saysee.data.scenes.world import MORE_COLORS, MORE_FILLS, MORE_SHAPES, Background, Scene, SceneObject
 from saysee.errors import CheckpointError
 from saysee.pretraining import pictures
 from saysee.pretraining.clip_nano import augmented
-from saysee.pretraining.pictures import LABELS, PicturePool, patch_labels, wide_scenes
+from saysee.pretraining.pictures import LABELS, PicturePool, patch_labels, patch_silhouettes, wide_scenes
 
 CHUNKS = [(seed, chunk) for seed in (0, 1, 7) for chunk in (0, 1, 5)]
 
@@ -146,6 +146,27 @@ def test_an_object_too_small_for_half_a_patch_labels_the_one_that_it_covers_most
     assert ((labels[0] > 0) == expected).all()
 
 
+def test_silhouettes_are_the_objects_pixels_patch_by_patch():
+    # A square over the pixels 8 to 23 across and 4 to 19 down of 64, in patches of 8.
+    square = thing("square", "red", 16 / 64, 12 / 64, 16 / 64)
+    bits = np.unpackbits(patch_silhouettes(Scene((square,), Background("plain", 0, 0)), 64, 8), axis=1)
+    assert bits.shape == (64, 64)
+    picture = bits.reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(64, 64)
+    expected = np.zeros((64, 64), dtype=np.uint8)
+    expected[4:20, 8:24] = 1
+    assert (picture != expected).sum() <= 64  # the edges fall on a pixel's border
+    assert picture[4:20, 8:24].mean() > 0.95
+
+
+def test_a_hole_is_no_part_of_a_silhouette_and_what_is_drawn_is_where_it_says():
+    scene = Scene((thing("ring", "blue", 0.5, 0.5, 0.36),), Background("plain", 0, 0))
+    bits = np.unpackbits(patch_silhouettes(scene, 64, 8), axis=1).reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(64, 64)
+    picture = np.asarray(draw_scene(scene, 64)).astype(int)
+    assert bits[32, 32] == 0
+    blue = picture[..., 2] - picture[..., 0] > 60
+    assert (blue == (bits > 0)).mean() > 0.98
+
+
 def test_each_object_has_labels_of_its_own():
     labels = labels_of(thing("star", "red", 0.25, 0.25, 0.37), thing("oval", "black", 0.75, 0.75, 0.37, fill="checked"))
     shapes, colors = LABELS["shape"], LABELS["color"]
@@ -193,6 +214,8 @@ def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small
     scenes = [*wide_scenes(2, 0, 6), *wide_scenes(2, 1, 3)]
     assert pool.captions == [list(each.captions) for each in scenes]
     assert (pool.labels == np.stack([patch_labels(each.scene, 4) for each in scenes])).all()
+    side = pool.pixels.shape[1]
+    assert (pool.silhouettes == np.stack([patch_silhouettes(each.scene, side, 4) for each in scenes])).all()
     for picture, each in zip(pool.pixels, scenes, strict=True):
         bare = pictures._draw(Scene((), each.scene.background), 32).astype(int)
         painted = np.abs(picture - bare).sum(axis=2) > 60
@@ -260,7 +283,7 @@ def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monke
     whole = sorted(folder.glob("chunk-*"))
     assert 0 < len(whole) < 12
     for chunk in whole:
-        assert {path.name for path in chunk.iterdir()} == {"pixels.npy", "labels.npy", "scenes.json"}
+        assert {path.name for path in chunk.iterdir()} == {"pixels.npy", "labels.npy", "silhouettes.npy", "scenes.json"}
         assert len(np.load(chunk / "pixels.npy")) in (10, 20)
     made = {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in whole}
     monkeypatch.setattr(pictures, "CHUNK", 20)

@@ -13,7 +13,7 @@ from saysee.data.scenes.speakers import speaker_pools
 from saysee.data.scenes.speech import SAMPLE_RATE
 from saysee.pretraining import speech
 from saysee.pretraining.sentences import sentences
-from saysee.pretraining.speech import SpeechPool, augmented, phone_name
+from saysee.pretraining.speech import SpeechPool, augmented, phone_name, vocal_tract
 
 pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
 
@@ -234,3 +234,18 @@ def test_a_codec_gives_nearly_the_same_sound_at_the_same_times(clean):
     shifts = [float(np.dot(clean[2000:-2000], heard[2000 + by : len(heard) - 2000 + by])) for by in range(-80, 81, 8)]
     assert int(np.argmax(shifts)) == 10  # not moved
     assert np.corrcoef(clean, heard)[0, 1] > 0.5
+
+
+def test_another_throat_moves_pitch_and_formants_and_the_times_with_them():
+    second = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    speeds = []
+    for seed in range(60):
+        played, speed = vocal_tract(second, Random(seed))
+        assert len(played) == pytest.approx(16_000 / speed, abs=2)
+        loudest = np.abs(np.fft.rfft(played)).argmax() * 16_000 / len(played)
+        assert loudest == pytest.approx(1000 * speed, rel=0.002)
+        speeds.append(speed)
+    assert 0.3 < np.mean(np.array(speeds) == 1.0) < 0.7
+    assert min(speeds) < 0.9
+    assert max(speeds) > 1.1
+    assert all(2**-0.22 <= speed <= 2**0.22 for speed in speeds)

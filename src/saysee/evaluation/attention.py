@@ -24,9 +24,6 @@ from saysee.evaluation.recall import Floats, Vectors, as_array, unit_vectors
 
 Box: TypeAlias = Sequence[float]
 
-FRAME_SECONDS = 0.02
-"""HuBERT's hop: 320 samples at 16 kHz."""
-
 # Rows of attention come out of softmax, at times in bfloat16: over 50 to 256 patches its rounding stays below this.
 _ROW_SUM_TOLERANCE = 2e-2
 
@@ -55,7 +52,7 @@ def attention_on_object(
     attention: Vectors,
     words: Sequence[Mapping[str, Any]],
     objects: Sequence[Mapping[str, Any]],
-    frame_seconds: float = FRAME_SECONDS,
+    frame_seconds: float,
 ) -> ObjectAttention | None:
     """Hold a map against the truth of a scene: does attention fall on the object while its word is spoken?
 
@@ -64,7 +61,7 @@ def attention_on_object(
         words: spoken words, each with ``start`` and ``end`` in seconds and ``objects``, the indices of the objects that
             it names. Which frames are a word's: see ``word_maps``.
         objects: the picture's objects, each with ``box``.
-        frame_seconds: hop of the frames.
+        frame_seconds: from one frame to the next, as ``SpeechEncoder.frame_seconds`` has it.
 
     Returns:
         The measure over the words that name an object, or None when no word does. A word that names several objects
@@ -91,12 +88,13 @@ def attention_on_object(
     return ObjectAttention(mass=float(np.mean(masses)), lift=float(np.mean(lifts)), words=len(masses))
 
 
-def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row]) -> ObjectAttention | None:
+def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
     """``attention_on_object`` over many clips: the means over all their words.
 
     Args:
         maps: the clips' maps, [F, P] each, without the frames that only pad a batch.
         rows: their rows of a manifest, with the columns ``words`` and ``objects`` that the scenes corpus has.
+        frame_seconds: from one frame to the next, as ``SpeechEncoder.frame_seconds`` has it.
 
     Returns:
         The measure, or None when no word names an object.
@@ -104,7 +102,7 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row]) -> ObjectAtt
     found = [
         one
         for one in (
-            attention_on_object(of_clip, row.extra["words"], row.extra["objects"])
+            attention_on_object(of_clip, row.extra["words"], row.extra["objects"], frame_seconds)
             for of_clip, row in zip(maps, rows, strict=True)
         )
         if one is not None
@@ -119,14 +117,14 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row]) -> ObjectAtt
     )
 
 
-def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float = FRAME_SECONDS) -> Floats:
+def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float) -> Floats:
     """Mean attention while each word is spoken.
 
     Args:
         attention: [F, P] map.
         words: each with ``start`` and ``end`` in seconds. A word takes the frames whose middle lies in it; one too
             short for that, or past the last frame, takes the frame nearest to its own middle.
-        frame_seconds: hop of the frames.
+        frame_seconds: from one frame to the next, as ``SpeechEncoder.frame_seconds`` has it.
 
     Returns:
         [W, P]; each row sums to 1.

@@ -17,7 +17,8 @@ class SpeechFeatures:
 
     Attributes:
         vector: [B, D] the global vector of each clip, in CLIP's joint space, not normalised.
-        frames: [B, F, D] one vector per 20 ms, out of the same head; rows beyond a clip's end carry no meaning.
+        frames: [B, F, D] one vector a frame (20 ms for HuBERT's published sizes), out of the same head; rows beyond a
+            clip's end carry no meaning.
         mask: [B, F] bool, True on real frames.
     """
 

@@ -16,6 +16,7 @@ from transformers import HubertConfig, HubertModel
 from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbedding
 
 from saysee.errors import ConfigError
+from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
 from saysee.model.features import SpeechFeatures
 
@@ -39,6 +40,9 @@ class SpeechEncoder(nn.Module):
 
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
+        frame_seconds: from one frame to the next: 0.02 for HuBERT's published sizes.
+        frame_samples: T of a single frame, 400 for HuBERT's published sizes. A clip that is shorter is taken to have
+            silence up to there.
     """
 
     def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
@@ -55,6 +59,11 @@ class SpeechEncoder(nn.Module):
         self.hubert = HubertModel(config)
         _mend_group_norm(self.hubert)
         _mend_position_convolution(self.hubert)
+        stride, self.frame_samples = 1, 1
+        for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
+            self.frame_samples += (kernel - 1) * stride
+            stride *= step
+        self.frame_seconds = stride / SAMPLE_RATE
         self.layers = _layer_numbers(head.speech_layers, config.num_hidden_layers)
         self.layer_mix = LayerMix(
             states=len(self.layers),
@@ -69,7 +78,7 @@ class SpeechEncoder(nn.Module):
 
         Args:
             waveforms: [B, T] 16 kHz samples as the processor prepares them, zero where ``mask`` is False.
-            mask: [B, T] bool, True on real samples; each row is True up to its clip's end. At least 400 samples each.
+            mask: [B, T] bool, True on real samples; each row is True up to its clip's end.
         """
         return self.from_layer_states(*self.layer_states(waveforms, mask))
 
@@ -84,6 +93,10 @@ class SpeechEncoder(nn.Module):
 
     def layer_states(self, waveforms: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The N hidden states that are mixed, each [B, F, S], and the mask of real frames [B, F]."""
+        short = self.frame_samples - waveforms.shape[1]
+        if short > 0:
+            waveforms, mask = functional.pad(waveforms, (0, short)), functional.pad(mask, (0, short))
+        mask = mask | (torch.arange(mask.shape[1], device=mask.device) < self.frame_samples)
         frames = self.frames(mask.sum(dim=1))
         self._set_lengths(mask.sum(dim=1))
         trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
@@ -96,8 +109,8 @@ class SpeechEncoder(nn.Module):
         return tuple(states[layer] for layer in self.layers), frame_mask
 
     def frames(self, samples: Tensor) -> Tensor:
-        """How many frames clips of so many samples have."""
-        frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples)
+        """How many frames clips of so many samples have, at least one."""
+        frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples.clamp_min(self.frame_samples))
         return frames
 
     def _set_lengths(self, samples: Tensor) -> None:

@@ -2,13 +2,12 @@
 
 HuBERT's objective (arXiv 2106.07447): spans of frames are hidden behind a learned vector, and the transformer must tell
 each frame's label, the hidden ones from what surrounds them. The labels are the synthesiser's phones with their times,
-which is what HuBERT's clusters stand in for where nobody knows them. Beside it, the mean of a word's frames must tell
-the word. ``docs/nano.md`` has what each is worth.
+which is what HuBERT's clusters stand in for where nobody knows them; the clusters can be had too. Beside it, the mean
+of a word's frames must tell the word. ``docs/nano.md`` has what each is worth.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,14 +23,13 @@ from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
+from saysee.pretraining.labels import SILENCE, FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
 from saysee.pretraining.loop import LoopSettings, run_steps
 from saysee.pretraining.probe import frame_middles, probe_phones
-from saysee.pretraining.speech import SpeechPool, SpokenItem, augmented
+from saysee.pretraining.speech import SpeechPool, SpokenItem, augmented, vocal_tract
 from saysee.training.checkpoint import write_folder
 
-SILENCE = 0
-"""Label of a frame in which nothing is said."""
-MASK_SPAN = 10
+MASK_SPAN = 5
 """Frames hidden together, 0.2 s, as in HuBERT."""
 
 
@@ -44,6 +42,9 @@ class HubertNanoSettings:
         layers: transformer layers.
         utterances: how many sentences are spoken to train on.
         held_out: how many more, by voices of the validation split, for the curve.
+        labels: what each frame must tell: "phones" (the synthesiser's), "mfcc" (clusters of MFCC frames, HuBERT's first
+            labels), or else the folder of a HuBERT whose middle hidden state is clustered (its second ones).
+        clusters: how many, where they are the labels.
         mask_share: share of the frames where a hidden span begins.
         seen_weight: weight of the frames that are not hidden (HuBERT's 1 - alpha over alpha).
         words: how many words are told apart; the others are left out.
@@ -52,22 +53,24 @@ class HubertNanoSettings:
     """
 
     width: int = 192
-    layers: int = 3
-    utterances: int = 16_000
+    layers: int = 4
+    utterances: int = 24_000
     held_out: int = 250
-    mask_share: float = 0.04
+    labels: str = "phones"
+    clusters: int = 100
+    mask_share: float = 0.08
     seen_weight: float = 0.5
     words: int = 2_000
     word_weight: float = 0.5
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=1500, batch_size=32, lr=1.5e-3, warmup_steps=150, evaluate_every=200)
+        default_factory=lambda: LoopSettings(steps=4000, batch_size=48, lr=1.5e-3, warmup_steps=200, evaluate_every=250)
     )
 
     def __post_init__(self) -> None:
         """Refuses sizes that no network can have."""
         if self.width < 32 or self.width % 32:
             raise ConfigError(f"width is {self.width}; it must be a multiple of 32")
-        for name in ("layers", "utterances", "held_out", "words"):
+        for name in ("layers", "utterances", "held_out", "clusters", "words"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -83,13 +86,14 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
         The last figures of the log, and the probe's.
 
     Raises:
+        ConfigError: ``labels`` names no HuBERT.
         MissingExtraError: the synthesiser is not installed.
         SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
     """
     pool = SpeechPool(folder / "speech", settings.utterances, settings.loop.seed, "train")
     held_out = SpeechPool(folder / "held-out", settings.held_out, settings.loop.seed + 1, "val")
     torch.manual_seed(settings.loop.seed)
-    training = _Training(settings, pool, held_out)
+    training = _Training(settings, _labels(settings, pool), pool, held_out)
     figures = run_steps(
         "hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
     )
@@ -108,8 +112,8 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
 def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
     """HuBERT's architecture (the large kind, with layer norm) at a size for two processor cores.
 
-    The first convolution is coarser than HuBERT's (1,600 steps a second in place of 3,200), because its steps are what
-    costs; a frame still stands for 20 ms and sees no more than 25.
+    The convolutions are coarser than HuBERT's: 1,600 steps a second in the first, in place of 3,200, and 25 frames
+    a second at the end, in place of 50, because steps and frames are what costs. A frame hears 43 ms.
     """
     return HubertConfig(
         hidden_size=settings.width,
@@ -117,8 +121,8 @@ def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
         num_attention_heads=settings.width // 32,
         intermediate_size=4 * settings.width,
         conv_dim=[32, 64, 128, settings.width],
-        conv_kernel=[20, 8, 4, 2],
-        conv_stride=[10, 4, 4, 2],
+        conv_kernel=[20, 8, 4, 4],
+        conv_stride=[10, 4, 4, 4],
         num_feat_extract_layers=4,
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=settings.width // 32,
@@ -132,20 +136,36 @@ def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
     )
 
 
+def _labels(settings: HubertNanoSettings, pool: SpeechPool) -> FrameLabels:
+    if settings.labels == "phones":
+        return PhoneLabels(pool)
+    if settings.labels == "mfcc":
+        encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
+        return mfcc_labels(pool, encoder.frame_seconds, settings.clusters, settings.loop.seed)
+    try:
+        return hubert_labels(pool, Path(settings.labels), settings.clusters, settings.loop.seed)
+    except OSError as error:
+        raise ConfigError(
+            f"labels is {settings.labels!r}, where no HuBERT is ({' '.join(str(error).split())}); give phones, mfcc, "
+            "or the folder of a HuBERT"
+        ) from None
+
+
 class _Training:
     """What the loop trains, and on what."""
 
-    def __init__(self, settings: HubertNanoSettings, pool: SpeechPool, held_out: SpeechPool) -> None:
-        self.settings, self.pool, self.held_out = settings, pool, held_out
+    def __init__(
+        self, settings: HubertNanoSettings, labels: FrameLabels, pool: SpeechPool, held_out: SpeechPool
+    ) -> None:
+        self.settings, self.labels, self.pool, self.held_out = settings, labels, pool, held_out
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.phones = _numbered(name for item in pool.items for name, _, _ in item.phones)
-        self.words = _numbered((name for item in pool.items for name, _, _ in item.words), settings.words)
+        self.words = numbered((name for item in pool.items for name, _, _ in item.words), settings.words)
         self.encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
         self.encoder.hubert.config.apply_spec_augment = True  # for the mask that is handed to it
         self.parts = nn.ModuleDict(
             {
                 "hubert": self.encoder.hubert,
-                "phone": nn.Linear(settings.width, len(self.phones) + 1),
+                "label": nn.Linear(settings.width, labels.classes),
                 "word": nn.Linear(settings.width, len(self.words) + 1),
             }
         ).to(self.device)
@@ -153,20 +173,26 @@ class _Training:
         self.middles = frame_middles(self.encoder)
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Masked prediction of phones, and words, on the batch of this step."""
+        """Masked prediction of labels, and words, on the batch of this step."""
         draw = Random(f"{self.settings.loop.seed} {step}")
         numbers = self._batch(step)
         babble = [self.pool.waveform(draw.randrange(len(self.pool.items))) for _ in range(6)]
-        clips = [augmented(self.pool.waveform(number), babble, draw) for number in numbers]
-        items = [self.pool.items[number] for number in numbers]
-        hidden, frames, phones = self._encode(clips, items, np.random.default_rng(draw.getrandbits(63)))
-        scores = self.parts["phone"](hidden)
+        clips, speeds = [], []
+        for number in numbers:
+            clip, speed = vocal_tract(self.pool.waveform(number), draw)
+            clips.append(augmented(clip, babble, draw))
+            speeds.append(speed)
+        hidden, frames = self._encode(clips, np.random.default_rng(draw.getrandbits(63)))
+        labels = self._labels_at(self.pool, numbers, speeds, frames.shape[1])
+        scores = self.parts["label"](hidden).float()
         behind = self._masked & frames
-        masked_loss = functional.cross_entropy(scores[behind], phones[behind])
-        seen_loss = functional.cross_entropy(scores[frames & ~behind], phones[frames & ~behind])
-        word_loss, words_right = self._word_loss(hidden, items)
-        loss = masked_loss + self.settings.seen_weight * seen_loss + self.settings.word_weight * word_loss
-        right = (scores.detach().argmax(dim=-1) == phones)[behind].float().mean()
+        masked_loss = functional.cross_entropy(scores[behind], labels[behind])
+        seen_loss = functional.cross_entropy(scores[frames & ~behind], labels[frames & ~behind])
+        loss = masked_loss + self.settings.seen_weight * seen_loss
+        word_loss, words_right = self._word_loss(hidden, [self.pool.items[number] for number in numbers], speeds)
+        if self.settings.word_weight:
+            loss = loss + self.settings.word_weight * word_loss
+        right = (scores.detach().argmax(dim=-1) == labels)[behind].float().mean()
         return loss, {
             "masked": round(float(masked_loss.detach()), 4),
             "seen": round(float(seen_loss.detach()), 4),
@@ -176,17 +202,22 @@ class _Training:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Percent of held-out voices' frames whose phone is right, nothing hidden, and of words."""
+        """Percent of held-out voices' frames whose label is right, nothing hidden, and of words.
+
+        Silence, which is easy to tell, does not count among the phones; of the clusters, all count.
+        """
+        least = SILENCE + 1 if isinstance(self.labels, PhoneLabels) else 0
         right, counted, words = 0.0, 0, []
         for start in range(0, len(self.held_out.items), 25):
-            items = self.held_out.items[start : start + 25]
-            clips = [self.held_out.waveform(start + offset) for offset in range(len(items))]
-            hidden, frames, phones = self._encode(clips, items, None)
-            spoken = frames & (phones > SILENCE)
-            right += float((self.parts["phone"](hidden).argmax(dim=-1) == phones)[spoken].sum())
-            counted += int(spoken.sum())
-            words.append(self._word_loss(hidden, items)[1])
-        return {"held_out_phones_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
+            numbers = list(range(start, min(start + 25, len(self.held_out.items))))
+            hidden, frames = self._encode([self.held_out.waveform(number) for number in numbers], None)
+            usual = [1.0] * len(numbers)
+            labels = self._labels_at(self.held_out, numbers, usual, frames.shape[1])
+            asked = frames & (labels >= least)
+            right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[asked].sum())
+            counted += int(asked.sum())
+            words.append(self._word_loss(hidden, [self.held_out.items[number] for number in numbers], usual)[1])
+        return {"held_out_labels_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
 
     def _batch(self, step: int) -> list[int]:
         """Utterances of like length, each at most once an epoch."""
@@ -199,14 +230,11 @@ class _Training:
         place += rng.randrange(max(1, len(order) - batches * size + 1))  # else the longest would never be left over
         return order[place : place + size]
 
-    def _encode(
-        self, clips: list[Any], items: list[SpokenItem], noise: np.random.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The last states [B, F, S], the real frames [B, F] and their phones [B, F]; with ``noise``, spans hidden."""
+    def _encode(self, clips: list[Any], noise: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """The last states [B, F, S] and the real frames [B, F]; with ``noise``, spans are hidden."""
         waveforms, mask = self.processor.pad([self.processor.prepare_speech(clip) for clip in clips])
         lengths = self.encoder.frames(mask.sum(dim=1))
         frames = torch.arange(int(lengths.max())) < lengths[:, None]
-        phones = self._labels(items, frames.shape[1])
         hide = torch.zeros_like(frames)
         if noise is not None:
             starts = torch.from_numpy(noise.random(frames.shape) < self.settings.mask_share) & frames
@@ -219,24 +247,23 @@ class _Training:
             attention_mask=mask.long().to(self.device),
             mask_time_indices=self._masked if noise is not None else torch.zeros_like(self._masked),
         )
-        return output.last_hidden_state, frames.to(self.device), phones.to(self.device)
+        return output.last_hidden_state, frames.to(self.device)
 
-    def _labels(self, items: list[SpokenItem], frames: int) -> Tensor:
-        """[B, F] the phone spoken at each frame's middle, or silence."""
-        labels = torch.zeros(len(items), frames, dtype=torch.long)
-        for row, item in enumerate(items):
-            for name, start, end in item.phones:
-                first, last = np.searchsorted(self.middles, (start, end))
-                labels[row, first:last] = self.phones.get(name, SILENCE)
-        return labels
+    def _labels_at(self, pool: SpeechPool, numbers: list[int], speeds: list[float], frames: int) -> Tensor:
+        """[B, F] the labels at the frames' middles, of clips that are played at these speeds."""
+        labels = [
+            self.labels.at(pool, number, self.middles[:frames] * speed)
+            for number, speed in zip(numbers, speeds, strict=True)
+        ]
+        return torch.from_numpy(np.stack(labels)).to(self.device)
 
-    def _word_loss(self, hidden: Tensor, items: list[SpokenItem]) -> tuple[Tensor, float]:
+    def _word_loss(self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]) -> tuple[Tensor, float]:
         """Cross-entropy of the words, each told by the mean of its frames, and the share of them that is right."""
         sums = functional.pad(hidden.float().cumsum(dim=1), (0, 0, 1, 0))
         rows, firsts, lasts, names = [], [], [], []
-        for row, item in enumerate(items):
+        for row, (item, speed) in enumerate(zip(items, speeds, strict=True)):
             for name, start, end in item.words:
-                first, last = np.searchsorted(self.middles, (start, end))
+                first, last = np.searchsorted(self.middles * speed, (start, end))
                 last = min(int(last), hidden.shape[1])
                 if name in self.words and last > first:
                     rows.append(row)
@@ -248,11 +275,6 @@ class _Training:
         length = torch.tensor(lasts, device=self.device) - torch.tensor(firsts, device=self.device)
         means = (sums[rows, lasts] - sums[rows, firsts]) / length[:, None]
         target = torch.tensor(names, device=self.device)
-        scores = self.parts["word"](means)
+        scores = self.parts["word"](means).float()
         right = float((scores.detach().argmax(dim=-1) == target).float().mean())
         return functional.cross_entropy(scores, target), right
-
-
-def _numbered(names: Any, most: int | None = None) -> dict[str, int]:
-    """The names with numbers from 1, the most frequent first."""
-    return {name: number for number, (name, _) in enumerate(Counter(names).most_common(most), start=1)}

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import write_text
 from saysee.progress import progress_bar
+from saysee.training.arithmetic import arithmetic_of
+from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 
 LOG_FILE = "log.jsonl"
@@ -61,6 +63,9 @@ def run_steps(
 ) -> dict[str, Any]:
     """Trains ``model`` in place, or goes on where the folder's last checkpoint was written.
 
+    Steps are computed in bf16 where the chip has it, else in fp32, which the log's ``arithmetic`` tells; ``evaluate``
+    is in fp32 always.
+
     Args:
         name: what the progress bar says.
         folder: of the log (one JSON object a line) and the checkpoints.
@@ -94,6 +99,9 @@ def run_steps(
         lines = [line for line in _read_log(log) if line["step"] <= done]
     # What a kill left behind the checkpoint (all of it where there is none) is done, and logged, again.
     write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
+    device = next(model.parameters()).device.type
+    arithmetic = arithmetic_of("auto", device)
+    bf16 = arithmetic == "bf16"
     model.train()
     with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
         bar.advance(done)
@@ -101,7 +109,8 @@ def run_steps(
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * schedule(done, settings)
-            loss, figures = loss_of(done)
+            with torch.autocast(device, torch.bfloat16, enabled=bf16), attention_kernel(device, bf16):
+                loss, figures = loss_of(done)
             if not bool(torch.isfinite(loss)):
                 raise SaySeeError(f"{name}: the loss is {float(loss.detach())} at step {done + 1}; lower lr")
             loss.backward()  # type: ignore[no-untyped-call]
@@ -110,7 +119,13 @@ def run_steps(
             optimizer.zero_grad(set_to_none=True)
             done += 1
             seconds += time.perf_counter() - started
-            line = {"step": done, "seconds": round(seconds, 2), "loss": round(float(loss.detach()), 4), **figures}
+            line = {
+                "step": done,
+                "seconds": round(seconds, 2),
+                "arithmetic": arithmetic,
+                "loss": round(float(loss.detach()), 4),
+                **figures,
+            }
             if done % settings.evaluate_every == 0 or done == settings.steps:
                 model.eval()
                 with torch.no_grad():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saysee.data.scenes.captions import write_captions
-from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
+from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene, draw_silhouettes
 from saysee.data.scenes.drawing import TINTS as ALL_TINTS
 from saysee.data.scenes.planning import CHANGES, Look, changed, in_test_half, novel_pairs, sample_scene
 from saysee.data.scenes.world import (
@@ -124,6 +124,14 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.uint8]:
     return labels.reshape(len(LABELS), -1)
 
 
+def patch_silhouettes(scene: Scene, image_size: int, grid: int) -> NDArray[np.uint8]:
+    """Which pixels of each patch an object covers: [grid * grid, bytes], the bits of a patch's pixels row by row."""
+    covered = np.asarray(draw_silhouettes(scene, image_size)) > 127
+    side = image_size // grid
+    patches = covered.reshape(grid, side, grid, side).swapaxes(1, 2).reshape(grid * grid, side * side)
+    return np.packbits(patches, axis=1)
+
+
 class PicturePool:
     """Wide scenes, drawn once and kept in a folder; a pool that was broken off is gone on with.
 
@@ -163,6 +171,11 @@ class PicturePool:
         return np.concatenate([np.load(chunk.folder / "labels.npy") for chunk in self.chunks])
 
     @cached_property
+    def silhouettes(self) -> NDArray[np.uint8]:
+        """[N, P, bytes], see :func:`patch_silhouettes`."""
+        return np.concatenate([np.load(chunk.folder / "silhouettes.npy") for chunk in self.chunks])
+
+    @cached_property
     def captions(self) -> list[list[str]]:
         """Those of each scene."""
         return [item["captions"] for item in self._items()]
@@ -189,11 +202,13 @@ def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
     made = list(wide_scenes(seed, chunk.number, chunk.count))
     pixels = np.stack([_draw(each.scene, image_size) for each in made])
     labels = np.stack([patch_labels(each.scene, grid) for each in made])
+    silhouettes = np.stack([patch_silhouettes(each.scene, image_size, grid) for each in made])
     items = [{"captions": each.captions, "twin": each.twin} for each in made]
 
     def write(temporary: Path) -> None:
         np.save(temporary / "pixels.npy", pixels)
         np.save(temporary / "labels.npy", labels)
+        np.save(temporary / "silhouettes.npy", silhouettes)
         write_text(temporary / "scenes.json", json.dumps(items))
 
     write_folder(chunk.folder, write)

@@ -26,6 +26,9 @@ from saysee.training.checkpoint import write_folder
 CHUNK = 250  # sentences that are spoken and written at once
 PITCHES, RATES = (25, 75), (125, 215)
 """Wider than the corpus's speakers."""
+VOCAL_TRACT = 0.22
+"""Octaves by which all of a voice, its formants too, is moved up or down at most: from a man's to a child's is some
+0.4."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,19 @@ def phone_name(name: str) -> str:
 
 
 # ---------------------------------------------------------------------- augmentation
+
+
+def vocal_tract(clean: NDArray[np.float32], rng: Random) -> tuple[NDArray[np.float32], float]:
+    """Half of the clips as a throat of another length might have spoken them: played up to a sixth faster or slower.
+
+    Returns:
+        The samples, and the speed: what was said at t seconds is now said at t / speed.
+    """
+    if rng.random() < 0.5:
+        return clean, 1.0
+    speed = 2 ** rng.uniform(-VOCAL_TRACT, VOCAL_TRACT)
+    played = soxr.resample(clean, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
+    return np.asarray(played, dtype=np.float32), speed
 
 
 def augmented(clean: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random) -> NDArray[np.float32]:

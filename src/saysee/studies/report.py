@@ -155,8 +155,9 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
         row = report.test.rows[index]
         picture = load_image(report.test.image_path(row))
         attention = _attend(model, report.test, row, picture)
-        measure = attention_on_object(attention, row.extra["words"], row.extra["objects"])
-        maps = word_maps(attention, row.extra["words"])
+        words, frame_seconds = row.extra["words"], model.speech_encoder.frame_seconds
+        measure = attention_on_object(attention, words, row.extra["objects"], frame_seconds)
+        maps = word_maps(attention, words, frame_seconds)
         pictures.append(
             {
                 "model": name,

@@ -56,7 +56,6 @@ FORMAT = 1
 SHARD_BYTES = 256 * 2**20
 SHARD_FILES = 256
 """A shard is written when it holds so many bytes or files: at most so much is lost at a kill."""
-FRAMES_PER_SECOND = 50
 BATCH_FILES = 32
 BATCH_SECONDS = 100
 """Clips computed at once: HuBERT base's first layer takes 6.5 MB a second of sound in fp32."""
@@ -229,7 +228,7 @@ class KeptFeatures:
                 _open_store(self.folder, "speech", speech),
                 partial(_prepare_clip, processor),
                 self._encode_clips,
-                BATCH_SECONDS * FRAMES_PER_SECOND * len(self.layers) * self._width,
+                round(BATCH_SECONDS / model.speech_encoder.frame_seconds) * len(self.layers) * self._width,
             )
             self._pictures = _Side(
                 "pictures",

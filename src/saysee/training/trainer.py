@@ -264,6 +264,7 @@ class Trainer:
             found = attention_on_rows(
                 [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
                 [rows[row] for row in batch.rows],
+                self.model.speech_encoder.frame_seconds,
             )
             if found is not None:
                 figures |= {"attention_mass": found.mass, "attention_lift": found.lift}

@@ -70,6 +70,22 @@ def draw_scene(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Image:
     return picture
 
 
+def draw_silhouettes(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Image:
+    """Draws where the objects are, and nothing else.
+
+    Returns:
+        A gray picture of ``picture_size`` × ``picture_size`` pixels: 255 where an object covers a pixel, its pale rim
+        left out, 0 where none does.
+    """
+    scale = picture_size * OVERSAMPLING
+    silhouettes = Image.new("L", (scale, scale))
+    for item in scene.objects:
+        mask = Image.new("L", (scale, scale))
+        _fill(mask, _polygons(item, (item.x * scale, item.y * scale), scale))
+        silhouettes.paste(255, (0, 0), mask)
+    return silhouettes.reduce(OVERSAMPLING)
+
+
 def _paste(picture: Image.Image, item: SceneObject) -> None:
     """Draws one object onto the picture, through a tile that is drawn large and scaled down."""
     side = picture.width
@@ -80,16 +96,10 @@ def _paste(picture: Image.Image, item: SceneObject) -> None:
     size = ((right - left) * OVERSAMPLING, (bottom - top) * OVERSAMPLING)
     scale = side * OVERSAMPLING
     center = (item.x * scale - left * OVERSAMPLING, item.y * scale - top * OVERSAMPLING)
-    polygons = [
-        [_turn(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
-        for polygon in turned(item.shape, item.angle)
-    ]
+    polygons = _polygons(item, center, scale)
     shape, rimmed = Image.new("L", size), Image.new("L", size)
     for mask in (shape, rimmed):
-        draw = ImageDraw.Draw(mask)
-        draw.polygon(polygons[0], fill=255)
-        for hole in polygons[1:]:
-            draw.polygon(hole, fill=0)
+        _fill(mask, polygons)
     _trace(rimmed, polygons, RIM * scale, 255)
     picture.paste(PALE, (left, top), rimmed.reduce(OVERSAMPLING))
     picture.paste(PIXELS[item.color], (left, top), shape.reduce(OVERSAMPLING))
@@ -99,6 +109,21 @@ def _paste(picture: Image.Image, item: SceneObject) -> None:
         pattern.paste(0, (0, 0), shape.point(_INVERTED))
         _trace(pattern, polygons, EDGE * scale, 0)
         picture.paste(PATTERN_INKS.get(item.color, PALE), (left, top), pattern.reduce(OVERSAMPLING))
+
+
+def _polygons(item: SceneObject, center: tuple[float, float], scale: int) -> list[list[tuple[int, int]]]:
+    """The object's outer polygon and its holes around ``center``, in pixels of a picture whose side has ``scale``."""
+    return [
+        [_turn(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
+        for polygon in turned(item.shape, item.angle)
+    ]
+
+
+def _fill(mask: Image.Image, polygons: list[list[tuple[int, int]]]) -> None:
+    draw = ImageDraw.Draw(mask)
+    draw.polygon(polygons[0], fill=255)
+    for hole in polygons[1:]:
+        draw.polygon(hole, fill=0)
 
 
 def _trace(mask: Image.Image, polygons: list[list[tuple[int, int]]], reach: float, value: int) -> None:
