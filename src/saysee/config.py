@@ -127,11 +127,15 @@ class DenoisingSettings:
     """Whose features are made noisy."""
     share: float = 0.5
     """Share of the noisy side's tokens that are replaced, 0 to 1."""
-    source: Literal["same_position", "any_position", "zeros", "gaussian"] = "any_position"
-    """What replaces a token: another image's token at the same place or at any place, zeros, or Gaussian noise."""
+    source: Literal["same_position", "any_position", "alike", "zeros", "gaussian"] = "any_position"
+    """What replaces a token: another image's token at the same place or at any place, the token at the same place of
+    that image of the batch whose vector is the most alike, zeros, or Gaussian noise."""
     query: Literal["speech", "image", "noisy"] = "speech"
     """Whose tokens are the queries of the fusion encoder ("noisy": those of the noisy side); the others are keys and
     values."""
+    front: Literal["blank", "other"] = "blank"
+    """What stands in front of the queries where their own side's vector would give the answer away: a learned blank, or
+    the global vector of the side that is looked at, which then must hold what the noisy side lacks."""
     target: Literal["global", "replaced", "all"] = "global"
     """What is rebuilt: the clean global vector, the clean token at each replaced place, or every token. The last two
     need the noisy side as the query."""

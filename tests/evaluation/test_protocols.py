@@ -106,6 +106,17 @@ def test_twin_accuracy_counts_clips_closer_to_their_picture_than_to_its_twin(tmp
     assert twins.interval[0] < 75 < twins.interval[1]
 
 
+def test_of_pictures_with_a_twin_those_are_counted_whose_nearest_neighbour_it_is(tmp_path):
+    manifest, model = corpus(tmp_path, twins=True)
+    near = 0.01 * np.arange(8)
+    model.vectors["1.png"] = 3 * model.vectors["0.png"] + near  # however long: what counts is the direction
+    model.vectors["9.png"] = model.vectors["2.png"] + near
+    model.vectors["10.png"] = model.vectors["3.png"] + near
+    twins = evaluate(model, manifest, progress=False).twin_accuracy
+    assert twins.nearest == 50  # 0 and 1 have each other, 2 and 3 have strangers
+    assert twins.to_dict()["twin_is_nearest_picture"] == 50
+
+
 def test_a_tie_with_the_twin_is_a_miss(tmp_path):
     manifest, model = corpus(tmp_path, twins=True)
     for image in range(4):

@@ -94,7 +94,7 @@ def test_attention_has_a_row_per_frame_that_sums_to_one(features, query):
 
 @torch.no_grad()
 @pytest.mark.parametrize("query", ["speech", "image"])
-@pytest.mark.parametrize("global_token", ["vector", "blank"])
+@pytest.mark.parametrize("global_token", ["vector", "blank", "other"])
 def test_attention_is_read_with_the_global_token_of_training(features, query, global_token):
     speech, images = features
     fusion = build(query=query, global_token=global_token)
@@ -104,3 +104,7 @@ def test_attention_is_read_with_the_global_token_of_training(features, query, gl
         dataclasses.replace(images, vector=images.vector.flip(-1)),
     )
     assert torch.equal(before, other) == (global_token == "blank")
+    asker, looked_at = (speech, images) if query == "speech" else (images, speech)
+    turned = dataclasses.replace(asker, vector=asker.vector.flip(-1))
+    pair = (turned, looked_at) if query == "speech" else (looked_at, turned)
+    assert torch.equal(before, fusion.attend(*pair)) == (global_token != "vector")

@@ -26,7 +26,8 @@ B, F, P, D, V, W = 4, 6, 5, 8, 12, 16
 IDS = torch.tensor([7, 7, 3, 5])  # two clips of one image
 
 NOISE, QUERY, TARGET = ("image", "speech", "both"), ("speech", "image", "noisy"), ("global", "replaced", "all")
-LOSS, SOURCE = ("contrastive", "cosine", "smooth_l1"), ("same_position", "any_position", "zeros", "gaussian")
+LOSS = ("contrastive", "cosine", "smooth_l1")
+SOURCE = ("same_position", "any_position", "alike", "zeros", "gaussian")
 
 
 def build(**settings):
@@ -241,6 +242,16 @@ def test_the_right_answer_is_not_in_front_of_the_queries(features):
         asker.vector.grad = None
         loss_of(build(noise=noise, query=query, stop_gradient=True), features).backward()
         assert (gradient_size(asker.vector) > 0) == seen
+
+
+@pytest.mark.parametrize(("noise", "query"), [("image", "image"), ("speech", "speech")])
+@pytest.mark.parametrize("front", ["blank", "other"])
+def test_where_the_right_answer_is_withheld_the_other_side_s_vector_may_stand_in_front(noise, query, front, features):
+    speech, images = features
+    loss_of(build(noise=noise, query=query, target="replaced", front=front), features).backward()
+    own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
+    assert gradient_size(own) == 0
+    assert (gradient_size(other) > 0) == (front == "other")
 
 
 TINY = {

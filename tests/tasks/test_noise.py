@@ -23,27 +23,27 @@ def batches(draw, sources):
     tokens = torch.stack([items, places, torch.ones_like(items)], dim=-1).float().masked_fill(~mask[..., None], PAD)
     share = draw(st.integers(0, 8)) / 8
     torch.manual_seed(draw(st.integers(0, 2**16)))
-    return tokens, mask, torch.tensor(ids), share, draw(st.sampled_from(sources))
+    return tokens, mask, torch.tensor(ids), share, draw(st.sampled_from(sources)), tokens[:, 0]
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches(["same_position", "any_position"]))
+@given(batches(["same_position", "any_position", "alike"]))
 def test_a_replacement_is_a_real_token_of_another_image(batch):
-    tokens, mask, ids, _, source = batch
+    tokens, mask, ids, _, source, _ = batch
     noisy, replaced = corrupt(*batch)
     for item, place in replaced.nonzero().tolist():
         donor, donor_place, marker = noisy[item, place].tolist()
         assert marker == 1, "padding was used as a replacement"
         assert ids[int(donor)] != ids[item]
-        if source == "same_position":
+        if source != "any_position":
             assert donor_place == place % int(mask[int(donor)].sum())
     assert torch.equal(noisy[~replaced], tokens[~replaced])
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches(["same_position", "any_position", "zeros", "gaussian"]))
+@given(batches(["same_position", "any_position", "alike", "zeros", "gaussian"]))
 def test_exactly_the_share_is_replaced_and_never_padding(batch):
-    tokens, mask, ids, share, source = batch
+    tokens, mask, ids, share, source, _ = batch
     noisy, replaced = corrupt(*batch)
     assert noisy.shape == tokens.shape
     assert noisy.isfinite().all()
@@ -51,13 +51,13 @@ def test_exactly_the_share_is_replaced_and_never_padding(batch):
     assert torch.equal(noisy[~replaced], tokens[~replaced])
     for item, length in enumerate(mask.sum(1).tolist()):
         alone = bool((ids == ids[item]).all())
-        expected = 0 if alone and source in ("same_position", "any_position") else round(share * length)
+        expected = 0 if alone and source not in ("zeros", "gaussian") else round(share * length)
         assert int(replaced[item].sum()) == expected
 
 
 def test_an_item_without_another_image_keeps_its_tokens():
     tokens = torch.randn(3, 4, 2)
-    noisy, replaced = corrupt(tokens, torch.ones(3, 4).bool(), torch.zeros(3).long(), 1.0, "any_position")
+    noisy, replaced = corrupt(tokens, torch.ones(3, 4).bool(), torch.zeros(3).long(), 1.0, "any_position", tokens[:, 0])
     assert torch.equal(noisy, tokens)
     assert not replaced.any()
 
@@ -72,15 +72,27 @@ def test_every_place_and_every_other_image_has_its_turn():
     ids = torch.tensor([0, 1, 2, 0])
     places, donors = set(), set()
     for _ in range(100):
-        noisy, replaced = corrupt(tokens, mask, ids, 0.5, "any_position")
+        noisy, replaced = corrupt(tokens, mask, ids, 0.5, "any_position", tokens[:, 0])
         places |= set(replaced[0].nonzero()[:, 0].tolist())
         donors |= set(noisy[0, replaced[0], 0].long().tolist())
     assert places == set(range(10))
     assert donors == set(range(10, 30))
 
 
+def test_the_most_alike_of_the_other_images_gives_all_its_places():
+    tokens, mask = labelled(4, 10), torch.ones(4, 10, dtype=torch.bool)
+    # Item 1 is another clip of item 0's image; of the others, 3 points where 0 does, however long its vector.
+    vectors = torch.tensor([[1.0, 0.1], [1.0, 0.1], [-1.0, 0.3], [70.0, 9.0]])
+    noisy, replaced = corrupt(tokens, mask, torch.tensor([0, 0, 1, 2]), 0.5, "alike", vectors)
+    for item, donor in ((0, 3), (1, 3), (2, 3), (3, 0)):
+        places = replaced[item].nonzero()[:, 0]
+        same_image = {0: (0, 1), 3: (3,)}[donor]
+        assert any((noisy[item, places, 0] == tokens[each, places, 0]).all() for each in same_image)
+
+
 def test_zeros_are_zeros():
-    noisy, replaced = corrupt(torch.ones(2, 8, 3), torch.ones(2, 8).bool(), torch.zeros(2).long(), 0.5, "zeros")
+    tokens = torch.ones(2, 8, 3)
+    noisy, replaced = corrupt(tokens, torch.ones(2, 8).bool(), torch.zeros(2).long(), 0.5, "zeros", tokens[:, 0])
     assert replaced.sum(1).tolist() == [4, 4]
     assert not noisy[replaced].any()
     assert noisy[~replaced].eq(1).all()
@@ -92,7 +104,7 @@ def test_gaussian_noise_has_the_mean_and_the_deviation_of_the_real_tokens():
     mask = torch.ones(8, 500, dtype=torch.bool)
     mask[:, 400:] = False
     tokens[:, 400:] = 1e6
-    noisy, replaced = corrupt(tokens, mask, torch.arange(8), 1.0, "gaussian")
+    noisy, replaced = corrupt(tokens, mask, torch.arange(8), 1.0, "gaussian", tokens[:, 0])
     assert torch.equal(replaced, mask)
     found = noisy[mask]
     torch.testing.assert_close(found.mean(0), torch.tensor([10.0, -3.0]), atol=0.3, rtol=0)
@@ -102,12 +114,12 @@ def test_gaussian_noise_has_the_mean_and_the_deviation_of_the_real_tokens():
 
 def test_gaussian_noise_of_a_single_token_is_that_token():
     tokens = torch.randn(1, 1, 3)
-    noisy, _ = corrupt(tokens, torch.ones(1, 1).bool(), torch.zeros(1).long(), 1.0, "gaussian")
+    noisy, _ = corrupt(tokens, torch.ones(1, 1).bool(), torch.zeros(1).long(), 1.0, "gaussian", tokens[:, 0])
     assert torch.equal(noisy, tokens)
 
 
-@pytest.mark.parametrize("source", ["same_position", "any_position", "zeros", "gaussian"])
+@pytest.mark.parametrize("source", ["same_position", "any_position", "alike", "zeros", "gaussian"])
 def test_the_type_stays(source):
     tokens = torch.randn(3, 4, 2).bfloat16()
-    noisy, _ = corrupt(tokens, torch.ones(3, 4).bool(), torch.arange(3), 0.5, source)
+    noisy, _ = corrupt(tokens, torch.ones(3, 4).bool(), torch.arange(3), 0.5, source, tokens[:, 0])
     assert noisy.dtype == torch.bfloat16

@@ -58,16 +58,25 @@ class TwinAccuracy:
         accuracy: percent of clips that score their own picture above its twin; a tie is a miss. Chance is 50.
         interval: 95 % bootstrap interval of it over pictures, (low, high); None when not asked for.
         clips: number of clips counted: those of the pictures whose twin is in the split too.
+        nearest: percent of these pictures whose nearest other picture of the gallery, by their image vectors, is the
+            twin: whether the image vectors put hard twins side by side, as they should, or mix them among others.
     """
 
     accuracy: float
     interval: tuple[float, float] | None
     clips: int
+    nearest: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         interval = None if self.interval is None else list(self.interval)
-        return {"accuracy": self.accuracy, "interval": interval, "clips": self.clips, "chance": 50.0}
+        return {
+            "accuracy": self.accuracy,
+            "interval": interval,
+            "clips": self.clips,
+            "chance": 50.0,
+            "twin_is_nearest_picture": self.nearest,
+        }
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,10 @@ def _caption(result: EvaluationResult) -> str:
         parts.append(f"chance mean R@1: {overall.chance_mean_recall_at_1:.2f}")
     if result.twin_accuracy is not None:
         twins = result.twin_accuracy
-        parts.append(f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50)")
+        parts.append(
+            f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50); nearest picture is the twin: "
+            f"{twins.nearest:.1f}"
+        )
     return " · ".join(parts)
 
 
@@ -257,8 +269,13 @@ def _twin_accuracy(
     queries, gallery = unit_vectors(speech)[clips], unit_vectors(images)
     margin = np.einsum("nd,nd->n", queries, gallery[own]) - np.einsum("nd,nd->n", queries, gallery[twin])
     hits = 100.0 * (margin > TIE_TOLERANCE)
+    twin_of = dict(zip(own.tolist(), twin.tolist(), strict=True))
+    pictures = np.array(list(twin_of))
+    alike = gallery[pictures] @ gallery.T
+    alike[np.arange(len(pictures)), pictures] = -np.inf
     return TwinAccuracy(
         accuracy=float(hits.mean()),
         interval=image_interval(hits, own, resamples=resamples, seed=seed) if resamples else None,
         clips=len(clips),
+        nearest=100 * float((alike.argmax(axis=1) == np.array(list(twin_of.values()))).mean()),
     )

@@ -43,8 +43,8 @@ class FusionConfig:
         feedforward: feed-forward width; None is four times the width.
         dropout: dropout.
         query: "speech" when it was trained with speech as the query, "image" when with patches.
-        global_token: "vector" when the query side's global vector went in front of the queries, "blank" when it was
-            withheld because it is what was rebuilt.
+        global_token: "vector" when the query side's global vector went in front of the queries; where that was withheld
+            because it is what was rebuilt, "blank" or "other" for the other side's vector.
     """
 
     width: int = 256

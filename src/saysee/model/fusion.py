@@ -91,8 +91,8 @@ class FusionEncoder(nn.Module):
         patch gives to a frame are read the other way and normalised over patches.
         """
         frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
-        asker = speech if self.query == "speech" else images
-        vector = asker.vector if self.global_token == "vector" else None
+        asker, other = (speech, images) if self.query == "speech" else (images, speech)
+        vector = {"vector": asker.vector, "other": other.vector, "blank": None}[self.global_token]
         if self.query == "speech":
             output: FusionOutput = self(frames, patches, query_mask=speech.mask, vector=vector, need_attention=True)
             assert output.attention is not None

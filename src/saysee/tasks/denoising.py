@@ -75,8 +75,7 @@ class DenoisingTask(Task):
             side: "image" or "speech", the noisy one.
             speech, images, image_ids: as for :meth:`forward`.
             swap: for diagnosis, "clean" or "noisy": the fusion encoder is fed another image's features of that side.
-            The
-                right answers stay.
+                The right answers stay.
 
         Returns:
             What was rebuilt [K, D or V], what it should be (the same shape), an id for each row (rows that share one
@@ -85,7 +84,8 @@ class DenoisingTask(Task):
         """
         image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
         tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)
-        noisy, replaced = corrupt(tokens, mask, image_ids, self.settings.share, self.settings.source)
+        vectors = images.vector if side == "image" else speech.vector
+        noisy, replaced = corrupt(tokens, mask, image_ids, self.settings.share, self.settings.source, vectors)
 
         seen_speech = speech if side == "image" else replace(speech, frames=noisy)
         seen_images = images if side == "speech" else replace(images, patches=noisy)
@@ -115,8 +115,7 @@ class DenoisingTask(Task):
         """The loss between rebuilt and clean features [K, ·], in fp32; 0 when there is nothing to rebuild.
 
         contrastive: InfoNCE among the rows, where rows that share an id are no negatives. cosine: 1 - cosine.
-        smooth_l1:
-        Huber loss on layer-normalised features, so that its size does not depend on the encoder's.
+        smooth_l1: Huber loss on layer-normalised features, so that its size does not depend on the encoder's.
         """
         if len(rebuilt) == 0:
             return rebuilt.float().sum()
@@ -152,12 +151,12 @@ class DenoisingTask(Task):
         fusion = self._fusion[0]
         frames, patches = fusion.speech_in(speech.frames), fusion.image_in(images.patches)
         query = side if self.settings.query == "noisy" else self.settings.query
+        own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
         # The global vector goes in front of the queries, unless it is the very thing to rebuild or gives it away.
+        vector = own if query != side else (other if self.settings.front == "other" else None)
         if query == "speech":
-            vector = None if side == "speech" else speech.vector
             output = fusion(frames, patches, query_mask=speech.mask, vector=vector)
         else:
-            vector = None if side == "image" else images.vector
             output = fusion(patches, frames, context_mask=speech.mask, vector=vector)
         assert isinstance(output, FusionOutput)
         return output

@@ -6,12 +6,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-NoiseSource = Literal["same_position", "any_position", "zeros", "gaussian"]
+NoiseSource = Literal["same_position", "any_position", "alike", "zeros", "gaussian"]
 
 
 def corrupt(
-    tokens: Tensor, mask: Tensor, image_ids: Tensor, share: float, source: NoiseSource
+    tokens: Tensor, mask: Tensor, image_ids: Tensor, share: float, source: NoiseSource, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Replaces a share of each item's tokens.
 
@@ -24,8 +25,10 @@ def corrupt(
         image_ids: [B] int; a replacement never comes from the same image.
         share: 0 to 1, of each item's real tokens, rounded to whole tokens.
         source: "same_position" and "any_position" take a token of another image, each from an image drawn anew (the
-            first wraps around where the other item is shorter); "zeros"; "gaussian" has the mean and the deviation of
-            the batch's real tokens, feature by feature.
+            first wraps around where the other item is shorter); "alike" takes all from the same places of one other
+            image, whose vector has the highest cosine with the item's; "zeros"; "gaussian" has the mean and the
+            deviation of the batch's real tokens, feature by feature.
+        vectors: [B, D] global vectors of the items, by which "alike" compares.
 
     Returns:
         The noisy tokens [B, N, W], and where they were replaced: [B, N] bool.
@@ -40,13 +43,24 @@ def corrupt(
         noise = torch.randn(tokens.shape, device=tokens.device)
         replacement = (real.mean(dim=0) + real.std(dim=0, correction=0) * noise).to(tokens.dtype)
     else:
-        donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
+        if source == "alike":
+            donors, has_donor = _most_alike(vectors, image_ids, tokens.shape[1])
+        else:
+            donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
         replaced = replaced & has_donor[:, None]
         places = torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
         if source == "any_position":
             places = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
         replacement = tokens[donors, places % lengths[donors]]
     return torch.where(replaced[..., None], replacement, tokens), replaced
+
+
+def _most_alike(vectors: Tensor, image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_draw_donors`, the same item for all ``count``: that of another image with the highest cosine."""
+    unit = functional.normalize(vectors.detach().float(), dim=-1)
+    other = image_ids[:, None] != image_ids[None, :]
+    nearest = (unit @ unit.T).masked_fill(~other, -torch.inf).argmax(dim=1)
+    return nearest[:, None].expand(-1, count), other.any(dim=1)
 
 
 def _draw_donors(image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:

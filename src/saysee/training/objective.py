@@ -84,7 +84,9 @@ def _fusion_config(recipe: Recipe) -> FusionConfig:
     asks = query if query != "noisy" else ("image" if noise == "image" else "speech")
     # DenoisingTask withholds the asker's vector where the asker is the noisy side.
     withheld = query in (noise, "noisy")
-    return FusionConfig(**vars(recipe.fusion), query=asks, global_token="blank" if withheld else "vector")
+    return FusionConfig(
+        **vars(recipe.fusion), query=asks, global_token=recipe.denoising.front if withheld else "vector"
+    )
 
 
 class Objective(nn.Module):
