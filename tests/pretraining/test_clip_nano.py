@@ -16,7 +16,7 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.pretraining import clip_nano
 from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano
 from saysee.pretraining.loop import LoopSettings
-from saysee.pretraining.pictures import LABELS
+from saysee.pretraining.pictures import LABELS, SURROUNDINGS
 from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 
 TINY = ClipNanoSettings(
@@ -69,6 +69,7 @@ def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, h
         "contrastive",
         "labels",
         "silhouettes",
+        "surroundings",
         "shapes_right",
         "fills_right",
         "text_to_image_R@1",
@@ -119,20 +120,36 @@ def test_batches_hold_each_scene_once_and_twins_together(trained):
         assert all(set(twin[number]) <= set(chosen) for number in chosen[:-1])
 
 
+class Slice(torch.nn.Module):
+    """Passes on some of the last dimension."""
+
+    def __init__(self, start, stop):
+        super().__init__()
+        self.part = slice(start, stop)
+
+    def forward(self, vectors):
+        return vectors[..., self.part]
+
+
 @pytest.fixture
 def one_object(trained, monkeypatch):
-    """A picture of 4 × 4 patches of 64 pixels whose patch 5 has an object on its upper half; linear layers that pass
-    on what they are given."""
+    """A picture of 4 × 4 patches of 64 pixels whose patch 5 has an object on its upper half, with two of the
+    surroundings; linear layers that pass on what they are given."""
     training = trained[2]["training"]
     labels = np.zeros((1, len(LABELS), 16), dtype=np.uint8)
     labels[0, :, 5] = (3, 2, 1, 4)
     silhouettes = np.zeros((1, 16, 8), dtype=np.uint8)
     silhouettes[0, 5, :4] = 255
+    around = np.zeros((1, 16, len(SURROUNDINGS)), dtype=np.uint8)
+    around[0, 5, [1, 40]] = 1
+    monkeypatch.setitem(training.pool.__dict__, "surroundings", np.packbits(around, axis=2))
     monkeypatch.setitem(training.pool.__dict__, "labels", labels)
     monkeypatch.setitem(training.pool.__dict__, "silhouettes", silhouettes)
-    before = {name: training.parts[name] for name in ("label", "silhouette")}
-    for name in before:
-        training.parts[name] = torch.nn.Identity()
+    before = {name: training.parts[name] for name in ("label", "silhouette", "surroundings")}
+    labels_end = sum(len(values) + 1 for values in LABELS.values())
+    training.parts["silhouette"] = torch.nn.Identity()
+    training.parts["label"] = Slice(0, labels_end)  # of what both are given together
+    training.parts["surroundings"] = Slice(labels_end, None)
     yield training
     for name, layer in before.items():
         training.parts[name] = layer
@@ -140,18 +157,22 @@ def one_object(trained, monkeypatch):
 
 def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     sizes = [len(values) + 1 for values in LABELS.values()]
-    covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes))
+    covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS))
     loss, figures = one_object._patch_loss(covered, scores, [0])
     # Nothing told: the log of each label's values, the shape's on empty patches once more; half a chance a pixel.
     labels = sum(math.log(size) for size in sizes) + math.log(sizes[0])
     assert figures["labels"] == pytest.approx(labels, abs=1e-3)
     assert figures["silhouettes"] == pytest.approx(2 * math.log(2), abs=1e-3)
-    assert float(loss) == pytest.approx(labels + TINY.silhouette_weight * 2 * math.log(2), rel=1e-4)
+    assert figures["surroundings"] == pytest.approx(2 * math.log(2), abs=1e-3)
+    weights = TINY.silhouette_weight + TINY.surroundings_weight
+    assert float(loss) == pytest.approx(labels + weights * 2 * math.log(2), rel=1e-4)
     starts = np.cumsum([0, *sizes[:-1]])
     scores[..., 0] = 30  # nothing there
     scores[0, 5, 0] = 0
     for start, value in zip(starts, (3, 2, 1, 4), strict=True):
         scores[0, 5, start + value] = 30
+    scores[..., sum(sizes) :] = -30
+    scores[0, 5, [sum(sizes) + 1, sum(sizes) + 40]] = 30
     covered -= 30
     covered[0, 5, :32] = 30
     loss, figures = one_object._patch_loss(covered, scores, [0])
@@ -159,10 +180,19 @@ def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     assert [figures[f"{name}s_right"] for name in LABELS] == [1, 1, 1, 1]
 
 
+def test_position_embeddings_start_apart_and_alike_where_patches_are_near():
+    places = clip_nano._places(4, 32)
+    assert places.shape == (16, 32)
+    alike = torch.nn.functional.cosine_similarity(places[:, None], places[None], dim=-1)
+    assert (alike - torch.eye(16)).max() < 0.99
+    assert alike[0, 1] > alike[0, 2] > alike[0, 3]
+    assert alike[0, 4] > alike[0, 8] > alike[0, 12]
+
+
 def test_shapes_weigh_the_same_however_many_patches_are_empty(one_object):
     """The mean over all patches, of which most are empty, made shapes the last thing to be learned."""
     sizes = [len(values) + 1 for values in LABELS.values()]
-    scores = torch.zeros(1, 16, sum(sizes), requires_grad=True)
+    scores = torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS), requires_grad=True)
     loss, _ = one_object._patch_loss(torch.zeros(1, 16, 64), scores, [0])
     loss.backward()
     # Of a cross-entropy over n even scores, the right one's gradient is 1/n - 1, with the whole weight on one patch.

@@ -21,7 +21,15 @@ from saysee.data.scenes.world import MORE_COLORS, MORE_FILLS, MORE_SHAPES, Backg
 from saysee.errors import CheckpointError
 from saysee.pretraining import pictures
 from saysee.pretraining.clip_nano import augmented
-from saysee.pretraining.pictures import LABELS, PicturePool, patch_labels, patch_silhouettes, wide_scenes
+from saysee.pretraining.pictures import (
+    LABELS,
+    SURROUNDINGS,
+    PicturePool,
+    patch_labels,
+    patch_silhouettes,
+    patch_surroundings,
+    wide_scenes,
+)
 
 CHUNKS = [(seed, chunk) for seed in (0, 1, 7) for chunk in (0, 1, 5)]
 
@@ -146,6 +154,33 @@ def test_an_object_too_small_for_half_a_patch_labels_the_one_that_it_covers_most
     assert ((labels[0] > 0) == expected).all()
 
 
+def test_surroundings_are_told_as_captions_tell_them():
+    left, right = thing("star", "red", 0.2, 0.25, 0.2), thing("oval", "black", 0.8, 0.3, 0.2)
+    low = thing("ring", "blue", 0.75, 0.8, 0.2)
+    bits = np.unpackbits(patch_surroundings(Scene((left, right, low), Background("plain", 0, 0)), 4), axis=1)
+    bits = bits[:, : len(SURROUNDINGS)].reshape(4, 4, -1)
+
+    def told(row, column):
+        return {SURROUNDINGS[bit] for bit in np.flatnonzero(bits[row, column])}
+
+    # The ring lies aslant of the star, so nothing is said of the two.
+    assert told(1, 0) == {("left", ""), ("top", ""), ("right of", "black"), ("right of", "oval")}
+    assert told(1, 3) == {
+        *[("right", ""), ("top", ""), ("left of", "red"), ("left of", "star"), ("below", "blue"), ("below", "ring")]
+    }
+    assert told(3, 3) == {("right", ""), ("bottom", ""), ("above", "black"), ("above", "oval")}
+    assert told(3, 0) == set()
+
+
+def test_a_third_of_the_twins_differ_in_a_place(every):
+    places = sum(
+        [item.attributes for item in first.scene.objects] == [item.attributes for item in second.scene.objects]
+        for first, second in pairwise(every)
+        if first.twin
+    )
+    assert 0.25 < places / sum(each.twin for each in every) < 0.45
+
+
 def test_silhouettes_are_the_objects_pixels_patch_by_patch():
     # A square over the pixels 8 to 23 across and 4 to 19 down of 64, in patches of 8.
     square = thing("square", "red", 16 / 64, 12 / 64, 16 / 64)
@@ -214,6 +249,7 @@ def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small
     scenes = [*wide_scenes(2, 0, 6), *wide_scenes(2, 1, 3)]
     assert pool.captions == [list(each.captions) for each in scenes]
     assert (pool.labels == np.stack([patch_labels(each.scene, 4) for each in scenes])).all()
+    assert (pool.surroundings == np.stack([patch_surroundings(each.scene, 4) for each in scenes])).all()
     side = pool.pixels.shape[1]
     assert (pool.silhouettes == np.stack([patch_silhouettes(each.scene, side, 4) for each in scenes])).all()
     for picture, each in zip(pool.pixels, scenes, strict=True):
@@ -283,7 +319,8 @@ def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monke
     whole = sorted(folder.glob("chunk-*"))
     assert 0 < len(whole) < 12
     for chunk in whole:
-        assert {path.name for path in chunk.iterdir()} == {"pixels.npy", "labels.npy", "silhouettes.npy", "scenes.json"}
+        names = {"pixels.npy", "labels.npy", "silhouettes.npy", "surroundings.npy", "scenes.json"}
+        assert {path.name for path in chunk.iterdir()} == names
         assert len(np.load(chunk / "pixels.npy")) in (10, 20)
     made = {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in whole}
     monkeypatch.setattr(pictures, "CHUNK", 20)

@@ -1,9 +1,10 @@
 """clip-nano: a small CLIP, pre-trained on wide drawn scenes and their written captions.
 
-CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it, by two linear
-layers that are dropped at the end: from the last features the shape, color, size and fill, from the first transformer
-layer's which of its pixels an object covers. A vision transformer this small, trained on processor cores, else spends
-most of its steps on learning to see. What each of them is worth is in ``docs/nano.md``.
+CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it, by linear
+layers that are dropped at the end: from the first transformer layer's features which of its pixels an object covers,
+from the last ones the object's shape, color, size and fill, where it lies, and what lies around it. A vision
+transformer this small, trained on processor cores, else spends most of its steps on learning to see. What each of them
+is worth is in ``docs/nano.md``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, run_steps
-from saysee.pretraining.pictures import LABELS, PicturePool
+from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
 from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
 from saysee.training.checkpoint import write_folder
@@ -48,6 +49,7 @@ class ClipNanoSettings:
         held_out: how many more are drawn for the curve.
         patch_weight: weight of what the patches must tell beside CLIP's loss.
         silhouette_weight: weight of the pixels that an object covers within that.
+        surroundings_weight: weight of where the object lies and what lies around it within that.
         seeing_steps: steps at the start in which what the patches must tell is all that is learned.
         seeing_batch: pictures in a batch of these steps.
         loop: see :class:`saysee.pretraining.loop.LoopSettings`.
@@ -64,6 +66,7 @@ class ClipNanoSettings:
     held_out: int = 1_000
     patch_weight: float = 0.5
     silhouette_weight: float = 4.0
+    surroundings_weight: float = 2.0
     seeing_steps: int = 3000
     seeing_batch: int = 64
     loop: LoopSettings = field(
@@ -165,6 +168,9 @@ class _Training:
         self.settings, self.pool, self.held_out = settings, pool, held_out
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.clip = CLIPModel(clip_nano_config(settings, tokenizer))
+        self.clip.vision_model.embeddings.position_embedding.weight.data[1:] = _places(
+            settings.image_size // settings.patch_size, settings.width
+        )
         # The scale starts at CLIP's own, 1 / 0.07.
         self.clip.logit_scale.data.fill_(math.log(1 / 0.07))
         self.parts = nn.ModuleDict(
@@ -172,6 +178,7 @@ class _Training:
                 "clip": self.clip,
                 "label": nn.Linear(settings.width, sum(len(values) + 1 for values in LABELS.values())),
                 "silhouette": nn.Linear(settings.width, settings.patch_size**2),
+                "surroundings": nn.Linear(settings.width, len(SURROUNDINGS)),
             }
         ).to(self.device)
         self.tokens = [_tokenize(tokenizer, captions) for captions in pool.captions]
@@ -268,9 +275,33 @@ class _Training:
             self.parts["silhouette"](first).float(), target, reduction="none"
         ).mean(dim=-1)
         silhouette = each[crossed].mean() + each[~crossed].mean()
-        figures = {"labels": float(loss.detach()), "silhouettes": float(silhouette.detach())}
-        figures = {name: round(value, 4) for name, value in figures.items()}
-        return loss + self.settings.silhouette_weight * silhouette, figures | right
+        bits = np.unpackbits(self.pool.surroundings[chosen], axis=2, count=len(SURROUNDINGS))
+        holds = torch.from_numpy(bits).float().to(self.device)[some]
+        each = functional.binary_cross_entropy_with_logits(
+            self.parts["surroundings"](last).float()[some], holds, reduction="none"
+        )
+        # What does not hold is thirty times as much, and easy.
+        around = (each * holds).sum() / holds.sum().clamp_min(1) + (each * (1 - holds)).sum() / (1 - holds).sum()
+        figures = {
+            "labels": float(loss.detach()),
+            "silhouettes": float(silhouette.detach()),
+            "surroundings": float(around.detach()),
+        }
+        loss = loss + self.settings.silhouette_weight * silhouette + self.settings.surroundings_weight * around
+        return loss, {name: round(value, 4) for name, value in figures.items()} | right
+
+
+def _places(grid: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, where the patches' learned position embeddings start: [grid * grid, width].
+
+    From CLIP's own start, small random values, places were not told even when all else was: the patches of a small
+    vision transformer drown them.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(grid)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = along[:, None].expand(-1, grid, -1), along[None].expand(grid, -1, -1)
+    return 0.3 * torch.cat([rows, columns], dim=2).reshape(grid * grid, -1)
 
 
 def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:

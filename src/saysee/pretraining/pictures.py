@@ -29,9 +29,13 @@ from saysee.data.scenes.world import (
     MORE_COLORS,
     MORE_FILLS,
     MORE_SHAPES,
+    PLACES,
+    RELATIONS,
     SHAPES,
     SIZES,
     Scene,
+    places,
+    relation,
 )
 from saysee.errors import CheckpointError
 from saysee.files import write_text
@@ -42,7 +46,17 @@ WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BAC
 LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}
 """What is known of each patch that an object covers, beside 0 for "no object"."""
 
+SURROUNDINGS = tuple((place, "") for place in PLACES) + tuple(
+    (where, value) for where in RELATIONS for value in (*LABELS["color"], *LABELS["shape"])
+)
+"""What may be true of an object: in which halves of the picture it lies, and that something of this color, or of this
+shape, lies so to it."""
+
 TWIN_SHARE = 0.5
+TWIN_CHANGES = (*CHANGES, "place", "place", "place")
+"""What twins shall differ in; a third of those found differ in a place. Of all that captions say, places are what
+CLIP's loss asks for least, because other pictures of a batch mostly differ in more."""
+TWIN_TRIES = 12
 CORPUS_SHARE = 0.5
 """Of the scenes, those that have the corpus's own look; the others have the wide one."""
 CAPTION_ROUNDS = 2  # times five captions a scene
@@ -78,20 +92,29 @@ def wide_scenes(seed: int, chunk: int, count: int) -> Iterator[WideScene]:
         first = sample_scene(rng, pairs, look=look)
         if in_test_half(first):
             continue
-        second: Scene | None = None
-        if made + 1 < count and rng.random() < TWIN_SHARE:
-            second = changed(first, CHANGES[rng.randrange(len(CHANGES))], rng)
-            if second is not None and not _may_show(second, pairs):
-                second = None
-        said = _captions(first, rng, second)
-        said_of_second = None if second is None else _captions(second, rng, first)
-        if not said or (second is not None and not said_of_second):
-            continue
-        yield WideScene(first, said, second is not None)
-        made += 1
-        if second is not None and said_of_second:
-            yield WideScene(second, said_of_second, False)
+        twins = _twins(first, pairs, rng) if made + 1 < count and rng.random() < TWIN_SHARE else None
+        if twins is not None:
+            yield from twins
+            made += 2
+        elif said := _captions(first, rng, None):
+            yield WideScene(first, said, False)
             made += 1
+
+
+def _twins(first: Scene, pairs: list[tuple[str, str]], rng: Random) -> tuple[WideScene, WideScene] | None:
+    """The scene and one that differs in one thing, with captions that are false of each other; None if none is found.
+
+    A moved object often lands where it has no room or where all that is said stays true, so it is tried again.
+    """
+    change = TWIN_CHANGES[rng.randrange(len(TWIN_CHANGES))]
+    for _ in range(TWIN_TRIES):
+        second = changed(first, change, rng)
+        if second is None or not _may_show(second, pairs):
+            continue
+        said, said_of_second = _captions(first, rng, second), _captions(second, rng, first)
+        if said and said_of_second:
+            return WideScene(first, said, True), WideScene(second, said_of_second, False)
+    return None
 
 
 def _may_show(scene: Scene, pairs: list[tuple[str, str]]) -> bool:
@@ -111,17 +134,37 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.uint8]:
 
     An object too small to cover half of any patch labels the one that it covers most.
     """
-    labels = np.zeros((len(LABELS), grid, grid), dtype=np.uint8)
+    labels = np.zeros((len(LABELS), len(scene.objects) + 1), dtype=np.uint8)
+    for number, (name, values) in enumerate(LABELS.items()):
+        labels[number, 1:] = [1 + values.index(getattr(item, name)) for item in scene.objects]
+    return labels[:, _owners(scene, grid)]
+
+
+def _owners(scene: Scene, grid: int) -> NDArray[np.intp]:
+    """The object that lies on each patch, counted from 1; 0 where none does: [grid * grid]."""
+    owners = np.zeros((grid, grid), dtype=np.intp)
     edges = np.arange(grid + 1) / grid
-    for item in scene.objects:
+    for number, item in enumerate(scene.objects, start=1):
         x0, y0, x1, y1 = item.box
         across = np.clip(np.minimum(edges[1:], x1) - np.maximum(edges[:-1], x0), 0, None)
         down = np.clip(np.minimum(edges[1:], y1) - np.maximum(edges[:-1], y0), 0, None)
         covered = np.outer(down, across) * grid * grid
-        where = covered >= min(0.5, covered.max())
-        for number, (name, values) in enumerate(LABELS.items()):
-            labels[number][where] = 1 + values.index(getattr(item, name))
-    return labels.reshape(len(LABELS), -1)
+        owners[covered >= min(0.5, covered.max())] = number
+    return owners.ravel()
+
+
+def patch_surroundings(scene: Scene, grid: int) -> NDArray[np.uint8]:
+    """Where the object of each patch lies, and what lies around it: [grid * grid, bytes], bits as :data:`SURROUNDINGS`
+    names them, none where no object covers the patch (as in :func:`patch_labels`)."""
+    bits = np.zeros((len(scene.objects) + 1, len(SURROUNDINGS)), dtype=np.uint8)
+    number = {name: bit for bit, name in enumerate(SURROUNDINGS)}
+    for mine, item in zip(bits[1:], scene.objects, strict=True):
+        mine[[number[place, ""] for place in places(item)]] = 1
+        for other in scene.objects:
+            where = None if other is item else relation(other, item)
+            if where is not None:
+                mine[[number[where, other.color], number[where, other.shape]]] = 1
+    return np.packbits(bits, axis=1)[_owners(scene, grid)]
 
 
 def patch_silhouettes(scene: Scene, image_size: int, grid: int) -> NDArray[np.uint8]:
@@ -176,6 +219,11 @@ class PicturePool:
         return np.concatenate([np.load(chunk.folder / "silhouettes.npy") for chunk in self.chunks])
 
     @cached_property
+    def surroundings(self) -> NDArray[np.uint8]:
+        """[N, P, bytes], see :func:`patch_surroundings`."""
+        return np.concatenate([np.load(chunk.folder / "surroundings.npy") for chunk in self.chunks])
+
+    @cached_property
     def captions(self) -> list[list[str]]:
         """Those of each scene."""
         return [item["captions"] for item in self._items()]
@@ -203,12 +251,14 @@ def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
     pixels = np.stack([_draw(each.scene, image_size) for each in made])
     labels = np.stack([patch_labels(each.scene, grid) for each in made])
     silhouettes = np.stack([patch_silhouettes(each.scene, image_size, grid) for each in made])
+    surroundings = np.stack([patch_surroundings(each.scene, grid) for each in made])
     items = [{"captions": each.captions, "twin": each.twin} for each in made]
 
     def write(temporary: Path) -> None:
         np.save(temporary / "pixels.npy", pixels)
         np.save(temporary / "labels.npy", labels)
         np.save(temporary / "silhouettes.npy", silhouettes)
+        np.save(temporary / "surroundings.npy", surroundings)
         write_text(temporary / "scenes.json", json.dumps(items))
 
     write_folder(chunk.folder, write)
