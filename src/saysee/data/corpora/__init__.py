@@ -1,0 +1,6 @@
+"""Readers of corpora as they lie on disk: each writes a manifest and tells what the copy lacks.
+
+From files to rows: ``finding`` (files by name, in whatever layout a copy has) · ``flickr8k``, ``spokencoco``,
+``places``, ``folder`` (which clip speaks of which picture, in which split) · ``preparing`` (what is missing, empty or
+extra; the limit; the manifest).
+"""

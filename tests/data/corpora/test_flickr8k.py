@@ -1,0 +1,264 @@
+"""Flickr8k: the same manifest from every layout a copy may have, and what a copy lacks is told by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saysee.data.corpora.flickr8k import ALLOW_MISSING, prepare_flickr8k
+from saysee.data.manifest import Manifest
+from saysee.data.verify import verify
+from saysee.errors import ConfigError, ManifestError, SaySeeError
+
+# Real names of Flickr8k, and two that copies of one's own bring: with a space, and with an accent.
+SPLITS = {
+    "train": ["1000268201_693b08cb0e", "1001773457_577c3a7d70", "two dogs"],
+    "dev": ["2090545563_a4e66ec76b"],
+    "test": ["3385593926_d3e9c21170", "été_2"],
+}
+STEMS = [stem for stems in SPLITS.values() for stem in stems]
+OUTSIDE = "9999999999_0000000000"  # Flickr8k has 91 pictures that are in no split
+
+
+def text_of(stem: str, number: int) -> str:
+    return f'A "caption" {number}, of {stem} .'
+
+
+def tokens() -> str:
+    lines = [f"{stem}.jpg#{n}\t{text_of(stem, n)}" for stem in [*STEMS, OUTSIDE] for n in range(2)]
+    return "\n".join([*lines, "2258277193_586949ec62.jpg.1#0\tthe one odd name of the real list"]) + "\n"
+
+
+def split_lists(files: Any, folder: Path, windows: bool = False) -> None:
+    for split, stems in SPLITS.items():
+        content = "".join(f"{stem}.jpg\n" for stem in stems)
+        files.text(folder / f"Flickr_8k.{split}Images.txt", content, windows=windows)
+
+
+def clip_lists(files: Any, folder: Path, windows: bool = False) -> None:
+    clips = [(f"{stem}_{n}.wav", f"{stem}.jpg", n) for stem in STEMS for n in range(2)]
+    files.text(folder / "wav2capt.txt", "".join(f"{wav} {image} #{n}\n" for wav, image, n in clips), windows=windows)
+    speakers = "".join(f"{wav} {n + 1}\n" for wav, _, n in clips)
+    files.text(folder / "wav2spk.txt", speakers, windows=windows)
+
+
+def published(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """As the corpus was published."""
+    for stem in STEMS:
+        files.picture(root / "Flicker8k_Dataset" / f"{stem}.jpg")
+        for n in range(2):
+            files.sound(root / "flickr_audio" / "wavs" / f"{stem}_{n}.wav")
+    clip_lists(files, root / "flickr_audio")
+    split_lists(files, root / "Flickr8k_text")
+    files.text(root / "Flickr8k_text" / "Flickr8k.token.txt", tokens())
+    files.text(root / "Flickr8k_text" / "Flickr8k.lemma.token.txt", tokens().replace("caption", "lemma"))
+    return root / "flickr_audio", root / "Flicker8k_Dataset", root / "Flickr8k_text"
+
+
+def windows_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """Unpacked on Windows: other folders, suffixes in capitals, CR LF and byte order marks, and the wavs are named."""
+    for stem in STEMS:
+        files.picture(root / "archive" / "Images" / f"{stem}.JPG")
+        for n in range(2):
+            files.sound(root / "audio" / "flickr_audio" / "flickr_audio" / "wavs" / f"{stem}_{n}.WAV")
+    clip_lists(files, root / "audio" / "flickr_audio" / "flickr_audio", windows=True)
+    split_lists(files, root / "archive" / "text", windows=True)
+    files.text(root / "archive" / "text" / "Flickr8k.token.txt", tokens(), windows=True)
+    return root / "audio" / "flickr_audio" / "flickr_audio" / "wavs", root / "archive", None
+
+
+def flat_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """All in one folder, clips as FLAC, accents decomposed as macOS does."""
+    for stem in STEMS:
+        on_disk = unicodedata.normalize("NFD", stem)
+        files.picture(root / f"{on_disk}.jpeg")
+        files.text(root / f"._{on_disk}.jpeg", "what macOS packs beside a file")
+        for n in range(2):
+            files.sound(root / f"{on_disk}_{n}.flac")
+    clip_lists(files, root)
+    split_lists(files, root)
+    files.text(root / "Flickr8k.token.txt", tokens())
+    return root, root, None
+
+
+def tables_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """Captions as a CSV table, splits as Karpathy's JSON, no wav2capt.txt."""
+    for stem in STEMS:
+        files.picture(root / "Images" / f"{stem}.jpg")
+        for n in range(2):
+            files.sound(root / "wavs" / f"{stem}_{n}.wav")
+    table = "image,caption\n"
+    for stem in STEMS:
+        for n in range(2):
+            quoted = text_of(stem, n).replace('"', '""')
+            table += f'{stem}.jpg,"{quoted}"\n'
+    files.text(root / "captions.txt", table)
+    records = [
+        {"filename": f"{stem}.jpg", "split": split.replace("dev", "val")}
+        for split, stems in SPLITS.items()
+        for stem in stems
+    ]
+    files.text(root / "karpathy" / "dataset_flickr8k.json", json.dumps({"images": records}))
+    speakers = "".join(f"{stem}_{n}.wav {n + 1}\n" for stem in STEMS for n in range(2))
+    files.text(root / "wav2spk.txt", speakers)
+    return root / "wavs", root / "Images", root / "karpathy"
+
+
+LAYOUTS = [published, windows_copy, flat_copy, tables_copy]
+Lay = Callable[[Any, Path], tuple[Path, Path, Path | None]]
+
+
+@pytest.mark.parametrize("lay", LAYOUTS)
+def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: Lay) -> None:
+    audio, images, text = lay(files, tmp_path / "corpus")
+    prepared = prepare_flickr8k(audio, images, tmp_path / "flickr8k.jsonl", text=text, allow_missing=0)
+    manifest = Manifest.read(prepared.manifest)
+    found = {(row.image_id, row.split, row.text, row.speaker, row.language) for row in manifest}
+    names = {"train": "train", "dev": "val", "test": "test"}
+    assert found == {
+        (stem, names[split], text_of(stem, n), str(n + 1), "en")
+        for split, stems in SPLITS.items()
+        for stem in stems
+        for n in range(2)
+    }
+    for row in manifest:
+        clip, image = manifest.clip_path(row), manifest.image_path(row)
+        assert not Path(row.clip).is_absolute()
+        assert unicodedata.normalize("NFC", clip.stem).rpartition("_")[0] == row.image_id
+        assert unicodedata.normalize("NFC", image.stem) == row.image_id
+    assert verify(manifest, workers=1) == []
+    assert prepared.problems.counts() == {"missing": 0, "empty": 0, "extra": 0}
+    assert prepared.problems_file is None
+    assert prepared.clips == {"train": 6, "val": 2, "test": 4}
+    assert prepared.images == {"train": 3, "val": 1, "test": 2}
+
+
+def spoil(files: Any, root: Path) -> None:
+    """Each known defect once."""
+    wavs, pictures = root / "flickr_audio" / "wavs", root / "Flicker8k_Dataset"
+    (wavs / "two dogs_1.wav").unlink()
+    (wavs / "été_2_0.wav").write_bytes(b"")
+    (pictures / "1001773457_577c3a7d70.jpg").unlink()  # its two clips are left without a picture
+    files.sound(wavs / "1000268201_693b08cb0e_0.wav", rate=44_100)
+    files.picture(pictures / f"{OUTSIDE}.jpg")
+    files.sound(wavs / f"{OUTSIDE}_0.wav")
+    with (root / "Flickr8k_text" / "Flickr8k.token.txt").open("a") as lines:
+        lines.write("1000268201_693b08cb0e.jpg#2\tA caption that nobody spoke .\n")
+
+
+LACKING = {"1001773457_577c3a7d70.jpg", "1000268201_693b08cb0e_2.wav", "two dogs_1.wav", "été_2_0.wav"}
+
+
+def test_defects_are_refused_in_one_line_with_their_names(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    spoil(files, tmp_path)
+    with pytest.raises(SaySeeError) as refusal:
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=3)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for name in LACKING:
+        assert name in message
+    assert "--allow-missing 4" in message
+    assert not (tmp_path / "m.jsonl").exists()
+    assert (tmp_path / "m.jsonl.problems.json").exists()
+
+
+def test_defects_within_the_limit_are_left_out_and_listed(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    spoil(files, tmp_path)
+    prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=4)
+    assert json.loads((tmp_path / "m.jsonl.problems.json").read_text(encoding="utf-8")) == {
+        "missing": {
+            "clips": ["1000268201_693b08cb0e_2.wav", "two dogs_1.wav"],
+            "images": ["1001773457_577c3a7d70.jpg"],
+        },
+        "empty": {"clips": ["été_2_0.wav"], "images": []},
+        "extra": {"clips": [f"wavs/{OUTSIDE}_0.wav"], "images": [f"{OUTSIDE}.jpg"]},
+    }
+    manifest = Manifest.read(prepared.manifest)
+    names = {manifest.clip_path(row).name for row in manifest}
+    assert len(names) == 12 - 4
+    assert "1000268201_693b08cb0e_0.wav" in names  # another sampling rate is no defect
+    assert not names & LACKING
+    assert verify(manifest, workers=1) == []
+    notes = "\n".join(prepared.notes)
+    assert "5 listed clips left out" in notes
+    assert f"1 extra image ({OUTSIDE}.jpg)" in notes
+
+
+def test_a_mended_copy_leaves_no_list_of_problems(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    lacking = tmp_path / "flickr_audio" / "wavs" / "two dogs_1.wav"
+    lacking.unlink()
+    assert prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).problems_file is not None
+    files.sound(lacking)
+    assert prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).problems_file is None
+    assert not (tmp_path / "m.jsonl.problems.json").exists()
+
+
+def test_the_few_that_copies_are_known_to_lack_are_allowed(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    for stem in STEMS[:-1]:
+        for n in range(2):
+            (tmp_path / "flickr_audio" / "wavs" / f"{stem}_{n}.wav").write_bytes(b"")
+    assert ALLOW_MISSING == 10
+    prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+    assert prepared.problems.counts()["empty"] == 10
+
+
+def test_a_picture_without_any_clip_is_counted(tmp_path: Path, files: Any) -> None:
+    audio, images, _ = tables_copy(files, tmp_path)
+    (tmp_path / "captions.txt").unlink()
+    for n in range(2):
+        (tmp_path / "wavs" / f"two dogs_{n}.wav").unlink()
+    with pytest.raises(SaySeeError, match=r"1 missing clip \(any clip of two dogs\.jpg\)"):
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=tmp_path / "karpathy", allow_missing=0)
+
+
+def test_a_difference_from_the_published_counts_is_told(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    notes = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).notes
+    assert any("not Flickr8k as it was published: 3 images in train, not 6,000" in note for note in notes)
+
+
+def test_without_captions_the_manifest_has_no_text_and_says_so(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    (tmp_path / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
+    prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+    assert set(Manifest.read(prepared.manifest).column("text")) == {None}
+    assert any("no text" in note for note in prepared.notes)
+
+
+def test_a_picture_in_two_splits_is_refused(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path)
+    with (tmp_path / "Flickr8k_text" / "Flickr_8k.testImages.txt").open("a") as lines:
+        lines.write("two dogs.jpg\n")
+    with pytest.raises(ManifestError, match=r"'two dogs\.jpg' is in the splits 'train' and 'test'"):
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+
+
+@pytest.mark.parametrize("name", ["flickr_audio/wav2capt.txt", "Flickr8k_text/Flickr8k.token.txt"])
+def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, files: Any, name: str) -> None:
+    audio, images, text = published(files, tmp_path)
+    content = (tmp_path / name).read_text(encoding="utf-8").splitlines()
+    (tmp_path / name).write_text("\n".join([content[0], "rubbish", *content[1:]]), encoding="utf-8")
+    with pytest.raises(ManifestError, match=re.escape(str(tmp_path / name)) + ": line 2 'rubbish'"):
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+
+
+def test_missing_lists_wrong_folders_and_wrong_settings_are_refused(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path / "c")
+    with pytest.raises(SaySeeError, match="--text"):
+        prepare_flickr8k(audio / "wavs", images, tmp_path / "m.jsonl")
+    with pytest.raises(SaySeeError, match="none of the 12 listed clips"):
+        prepare_flickr8k(images, images, tmp_path / "m.jsonl", text=text, allow_missing=100)
+    with pytest.raises(ManifestError, match=r"\.csv"):
+        prepare_flickr8k(audio, images, tmp_path / "m.csv", text=text)
+    with pytest.raises(ConfigError, match="--allow-missing is -1"):
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=-1)

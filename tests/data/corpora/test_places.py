@@ -1,0 +1,159 @@
+"""Places audio: the same manifest from every layout a copy may have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saysee.data.corpora.places import prepare_places
+from saysee.data.manifest import Manifest
+from saysee.data.verify import verify
+from saysee.errors import ManifestError, SaySeeError
+
+# Places205 has one name in several categories; the last two differ by it only.
+IMAGES = {
+    "train": ["a/abbey/gsun_0a1b.jpg", "c/café terrace/gsun 2c3d.jpg", "a/abbey/00000001.jpg"],
+    "val": ["b/beach/00000001.jpg"],
+}
+
+
+def entries(split: str) -> list[dict[str, str]]:
+    found = []
+    for number, image in enumerate(IMAGES[split]):
+        uttid = f"A1V95SQ-{split}{number}_é {number}"
+        found.append(
+            {
+                "uttid": uttid,
+                "speaker": f"A{number}",
+                "asr_text": f"this is é {split} {number}",
+                "wav": f"wavs/{number}/utterance_{uttid}.wav",
+                "image": image,
+            }
+        )
+    return found
+
+
+def write_json(files: Any, folder: Path, name: str = "{}.json", windows: bool = False, **more: Any) -> None:
+    for split in IMAGES:
+        content = {
+            "image_base_path": "/data/vision/images256/",
+            "audio_base_path": "/data/sls/",
+            "data": entries(split),
+        }
+        files.text(
+            folder / name.format(split), json.dumps(content | more, ensure_ascii=False, indent=1), windows=windows
+        )
+
+
+Layout = tuple[Path | Sequence[Path], Path, Path]
+
+
+def published(files: Any, root: Path) -> Layout:
+    for split in IMAGES:
+        for found in entries(split):
+            files.sound(root / "PlacesAudio_400k_distro" / found["wav"])
+            files.picture(root / "images256" / found["image"])
+    write_json(files, root / "PlacesAudio_400k_distro" / "metadata")
+    return root / "PlacesAudio_400k_distro" / "metadata", root / "PlacesAudio_400k_distro", root / "images256"
+
+
+def windows_copy(files: Any, root: Path) -> Layout:
+    """Clips flat and as FLAC, pictures deep, JSON files with byte order marks, a second release of them beside."""
+    for split in IMAGES:
+        for found in entries(split):
+            files.sound(root / "sounds" / Path(found["wav"]).with_suffix(".FLAC").name)
+            files.picture(root / "data" / "vision" / "Places 205" / Path(found["image"]).with_suffix(".JPG"))
+    write_json(files, root / "json", windows=True)
+    write_json(files, root / "json" / "2020", "{}_2020.json", data=[])
+    return root / "json", root / "sounds", root / "data"
+
+
+def one_folder(files: Any, root: Path) -> Layout:
+    """All under one folder, the files of metadata named one by one."""
+    for split in IMAGES:
+        for found in entries(split):
+            files.sound(root / split / found["wav"])
+            files.picture(root / "pictures" / found["image"])
+    write_json(files, root, "places_{}_v2.json")
+    return [root / "places_train_v2.json", root / "places_val_v2.json"], root, root
+
+
+Lay = Callable[[Any, Path], Layout]
+
+
+@pytest.mark.parametrize("lay", [published, windows_copy, one_folder])
+def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: Lay) -> None:
+    metadata, audio, images = lay(files, tmp_path / "c")
+    prepared = prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
+    manifest = Manifest.read(prepared.manifest)
+    found = {(manifest.clip_path(row).stem, row.image_id, row.split, row.text, row.speaker) for row in manifest}
+    assert found == {
+        (f"utterance_{one['uttid']}", one["image"].removesuffix(".jpg"), split, one["asr_text"], one["speaker"])
+        for split in IMAGES
+        for one in entries(split)
+    }
+    for row in manifest:  # the picture of its own category
+        assert Path(row.image).parts[-2] == row.image_id.split("/")[-2]
+    assert verify(manifest, workers=1) == []
+    assert prepared.problems.counts() == {"missing": 0, "empty": 0, "extra": 0}
+    assert "3 clips in train, not 400,000; 1 clips in val, not 1,000" in prepared.notes[-1]
+
+
+def test_defects_are_counted_left_out_and_listed(tmp_path: Path, files: Any) -> None:
+    metadata, audio, images = published(files, tmp_path / "c")
+    wavs = {split: [audio / one["wav"] for one in entries(split)] for split in IMAGES}
+    files.sound(wavs["train"][0], rate=8_000)
+    wavs["train"][1].write_bytes(b"")
+    # Its name is there in another category: that picture must not be taken for it.
+    (images / "b" / "beach" / "00000001.jpg").unlink()
+    files.picture(images / "a" / "abbey" / "unlisted.jpg")
+    with pytest.raises(
+        SaySeeError, match=r"1 missing image \(b/beach/00000001\.jpg\), 1 empty clip .*--allow-missing 2"
+    ):
+        prepare_places(metadata, audio, images, tmp_path / "m.jsonl", allow_missing=1)
+    prepared = prepare_places(metadata, audio, images, tmp_path / "m.jsonl", allow_missing=2)
+    manifest = Manifest.read(prepared.manifest)
+    assert [row.image_id for row in manifest] == ["a/abbey/gsun_0a1b", "a/abbey/00000001"]
+    assert prepared.problems.extra["images"] == ["a/abbey/unlisted.jpg"]
+    assert verify(manifest, workers=1) == []
+    wavs["train"][2].unlink()
+    with pytest.raises(SaySeeError, match="1 missing clip"):
+        prepare_places(metadata, audio, images, tmp_path / "m.jsonl", allow_missing=2)
+
+
+def test_the_splits_of_2020_keep_their_names(tmp_path: Path, files: Any) -> None:
+    _, audio, images = published(files, tmp_path / "c")
+    for name, split in (("train_2020", "train"), ("test_seen_2020", "val")):
+        files.text(tmp_path / "2020" / f"{name}.json", json.dumps({"data": entries(split)}))
+    prepared = prepare_places(tmp_path / "2020", audio, images, tmp_path / "m.jsonl")
+    assert prepared.clips == {"train": 3, "test_seen": 1}
+
+
+def test_metadata_that_is_not_there_is_refused(tmp_path: Path, files: Any) -> None:
+    _, audio, images = published(files, tmp_path / "c")
+    with pytest.raises(SaySeeError, match=r"--metadata"):
+        prepare_places(audio / "wavs", audio, images, tmp_path / "m.jsonl")
+    with pytest.raises(SaySeeError, match=r"rename it train\.json"):
+        prepare_places([tmp_path / "other.json"], audio, images, tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match=r"val\.json: cannot be read"):
+        prepare_places([tmp_path / "val.json"], audio, images, tmp_path / "m.jsonl")
+
+
+def test_a_clip_of_two_pictures_and_a_wrong_type_are_refused(tmp_path: Path, files: Any) -> None:
+    metadata, audio, images = published(files, tmp_path / "c")
+    assert isinstance(metadata, Path)
+    doubled = entries("train")
+    files.text(metadata / "train.json", json.dumps({"data": [*doubled, doubled[0] | {"image": doubled[1]["image"]}]}))
+    with pytest.raises(ManifestError, match="listed for two pictures"):
+        prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
+    files.text(metadata / "train.json", json.dumps({"data": [doubled[0] | {"speaker": 7}]}))
+    with pytest.raises(ManifestError, match=r"train\.json: entry 1: 'speaker' is 7"):
+        prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
+    files.text(metadata / "train.json", json.dumps({"data": [*doubled, doubled[0]]}))
+    prepared = prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
+    assert prepared.clips["train"] == 3
+    assert any("listed more than once" in note for note in prepared.notes)
