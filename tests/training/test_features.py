@@ -25,8 +25,9 @@ from saysee.data.manifest import Manifest, Row
 from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.evaluation.protocols import evaluate
 from saysee.model.retriever import SpeechImageModel
-from saysee.training import features as features_module
-from saysee.training.features import FeatureLoader, KeptFeatures, evaluate_kept, keep_features, why_recomputed
+from saysee.training import feature_computing
+from saysee.training.feature_loader import FeatureLoader
+from saysee.training.features import KeptFeatures, evaluate_kept, keep_features, why_recomputed
 from saysee.training.objective import build_model
 from saysee.training.record import read_metrics
 from saysee.training.trainer import Trainer
@@ -111,7 +112,7 @@ def test_training_with_kept_features_is_training_without(
     def opened(*_: Any, **__: Any) -> None:
         pytest.fail("a file was decoded though its features are kept")
 
-    for module in ("training.features", "data.loader", "model.retriever"):
+    for module in ("training.feature_computing", "data.loader", "model.retriever"):
         monkeypatch.setattr(f"saysee.{module}.load_audio", opened)
         monkeypatch.setattr(f"saysee.{module}.load_image", opened)
     Trainer(resolve_recipe(frozen_settings, [*overrides, f"--output={output}-again"])).fit()
@@ -300,8 +301,8 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
 KEEPING = """
 import sys
 from saysee.config import load_recipe
-from saysee.training import features
-features.SHARD_FILES = 4
+from saysee.training import feature_computing
+feature_computing.SHARD_FILES = 4
 from saysee.training.trainer import Trainer
 Trainer(load_recipe(sys.argv[1])).keep_features()
 """
@@ -372,7 +373,7 @@ def test_a_run_takes_what_another_has_finished_meanwhile(
     this = KeptFeatures(model, settings, corpus.root, "fp32", workers=0)
     missing = this.missing(corpus, skip=False, progress=False)
     keep(model, corpus)
-    monkeypatch.setattr(features_module, "load_audio", lambda source: pytest.fail("computed twice"))
+    monkeypatch.setattr(feature_computing, "load_audio", lambda source: pytest.fail("computed twice"))
     assert this.compute(missing, progress=False) == {}
     assert states_of(this, corpus, 5).shape[0] == 3
 

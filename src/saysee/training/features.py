@@ -14,15 +14,11 @@ width of the joint space.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import secrets
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,36 +31,35 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from saysee.config import FeatureSettings, Recipe
-from saysee.data.loader import Loaded, Plan, ResumableLoader, clip_seconds, start_worker
+from saysee.data.loader import Plan, clip_seconds
 from saysee.data.manifest import Manifest
-from saysee.errors import ConfigError, MediaError, SaySeeError
+from saysee.errors import ConfigError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
-from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.images import load_image
-from saysee.model.processor import SpeechImageProcessor
+from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.progress import progress_bar
 from saysee.training.arithmetic import Arithmetic
 from saysee.training.attention_kernel import attention_kernel
-from saysee.training.feature_store import FeatureStore, FileFingerprints, Values, chunks, fingerprint, folder_bytes
+from saysee.training.feature_computing import (
+    SHARD_BYTES,
+    Prepared,
+    Side,
+    Wanted,
+    compute_side,
+    prepare_clip,
+    prepare_image,
+)
+from saysee.training.feature_loader import FeatureBatch
+from saysee.training.feature_store import FeatureStore, FileFingerprints, Values, fingerprint, folder_bytes
 
 FORMAT = 1
 """Part of every place: raise it when this package's encoders come to give something else for the same input."""
-SHARD_BYTES = 256 * 2**20
-SHARD_FILES = 256
-"""A shard is written when it holds so many bytes or files: at most so much is lost at a kill."""
-BATCH_FILES = 32
 BATCH_SECONDS = 100
 """Clips computed at once: HuBERT base's first layer takes 6.5 MB a second of sound in fp32."""
-AHEAD = 2
-"""Batches gathered ahead of the training step."""
 PICTURE_DTYPE = torch.float16
 """CLIP's residual stream is fp32 under autocast too, and its values are small."""
-
-Prepared = NDArray[np.float32]
 
 
 def why_recomputed(recipe: Recipe, plan: Plan) -> str | None:
@@ -140,39 +135,6 @@ def evaluate_kept(
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class FeatureBatch:
-    """Some clips with their pictures, as the encoders give them.
-
-    Attributes:
-        states: [N, B, F, S] the hidden states that the head mixes, zero where a clip has ended.
-        frame_mask: [B, F] bool, True on real frames.
-        vectors: [B, D] image vectors.
-        patches: [B, P, V].
-        image_ids, rows: as of :class:`saysee.data.loader.Batch`.
-    """
-
-    states: Tensor
-    frame_mask: Tensor
-    vectors: Tensor
-    patches: Tensor
-    image_ids: Tensor
-    rows: list[int]
-
-    def to(self, device: torch.device | str) -> FeatureBatch:
-        """The batch on ``device``, in the arithmetic that it was computed in: what was kept as fp16 becomes fp32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = tensor.to(device)
-            return moved.float() if moved.dtype == torch.float16 else moved
-
-        states, vectors, patches = move(self.states), move(self.vectors), move(self.patches)
-        return FeatureBatch(states, self.frame_mask.to(device), vectors, patches, self.image_ids.to(device), self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
 class KeptFeatures:
     """What the encoders of one model give, in one arithmetic. It is an ``Encoder`` for evaluation, too.
 
@@ -223,17 +185,17 @@ class KeptFeatures:
             "encoder": _encoder_fingerprint(vision, seen),
         }
         try:
-            self._clips = _Side(
+            self._clips = Side(
                 "clips",
                 _open_store(self.folder, "speech", speech),
-                partial(_prepare_clip, processor),
+                partial(prepare_clip, processor),
                 self._encode_clips,
                 round(BATCH_SECONDS / model.speech_encoder.frame_seconds) * len(self.layers) * self._width,
             )
-            self._pictures = _Side(
+            self._pictures = Side(
                 "pictures",
                 _open_store(self.folder, "image", images),
-                partial(_prepare_image, processor),
+                partial(prepare_image, processor),
                 self._encode_pictures,
                 SHARD_BYTES,
             )
@@ -257,19 +219,19 @@ class KeptFeatures:
         found = self._fingerprints.of([*clips, *images], progress)
         self._keys |= {path: key for path, key in found.items() if key is not None}
         new_clips = _first_of_each(clips, found, self._clips.store)
-        wanted_clips: list[_Wanted] = []
+        wanted_clips: list[Wanted] = []
         if new_clips:
             samples = np.round(clip_seconds(rows, skip=skip) * SAMPLE_RATE).astype(np.int64).tolist()
             long = dict(zip(clips, samples, strict=True))
             frames = self._model.speech_encoder.frames(torch.tensor([long[path] for path in new_clips])).clamp_min(0)
             sizes = (frames * len(self.layers) * self._width).tolist()
-            wanted_clips = [_Wanted(path, found[path], size) for path, size in zip(new_clips, sizes, strict=True)]
+            wanted_clips = [Wanted(path, found[path], size) for path, size in zip(new_clips, sizes, strict=True)]
         patches, width, vector = self._patches
         new_images = _first_of_each(images, found, self._pictures.store)
         return Missing(
             kept=self,
             clips=sorted(wanted_clips, key=lambda clip: clip.values),  # clips of like length make the least padding
-            pictures=[_Wanted(path, found[path], patches * width + vector) for path in new_images],
+            pictures=[Wanted(path, found[path], patches * width + vector) for path in new_images],
             paths=[*clips, *images],
             skip=skip,
         )
@@ -286,7 +248,7 @@ class KeptFeatures:
         try:
             with torch.inference_mode(), self._arithmetic():
                 for side, wanted in ((self._clips, missing.clips), (self._pictures, missing.pictures)):
-                    keys, refused = _compute(side, wanted, missing.skip, self.workers, progress)
+                    keys, refused = compute_side(side, wanted, missing.skip, self.workers, progress)
                     self._keys |= keys
                     bad |= refused
         finally:
@@ -385,80 +347,7 @@ class KeptFeatures:
         return values[:, :vector], values[:, vector:].reshape(-1, patches, width)
 
 
-class FeatureLoader(ResumableLoader[FeatureBatch]):
-    """Batches of kept features, the same rows in the same order as the file loader whose plan it has.
-
-    Args:
-        plan: of the file loader.
-        rows: the rows that the plan is of.
-        kept: holds the features of all of them but the bad files'.
-        bad: path and reason of each file that could not be read; rows with one are left out.
-    """
-
-    def __init__(self, plan: Plan, rows: Manifest, kept: KeptFeatures, bad: Mapping[str, str]) -> None:
-        super().__init__(plan)
-        self._kept, self._unreadable = kept, bad
-        self._images = [str(rows.image_path(row)) for row in rows]
-        numbers: dict[str, int] = {}
-        self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
-
-    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[FeatureBatch]]:
-        del epoch  # nothing is drawn anew
-        ahead: deque[Future[Loaded[FeatureBatch]]] = deque()
-        with ThreadPoolExecutor(1) as thread:
-            for rows in batches:
-                ahead.append(thread.submit(self._gather, rows))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-    def _gather(self, rows: list[int]) -> Loaded[FeatureBatch]:
-        bad: dict[str, str] = {}
-        good = []
-        for row in rows:
-            path = next((path for path in (self.plan.clips[row], self._images[row]) if path in self._unreadable), None)
-            if path is None:
-                good.append(row)
-            else:
-                bad[path] = self._unreadable[path]
-        if not good:
-            return Loaded(None, bad)
-        clips, images = [self.plan.clips[row] for row in good], [self._images[row] for row in good]
-        ids = torch.tensor([self._image_ids[row] for row in good])
-        return Loaded(self._kept.batch(clips, images, ids, good), bad)
-
-
 # --- computing it -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A file whose features are to be computed: its path, its key (None if it cannot be read), and how many values its
-    features will have."""
-
-    path: str
-    key: str | None
-    values: int
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One encoder and where its features go.
-
-    Attributes:
-        what: what its files are called.
-        store: where its features lie.
-        prepare: a file to what the encoder takes; picklable.
-        encode: a batch of these to the features of each, flat.
-        batch_values: values of a batch.
-    """
-
-    what: str
-    store: FeatureStore
-    prepare: Callable[[Any], Prepared]
-    encode: Callable[[list[Prepared]], list[Tensor]]
-    batch_values: int
 
 
 @dataclass(frozen=True)
@@ -473,8 +362,8 @@ class Missing:
     """
 
     kept: KeptFeatures
-    clips: list[_Wanted]
-    pictures: list[_Wanted]
+    clips: list[Wanted]
+    pictures: list[Wanted]
     paths: list[str]
     skip: bool
 
@@ -586,116 +475,3 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
             f"an encoder gives a value of {largest:.3g}, which {dtype} cannot keep; set features.keep to off"
         )
     return rounded
-
-
-@dataclass
-class _Prepared:
-    """What a worker makes of some files of a shard: for each its path, its key, and what it holds or why it was
-    refused."""
-
-    shard: int
-    files: list[tuple[str, str, Prepared | tuple[str, str]]]
-
-
-@dataclass
-class _Files(Dataset[_Prepared]):
-    """Reads and prepares files; a copy of it lives in each worker."""
-
-    prepare: Callable[[Any], Prepared]
-
-    def __getitem__(self, request: tuple[int, list[str]]) -> _Prepared:
-        shard, paths = request
-        return _Prepared(shard, [(path, *self._read(path)) for path in paths])
-
-    def _read(self, path: str) -> tuple[str, Prepared | tuple[str, str]]:
-        try:
-            try:
-                # Read once, so that fingerprint and features are of the same contents.
-                content = Path(path).read_bytes()
-            except (OSError, ValueError):
-                return "", self.prepare(Path(path))  # refuses it in its own words
-            return fingerprint(content), self.prepare(_Named(content, path))
-        except MediaError as error:
-            return "", (error.kind, str(error))
-
-
-class _Named(io.BytesIO):
-    """The contents of a file, under the name that messages call it by."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-
-def _prepare_clip(processor: SpeechImageProcessor, source: Any) -> Prepared:
-    return processor.prepare_speech(load_audio(source))
-
-
-def _prepare_image(processor: SpeechImageProcessor, source: Any) -> Prepared:
-    pixels: Prepared = processor.prepare_image(load_image(source)).numpy()
-    return pixels
-
-
-def _compute(
-    side: _Side, wanted: Sequence[_Wanted], skip: bool, workers: int, progress: bool
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Runs files through an encoder into its store, shard by shard.
-
-    Returns:
-        Path and key of each file that was computed; path and reason of each that was left out.
-    """
-    keys: dict[str, str] = {}
-    bad: dict[str, str] = {}
-    if not wanted:
-        return keys, bad
-    with progress_bar(f"features of {side.what}", len(wanted), enabled=progress) as bar:
-        loader: DataLoader[_Prepared] = DataLoader(
-            _Files(side.prepare),
-            batch_size=None,
-            sampler=_Requests(side, wanted, bar.advance),
-            num_workers=workers,
-            worker_init_fn=start_worker,
-            generator=torch.Generator(),  # its own, so that this does not move torch's global one
-        )
-        shard, arrays = -1, dict[str, Values]()
-        try:
-            for prepared in loader:
-                if prepared.shard != shard:
-                    side.store.write(arrays)
-                    shard, arrays = prepared.shard, {}
-                good = []
-                for path, key, content in prepared.files:
-                    if isinstance(content, np.ndarray):
-                        good.append((key, content))
-                        keys[path] = key
-                    elif skip:
-                        bad[path] = content[1]
-                    else:
-                        raise MediaError(*content)
-                if good:
-                    features = side.encode([content for _, content in good])
-                    for (key, _), values in zip(good, features, strict=True):
-                        arrays[key] = values.cpu().contiguous().view(torch.int16).numpy()
-                bar.advance(len(prepared.files))
-        finally:
-            side.store.write(arrays)  # when it is broken off too, what is done stays
-    return keys, bad
-
-
-class _Requests:
-    """The sampler: what is not yet there of each shard to make, in batches."""
-
-    def __init__(self, side: _Side, wanted: Sequence[_Wanted], already: Callable[[int], None]) -> None:
-        self._side, self._wanted, self._already = side, wanted, already
-
-    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        shards = chunks([file.values for file in self._wanted], SHARD_BYTES // 2, SHARD_FILES)
-        # Two runs that start at once begin at different shards, so that each finds some of the other's done.
-        first = secrets.randbelow(len(shards))
-        for shard in [*range(first, len(shards)), *range(first)]:
-            self._side.store.refresh()
-            files = [self._wanted[number] for number in shards[shard]]
-            left = [file for file in files if file.key is None or file.key not in self._side.store]
-            self._already(len(files) - len(left))
-            for batch in chunks([file.values for file in left], self._side.batch_values, BATCH_FILES):
-                yield shard, [left[number].path for number in batch]

@@ -18,7 +18,7 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
-from saysee.training.features import FeatureBatch
+from saysee.training.feature_loader import FeatureBatch
 
 
 def build_model(recipe: Recipe) -> SpeechImageModel:

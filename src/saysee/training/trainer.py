@@ -35,13 +35,8 @@ from saysee.training.arithmetic import Arithmetic, arithmetic_of
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
 from saysee.training.count import RunCount
-from saysee.training.features import (
-    FeatureBatch,
-    FeatureLoader,
-    KeptFeatures,
-    keep_features,
-    why_recomputed,
-)
+from saysee.training.feature_loader import FeatureBatch, FeatureLoader
+from saysee.training.features import KeptFeatures, keep_features, why_recomputed
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.optimization import learning_rate_factor, parameter_groups
 from saysee.training.record import ProgressLine, RunRecord, surroundings
