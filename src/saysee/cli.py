@@ -15,13 +15,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from saysee.errors import ConfigError, SaySeeError
+from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.version import __version__
 
 if TYPE_CHECKING:
     from saysee.data.corpora.preparing import Prepared
+    from saysee.data.manifest import Manifest
 
 EXIT_DONE, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 2, 130
+
+_REASONS = 20
+"""Files that cannot be used are told one by one up to here."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     try:
         options, rest = parser.parse_known_args([word for word in words if word != "--debug"])
+        if options.verb is _evaluate:  # of MODEL MANIFEST …, argparse leaves over those that stand behind a flag
+            options.places += [word for word in rest if not word.startswith("-")]
+            rest = [word for word in rest if word.startswith("-")]
         if rest and options.verb not in (_train, _ablate, _pretrain):
             raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
         options.rest, options.words = rest, words
@@ -211,17 +218,159 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from saysee.data.manifest import Manifest
 
-    manifest = Manifest.read(options.manifest)
+    _check_evaluate(options)
+    paths = options.places if options.cascade else options.places[1:]
+    manifests = [Manifest.read(path) for path in paths]
+    for path, manifest in zip(paths, manifests, strict=True):
+        try:
+            manifest.select(options.split)  # before the long work
+        except ManifestError as error:
+            raise ManifestError(f"{path}: {error}") from None
     _quiet_libraries()
-    from saysee.evaluation.protocols import evaluate, to_table
+    from saysee.evaluation.protocols import corpus_names, to_matrix, to_table
+
+    system, score = _cascade(options, manifests) if options.cascade else _model(options)
+    results = [
+        score(manifest, split=options.split, by=options.by, batch_size=options.batch_size) for manifest in manifests
+    ]
+    corpora = [{"manifest": path, **result.to_dict()} for path, result in zip(paths, results, strict=True)]
+    if options.json:
+        print(json.dumps({**system, **corpora[0]} if len(corpora) == 1 else {**system, "corpora": corpora}))
+    elif len(results) == 1:
+        _print_rich(to_table(results[0]))
+    else:
+        _print_rich(to_matrix(dict(zip(corpus_names(paths), results, strict=True))))
+    return EXIT_DONE
+
+
+def _check_evaluate(options: argparse.Namespace) -> None:
+    needed = 1 if options.cascade else 2
+    if len(options.places) < needed:
+        raise ConfigError("which manifest? 'saysee evaluate MODEL MANIFEST'; a cascade takes no MODEL, but a manifest")
+    if options.by and len(options.places) > needed:
+        raise ConfigError("--by breaks one corpus down; give one manifest with it")
+    for flag in ("asr", "clip", "transcripts", "language"):
+        if not options.cascade and getattr(options, flag) is not None:
+            raise ConfigError(f"--{flag} is for a cascade of recogniser and CLIP; give --cascade with it, and no MODEL")
+    if options.cascade and options.clip is None:
+        raise ConfigError("--cascade needs --clip: folder or hub name of a CLIP, such as openai/clip-vit-base-patch32")
+    if options.cascade and (options.asr is None) == (options.transcripts is None):
+        raise ConfigError(
+            "--cascade needs either --asr, such as openai/whisper-small, or --transcripts manifest, not both"
+        )
+    if options.language is not None and options.asr is None:
+        raise ConfigError("--language tells a recogniser what is spoken; give --asr with it")
+
+
+def _model(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """How the result names the model, and what scores a manifest with it."""
+    from functools import partial
+
+    from saysee.evaluation.protocols import evaluate
     from saysee.model.retriever import SpeechImageModel
 
-    model = SpeechImageModel.from_pretrained(options.model).to(_device(options.device))
-    result = evaluate(model, manifest, split=options.split, by=options.by, batch_size=options.batch_size)
-    if options.json:
-        print(json.dumps({"model": options.model, "manifest": options.manifest, **result.to_dict()}))
+    model = SpeechImageModel.from_pretrained(options.places[0]).to(_device(options.device))
+    return {"model": options.places[0]}, partial(evaluate, model)
+
+
+def _cascade(options: argparse.Namespace, manifests: Sequence[Manifest]) -> tuple[dict[str, Any], Any]:
+    """The same of a cascade."""
+    from functools import partial
+
+    from saysee.evaluation.cascade import Cascade, ManifestTexts, SpeechRecognizer, evaluate_cascade
+
+    device = _device(options.device)
+    transcriber = (
+        ManifestTexts(manifests)
+        if options.asr is None
+        else SpeechRecognizer(options.asr, language=options.language, device=device)
+    )
+    cascade = Cascade(options.clip, transcriber, device=device)
+    heard_by = {"transcripts": options.transcripts} if options.asr is None else {"asr": options.asr}
+    return {"cascade": {**heard_by, "clip": options.clip}}, partial(evaluate_cascade, cascade)
+
+
+def _index(options: argparse.Namespace) -> int:
+    if options.model_option is not None:
+        if options.model is not None:
+            raise ConfigError("the model is given twice; give it once, first or by --model")
+        options.model = options.model_option
+    upkeep = options.check or options.compact
+    if upkeep is not None:
+        _refuse_beside("--check" if options.check else "--compact", options, ("to", "model", "source", "from_vectors"))
+        return _index_check(options) if options.check else _index_compact(options)
+    if options.to is None:
+        raise ConfigError("where to? 'saysee index MODEL FOLDER --to INDEX'")
+    _quiet_libraries()
+    if options.from_vectors is None:
+        if options.model is None or options.source is None:
+            raise ConfigError("which model and which files? 'saysee index MODEL FOLDER --to INDEX'")
+        from saysee.search.encoding import Encoder
+        from saysee.search.indexing import update_index
+        from saysee.search.sources import find_source
+
+        find_source(options.source)  # what is wrong with it is told before a model is loaded
+        encoder = Encoder.load(options.model, _device(options.device))
+        report = update_index(
+            encoder, options.source, options.to, batch_size=options.batch_size, workers=options.workers
+        )
     else:
-        _print_rich(to_table(result))
+        if options.ids is None or options.model is None or options.source is not None:
+            raise ConfigError("--from-vectors VECTORS goes with --ids IDS.csv --model MODEL --to INDEX and no folder")
+        from saysee.search.encoding import Encoder
+        from saysee.search.given_vectors import index_vectors
+
+        encoder = Encoder.load(options.model, _device(options.device))
+        report = index_vectors(encoder, options.from_vectors, options.ids, options.to)
+    for note in report.notes:
+        print(f"saysee: {note}", file=sys.stderr)
+    _print_refused([reason for _, reason in report.refused])
+    _print_result(options, report.to_dict(), report.to_line())
+    return EXIT_DONE
+
+
+def _index_check(options: argparse.Namespace) -> int:
+    from saysee.search.index import Index
+
+    index = Index.open(options.check)
+    problems, counts = index.check(), index.counts()
+    if options.json:
+        print(json.dumps({"index": options.check, **counts, "problems": problems}))
+    if problems:
+        for problem in problems[:-1]:
+            _refuse(problem)
+        return _refuse(problems[-1])
+    if not options.json:
+        print(f"{options.check}: {counts['image']:,} pictures and {counts['clip']:,} clips, all well")
+    return EXIT_DONE
+
+
+def _index_compact(options: argparse.Namespace) -> int:
+    from saysee.search.index import Index
+
+    before, after = Index.open(options.compact).compact()
+    text = f"{options.compact}: {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before"
+    _print_result(options, {"index": options.compact, "bytes_before": before, "bytes": after}, text)
+    return EXIT_DONE
+
+
+def _search(options: argparse.Namespace) -> int:
+    from saysee.search.index import Index
+
+    if options.k < 1:
+        raise ConfigError(f"-k is {options.k}; it must be at least 1")
+    index = Index.open(options.index, model=options.model, device=_device(options.device))
+    _quiet_libraries()
+    from saysee.search.queries import answer
+
+    kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
+    answers = answer(index, options.queries, options.text, k=options.k, where=options.where, kind=kinds[options.find])
+    if options.json:
+        print(json.dumps({"index": options.index, **answers.to_dict()}))
+    else:
+        for table in answers.to_tables():
+            _print_rich(table)
+    _print_refused(answers.refused)
     return EXIT_DONE
 
 
@@ -340,13 +489,61 @@ def _build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--to", required=True, metavar="DIR", help="folder of data, log, checkpoints and model")
     pretrain.add_argument("--recipe", metavar="FILE", help="a YAML file of settings; left out, the package's own")
 
-    score = _verb(verbs, "evaluate", _evaluate, "score a model on a split by the field's protocol")
-    score.add_argument("model", metavar="MODEL", help="folder or hub name of a SaySee model")
-    score.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
+    score = _verb(verbs, "evaluate", _evaluate, "score a model, or a cascade, on a split by the field's protocol")
+    score.usage = (
+        "saysee evaluate [options] MODEL MANIFEST [MANIFEST ...]\n"
+        "       saysee evaluate [options] --cascade --asr MODEL --clip MODEL MANIFEST [MANIFEST ...]"
+    )
+    score.add_argument(
+        "places",
+        nargs="+",
+        metavar="MODEL MANIFEST ...",
+        help="folder or hub name of a SaySee model, but for a cascade; .parquet or .jsonl manifests, a row each",
+    )
+    score.add_argument(
+        "--cascade", action="store_true", help="score a speech recogniser followed by CLIP's text encoder"
+    )
+    score.add_argument(
+        "--asr", metavar="MODEL", help="of a cascade: folder or hub name of a Whisper or a CTC recogniser"
+    )
+    score.add_argument("--clip", metavar="MODEL", help="of a cascade: folder or hub name of a CLIP")
+    score.add_argument(
+        "--transcripts", choices=("manifest",), help="of a cascade: the manifest's own texts in place of a recogniser"
+    )
+    score.add_argument("--language", metavar="TAG", help="of a cascade: what is spoken, such as en, for a Whisper")
     score.add_argument("--split", default="test", help="which split (%(default)s)")
     score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="break down by a column; repeatable")
     score.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
     score.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
+
+    index = _verb(verbs, "index", _index, "make a search index of pictures and clips, or bring one up to date")
+    index.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub name of a SaySee model")
+    index.add_argument("source", nargs="?", metavar="FOLDER|MANIFEST", help="what to index, with all sub-folders")
+    index.add_argument("--to", metavar="INDEX", help="folder of the index")
+    index.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
+    index.add_argument("--workers", type=int, metavar="N", help="threads that decode (one a core)")
+    index.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
+    index.add_argument("--from-vectors", metavar="FILE", help="CLIP vectors that you have, .npy or .parquet")
+    index.add_argument("--ids", metavar="CSV", help="a line for each of these vectors, with the column path")
+    index.add_argument("--model", dest="model_option", metavar="MODEL", help="the model, with --from-vectors")
+    upkeep = index.add_mutually_exclusive_group()
+    upkeep.add_argument("--check", metavar="INDEX", help="read a whole index and tell what is wrong with it")
+    upkeep.add_argument("--compact", metavar="INDEX", help="give back the room of what was removed")
+
+    search = _verb(verbs, "search", _search, "find pictures by speech or text, and clips or pictures by a picture")
+    search.add_argument("index", metavar="INDEX", help="folder of the index")
+    search.add_argument("queries", nargs="*", metavar="QUERY", help="a sound, a picture, or a folder of them")
+    search.add_argument("--text", action="append", default=[], metavar="TEXT", help="in writing; repeatable")
+    search.add_argument("-k", type=int, default=10, metavar="N", help="most hits for each query (%(default)s)")
+    search.add_argument("--where", metavar="CONDITION", help="an SQL expression, such as \"folder LIKE 'holiday%%'\"")
+    search.add_argument(
+        "--for",
+        dest="find",
+        choices=("images", "clips"),
+        help="what to find; left out: for pictures clips where the index has any, else pictures",
+    )
+    search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
+    search.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
 
     demo = _verb(verbs, "demo", _demo, "the whole way: make scenes, train baseline and CMD, score both, write a report")
     demo.add_argument("--to", default="demo", metavar="DIR", help="folder of all it makes (%(default)s)")
@@ -391,6 +588,19 @@ def _print_prepared(options: argparse.Namespace, prepared: Prepared) -> int:
 
 def _print_result(options: argparse.Namespace, result: dict[str, Any], text: str) -> None:
     print(json.dumps(result) if options.json else text)
+
+
+def _print_refused(reasons: Sequence[str]) -> None:
+    for reason in reasons[:_REASONS]:
+        print(f"saysee: {' '.join(reason.split())}", file=sys.stderr)
+    if len(reasons) > _REASONS:
+        print(f"saysee: {len(reasons) - _REASONS:,} more files cannot be used; --json lists all", file=sys.stderr)
+
+
+def _refuse_beside(flag: str, options: argparse.Namespace, others: Sequence[str]) -> None:
+    for name in others:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{flag} INDEX stands alone; leave out {name.replace('_', '-')}")
 
 
 def _print_rich(content: Any) -> None:

@@ -150,7 +150,7 @@ def test_to_dict_is_json_without_vectors(tmp_path):
     manifest, model = corpus(tmp_path, twins=True, noise=1.0)
     values = evaluate(model, manifest, by=["speaker"], progress=False, keep_vectors=True).to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert list(values) == ["split", "overall", "by", "twin_accuracy", "seconds"]
+    assert list(values) == ["split", "overall", "by", "twin_accuracy", "word_errors", "seconds"]
     expected = ["accuracy", "interval", "clips", "chance", "twin_is_nearest_picture"]
     assert list(values["twin_accuracy"]) == expected
     assert values["by"]["speaker"]["ann"]["image_to_speech"] is None

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from saysee.evaluation.recall import (
     retrieval_ranks,
     unit_vectors,
 )
+from saysee.evaluation.word_errors import WordErrors
 
 TWIN_COLUMN = "twin_of"
 
@@ -88,6 +90,7 @@ class EvaluationResult:
         overall: the measures over all its clips and images.
         groups: by column, then by value of it: the measures of that group's queries against the full gallery.
         twin_accuracy: for corpora that have hard twins (the column ``twin_of``), else None.
+        word_errors: of a cascade's recogniser, where the manifest has texts, else None.
         encode_speech_seconds: wall time that encoding the clips took, decoding included; None if vectors were given.
         encode_images_seconds: the same of the pictures.
         speech: [N, D] vectors of the split's rows in order, if they were kept.
@@ -98,6 +101,7 @@ class EvaluationResult:
     overall: RetrievalMeasures
     groups: dict[str, dict[str, RetrievalMeasures]]
     twin_accuracy: TwinAccuracy | None = None
+    word_errors: WordErrors | None = None
     encode_speech_seconds: float | None = None
     encode_images_seconds: float | None = None
     speech: npt.NDArray[Any] | None = None
@@ -113,6 +117,7 @@ class EvaluationResult:
                 for column, values in self.groups.items()
             },
             "twin_accuracy": self.twin_accuracy and self.twin_accuracy.to_dict(),
+            "word_errors": self.word_errors and self.word_errors.to_dict(),
             "seconds": {"encode_speech": self.encode_speech_seconds, "encode_images": self.encode_images_seconds},
         }
 
@@ -210,9 +215,7 @@ def evaluate_vectors(
 def to_table(result: EvaluationResult) -> Table:
     """The result for people: a row over all, then one a group; the interval is that of the mean R@1."""
     table = Table(title=f"Retrieval on {result.split!r}, percent", caption=_caption(result))
-    table.add_column("queries")
-    for name in ("clips", "images", *(f"{way} R@{k}" for way in ("S→I", "I→S") for k in CUTOFFS), "mean R@1", "95 %"):
-        table.add_column(name, justify="right")
+    _add_columns(table, "queries")
     table.add_row("all", *_cells(result.overall), end_section=True)
     for column, values in result.groups.items():
         for value, measures in values.items():
@@ -220,6 +223,36 @@ def to_table(result: EvaluationResult) -> Table:
             table.add_row(Text(f"{column} = {value}"), *_cells(measures))
         table.add_section()
     return table
+
+
+def to_matrix(results: Mapping[str, EvaluationResult]) -> Table:
+    """The results of one model on several corpora for people: a row a corpus, under the name given for it.
+
+    The interval is that of the mean R@1; the word error rate is there where a cascade's recogniser has one.
+    """
+    splits = sorted({repr(result.split) for result in results.values()})
+    table = Table(title=f"Retrieval on {', '.join(splits)}, percent; each corpus against its own gallery")
+    _add_columns(table, "corpus")
+    has_words = any(result.word_errors for result in results.values())
+    if has_words:
+        table.add_column("word errors", justify="right")
+    for name, result in results.items():
+        words = "–" if result.word_errors is None else f"{result.word_errors.rate:.1f}"
+        table.add_row(Text(name), *_cells(result.overall), *([words] if has_words else []))
+    return table
+
+
+def corpus_names(manifests: Sequence[str]) -> list[str]:
+    """A short name for each path of a manifest: its stem, the folder's name for ``manifest``, the path if two agree."""
+    paths = [Path(manifest) for manifest in manifests]
+    names = [path.absolute().parent.name if path.stem == "manifest" else path.stem for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+
+
+def _add_columns(table: Table, first: str) -> None:
+    table.add_column(first)
+    for name in ("clips", "images", *(f"{way} R@{k}" for way in ("S→I", "I→S") for k in CUTOFFS), "mean R@1", "95 %"):
+        table.add_column(name, justify="right")
 
 
 def _cells(measures: RetrievalMeasures) -> list[str]:
@@ -246,6 +279,9 @@ def _caption(result: EvaluationResult) -> str:
             f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50); nearest picture is the twin: "
             f"{twins.nearest:.1f}"
         )
+    if result.word_errors is not None:
+        words = result.word_errors
+        parts.append(f"word error rate: {words.rate:.1f} ({words.words:,} words in {words.clips:,} clips)")
     return " · ".join(parts)
 
 

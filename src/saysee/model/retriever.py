@@ -12,16 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    HubertConfig,
-    HubertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel, PreTrainedModel
 
 from saysee.errors import CheckpointError, SaySeeError
 from saysee.media.audio import check_waveform, load_audio
@@ -30,6 +21,7 @@ from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConf
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.loading import MEND, first_line, load_clip, load_weights, read_config, vision_alone
 from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
@@ -41,9 +33,6 @@ Layers = int | Literal["all"]
 
 CHUNK = 256
 """Inputs decoded at a time: within a chunk they are sorted by length, and no more than a chunk is held in memory."""
-
-
-_MEND = "give a folder in the Hugging Face layout or a name on the hub"
 
 
 class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
@@ -102,10 +91,10 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         speech = speech if isinstance(speech, HubertConfig) else place_of(speech)
         image = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
         hubert = speech if isinstance(speech, HubertConfig) else _load_hubert(speech)
-        clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else _load_clip(image, text)
+        clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else load_clip(image, text)
         image_config = clip if isinstance(clip, CLIPConfig | CLIPVisionConfig) else clip.config
         if isinstance(image_config, CLIPConfig) and not text:
-            image_config = _vision_alone(image_config)
+            image_config = vision_alone(image_config)
         config = SpeechImageConfig(
             speech_config=hubert if isinstance(hubert, HubertConfig) else hubert.config,
             image_config=image_config,
@@ -126,7 +115,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"no processor at {' or '.join(place for place in places if place)}: {_first_line(error)}; put the "
+                f"no processor at {' or '.join(place for place in places if place)}: {first_line(error)}; put the "
                 "checkpoint's preprocessor_config.json and tokenizer files beside its weights (text=False needs no "
                 "tokenizer)"
             ) from error
@@ -147,12 +136,12 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         place = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         mend = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
-        _read_config(place, (cls.config_class.model_type,), "SaySee model", mend, **hub)
-        model = _load(super(), place, "SaySee model", mend, *args, **kwargs)
+        read_config(place, (cls.config_class.model_type,), "SaySee model", mend, **hub)
+        model = load_weights(super(), place, "SaySee model", mend, *args, **kwargs)
         try:
             model.processor = SpeechImageProcessor.from_pretrained(place, **hub)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"no processor of a SaySee model at {place}: {_first_line(error)}; {mend}") from error
+            raise CheckpointError(f"no processor of a SaySee model at {place}: {first_line(error)}; {mend}") from error
         return model  # type: ignore[no-any-return]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, fusion: bool = False, **kwargs: Any) -> None:
@@ -361,60 +350,5 @@ def _train_last(module: nn.Module, layers: nn.ModuleList, count: Layers, setting
 
 
 def _load_hubert(place: str | os.PathLike[str]) -> Any:
-    _read_config(place, ("hubert",), "HuBERT", _MEND)
-    return _load(HubertModel, place, "HuBERT", _MEND)
-
-
-def _load_clip(place: str | os.PathLike[str], text: bool) -> Any:
-    kind = _read_config(place, ("clip", "clip_vision_model"), "CLIP", _MEND)
-    if kind == "clip_vision_model":
-        return _load(CLIPVisionModelWithProjection, place, "CLIP", _MEND)
-    if text:
-        return _load(CLIPModel, place, "CLIP", _MEND)
-    config = _vision_alone(CLIPConfig.from_pretrained(os.fspath(place)))
-    return _load(CLIPVisionModelWithProjection, place, "CLIP", _MEND, config=config)
-
-
-def _vision_alone(config: CLIPConfig) -> CLIPVisionConfig:
-    return CLIPVisionConfig(**config.vision_config.to_dict() | {"projection_dim": config.projection_dim})
-
-
-def _read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, mend: str, **hub: Any) -> str:
-    """The ``model_type`` of the model at a place.
-
-    Raises:
-        CheckpointError: there is no configuration, or one of another kind (transformers would warn and build a model of
-            random weights).
-    """
-    place = os.fspath(place)
-    if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
-        raise CheckpointError(f"no {what} at {place}: no such folder; {mend}")
-    try:
-        kind = PreTrainedConfig.get_config_dict(place, **hub)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"no {what} at {place}: {_first_line(error)}; {mend}") from error
-    if kind not in kinds:
-        found = f"it holds a model of the kind {kind!r}" if kind else "it has no config.json that names a kind of model"
-        raise CheckpointError(f"no {what} at {place}: {found}; {mend}")
-    return str(kind)
-
-
-def _load(kind: Any, place: str | os.PathLike[str], what: str, mend: str, *args: Any, **kwargs: Any) -> Any:
-    """A transformers model, in fp32 unless ``dtype`` says otherwise.
-
-    Raises:
-        CheckpointError: the weights cannot be read, or some are missing.
-    """
-    kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True}
-    try:
-        model, report = kind.from_pretrained(os.fspath(place), *args, **kwargs)
-    except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
-        raise CheckpointError(f"no {what} at {place}: {_first_line(error)}; {mend}") from error
-    missing = sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name)
-    if missing:
-        raise CheckpointError(f"{what} at {place} lacks weights, {missing[0]} among them; {mend}")
-    return model
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    read_config(place, ("hubert",), "HuBERT", MEND)
+    return load_weights(HubertModel, place, "HuBERT", MEND)

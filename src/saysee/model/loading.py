@@ -1,0 +1,75 @@
+"""Models of transformers from a folder or the hub, or a refusal in one line."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection, PreTrainedConfig
+
+from saysee.errors import CheckpointError
+
+MEND = "give a folder in the Hugging Face layout or a name on the hub"
+
+
+def load_clip(place: str | os.PathLike[str], text: bool) -> Any:
+    """A CLIP in fp32: a ``CLIPModel``, or its vision tower alone where there is no more or no text is wanted.
+
+    Raises:
+        CheckpointError: there is no CLIP at that place.
+    """
+    kind = read_config(place, ("clip", "clip_vision_model"), "CLIP", MEND)
+    if kind == "clip_vision_model":
+        return load_weights(CLIPVisionModelWithProjection, place, "CLIP", MEND)
+    if text:
+        return load_weights(CLIPModel, place, "CLIP", MEND)
+    config = vision_alone(CLIPConfig.from_pretrained(os.fspath(place)))
+    return load_weights(CLIPVisionModelWithProjection, place, "CLIP", MEND, config=config)
+
+
+def vision_alone(config: CLIPConfig) -> CLIPVisionConfig:
+    """The configuration of a CLIP's vision tower with its projection."""
+    return CLIPVisionConfig(**config.vision_config.to_dict() | {"projection_dim": config.projection_dim})
+
+
+def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, mend: str, **hub: Any) -> str:
+    """The ``model_type`` of the model at a place.
+
+    Raises:
+        CheckpointError: there is no configuration, or one of another kind (transformers would warn and build a model of
+            random weights).
+    """
+    place = os.fspath(place)
+    if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
+        raise CheckpointError(f"no {what} at {place}: no such folder; {mend}")
+    try:
+        kind = PreTrainedConfig.get_config_dict(place, **hub)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {mend}") from error
+    if kind not in kinds:
+        found = f"it holds a model of the kind {kind!r}" if kind else "it has no config.json that names a kind of model"
+        raise CheckpointError(f"no {what} at {place}: {found}; {mend}")
+    return str(kind)
+
+
+def load_weights(kind: Any, place: str | os.PathLike[str], what: str, mend: str, *args: Any, **kwargs: Any) -> Any:
+    """A transformers model, in fp32 unless ``dtype`` says otherwise.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or some are missing.
+    """
+    kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True}
+    try:
+        model, report = kind.from_pretrained(os.fspath(place), *args, **kwargs)
+    except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
+        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {mend}") from error
+    missing = sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name)
+    if missing:
+        raise CheckpointError(f"{what} at {place} lacks weights, {missing[0]} among them; {mend}")
+    return model
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of an error, without its further lines."""
+    return str(error).strip().split("\n")[0].rstrip(".")

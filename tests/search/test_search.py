@@ -1,0 +1,367 @@
+"""Every way to ask gives what comparing with every vector gives; what does not fit is refused in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from search_files import clip, picture
+
+from saysee import Index, SaySeeError
+from saysee.cli import main
+from saysee.model.retriever import SpeechImageModel
+from saysee.search import fast_copy
+from saysee.search.encoding import Encoder
+from saysee.search.given_vectors import index_vectors
+from saysee.search.indexing import update_index
+from saysee.search.store import Item, Store, blocks, to_blobs
+
+DIMENSION = 24
+
+
+@pytest.fixture
+def index(encoder, photos, tmp_path) -> Index:
+    update_index(encoder, photos, tmp_path / "index")
+    return Index.open(tmp_path / "index", model=encoder.model)
+
+
+def clustered(count: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors around centres around centres, as those of pictures lie."""
+    rng = np.random.default_rng(seed)
+    topics = rng.standard_normal((20, DIMENSION))
+    scenes = topics[rng.integers(0, 20, 400)] + 0.6 * rng.standard_normal((400, DIMENSION))
+    vectors = scenes[rng.integers(0, 400, count)] + 0.4 * rng.standard_normal((count, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def given(folder: Path, encoder: Encoder, vectors: np.ndarray) -> Index:
+    """An index of given vectors; the files need not be there."""
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "vectors.npy", vectors)
+    lines = "".join(f"{number % 10}/{number}.jpg,{number % 7}\n" for number in range(len(vectors)))
+    (folder / "ids.csv").write_text("path,week\n" + lines)
+    index_vectors(encoder, folder / "vectors.npy", folder / "ids.csv", folder / "index")
+    return Index.open(folder / "index", model=encoder.model)
+
+
+def exact(queries: np.ndarray, vectors: np.ndarray, k: int) -> list[list[int]]:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k].tolist()
+
+
+def numbers(results) -> list[list[int]]:
+    return [[int(Path(hit.path).stem) for hit in hits] for hits in results]
+
+
+def recall(found: list[list[int]], truth: list[list[int]]) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]))
+
+
+# ---------------------------------------------------------------------- the ways to ask
+
+
+def test_speech_and_text_find_pictures_and_a_picture_finds_clips(index, photos):
+    model = index.encoder.model
+    pictures = sorted(photos.rglob("*.png"))
+    images = model.encode_images(pictures)
+    for ask, queries in (
+        (
+            {"speech": [photos / "clips/0.wav", photos / "clips/1.wav"]},
+            model.encode_speech([photos / "clips/0.wav", photos / "clips/1.wav"]),
+        ),
+        ({"texts": ["two green stars"]}, model.encode_text(["two green stars"])),
+    ):
+        results = index.search(**ask, k=4)
+        assert [[pictures.index(Path(hit.path)) for hit in hits] for hits in results] == exact(queries, images, 4)
+        np.testing.assert_allclose([hits[0].score for hits in results], (queries @ images.T).max(axis=1), atol=1e-5)
+    assert {hit.kind for hit in index.search(images=[pictures[0]])[0]} == {"clip"}
+    best = index.search(images=[pictures[3]], kind="image", k=1)[0][0]
+    assert (best.path, round(best.score, 4)) == (str(pictures[3]), 1.0)
+
+
+def test_picture_finds_pictures_where_there_are_no_clips(encoder, tmp_path):
+    for number in range(3):
+        picture(tmp_path / f"pictures/{number}.png", number)
+    update_index(encoder, tmp_path / "pictures", tmp_path / "index")
+    hits = Index.open(tmp_path / "index", model=encoder.model).search(images=[tmp_path / "pictures/1.png"])[0]
+    assert Path(hits[0].path).name == "1.png"
+
+
+def test_refusals(index):
+    for ask, words in (
+        ({}, "exactly one of"),
+        ({"texts": ["a"], "vectors": np.ones((1, DIMENSION))}, "exactly one of"),
+        ({"texts": ["a"], "k": 0}, "at least 1"),
+        ({"vectors": np.ones((1, 5))}, "have 24 dimensions"),
+        ({"vectors": np.zeros((1, DIMENSION))}, "zero or not finite"),
+        ({"texts": ["a"], "kind": "video"}, "one of image, clip"),
+    ):
+        with pytest.raises(SaySeeError, match=words):
+            index.search(**ask)
+
+
+def test_another_model_is_refused(index, hubert_folder, clip_folder, photos):
+    torch.manual_seed(5)
+    other = SpeechImageModel.from_encoders(hubert_folder, clip_folder)  # another head
+    with pytest.raises(SaySeeError, match="are of another model"):
+        Index.open(index.folder, model=other).search(texts=["a"])
+    with pytest.raises(SaySeeError, match="are of another model"):
+        update_index(Encoder(other, "other"), photos, index.folder)
+    with sqlite3.connect(index.folder / "items.sqlite") as connection:
+        connection.execute("UPDATE about SET value = '32' WHERE name = 'dimension'")
+    connection.close()
+    with pytest.raises(SaySeeError, match="have 32 dimensions, those of the model"):
+        Index.open(index.folder, model=index.encoder.model).search(texts=["a"])
+
+
+def test_index_finds_its_model_and_says_when_it_is_gone(encoder, model_folder, photos, tmp_path):
+    update_index(encoder, photos, tmp_path / "index")
+    assert Index.open(tmp_path / "index").search(texts=["a red square"], k=1)[0]
+    model_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(SaySeeError, match=r"its model is no longer at .*--model"):
+        Index.open(tmp_path / "index").search(texts=["a"])
+    assert Index.open(tmp_path / "index", model=str(tmp_path / "elsewhere")).search(texts=["a"], k=1)[0]
+
+
+# ---------------------------------------------------------------------- --where
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("folder LIKE 'holiday%'", 4),
+        ("folder = 'work' OR name IN ('0.png', '1.png')", 4),
+        ("size > 0 AND (length(name) = 5)", 6),
+        ("path GLOB 'work/*' -- ", None),
+        ("name = 'it''s' or not name like '%;%'", 6),
+        ("coalesce(metadata ->> 'speaker', '') = ''", 6),
+    ],
+)
+def test_condition_chooses_rows(index, condition, expected):
+    if expected is None:
+        with pytest.raises(SaySeeError, match="cannot be used"):
+            index.search(vectors=np.ones((1, DIMENSION)), where=condition)
+    else:
+        assert len(index.search(vectors=np.ones((1, DIMENSION)), where=condition)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "",
+        "1); DROP TABLE items; --",
+        "1) UNION SELECT item FROM vectors WHERE (1",
+        "1 OR 1) --",
+        "1 OR 1) /*",
+        "id IN (SELECT item FROM vectors)",
+        "id IN vectors",
+        "EXISTS (SELECT 1 FROM sqlite_master)",
+        "EXISTS (SELECT 1 FROM items)",
+        "(SELECT value FROM about) IS NOT NULL",
+        "id IN pragma_database_list",
+        "load_extension('evil')",
+        "length(randomblob(1000000000)) > 0",
+        "length(zeroblob(1000000000)) > 0",
+        "length(printf('%1000000000d', 1)) > 0",
+        "name = ?",
+        "name = :name",
+        "vector IS NOT NULL",
+        "name = 'open",
+        "[name] = 1",
+        "name = 'a' \x00",
+        "nothing = 1",
+        "(" * 3000 + "1" + ")" * 3000,
+        "1" * 20_000,
+        "name = '\ud800'",
+        "readfile('/etc/passwd') IS NOT NULL",
+        "ATTACH DATABASE '/tmp/x' AS y",
+    ],
+)
+def test_condition_that_asks_for_more_is_refused(index, condition):
+    with pytest.raises(SaySeeError, match="cannot be used") as refused:
+        index.search(vectors=np.ones((1, DIMENSION)), where=condition)
+    assert len(str(refused.value)) < 500
+    assert sum(index.counts().values()) == 9
+
+
+# ---------------------------------------------------------------------- the fast copy
+
+
+def test_every_size_finds_what_exact_search_finds(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 1_000)
+    monkeypatch.setattr(fast_copy, "EXACT_ROWS", 5_000)
+    rng = np.random.default_rng(1)
+    for count, method in ((800, "exact, from memory"), (3_000, "exact, fp16"), (12_000, "approximate, ")):
+        vectors = clustered(count)
+        index = given(tmp_path / str(count), encoder, vectors)
+        queries = vectors[rng.integers(0, count, 100)] + 0.1 * rng.standard_normal((100, DIMENSION)).astype(np.float32)
+        assert recall(numbers(index.search(vectors=queries)), exact(queries, vectors, 10)) >= 0.99
+        assert index._searcher("image").method.startswith(method)
+        every = [number for number in range(count) if number % 7 in (1, 3)]
+        found = numbers(index.search(vectors=queries, where="metadata ->> 'week' IN ('1', '3')"))
+        truth = [[every[place] for place in places] for places in exact(queries, vectors[every], 10)]
+        assert recall(found, truth) >= 0.99
+
+
+def test_fast_copy_follows_the_truth(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
+    vectors = clustered(300)
+    index = given(tmp_path / "given", encoder, vectors)
+    assert numbers(index.search(vectors=vectors[:5], k=1)) == [[0], [1], [2], [3], [4]]
+    store = Store(index.folder)
+    with store.writing() as writer, writer.transaction():
+        # As a run that was killed before it came to the fast copy.
+        writer.put([Item("image", "9000.jpg")], to_blobs(-vectors[:1], index.about))
+    (file,) = index.folder.glob("*.faiss")
+    assert index.check() == [
+        f"{index.folder}: the fast copy of its images is missing or stale; run 'saysee index --compact {index.folder}'"
+    ]
+    assert numbers(index.search(vectors=-vectors[:1], k=1)) == [[9000]]
+    assert not file.exists()
+    (file,) = index.folder.glob("*.faiss")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    assert "is damaged" in index.check()[0]
+    index.compact()
+    assert index.check() == []
+    file.unlink(missing_ok=True)
+    with store.writing():  # while another writes, the truth itself is searched
+        for path in index.folder.glob("*.faiss"):
+            path.unlink()
+        assert numbers(Index.open(index.folder).search(vectors=-vectors[:1], k=1)) == [[9000]]
+
+
+def test_check_finds_a_damaged_vector(index):
+    assert index.check() == []
+    with sqlite3.connect(index.folder / "items.sqlite") as connection:
+        connection.execute("UPDATE vectors SET vector = zeroblob(96) WHERE item = 1")
+    connection.close()
+    assert index.check() == [f"{index.folder}: the vector of row 1 is damaged; index anew"]
+
+
+def test_compact_gives_room_back(encoder, tmp_path):
+    vectors = clustered(3_000)
+    index = given(tmp_path / "given", encoder, vectors)
+    with Store(index.folder).writing() as writer:
+        writer.remove([item for item in writer.known().values() if item.id > 10])
+    before, after = index.compact()
+    assert after < before / 3
+    assert numbers(index.search(vectors=vectors[:1], k=1)) == [[0]]
+
+
+# ---------------------------------------------------------------------- vectors that the user has
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_given_vectors_answer_as_encoded_ones(encoder, photos, tmp_path, kind):
+    pictures = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    vectors = (3.0 * encoder.model.encode_images([photos / path for path in pictures])).astype(np.float16)
+    if kind == "npy":
+        np.save(photos / "vectors.npy", vectors)
+    else:
+        pq.write_table(
+            pa.table({"name": pictures, "v": pa.array(list(vectors.astype(np.float32)))}), photos / "vectors.parquet"
+        )
+    with (photos / "ids.csv").open("w", encoding="utf-8") as file:
+        csv.writer(file).writerows([["image_path", "caption"], *([path, f"of {path}"] for path in pictures)])
+    report = index_vectors(encoder, photos / f"vectors.{kind}", photos / "ids.csv", tmp_path / "given")
+    assert report.notes == ["6 vectors were not of length 1; all are kept as unit vectors"]
+    update_index(encoder, photos, tmp_path / "encoded")
+    results = []
+    for folder in ("given", "encoded"):
+        hits = Index.open(tmp_path / folder, model=encoder.model).search(speech=[photos / "clips/1.wav"])[0]
+        results.append([(hit.path, round(hit.score, 2)) for hit in hits])
+    assert results[0] == results[1]
+    with Store(tmp_path / "given").reading() as connection:
+        about = Store(tmp_path / "given").about()
+        assert about.precision == ("float16" if kind == "npy" else "float32")
+        assert sum(len(ids) for ids, _ in blocks(connection, about, "image")) == 6
+
+
+def test_given_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path):
+    def refused(vectors: np.ndarray, lines: str, words: str) -> None:
+        np.save(tmp_path / "v.npy", vectors, allow_pickle=True)
+        (photos / "ids.csv").write_text(lines)
+        with pytest.raises(SaySeeError, match=words):
+            index_vectors(encoder, tmp_path / "v.npy", photos / "ids.csv", tmp_path / "given")
+
+    two = "path\nholiday/0.png\nholiday/1.png\n"
+    rng = np.random.default_rng(0)
+    refused(rng.standard_normal((2, 7)), two, "7 dimensions, and the model .* has 24")
+    refused(rng.standard_normal((3, DIMENSION)), two, "2 lines for the 3 vectors")
+    refused(rng.standard_normal((2, DIMENSION)), "path\na.png\na.png\n", "line 3: 'a.png' is there twice")
+    refused(rng.standard_normal((2, DIMENSION)), "colour\nred\nblue\n", "no column 'path'")
+    refused(np.array([{"a": 1}], object), two, "holds no vectors that can be read")
+    refused(rng.standard_normal((2, DIMENSION)), two, "not of the image encoder of .*median cosine")
+    assert not (tmp_path / "given").exists()
+
+
+def test_what_cannot_be_checked_is_told(encoder, tmp_path):
+    vectors = clustered(5)
+    vectors[2] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    (tmp_path / "ids.csv").write_text("path\n" + "".join(f"https://example.org/{n}.jpg\n" for n in range(5)))
+    report = index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "given")
+    assert "only the dimension was checked" in report.notes[0]
+    assert report.refused == [("https://example.org/2.jpg", "its vector is zero or not finite")]
+    hits = Index.open(tmp_path / "given").search(vectors=vectors[:1], k=1)[0]
+    assert hits[0].path == "https://example.org/0.jpg"
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_commands(model_folder, photos, tmp_path, capsys):
+    index = str(tmp_path / "index")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    (photos / "bad.png").write_text("no picture")
+    code, output, errors = run("index", model_folder, photos, "--to", index, "--json")
+    assert (code, json.loads(output)["encoded"]) == (0, 9)
+    assert "bad.png: is not a picture" in errors
+    code, output, _ = run("search", index, photos / "clips/0.wav", "--text", "two green stars", "-k", 3, "--json")
+    assert [len(result["hits"]) for result in json.loads(output)["results"]] == [3, 3]
+    code, output, errors = run("search", index, photos, "--for", "images", "-k", "1", "--json")
+    results = {result["query"]: result["hits"][0]["path"] for result in json.loads(output)["results"]}
+    assert len(results) == 9
+    assert results[str(photos / "work/4.png")] == str(photos / "work/4.png")
+    assert "bad.png" in errors
+    code, output, _ = run("search", index, photos / "clips/0.wav", "--where", "folder LIKE 'work%'")
+    assert code == 0
+    assert "work/4.png" in output
+    assert "holiday" not in output
+    assert run("index", "--check", index)[:2] == (0, f"{index}: 6 pictures and 3 clips, all well\n")
+    assert run("index", "--compact", index)[0] == 0
+    for words in (
+        ("search", index),
+        ("search", index, photos / "bad.png"),
+        ("search", index, "a.txt"),
+        ("search", tmp_path / "nowhere", "--text", "a"),
+        ("search", index, "--text", "a", "--where", "1); --"),
+        ("index", model_folder, "--to", index),
+        ("index", "--check", index, "--to", index),
+        ("index", model_folder, tmp_path / "nowhere", "--to", index),
+        ("index", "--from-vectors", "v.npy", "--to", index),
+    ):
+        code, output, errors = run(*words)
+        assert (code, output, errors.count("\n")) == (2, "", 1), words
+
+
+def test_names_with_brackets_are_printed_as_they_are(encoder, tmp_path, model_folder, capsys):
+    picture(tmp_path / "photos/[bold]a.png", 1)
+    clip(tmp_path / "photos/[red].wav", 1)
+    update_index(encoder, tmp_path / "photos", tmp_path / "index")
+    assert main(["search", str(tmp_path / "index"), str(tmp_path / "photos/[red].wav")]) == 0
+    output = capsys.readouterr().out
+    assert "[bold]a.png" in output
+    assert "[red].wav" in output

@@ -1,0 +1,132 @@
+"""``saysee evaluate`` on several corpora and of a cascade, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from saysee.cli import main
+from saysee.data.manifest import Manifest, Row
+from saysee.evaluation.protocols import corpus_names, evaluate
+from saysee.model.retriever import SpeechImageModel
+
+TEXTS = ["a red square", "two green stars", "a dog runs on the beach"]  # words that the tiny CLIP knows
+
+
+@pytest.fixture
+def manifests(tmp_path: Path, sounds: Any) -> list[str]:
+    """Two corpora: three pictures, then two, with a clip each and a text for it."""
+    rng = np.random.default_rng(5)
+    paths = []
+    for name, count in (("one", 3), ("two", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = []
+        for number in range(count):
+            soundfile.write(folder / f"{number}.wav", sounds[number] * rng.uniform(0.5, 1), 16_000)
+            picture = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"{number}.png")
+            rows.append(Row(f"{number}.wav", f"{number}.png", str(number), "test", TEXTS[number], speaker="ann"))
+        paths.append(folder / "manifest.jsonl")
+        Manifest(rows, folder).write(paths[-1])
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path, hubert_configs: Any, clip_config: Any) -> str:
+    SpeechImageModel.from_encoders(hubert_configs["base"], clip_config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(["evaluate", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_several_manifests_give_a_row_each_and_each_what_it_scores_alone(
+    manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(output_of(capsys, model_folder, "--json", *manifests))
+    assert found["model"] == model_folder
+    assert [corpus["manifest"] for corpus in found["corpora"]] == manifests
+    model = SpeechImageModel.from_pretrained(model_folder)
+    for path, corpus in zip(manifests, found["corpora"], strict=True):
+        alone = evaluate(model, Manifest.read(path), progress=False).overall
+        assert corpus["overall"] == json.loads(json.dumps(alone.to_dict()))
+        assert corpus["overall"]["clips"] == alone.gallery_images
+    lines = output_of(capsys, model_folder, *manifests).splitlines()
+    rows = {line.split("│")[1].strip(): line for line in lines if line.count("│") > 9}
+    assert rows.keys() == {"one", "two"}
+    for name, corpus in zip(rows, found["corpora"], strict=True):
+        assert f"{corpus['overall']['mean_R@1']:.1f}" in rows[name]
+
+
+def test_one_manifest_gives_what_it_gave_also_behind_a_flag(
+    manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(output_of(capsys, model_folder, "--by", "speaker", manifests[0], "--json"))
+    assert (found["model"], found["manifest"], found["split"]) == (model_folder, manifests[0], "test")
+    assert found["by"]["speaker"]["ann"]["clips"] == 3
+    assert "speaker = ann" in output_of(capsys, model_folder, "--by", "speaker", manifests[0])
+
+
+def test_a_cascade_on_the_manifests_texts_is_scored_and_needs_no_model(
+    manifests: list[str], clip_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cascade = ["--cascade", "--transcripts", "manifest", "--clip", str(clip_folder)]
+    one = json.loads(output_of(capsys, *cascade, manifests[1], "--json"))
+    assert one["cascade"] == {"transcripts": "manifest", "clip": str(clip_folder)}
+    assert one["word_errors"] is None
+    assert one["overall"]["clips"] == 2
+    both = json.loads(output_of(capsys, *cascade, *manifests, "--json"))
+    assert both["corpora"][1]["overall"] == one["overall"]
+    assert "mean R@1" in output_of(capsys, *cascade, *manifests)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model"], "which manifest?"),
+        (["--cascade", "--asr", "a", "--clip", "b"], "required"),
+        (["model", "one", "two", "--by", "speaker"], "--by"),
+        (["model", "one", "--asr", "a"], "--asr is for a cascade"),
+        (["model", "one", "--transcripts", "manifest"], "--transcripts is for a cascade"),
+        (["--cascade", "--asr", "a", "one"], "needs --clip"),
+        (["--cascade", "--clip", "b", "one"], "needs either --asr"),
+        (["--cascade", "--clip", "b", "--asr", "a", "--transcripts", "manifest", "one"], "not both"),
+        (["--cascade", "--clip", "b", "--transcripts", "manifest", "--language", "en", "one"], "--language"),
+        (["model", "one", "--nosuch", "two"], "--nosuch"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused_in_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["evaluate", *words])
+    except SystemExit as stop:  # argparse's way out
+        code = int(stop.code or 0)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_a_split_that_one_corpus_lacks_is_refused_before_the_model_is_looked_for(
+    manifests: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(manifests[1])
+    path.write_text(path.read_text().replace('"test"', '"val"'))
+    assert main(["evaluate", "no/model", *manifests]) == 2
+    assert f"{path}: no split 'test'" in capsys.readouterr().err
+
+
+def test_corpora_are_named_by_stem_folder_or_path() -> None:
+    assert corpus_names(["a/flickr8k.parquet", "scenes/manifest.parquet"]) == ["flickr8k", "scenes"]
+    assert corpus_names(["a/coco.parquet", "b/coco.jsonl"]) == ["a/coco.parquet", "b/coco.jsonl"]
