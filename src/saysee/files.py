@@ -1,4 +1,4 @@
-"""Small files that a kill must not leave half written."""
+"""What a kill or a power cut must not leave half written."""
 
 from __future__ import annotations
 
@@ -14,3 +14,16 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Waits until the contents of a file, or the entries of a folder, are on the disk."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # Windows flushes a rename by itself and cannot open folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

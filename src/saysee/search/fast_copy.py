@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
+from saysee.files import flush
 from saysee.search.store import KINDS, About, Kind, Vectors, Writer, blocks, count, ids_of, noted, stamp, vectors_of
 
 MEMORY_ROWS = 20_000
@@ -176,9 +177,9 @@ def _write(writer: Writer, about: About, kind: Kind) -> Faiss:
     scratch = writer.folder / f"{_UNFINISHED}{path.name}"
     try:
         faiss.write_index(index, os.fspath(scratch))
-        _flush(scratch)
+        flush(scratch)
         scratch.replace(path)
-        _flush(writer.folder)
+        flush(writer.folder)
     except RuntimeError:  # how faiss tells a full disk
         raise SaySeeError(
             f"{writer.folder}: no room for the fast copy (rows and vectors are safe); make room and run "
@@ -212,16 +213,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # Windows keeps what a reader has mapped; the next writer removes it
         return
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # a folder cannot be flushed there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(path: Path) -> str:

@@ -6,7 +6,6 @@ finds it whole.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from saysee.errors import CheckpointError
+from saysee.files import flush
 
 STATE_FILE = "state.pt"
 _STEP = re.compile(r"step-(\d{8})")
@@ -34,12 +34,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
-    _flush(temporary)
+    for path in [*temporary.rglob("*"), temporary]:
+        flush(path)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
-    _flush_directory(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -95,21 +96,3 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder} cannot be read ({type(error).__name__}); remove it to resume from the one before"
         ) from error
     return state
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    _flush_directory(folder)
-
-
-def _flush_directory(folder: Path) -> None:
-    if os.name == "nt":  # Windows flushes a rename by itself and cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
