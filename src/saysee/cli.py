@@ -309,11 +309,9 @@ def _index(options: argparse.Namespace) -> int:
         from saysee.search.indexing import update_index
         from saysee.search.sources import find_source
 
-        find_source(options.source)  # what is wrong with it is told before a model is loaded
+        source = find_source(options.source)  # what is wrong with it is told before a model is loaded
         encoder = Encoder.load(options.model, _device(options.device))
-        report = update_index(
-            encoder, options.source, options.to, batch_size=options.batch_size, workers=options.workers
-        )
+        report = update_index(encoder, source, options.to, batch_size=options.batch_size, workers=options.workers)
     else:
         if options.ids is None or options.model is None or options.source is not None:
             raise ConfigError("--from-vectors VECTORS goes with --ids IDS.csv --model MODEL --to INDEX and no folder")

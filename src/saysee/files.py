@@ -1,9 +1,15 @@
-"""What a kill or a power cut must not leave half written."""
+"""Files: what a kill or a power cut must not leave half written, and what tells that one has changed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+STILL_SECONDS = 2.0
+"""A file that changed less than this before it was read may change again within the same tick of the file system's
+clock; what was read of it is not remembered by its time."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,3 +33,15 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def fingerprint(*parts: bytes | memoryview | BinaryIO) -> str:
+    """A fingerprint of contents: BLAKE2b of 16 bytes, as hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, bytes | memoryview):
+            digest.update(part)
+        else:
+            while block := part.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

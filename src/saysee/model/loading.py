@@ -6,11 +6,28 @@ import os
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection, PreTrainedConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HubertModel,
+    PreTrainedConfig,
+)
 
 from saysee.errors import CheckpointError
 
 MEND = "give a folder in the Hugging Face layout or a name on the hub"
+
+
+def load_hubert(place: str | os.PathLike[str]) -> Any:
+    """A ``HubertModel`` in fp32.
+
+    Raises:
+        CheckpointError: there is no HuBERT at that place.
+    """
+    read_config(place, ("hubert",), "HuBERT", MEND)
+    return load_weights(HubertModel, place, "HuBERT", MEND)
 
 
 def load_clip(place: str | os.PathLike[str], text: bool) -> Any:

@@ -21,7 +21,7 @@ from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConf
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
-from saysee.model.loading import MEND, first_line, load_clip, load_weights, read_config, vision_alone
+from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, read_config, vision_alone
 from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
@@ -90,7 +90,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         """
         speech = speech if isinstance(speech, HubertConfig) else place_of(speech)
         image = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
-        hubert = speech if isinstance(speech, HubertConfig) else _load_hubert(speech)
+        hubert = speech if isinstance(speech, HubertConfig) else load_hubert(speech)
         clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else load_clip(image, text)
         image_config = clip if isinstance(clip, CLIPConfig | CLIPVisionConfig) else clip.config
         if isinstance(image_config, CLIPConfig) and not text:
@@ -347,8 +347,3 @@ def _train_last(module: nn.Module, layers: nn.ModuleList, count: Layers, setting
         )
     for layer in layers[len(layers) - count :]:
         layer.requires_grad_(True)
-
-
-def _load_hubert(place: str | os.PathLike[str]) -> Any:
-    read_config(place, ("hubert",), "HuBERT", MEND)
-    return load_weights(HubertModel, place, "HuBERT", MEND)

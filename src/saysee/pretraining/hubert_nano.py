@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import HubertConfig
 
-from saysee.errors import ConfigError
+from saysee.errors import CheckpointError, ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
@@ -144,7 +144,7 @@ def _labels(settings: HubertNanoSettings, pool: SpeechPool) -> FrameLabels:
         return mfcc_labels(pool, encoder.frame_seconds, settings.clusters, settings.loop.seed)
     try:
         return hubert_labels(pool, Path(settings.labels), settings.clusters, settings.loop.seed)
-    except OSError as error:
+    except CheckpointError as error:
         raise ConfigError(
             f"labels is {settings.labels!r}, where no HuBERT is ({' '.join(str(error).split())}); give phones, mfcc, "
             "or the folder of a HuBERT"

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import HubertConfig, HubertModel
 from transformers.audio_utils import mel_filter_bank, spectrogram
 
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
+from saysee.model.loading import load_hubert
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 from saysee.pretraining.speech import SpeechPool
@@ -122,11 +122,12 @@ def hubert_labels(pool: SpeechPool, folder: Path, clusters: int, seed: int) -> C
         seed: of the first centres.
 
     Raises:
-        OSError: there is no such model.
+        CheckpointError: there is no such model.
     """
-    config = HubertConfig.from_pretrained(folder)
-    encoder = SpeechEncoder(config, HeadConfig(heads=1, speech_layers=[config.num_hidden_layers // 2]), width=1)
-    encoder.hubert.load_state_dict(HubertModel.from_pretrained(folder, dtype=torch.float32).state_dict())
+    hubert = load_hubert(folder)
+    middle = hubert.config.num_hidden_layers // 2
+    encoder = SpeechEncoder(hubert.config, HeadConfig(heads=1, speech_layers=[middle]), width=1)
+    encoder.hubert.load_state_dict(hubert.state_dict())
     encoder.eval()
     processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
 

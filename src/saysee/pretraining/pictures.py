@@ -206,22 +206,22 @@ class PicturePool:
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """[N, H, W, 3]."""
-        return np.concatenate([np.load(chunk.folder / "pixels.npy") for chunk in self.chunks])
+        return self._joined("pixels")
 
     @cached_property
     def labels(self) -> NDArray[np.uint8]:
         """[N, len(LABELS), P], see :func:`patch_labels`."""
-        return np.concatenate([np.load(chunk.folder / "labels.npy") for chunk in self.chunks])
+        return self._joined("labels")
 
     @cached_property
     def silhouettes(self) -> NDArray[np.uint8]:
         """[N, P, bytes], see :func:`patch_silhouettes`."""
-        return np.concatenate([np.load(chunk.folder / "silhouettes.npy") for chunk in self.chunks])
+        return self._joined("silhouettes")
 
     @cached_property
     def surroundings(self) -> NDArray[np.uint8]:
         """[N, P, bytes], see :func:`patch_surroundings`."""
-        return np.concatenate([np.load(chunk.folder / "surroundings.npy") for chunk in self.chunks])
+        return self._joined("surroundings")
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -240,6 +240,9 @@ class PicturePool:
                 units.append((number,))
             twin_of_next = item["twin"]
         return units
+
+    def _joined(self, name: str) -> NDArray[np.uint8]:
+        return np.concatenate([np.load(chunk.folder / f"{name}.npy") for chunk in self.chunks])
 
     def _items(self) -> Iterator[dict[str, Any]]:
         for chunk in self.chunks:

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
-from saysee.pretraining.speech import SpeechPool, SpokenItem
+from saysee.pretraining.labels import SILENCE, PhoneLabels
+from saysee.pretraining.speech import SpeechPool
 
 BATCH = 25
 FRAMES = 30_000
@@ -57,15 +58,12 @@ def probe_phones(
         utterances: see ``fit``.
         seed: of the frames that are drawn.
     """
-    names: dict[str, int] = {}
-    for item in fit.items:
-        for name, _, _ in item.phones:
-            names.setdefault(name, len(names))
-    train_states, train_phones = _frames(encoder, fit, fit.items[:utterances], names)
-    test_states, test_phones = _frames(encoder, held_out, held_out.items, names)
+    labels = PhoneLabels(fit)
+    train_states, train_phones = _frames(encoder, fit, min(utterances, len(fit.items)), labels)
+    test_states, test_phones = _frames(encoder, held_out, len(held_out.items), labels)
     drawn = torch.randperm(len(train_phones), generator=torch.Generator().manual_seed(seed))[:FRAMES]
     right = [
-        _linear_probe(train[drawn], train_phones[drawn], test, test_phones, len(names))
+        _linear_probe(train[drawn], train_phones[drawn], test, test_phones, labels.classes - 1)
         for train, test in zip(train_states, test_states, strict=True)
     ]
     most = int(train_phones.bincount().argmax())
@@ -74,26 +72,22 @@ def probe_phones(
 
 @torch.no_grad()
 def _frames(
-    encoder: SpeechEncoder, pool: SpeechPool, items: list[SpokenItem], names: dict[str, int]
+    encoder: SpeechEncoder, pool: SpeechPool, utterances: int, labels: PhoneLabels
 ) -> tuple[list[Tensor], Tensor]:
-    """The spoken frames' hidden states, (L + 1) x [N, S], and their phones [N]."""
+    """The spoken frames' hidden states of the first utterances, (L + 1) x [N, S], and their phones [N], from 0."""
     processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
     parts: list[list[Tensor]] = []
     phones: list[Tensor] = []
     middles = frame_middles(encoder)
-    for start in range(0, len(items), BATCH):
-        clips = [
-            processor.prepare_speech(pool.waveform(number)) for number in range(start, min(start + BATCH, len(items)))
-        ]
+    for start in range(0, utterances, BATCH):
+        numbers = range(start, min(start + BATCH, utterances))
+        clips = [processor.prepare_speech(pool.waveform(number)) for number in numbers]
         states, mask = encoder.layer_states(*processor.pad(clips))
-        labels = torch.full(mask.shape, -1)
-        for row, item in enumerate(items[start : start + BATCH]):
-            for name, begin, end in item.phones:
-                first, last = np.searchsorted(middles, (begin, end))
-                labels[row, first:last] = names.get(name, -1)
-        spoken = mask & (labels >= 0)
+        times = middles[: mask.shape[1]]
+        told = torch.from_numpy(np.stack([labels.at(pool, number, times) for number in numbers]))
+        spoken = mask & (told != SILENCE)
         parts.append([state[spoken].float() for state in states])
-        phones.append(labels[spoken])
+        phones.append(told[spoken] - 1)
     return [torch.cat(layer) for layer in zip(*parts, strict=True)], torch.cat(phones)
 
 

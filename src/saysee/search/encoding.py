@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saysee.errors import SaySeeError
+from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
@@ -115,16 +115,15 @@ class Encoder:
 
 
 def _fingerprint(model: SpeechImageModel) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     processor = model.processor
     pictures = {name: getattr(processor.image_processor, name, None) for name in _PICTURE_SETTINGS}
     settings = {"pictures": pictures, "normalised speech": processor.feature_extractor.do_normalize}
-    digest.update(json.dumps(settings, sort_keys=True, default=_plain).encode())
+    parts: list[bytes | memoryview] = [json.dumps(settings, sort_keys=True, default=_plain).encode()]
     for name, weight in sorted(model.state_dict().items()):
         if not name.startswith("fusion."):
-            digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            flat = weight.detach().cpu().contiguous().reshape(-1)
+            parts += [f"{name} {weight.dtype} {list(weight.shape)}".encode(), flat.view(torch.uint8).numpy().data]
+    return fingerprint(*parts)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ name, flushed to the disk, renamed, and read by mapping it into memory.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
-from saysee.files import flush
+from saysee.files import fingerprint, flush
 from saysee.search.store import KINDS, About, Kind, Vectors, Writer, blocks, count, ids_of, noted, stamp, vectors_of
 
 MEMORY_ROWS = 20_000
@@ -217,10 +216,7 @@ def _remove(path: Path) -> None:
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return fingerprint(file)
 
 
 # ---------------------------------------------------------------------- building

@@ -5,7 +5,6 @@ Threads read and decode ahead while the model encodes. Each batch is one transac
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saysee.errors import SaySeeError
+from saysee.files import STILL_SECONDS, fingerprint
 from saysee.media.source import printable
 from saysee.progress import ProgressBar, progress_bar
 from saysee.search import fast_copy
@@ -23,9 +23,6 @@ from saysee.search.encoding import Encoder
 from saysee.search.sources import Source, beside, find_source, root_of
 from saysee.search.store import KINDS, About, Item, Kind, Store, Writer, count, to_blobs
 
-_STILL_NS = 2 * 10**9
-"""A file that changed less than this before it was read may change again within the same tick of the file system's
-clock; its time is not remembered, and its content is looked at again."""
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
 
@@ -74,7 +71,7 @@ class IndexReport:
 
 def update_index(
     encoder: Encoder,
-    place: str | os.PathLike[str],
+    place: str | os.PathLike[str] | Source,
     to: str | os.PathLike[str],
     *,
     batch_size: int = 32,
@@ -87,7 +84,7 @@ def update_index(
 
     Args:
         encoder: the model.
-        place: a folder or a manifest.
+        place: a folder or a manifest, or what :func:`saysee.search.sources.find_source` found there.
         to: folder of the index.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; none for as many as there are cores.
@@ -98,7 +95,7 @@ def update_index(
     """
     if batch_size < 1 or (workers is not None and workers < 1):
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
-    source = find_source(place)
+    source = place if isinstance(place, Source) else find_source(place)
     store = Store(Path(to))
     with store.writing() as writer:
         known = writer.known() if writer.about else {}
@@ -108,7 +105,9 @@ def update_index(
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
-        raise SaySeeError(f"{place}: none of {len(report.refused)} files can be used; the first is {path} ({reason})")
+        raise SaySeeError(
+            f"{source.place}: none of {len(report.refused)} files can be used; the first is {path} ({reason})"
+        )
     return report
 
 
@@ -240,7 +239,7 @@ class _Run:
             status = self._status(item)
             if status is not None and path.is_file():
                 item.size, item.mtime_ns = status
-                if time.time_ns() - status[1] < _STILL_NS:
+                if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
                     item.mtime_ns = None
                 item.hash = _content(path)
                 if (item.kind, item.hash) in self.contents:
@@ -335,8 +334,5 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _content(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return fingerprint(file)

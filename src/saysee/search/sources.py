@@ -22,11 +22,13 @@ class Source:
         root: folder that relative paths start from, absolute.
         name: "." for the folder itself, else the manifest's name in it.
         items: the pictures and clips, each once.
+        place: the folder or manifest as it was given, for messages.
     """
 
     root: Path
     name: str
     items: list[Item]
+    place: str
 
 
 def find_source(place: str | os.PathLike[str]) -> Source:
@@ -41,7 +43,7 @@ def find_source(place: str | os.PathLike[str]) -> Source:
     if path.is_dir() or not path.exists():
         return _of_folder(path)
     manifest = Manifest.read(path)
-    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(manifest))
+    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(manifest), os.fspath(place))
 
 
 def kind_of(path: str | os.PathLike[str]) -> Kind | None:
@@ -97,7 +99,7 @@ def _of_folder(folder: Path) -> Source:
     items += [Item("clip", listing.relative(path)) for path in listing.files(AUDIO_SUFFIXES)]
     if not items:
         raise SaySeeError(f"{folder}: no picture and no clip there; name the folder that holds them")
-    return Source(Path(os.path.abspath(folder)), ".", items)
+    return Source(Path(os.path.abspath(folder)), ".", items, os.fspath(folder))
 
 
 def _of_manifest(manifest: Manifest) -> list[Item]:

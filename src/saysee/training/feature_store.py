@@ -9,7 +9,6 @@ says is removed, and its keys are missing again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -19,12 +18,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
+from saysee.files import STILL_SECONDS, fingerprint
 from saysee.progress import progress_bar
 
 Values = NDArray[np.int16]
@@ -36,9 +36,6 @@ LEFTOVER_SECONDS = 3600
 """An unfinished file is a killed run's when it is older: writing a shard takes seconds."""
 OPEN_SHARDS = 256
 """Shards mapped at once, well below the usual limit of 1,024 open files."""
-STILL_SECONDS = 2.0
-"""A file that changed less than this before it was read may change again within the same tick of the file system's
-clock; its fingerprint is not remembered."""
 
 
 class FeatureStore:
@@ -183,18 +180,6 @@ class FileFingerprints:
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError):  # none yet, or damaged: every file is read again
             return {}
-
-
-def fingerprint(*parts: bytes | memoryview | BinaryIO) -> str:
-    """A fingerprint of contents: BLAKE2b of 16 bytes, as hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, bytes | memoryview):
-            digest.update(part)
-        else:
-            while block := part.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -37,6 +37,7 @@ from saysee.data.loader import Plan, clip_seconds
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
+from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.progress import progress_bar
@@ -52,7 +53,7 @@ from saysee.training.feature_computing import (
     prepare_image,
 )
 from saysee.training.feature_loader import FeatureBatch
-from saysee.training.feature_store import FeatureStore, FileFingerprints, Values, fingerprint, folder_bytes
+from saysee.training.feature_store import FeatureStore, FileFingerprints, Values, folder_bytes
 
 FORMAT = 1
 """Part of every place: raise it when this package's encoders come to give something else for the same input."""
