@@ -23,7 +23,7 @@ from saysee.errors import CheckpointError, ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
-from saysee.pretraining.labels import SILENCE, FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
+from saysee.pretraining.labels import FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
 from saysee.pretraining.loop import LoopSettings, run_steps
 from saysee.pretraining.probe import frame_middles, probe_phones
 from saysee.pretraining.speech import SpeechPool, SpokenItem, augmented, vocal_tract
@@ -202,18 +202,14 @@ class _Training:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Percent of held-out voices' frames whose label is right, nothing hidden, and of words.
-
-        Silence, which is easy to tell, does not count among the phones; of the clusters, all count.
-        """
-        least = SILENCE + 1 if isinstance(self.labels, PhoneLabels) else 0
+        """Percent of held-out voices' frames whose label is right, nothing hidden, and of words."""
         right, counted, words = 0.0, 0, []
         for start in range(0, len(self.held_out.items), 25):
             numbers = list(range(start, min(start + 25, len(self.held_out.items))))
             hidden, frames = self._encode([self.held_out.waveform(number) for number in numbers], None)
             usual = [1.0] * len(numbers)
             labels = self._labels_at(self.held_out, numbers, usual, frames.shape[1])
-            asked = frames & (labels >= least)
+            asked = frames & (labels >= self.labels.least)
             right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[asked].sum())
             counted += int(asked.sum())
             words.append(self._word_loss(hidden, [self.held_out.items[number] for number in numbers], usual)[1])
@@ -263,7 +259,7 @@ class _Training:
         rows, firsts, lasts, names = [], [], [], []
         for row, (item, speed) in enumerate(zip(items, speeds, strict=True)):
             for name, start, end in item.words:
-                first, last = np.searchsorted(self.middles * speed, (start, end))
+                first, last = np.searchsorted(self.middles, (start / speed, end / speed))
                 last = min(int(last), hidden.shape[1])
                 if name in self.words and last > first:
                     rows.append(row)

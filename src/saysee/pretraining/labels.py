@@ -37,9 +37,15 @@ MEL_BANDS = 40
 
 
 class FrameLabels(Protocol):
-    """Labels of the utterances of a pool, 0 to ``classes`` - 1."""
+    """Labels of the utterances of a pool, 0 to ``classes`` - 1.
+
+    Attributes:
+        classes: how many there are.
+        least: the first that counts when it is asked how many are told: silence, which is easy, does not.
+    """
 
     classes: int
+    least: int
 
     def at(self, pool: SpeechPool, number: int, times: NDArray[np.float64]) -> NDArray[np.int64]:
         """The labels of an utterance at these times, in rising seconds of the clean clip."""
@@ -55,7 +61,7 @@ class PhoneLabels:
 
     def __init__(self, pool: SpeechPool) -> None:
         self.phones = numbered(name for item in pool.items for name, _, _ in item.phones)
-        self.classes = len(self.phones) + 1
+        self.classes, self.least = len(self.phones) + 1, SILENCE + 1
 
     def at(self, pool: SpeechPool, number: int, times: NDArray[np.float64]) -> NDArray[np.int64]:
         """See :class:`FrameLabels`."""
@@ -85,7 +91,7 @@ class ClusterLabels:
         clusters: int,
         seed: int,
     ) -> None:
-        self.classes = clusters
+        self.classes, self.least = clusters, 0
         self._features, self._frame_seconds = features, frame_seconds
         self._labels: dict[int, list[NDArray[np.int64]]] = {}
         fitted = range(min(FITTED_UTTERANCES, len(pool.items)))
