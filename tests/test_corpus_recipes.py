@@ -87,11 +87,11 @@ def test_denoising_is_the_paper_preset_and_goes_off_by_one_flag(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_with_commands_that_fit_each_other(name):
     """The manifest that is written is the one trained on, and the model that is evaluated is the one trained."""
-    from saysee.cli import _build_parser
+    from saysee.cli import build_parser
 
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     data, train, evaluate = (shlex.split(line)[1:] for line in re.findall(r"^#   (saysee .*)$", text, re.MULTILINE))
-    recipe, parser = packaged(name), _build_parser()
+    recipe, parser = packaged(name), build_parser()
     assert parser.parse_args(data).to == recipe.data.manifest
     assert parser.parse_args(train).recipe == name
     assert parser.parse_args(evaluate).places == [f"{recipe.output}/best", recipe.data.manifest]

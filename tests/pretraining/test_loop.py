@@ -179,6 +179,15 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine():
     assert schedule(0, replace(settings, warmup_steps=0)) == 1
 
 
+def test_each_cycle_of_the_schedule_has_half_the_peak_of_the_one_before():
+    once = LoopSettings(steps=110, batch_size=1, lr=1.0, warmup_steps=10)
+    twice = replace(once, steps=220, cycles=2)
+    assert [schedule(step, twice) for step in range(110)] == [schedule(step, once) for step in range(110)]
+    assert [schedule(step + 110, twice) for step in range(110)] == pytest.approx(
+        [0.5 * schedule(step, once) for step in range(110)]
+    )
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "checkpoint_every"])
 def test_numbers_that_no_run_can_have_are_refused(name):
     refused(lambda: replace(SETTINGS, **{name: 0}), f"loop.{name}", kind=ConfigError)

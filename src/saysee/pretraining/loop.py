@@ -30,15 +30,18 @@ class LoopSettings:
 
     Attributes:
         steps: optimiser steps. batch_size: items in a batch. lr: peak learning rate of AdamW (linear warm-up, then a
-        cosine to 0). warmup_steps: steps of the warm-up. weight_decay: of matrices alone. clip_norm: the gradient's
-        norm is clipped to this. evaluate_every: steps between figures on held-out data. checkpoint_every: steps between
-        checkpoints. seed: of the weights, the order and the augmentation.
+        cosine to 0). warmup_steps: steps of the warm-up. cycles: the schedule is run through this many times in
+        ``steps``, each with half the peak of the one before (SGDR, arXiv 1608.03983): a finished run can so be gone on
+        with. weight_decay: of matrices alone. clip_norm: the gradient's norm is clipped to this. evaluate_every: steps
+        between figures on held-out data. checkpoint_every: steps between checkpoints. seed: of the weights, the order
+        and the augmentation.
     """
 
     steps: int
     batch_size: int
     lr: float
     warmup_steps: int
+    cycles: int = 1
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     evaluate_every: int = 250
@@ -47,7 +50,7 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         """Refuses numbers that no run can have."""
-        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "cycles", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -150,11 +153,15 @@ def run_steps(
 
 
 def schedule(step: int, settings: LoopSettings) -> float:
-    """The share of the peak learning rate at a step: a line up, then half a cosine down to 0."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    passed = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * passed))
+    """The share of ``lr`` at a step: a line up, then half a cosine down to 0; in each cycle half of the one before."""
+    length = math.ceil(settings.steps / settings.cycles)
+    cycle, place = divmod(step, length)
+    if place < settings.warmup_steps:
+        share = (place + 1) / settings.warmup_steps
+    else:
+        passed = (place - settings.warmup_steps) / max(length - settings.warmup_steps, 1)
+        share = 0.5 * (1 + math.cos(math.pi * passed))
+    return share * 0.5**cycle
 
 
 def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:

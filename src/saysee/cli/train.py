@@ -1,0 +1,126 @@
+"""``saysee train``, ``ablate`` and ``pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from saysee.cli.parsing import numbers, verb
+from saysee.cli.printing import EXIT_DONE, print_result, print_rich, quiet_libraries
+from saysee.errors import ConfigError
+
+
+def add_verbs(verbs: Any) -> None:
+    """Adds the verbs that make models."""
+    train = verb(
+        verbs,
+        "train",
+        _train,
+        "train what a recipe describes; --data.batch_size 64 and the like override it",
+        takes_settings=True,
+    )
+    train.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package"
+    )
+    train.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="never",
+        help="auto goes on with the run in the output folder; never refuses a folder that holds one (%(default)s)",
+    )
+    train.add_argument("--settings", action="store_true", help="list every setting with its default")
+
+    ablate = verb(
+        verbs,
+        "ablate",
+        _ablate,
+        "compare rows of settings over a recipe, seed by seed; --data.manifest and the like too",
+        takes_settings=True,
+    )
+    ablate.add_argument("recipe", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package")
+    ablate.add_argument("--to", required=True, metavar="DIR", help="folder of runs and tables; what is done is kept")
+    ablate.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each row (%(default)s)")
+    ablate.add_argument("--rows", metavar="NAME,NAME", help="run these rows only, and the baseline")
+    ablate.add_argument("--grid", metavar="FILE", help="a YAML file of rows; left out, the package's own")
+    ablate.add_argument(
+        "--sizes", default="", metavar="SHARE,SHARE", help="train on shares of the pictures too, such as 0.25,0.5,1"
+    )
+    ablate.add_argument("--split", default="test", help="which split scores them: val to choose (%(default)s)")
+
+    pretrain = verb(
+        verbs,
+        "pretrain",
+        _pretrain,
+        "make an encoder like the package's own; --loop.steps 100 and the like override",
+        takes_settings=True,
+    )
+    pretrain.add_argument("encoder", choices=("hubert", "clip"), help="which: hubert-nano or clip-nano")
+    pretrain.add_argument("--to", required=True, metavar="DIR", help="folder of data, log, checkpoints and model")
+    pretrain.add_argument("--recipe", metavar="FILE", help="a YAML file of settings; left out, the package's own")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.settings:
+        from saysee.config import recipe_help
+
+        print(recipe_help())
+        return EXIT_DONE
+    if options.recipe is None:
+        raise ConfigError("which recipe? 'saysee train RECIPE.yaml'; 'saysee train --settings' lists every setting")
+    from saysee.config import load_recipe
+
+    recipe = load_recipe(options.recipe, options.rest)
+    quiet_libraries()
+    from saysee.training.trainer import Trainer
+
+    result = Trainer(recipe).fit(resume=options.resume)
+    text = (
+        f"{recipe.output}/best: mean R@1 {result['best_val_mean_R@1']:.1f} % on {recipe.data.val_split} at step "
+        f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
+    )
+    print_result(options, {"model": f"{recipe.output}/best", **result}, text)
+    return EXIT_DONE
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    import shlex
+    from pathlib import Path
+
+    from saysee.studies.ablation import AblationSettings, run_ablation
+
+    result = run_ablation(
+        options.recipe,
+        options.to,
+        AblationSettings(
+            overrides=tuple(options.rest),
+            seeds=options.seeds,
+            rows=None if options.rows is None else tuple(name.strip() for name in options.rows.split(",")),
+            grid=None if options.grid is None else Path(options.grid),
+            sizes=tuple(numbers("--sizes", options.sizes)),
+            split=options.split,
+            command=shlex.join(["saysee", *options.words]),
+        ),
+    )
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        for table in result.to_tables():
+            print_rich(table)
+        print(f"table: {result.folder / 'table.md'}")
+    return EXIT_DONE
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    quiet_libraries()
+    from saysee.pretraining.recipes import ENCODERS, load_settings
+
+    settings = load_settings(options.encoder, options.recipe, options.rest)
+    figures = ENCODERS[options.encoder].pretrain(Path(options.to), settings)
+    model = Path(options.to) / "model"
+    shown = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
+    told = ", ".join(f"{name} {value}" for name, value in shown.items())
+    print_result(options, {"model": str(model), **figures}, f"{model}: {told}")
+    return EXIT_DONE
