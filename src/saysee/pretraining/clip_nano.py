@@ -70,7 +70,7 @@ class ClipNanoSettings:
     seeing_steps: int = 3000
     seeing_batch: int = 64
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=7500, batch_size=192, lr=2e-3, warmup_steps=100)
+        default_factory=lambda: LoopSettings(steps=15_000, batch_size=192, lr=2e-3, warmup_steps=100, cycles=2)
     )
 
     def __post_init__(self) -> None:
