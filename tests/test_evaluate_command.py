@@ -118,6 +118,32 @@ def test_words_that_do_not_go_together_are_refused_in_one_line(
     assert told in lines[0]
 
 
+def test_each_manifest_may_have_a_split_of_its_own(
+    manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the path itself holds a colon, and where one manifest is scored on two splits."""
+    colon = Path(manifests[1]).parent.with_name("two.parquet:copy")
+    Path(manifests[1]).parent.rename(colon)
+    path = colon / "m.jsonl"
+    rows = (colon / "manifest.jsonl").read_text().splitlines()
+    path.write_text("\n".join([rows[0].replace('"test"', '"val"'), rows[1].replace('"test"', '"test:b"')]) + "\n")
+    places = [manifests[0], f"{path}:val", f"{path}:test:b"]
+    found = json.loads(output_of(capsys, model_folder, *places, "--json"))["corpora"]
+    assert [corpus["manifest"] for corpus in found] == [manifests[0], str(path), str(path)]
+    assert [(corpus["split"], corpus["overall"]["clips"]) for corpus in found] == [
+        ("test", 3),
+        ("val", 1),
+        ("test:b", 1),
+    ]
+    table = output_of(capsys, model_folder, *places)
+    rows_shown = [line.split("│")[1].strip() for line in table.splitlines() if line.count("│") > 9]
+    assert rows_shown == ["one:test", "m:val", "m:test:b"]
+    alone = json.loads(output_of(capsys, model_folder, f"{path}:val", "--split", "test", "--json"))
+    assert (alone["manifest"], alone["split"]) == (str(path), "val")
+    assert main(["evaluate", model_folder, f"{path}:dev"]) == 2
+    assert f"{path}: no split 'dev'" in capsys.readouterr().err
+
+
 def test_a_split_that_one_corpus_lacks_is_refused_before_the_model_is_looked_for(
     manifests: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,3 +156,4 @@ def test_a_split_that_one_corpus_lacks_is_refused_before_the_model_is_looked_for
 def test_corpora_are_named_by_stem_folder_or_path() -> None:
     assert corpus_names(["a/flickr8k.parquet", "scenes/manifest.parquet"]) == ["flickr8k", "scenes"]
     assert corpus_names(["a/coco.parquet", "b/coco.jsonl"]) == ["a/coco.parquet", "b/coco.jsonl"]
+    assert corpus_names(["a/coco.parquet"] * 2, ["val", "test"]) == ["coco:val", "coco:test"]

@@ -54,6 +54,10 @@ class CheckpointError(SaySeeError):
     """A model folder or a checkpoint is missing, incomplete or of another run."""
 
 
+class LostProcessError(SaySeeError):
+    """Another of the processes that train together is gone."""
+
+
 class MissingExtraError(SaySeeError):
     """A feature needs an optional extra that is not installed."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from saysee.evaluation.attention import attention_on_object, frame_patch_similarity, patch_grid, word_maps
+from saysee.evaluation.attention import attention_on_object, patch_grid, word_maps
 
 LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
 TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
@@ -121,21 +121,6 @@ def test_torch_maps_of_low_precision_are_read():
     assert found.mass == pytest.approx(0.5, abs=0.1)
 
 
-def test_similarity_is_softmax_of_cosine_over_temperature():
-    frames, patches = np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -3.0]])
-    weights = frame_patch_similarity(frames, patches, 0.5)
-    e = np.exp([2, 0, -2, 0])
-    assert weights[0] == pytest.approx(e / e.sum())
-    assert weights[1] == pytest.approx([0.25] * 4)
-
-
-def test_similarity_stays_finite_at_a_small_temperature():
-    rng = np.random.default_rng(0)
-    weights = frame_patch_similarity(torch.from_numpy(rng.standard_normal((4, 8))), rng.standard_normal((9, 8)), 1e-6)
-    assert weights.sum(axis=1) == pytest.approx(np.ones(4))
-    assert attention_on_object(weights, [word(0, 0.08, 0)], [LEFT_HALF], HOP).words == 1
-
-
 @pytest.mark.parametrize(
     ("attention", "words", "objects", "message"),
     [
@@ -154,12 +139,6 @@ def test_similarity_stays_finite_at_a_small_temperature():
 def test_what_cannot_be_measured_is_refused(attention, words, objects, message):
     with pytest.raises(ValueError, match=message):
         attention_on_object(attention, words, objects, HOP)
-
-
-@pytest.mark.parametrize("temperature", [0, -1, float("nan")])
-def test_a_temperature_that_is_not_above_0_is_refused(temperature):
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        frame_patch_similarity(np.ones((1, 2)), np.ones((1, 2)), temperature)
 
 
 def test_words_find_their_frames_at_any_hop():

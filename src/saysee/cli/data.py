@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saysee.cli.parsing import Parser, verb
 from saysee.cli.printing import EXIT_DONE, print_result, print_rich, refuse
+from saysee.errors import ConfigError
 
 if TYPE_CHECKING:
     from saysee.data.corpora.preparing import Prepared
@@ -57,6 +58,8 @@ def add_verbs(verbs: Any) -> None:
     folder.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other pictures (%(default)s)")
     folder.add_argument("--language", metavar="TAG", help="of the speech, such as en, where no table says it")
 
+    _add_hf(_corpus_verb(sources, "hf", _data_hf, "a data set of the Hugging Face hub, or WebDataset tars"))
+
     check = verb(sources, "verify", _data_verify, "open every file of a manifest and tell what cannot be used")
     check.add_argument("manifest", metavar="MANIFEST", help="a .parquet or .jsonl manifest")
     check.add_argument("--max-seconds", type=float, default=60.0, metavar="S", help="longest clip (%(default)s)")
@@ -74,6 +77,38 @@ def _corpus_verb(parsers: Any, name: str, run: Any, text: str, allowed: int = 0)
         help="files that may be missing or empty (%(default)s)",
     )
     return parser
+
+
+def _add_hf(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder of save_to_disk or of Parquet; .parquet, .arrow or .tar files; {000..010} stands for numbers",
+    )
+    for flag, what in (
+        ("audio", "the clips"),
+        ("image", "the pictures"),
+        ("text", "what is spoken ('' for none)"),
+        ("speaker", "who speaks"),
+        ("language", "the language"),
+        ("id", "what the captions of one picture share; left out, equal pictures are one"),
+        ("split", "the split"),
+    ):
+        parser.add_argument(f"--{flag}-column", metavar="NAME", help=f"column, member or JSON key of {what}")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=SPLIT",
+        help="call a split of the data set so; repeatable (validation is val)",
+    )
+    parser.add_argument(
+        "--val-share", type=float, default=0.0, metavar="S", help="of one split, pictures to validate on"
+    )
+    parser.add_argument("--test-share", type=float, default=0.0, metavar="S", help="of one split, pictures to test on")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other pictures (%(default)s)")
+    parser.add_argument("--language", metavar="TAG", help="of the speech, such as en, where no column says it")
 
 
 def _add_media_folders(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +170,26 @@ def _data_folder(options: argparse.Namespace) -> int:
         language=options.language,
     )
     prepared = prepare_folder(options.folder, options.to, settings, allow_missing=options.allow_missing)
+    return _print_prepared(options, prepared)
+
+
+def _data_hf(options: argparse.Namespace) -> int:
+    from saysee.data.corpora.hf import HfSettings, prepare_hf
+    from saysee.data.corpora.records import FLAGS
+
+    named = {role: getattr(options, flag[2:].replace("-", "_")) for role, flag in FLAGS.items()}
+    splits = dict(word.partition("=")[::2] for word in options.split)
+    if not all(splits.values()) or "" in splits:
+        raise ConfigError("--split takes NAME=SPLIT, such as validation=val")
+    settings = HfSettings(
+        columns={role: name for role, name in named.items() if name is not None},
+        splits=splits,
+        val_share=options.val_share,
+        test_share=options.test_share,
+        seed=options.seed,
+        language=options.language,
+    )
+    prepared = prepare_hf(options.sources, options.to, settings, allow_missing=options.allow_missing)
     return _print_prepared(options, prepared)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,15 @@ def add_verbs(verbs: Any) -> None:
         collects="places",
     )
     score.usage = (
-        "saysee evaluate [options] MODEL MANIFEST [MANIFEST ...]\n"
-        "       saysee evaluate [options] --cascade --asr MODEL --clip MODEL MANIFEST [MANIFEST ...]"
+        "saysee evaluate [options] MODEL MANIFEST[:SPLIT] ...\n"
+        "       saysee evaluate [options] --cascade --asr MODEL --clip MODEL MANIFEST[:SPLIT] ..."
     )
     score.add_argument(
         "places",
         nargs="+",
         metavar="MODEL MANIFEST ...",
-        help="folder or hub name of a SaySee model, but for a cascade; .parquet or .jsonl manifests, a row each",
+        help="folder or hub name of a SaySee model, but for a cascade; .parquet or .jsonl manifests, a row each, maybe "
+        "with a split as MANIFEST:SPLIT",
     )
     score.add_argument(
         "--cascade", action="store_true", help="score a speech recogniser followed by CLIP's text encoder"
@@ -45,7 +47,9 @@ def add_verbs(verbs: Any) -> None:
         "--transcripts", choices=("manifest",), help="of a cascade: the manifest's own texts in place of a recogniser"
     )
     score.add_argument("--language", metavar="TAG", help="of a cascade: what is spoken, such as en, for a Whisper")
-    score.add_argument("--split", default="test", help="which split (%(default)s)")
+    score.add_argument(
+        "--split", default="test", help="which split (%(default)s); MANIFEST:SPLIT chooses for one manifest"
+    )
     score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="break down by a column; repeatable")
     score.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
     score.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
@@ -55,11 +59,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from saysee.data.manifest import Manifest
 
     _check_evaluate(options)
-    paths = options.places if options.cascade else options.places[1:]
+    places = options.places if options.cascade else options.places[1:]
+    paths, splits = zip(*(_manifest_and_split(place, options.split) for place in places), strict=True)
     manifests = [Manifest.read(path) for path in paths]
-    for path, manifest in zip(paths, manifests, strict=True):
+    for path, split, manifest in zip(paths, splits, manifests, strict=True):
         try:
-            manifest.select(options.split)  # before the long work
+            manifest.select(split)  # before the long work
         except ManifestError as error:
             raise ManifestError(f"{path}: {error}") from None
     quiet_libraries()
@@ -67,7 +72,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     system, score = _cascade(options, manifests) if options.cascade else _model(options)
     results = [
-        score(manifest, split=options.split, by=options.by, batch_size=options.batch_size) for manifest in manifests
+        score(manifest, split=split, by=options.by, batch_size=options.batch_size)
+        for manifest, split in zip(manifests, splits, strict=True)
     ]
     corpora = [{"manifest": path, **result.to_dict()} for path, result in zip(paths, results, strict=True)]
     if options.json:
@@ -75,8 +81,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     elif len(results) == 1:
         print_rich(to_table(results[0]))
     else:
-        print_rich(to_matrix(dict(zip(corpus_names(paths), results, strict=True))))
+        print_rich(to_matrix(dict(zip(corpus_names(paths, splits), results, strict=True))))
     return EXIT_DONE
+
+
+def _manifest_and_split(place: str, split: str) -> tuple[str, str]:
+    """A manifest's path, and the split behind its suffix and a colon; without one, ``split``.
+
+    A path may hold colons itself: only one behind .parquet or .jsonl divides, and a word that ends in such a suffix is
+    a path as it is.
+    """
+    named = re.fullmatch(r"(.+\.(?:parquet|jsonl)):(.+)", place, re.IGNORECASE)
+    if named is None or place.lower().endswith((".parquet", ".jsonl")):
+        return place, split
+    return named[1], named[2]
 
 
 def _check_evaluate(options: argparse.Namespace) -> None:

@@ -80,6 +80,12 @@ class Batch:
         """The batch with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def part(self, rows: slice) -> Batch:
+        """Some of its pairs, padded as they are."""
+        part = self._map(lambda tensor: tensor[rows])
+        part.rows = self.rows[rows]
+        return part
+
     def pin_memory(self) -> Batch:
         """The batch with its tensors in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())

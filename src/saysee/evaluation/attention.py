@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from saysee.data.manifest import Row
-from saysee.evaluation.recall import Floats, Vectors, as_array, unit_vectors
+from saysee.evaluation.recall import Floats, Vectors, as_array
 
 Box: TypeAlias = Sequence[float]
 
@@ -165,35 +165,6 @@ def patch_grid(boxes: Sequence[Box], grid: int) -> Floats:
     patches = np.zeros((grid, grid))
     np.add.at(patches, (y_middle.astype(int)[:, None], x_middle.astype(int)[None, :]), areas)
     return patches.ravel()
-
-
-def frame_patch_similarity(frames: Vectors, patches: Vectors, temperature: float) -> Floats:
-    """A map for a model without a fusion encoder: softmax over the patches of cosine / temperature.
-
-    It tells how alike frames and patches are in the joint space; it is not attention that the model computed.
-
-    Args:
-        frames: [F, D] speech frame features.
-        patches: [P, D] image patch features in the same space.
-        temperature: above 0; the smaller, the sharper. The model's own contrastive temperature is a natural choice.
-
-    Returns:
-        [F, P]; each row sums to 1. A zero vector is alike to all: its row is even.
-
-    Raises:
-        ValueError: shapes or widths that do not fit, values that are not finite, or a temperature not above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    left, right = as_array(frames), as_array(patches)
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise ValueError(f"frames must be [F, D] and patches [P, D] of one width, got {left.shape} and {right.shape}")
-    logits = unit_vectors(left) @ unit_vectors(right).T / temperature
-    if not np.isfinite(logits).all():
-        raise ValueError("frames and patches must be finite: one holds NaN or infinity")
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    similarity: Floats = weights / weights.sum(axis=1, keepdims=True)
-    return similarity
 
 
 def _frames_of(word: Mapping[str, Any], n_frames: int, frame_seconds: float) -> slice:

@@ -242,11 +242,20 @@ def to_matrix(results: Mapping[str, EvaluationResult]) -> Table:
     return table
 
 
-def corpus_names(manifests: Sequence[str]) -> list[str]:
-    """A short name for each path of a manifest: its stem, the folder's name for ``manifest``, the path if two agree."""
+def corpus_names(manifests: Sequence[str], splits: Sequence[str] = ()) -> list[str]:
+    """A short name for each path of a manifest: its stem, the folder's name for ``manifest``, the path if two agree.
+
+    Where ``splits``, one for each path, are not all the same, ":SPLIT" stands behind it.
+    """
     paths = [Path(manifest) for manifest in manifests]
     names = [path.absolute().parent.name if path.stem == "manifest" else path.stem for path in paths]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    places = dict(zip(map(str, paths), names, strict=True))
+    names = [
+        name if list(places.values()).count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)
+    ]
+    if len(set(splits)) < 2:
+        return names
+    return [f"{name}:{split}" for name, split in zip(names, splits, strict=True)]
 
 
 def _add_columns(table: Table, first: str) -> None:

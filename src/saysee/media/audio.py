@@ -201,7 +201,7 @@ def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
 @contextmanager
 def _decoder(file: BinaryIO, name: str) -> Iterator[_Sound]:
     """Open ``file`` by the decoder that its first bytes ask for."""
-    container = _container(file)
+    container = container_of(file)
     if container is None:
         raise MediaError("undecodable", f"{name}: is not a sound that can be read; convert it to one of {_FORMATS}")
     if container == "wav":
@@ -223,7 +223,7 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[_Sound]:
 _FFMPEG = ("matroska", "mov", "aac", "mp3", "streamed flac")
 
 
-def _container(file: BinaryIO) -> str | None:
+def container_of(file: BinaryIO) -> str | None:
     """The format of a sound by its first bytes; a tag of ID3, which may stand before them, is passed over."""
     start = _behind_tag(file)
     file.seek(start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel, PreTrainedModel
+from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
 from saysee.media.audio import check_waveform, load_audio
 from saysee.media.images import load_image
+from saysee.model.card import TRAINING_FILE, read_training, save_card
 from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
@@ -44,6 +46,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         processor: the :class:`SpeechImageProcessor` saved beside the weights.
         speech_encoder, image_encoder: the two sides.
         fusion: the :class:`FusionEncoder`, or None.
+        trained: what the run that trained it tells of itself, saved beside the weights for the model card; or None.
     """
 
     config_class = SpeechImageConfig
@@ -51,6 +54,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
     main_input_name = "waveforms"
     _supports_sdpa = True
     processor: SpeechImageProcessor
+    trained: dict[str, Any] | None = None
 
     def __init__(self, config: SpeechImageConfig) -> None:
         super().__init__(config)
@@ -142,10 +146,11 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             model.processor = SpeechImageProcessor.from_pretrained(place, **hub)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no processor of a SaySee model at {place}: {first_line(error)}; {mend}") from error
+        model.trained = read_training(_training_file(place, hub))
         return model  # type: ignore[no-any-return]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, fusion: bool = False, **kwargs: Any) -> None:
-        """Writes weights, configuration and processor into a folder.
+        """Writes weights, configuration, processor and model card into a folder.
 
         Args:
             save_directory: the folder; made if it is not there.
@@ -167,6 +172,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         finally:
             self.config.fusion = kept
         self.processor.save_pretrained(save_directory)
+        save_card(save_directory, self.config, self.trained)
 
     def add_fusion(self, config: FusionConfig) -> None:
         """Gives the model a new fusion encoder."""
@@ -330,6 +336,15 @@ def _as_list(inputs: Iterable[Any], name: str) -> list[Any]:
     if single or (isinstance(inputs, np.ndarray) and inputs.ndim == 1):
         raise SaySeeError(f"{name} takes a list; wrap a single input: {name}([...])")
     return list(inputs)
+
+
+def _training_file(place: str, hub: Mapping[Any, Any]) -> str | None:
+    """Where the file lies that tells how a model was trained, fetched from the hub if need be; None if it has none."""
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    file: str | None = cached_file(
+        place, TRAINING_FILE, **{f"_raise_exceptions_for_{name}": False for name in quiet}, **hub
+    )
+    return file
 
 
 def _unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

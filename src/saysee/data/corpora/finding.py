@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,23 @@ def _parent(name: str) -> str:
 
 
 # --- lists and tables -------------------------------------------------------------------------------------------------
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "clip": ("clip", "audio", "wav", "sound", "speech"),
+    "image": ("image", "picture", "photo", "img"),
+    "image_id": ("image_id", "img_id"),
+    "split": ("split",),
+    "text": ("text", "caption", "transcript", "transcription", "sentence", "texts", "captions", "sentences"),
+    "speaker": ("speaker", "speaker_id"),
+    "language": ("language", "lang"),
+}
+"""What a column of a table may be called, whatever its case; "_path", "_file" and "path" behind it are the same."""
+
+
+def role_of(title: str) -> str | None:
+    """The column of a manifest that a table's column of this title fills; None if it fills none."""
+    word = re.sub(r"[ _-]?(path|file|filename)$", "", title.strip().lower())
+    return next((role for role, titles in COLUMNS.items() if word in titles), None)
 
 
 def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: Iterable[str]) -> list[Path]:

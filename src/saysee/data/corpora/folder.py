@@ -1,6 +1,6 @@
 """Your own sounds and pictures: paired by a CSV table, by equal stems, or by sub-folder.
 
-- csv: a row for each clip, with a column ``clip`` and a column ``image``; more columns as in ``COLUMNS``.
+- csv: a row for each clip, with a column ``clip`` and a column ``image``; more columns as in ``finding.COLUMNS``.
 - stem: ``dog.wav`` or ``dog_2.wav`` speaks of ``dog.jpg``, in the same folder or in another.
 - sub-folder: each sub-folder has one picture, and all clips in it speak of it.
 """
@@ -15,7 +15,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from saysee.data.corpora.finding import (
     Listing,
     plain,
     read_utf8,
+    role_of,
     stem_key,
 )
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
@@ -34,17 +35,6 @@ from saysee.errors import ConfigError, ManifestError, SaySeeError
 
 Way = Literal["auto", "csv", "stem", "sub-folder"]
 WAYS: tuple[Way, ...] = ("auto", "csv", "stem", "sub-folder")
-
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "clip": ("clip", "audio", "wav", "sound", "speech"),
-    "image": ("image", "picture", "photo", "img"),
-    "image_id": ("image_id",),
-    "split": ("split",),
-    "text": ("text", "caption", "transcript", "sentence"),
-    "speaker": ("speaker",),
-    "language": ("language", "lang"),
-}
-"""What a column of the table may be called, whatever its case; "_path", "_file" and "path" behind it are the same."""
 
 _NUMBERED = re.compile(r"^(.+?)[ _-]\d+$")
 
@@ -77,11 +67,7 @@ class FolderSettings:
         """
         if self.pair_by not in WAYS:
             raise ConfigError(f"--pair-by is {self.pair_by!r}; set it to one of {', '.join(WAYS)}")
-        if not (self.val_share >= 0 and self.test_share >= 0 and self.val_share + self.test_share < 1):
-            raise ConfigError(
-                f"--val-share {self.val_share} and --test-share {self.test_share}: set both to at least 0 and their "
-                "sum below 1"
-            )
+        check_shares(self.val_share, self.test_share)
         if self.table is not None and self.pair_by not in ("auto", "csv"):
             raise ConfigError(f"--csv does not go with --pair-by {self.pair_by}; leave one out")
 
@@ -126,7 +112,10 @@ def prepare_folder(
     captions = _with_texts(captions, listing)
     notes = [f"paired by {how}"]
     if not captions[0].split:  # then no row of the table has one
-        captions = [replace(caption, split=_split(caption.image_id, settings)) for caption in captions]
+        shares = settings.val_share, settings.test_share
+        captions = [
+            replace(caption, split=split_by_hash(caption.image_id, *shares, settings.seed)) for caption in captions
+        ]
         notes.append(
             f"splits by a hash of the picture's id: val {settings.val_share:g}, test {settings.test_share:g}, "
             f"seed {settings.seed}"
@@ -137,13 +126,26 @@ def prepare_folder(
     )
 
 
-def _split(image_id: str, settings: FolderSettings) -> str:
+def check_shares(val_share: float, test_share: float) -> None:
+    """Refuses shares that cannot be.
+
+    Raises:
+        ConfigError: a share is negative, or both leave no training pictures.
+    """
+    if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
+        raise ConfigError(
+            f"--val-share {val_share} and --test-share {test_share}: set both to at least 0 and their sum below 1"
+        )
+
+
+def split_by_hash(image_id: str, val_share: float, test_share: float, seed: int) -> str:
+    """The split of a picture by a hash of its id, with about the shares given: others may come without moving it."""
     name = unicodedata.normalize("NFC", image_id)  # systems store accents in two ways
-    digest = hashlib.sha256(f"{settings.seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < settings.test_share:
+    if place < test_share:
         return "test"
-    return "val" if place < settings.test_share + settings.val_share else "train"
+    return "val" if place < test_share + val_share else "train"
 
 
 # --- which clip speaks of which picture -------------------------------------------------------------------------------
@@ -283,10 +285,8 @@ def _columns_of(header: Sequence[str]) -> dict[str, int] | None:
     """Where each column is; None without the two that must be there."""
     found: dict[str, int] = {}
     for at, title in enumerate(header):
-        word = re.sub(r"[ _-]?(path|file|filename)$", "", title.strip().lower())
-        for name, titles in COLUMNS.items():
-            if word in titles:
-                found.setdefault(name, at)
+        if role := role_of(title):
+            found.setdefault(role, at)
     return found if {"clip", "image"} <= found.keys() else None
 
 

@@ -214,12 +214,43 @@ def prepare(
         ManifestError: a clip of two pictures, or a picture in two splits.
         SaySeeError: none of the clips or pictures is there, or more files are missing or empty than allowed.
     """
-    listed, doubled = _distinct(captions)
+    listed = list(captions)
     problems = Problems()
     problems.missing["clips"] += [f"any clip of {name}" for name in unspoken]
     problems.missing["images"] += [f"the picture of {name}" for name in unseen]
     sounds = _usable("clips", [caption.clip for caption in listed], unseen, clips, problems)
     pictures = _usable("images", [caption.image for caption in listed], unspoken, images, problems)
+    twice = [_tell_twice(index) for index in (clips, images) if index.twice]
+    return write_prepared(
+        listed, sounds, pictures, to, problems, allow_missing=allow_missing, expected=expected, notes=[*notes, *twice]
+    )
+
+
+def write_prepared(
+    captions: Iterable[Caption],
+    sounds: Mapping[str, str],
+    pictures: Mapping[str, str],
+    to: Path,
+    problems: Problems,
+    *,
+    allow_missing: int,
+    expected: Expected,
+    notes: Sequence[str],
+) -> Prepared:
+    """Write the manifest of those captions whose files are known.
+
+    Args:
+        captions: what the corpus lists.
+        sounds: the file of each ``clip`` that can be used.
+        pictures: the file of each ``image`` that can be used.
+        to, allow_missing, expected, notes: as in ``prepare``.
+        problems: what is missing, empty or extra.
+
+    Raises:
+        ManifestError: a clip of two pictures, or a picture in two splits.
+        SaySeeError: no clip has its picture, or more is missing or empty than allowed.
+    """
+    listed, doubled = _distinct(captions)
     names = _list_problems(to, problems)
     if problems.lacking > allow_missing:
         raise SaySeeError(
@@ -234,7 +265,6 @@ def prepare(
     counts = manifest.splits()
     image_counts = dict(Counter(row.split for row in manifest.images()))
     told = [*notes, *_notes(problems, len(listed) - len(rows), doubled, names)]
-    told += [_tell_twice(index) for index in (clips, images) if index.twice]
     if differences := expected.differences(image_counts, counts):
         told.append(f"not {expected.corpus} as it was published: {'; '.join(differences)}")
     return Prepared(to, counts, image_counts, problems, names, tuple(told))
@@ -304,7 +334,7 @@ def _size(path: str) -> int | None:
         return None
 
 
-def _rows(listed: list[Caption], sounds: dict[str, str], pictures: dict[str, str], root: Path) -> list[Row]:
+def _rows(listed: list[Caption], sounds: Mapping[str, str], pictures: Mapping[str, str], root: Path) -> list[Row]:
     """The rows of those captions that have both files."""
     place = _Placing(root)
     return [

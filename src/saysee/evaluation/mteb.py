@@ -1,0 +1,147 @@
+"""SaySee models in MTEB, for its tasks of retrieval between speech, pictures and text.
+
+    import mteb
+    from saysee.evaluation.mteb import MtebEncoder
+
+    tasks = mteb.get_tasks(tasks=["SpokenCOCOA2IRetrieval", "SpokenCOCOI2ARetrieval"])
+    mteb.evaluate(MtebEncoder("runs/spokencoco-base/best"), tasks)
+
+It needs the optional extra ``mteb``. Files are decoded by SaySee, whole, and not by the library's decoders. MTEB counts
+differently: docs/method.md says which of its measures is which of ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saysee.errors import MissingExtraError, SaySeeError
+from saysee.media.audio import check_waveform
+from saysee.model.retriever import CHUNK, SpeechImageModel
+
+try:
+    from datasets import Audio, Image
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+except ImportError as error:
+    raise MissingExtraError("MTEB's evaluation", "mteb") from error
+
+MODALITIES = ("audio", "image", "text")
+_UNDECODED = {"audio": Audio(decode=False), "image": Image(decode=False)}
+
+
+class MtebEncoder(AbsEncoder):  # type: ignore[misc]
+    """What MTEB asks of an encoder, by a ``SpeechImageModel``.
+
+    Args:
+        model: the model, or a folder or hub name of one.
+        name: how MTEB's results call it, as "owner/model"; None takes the folder's name.
+        revision: of the model, in MTEB's results; "0" for a model without.
+        device: where a model that is loaded here computes; None is the CPU.
+
+    Raises:
+        CheckpointError: there is no SaySee model at that place.
+    """
+
+    def __init__(
+        self,
+        model: SpeechImageModel | str | os.PathLike[str],
+        revision: str | None = None,
+        *,
+        name: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        if isinstance(model, SpeechImageModel):
+            self.model, place = model, "model"
+        else:
+            self.model, place = SpeechImageModel.from_pretrained(model), os.fspath(model)
+            self.model.to(device or "cpu")
+        has_text = self.model.processor.tokenizer is not None and self.model.image_encoder.has_text
+        self.mteb_model_meta = ModelMeta(
+            loader=None,
+            name=name or f"saysee/{_name_of(place)}",
+            revision=revision or "0",
+            release_date=None,
+            languages=None,
+            n_parameters=self.model.num_parameters(),
+            memory_usage_mb=None,
+            max_tokens=None,
+            embed_dim=self.model.config.projection_dim,
+            license=None,
+            open_weights=True,
+            public_training_code=None,
+            public_training_data=None,
+            framework=["PyTorch", "Transformers"],
+            similarity_fn_name=ScoringFunction.COSINE,
+            use_instructions=False,
+            training_datasets=None,
+            modalities=[name for name in MODALITIES if has_text or name != "text"],
+        )
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """Unit vectors [N, D] of a data set of sounds, pictures or texts, in order.
+
+        Args:
+            inputs: MTEB's loader; its data set has a column ``audio``, ``image`` or ``text``.
+            task_metadata: MTEB's description of the task.
+            hf_split, hf_subset, prompt_type: not needed: an input has the same vector in all of them.
+            kwargs: ``batch_size`` and ``show_progress_bar``.
+
+        Raises:
+            SaySeeError: the data set has none of these columns, or several: the model has no vector of both.
+            MediaError: a sound or picture cannot be decoded.
+        """
+        del hf_split, hf_subset, prompt_type
+        dataset = inputs.dataset
+        have = [name for name in MODALITIES if name in dataset.column_names]
+        if len(have) != 1:
+            raise SaySeeError(
+                f"{task_metadata.name} has the columns {', '.join(dataset.column_names)}; a SaySee model encodes one "
+                f"of {', '.join(MODALITIES)} at a time"
+            )
+        modality = have[0]
+        if isinstance(dataset.features[modality], Audio | Image):
+            dataset = dataset.cast_column(modality, _UNDECODED[modality])
+        settings = {"batch_size": kwargs.get("batch_size", 32), "progress": False}
+        vectors = [
+            self._encode(modality, dataset[start : start + CHUNK][modality], settings)
+            for start in range(0, len(dataset), CHUNK)
+        ]
+        return np.concatenate(vectors)
+
+    def _encode(self, modality: str, values: Sequence[Any], settings: Mapping[str, Any]) -> NDArray[np.float32]:
+        if modality == "text":
+            return self.model.encode_text(list(values), **settings)
+        if modality == "image":
+            return self.model.encode_images([_contents(value) for value in values], **settings)
+        return self.model.encode_speech([_contents(value) for value in values], **settings)
+
+
+def _contents(value: Any) -> Any:
+    """A sound or picture as the model takes it: bytes, a path, samples at 16 kHz, or a Pillow picture."""
+    if not isinstance(value, Mapping):
+        return value
+    if "array" in value:
+        return check_waveform(np.asarray(value["array"]), sampling_rate=value["sampling_rate"])
+    return value["path"] if value["bytes"] is None else value["bytes"]
+
+
+def _name_of(place: str) -> str:
+    """The name of a run for its ``best`` folder, else that of the folder or hub model."""
+    path = Path(place)
+    return path.absolute().parent.name if path.name == "best" else path.name

@@ -1,0 +1,81 @@
+"""Where each moment of speech looks in a picture: by the fusion encoder, or by the likeness of frames and patches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.model.retriever import SpeechImageModel
+
+AttentionSource = Literal["fusion", "similarity"]
+
+TEMPERATURE = 0.07
+"""Of the similarity of frames and patches: where CLIP's own contrastive temperature, and SpeechCLIP's, start."""
+
+
+def attention_source(model: SpeechImageModel) -> AttentionSource:
+    """Where a model's maps come from: its fusion encoder if it was saved with one, else similarity."""
+    return "similarity" if model.fusion is None else "fusion"
+
+
+@torch.inference_mode()
+def attention_map(model: SpeechImageModel, waveform: NDArray[np.float32], picture: Image.Image) -> Tensor:
+    """One clip over one picture.
+
+    Args:
+        model: in evaluation mode, as ``from_pretrained`` gives it.
+        waveform: [T] samples at 16 kHz, as ``load_audio`` gives them.
+        picture: RGB.
+
+    Returns:
+        [F, P] float32 on the processor; each row sums to 1.
+    """
+    waveforms, mask = model.processor.pad([model.processor.prepare_speech(waveform)])
+    pixels = model.processor.prepare_image(picture)[None]
+    speech, images = model(
+        waveforms.to(model.device, model.dtype), mask.to(model.device), pixels.to(model.device, model.dtype)
+    )
+    return attention_maps(model, speech, images)[0].float().cpu()
+
+
+def attention_maps(model: SpeechImageModel, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:
+    """[B, F, P] of encoded pairs, from what ``attention_source`` says; each row sums to 1."""
+    if model.fusion is not None:
+        return model.fusion.attend(speech, images)
+    return frame_patch_similarity(speech.frames, model.image_encoder.project_patches(images.patches), TEMPERATURE)
+
+
+def frame_patch_similarity(frames: Tensor, patches: Tensor, temperature: float) -> Tensor:
+    """A map for a model without a fusion encoder: softmax over the patches of cosine / temperature.
+
+    It tells how alike frames and patches are in the joint space; it is not attention that the model computed.
+
+    Args:
+        frames: [..., F, D] speech frame features.
+        patches: [..., P, D] image patch features in the same space.
+        temperature: above 0; the smaller, the sharper.
+
+    Returns:
+        [..., F, P]; each row sums to 1. A zero vector is alike to all: its row is even.
+
+    Raises:
+        ValueError: shapes or widths that do not fit, values that are not finite, or a temperature not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if frames.ndim < 2 or frames.ndim != patches.ndim or frames.shape[-1] != patches.shape[-1]:
+        raise ValueError(
+            f"frames must be [..., F, D] and patches [..., P, D] of one width, got {list(frames.shape)} and "
+            f"{list(patches.shape)}"
+        )
+    logits = functional.normalize(frames, dim=-1) @ functional.normalize(patches, dim=-1).transpose(-1, -2)
+    if not logits.isfinite().all():
+        raise ValueError("frames and patches must be finite: one holds NaN or infinity")
+    return (logits / temperature).softmax(dim=-1)

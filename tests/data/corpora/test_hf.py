@@ -1,0 +1,512 @@
+"""Data sets of the hub: the same manifest from every form they come in, the very bytes, and every defect told."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from saysee.cli import main
+from saysee.data.corpora.hf import HfSettings, prepare_hf
+from saysee.data.corpora.webdataset import expand
+from saysee.data.manifest import Manifest
+from saysee.data.verify import verify
+from saysee.errors import ConfigError, ManifestError, SaySeeError
+
+MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = {
+    "audio": {"sampling_rate": 16_000, "_type": "Audio"},
+    "image": {"_type": "Image"},
+    "caption": {"dtype": "string", "_type": "Value"},
+    "speaker_id": {"dtype": "int64", "_type": "Value"},
+    "lang": {"names": ["en", "de"], "_type": "ClassLabel"},
+}
+TYPES = {"audio": MEDIA, "image": MEDIA, "caption": pa.string(), "speaker_id": pa.int64(), "lang": pa.int64()}
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture
+def rows(tmp_path: Path, files: Any) -> Rows:
+    """Split → rows: two captions of each picture, three pictures to train on and one to validate on."""
+    found: Rows = {}
+    for split, numbers in (("train", range(3)), ("validation", range(3, 4))):
+        for number in numbers:
+            for n in range(2):
+                sound = files.sound(tmp_path / "made" / f"{number}_{n}.wav").read_bytes()
+                picture = files.picture(tmp_path / "made" / f"{number}.jpg").read_bytes()
+                found.setdefault(split, []).append(
+                    {
+                        "audio": {"bytes": sound, "path": f"{number}_{n}.wav"},
+                        "image": {"bytes": picture, "path": None},  # as the hub has pictures that were Pillow's
+                        "caption": f"caption {n} of é {number}",
+                        "speaker_id": n,
+                        "lang": 1,
+                    }
+                )
+    return found
+
+
+def table(rows: list[dict[str, Any]], features: dict[str, Any] | None = FEATURES, **types: Any) -> Any:
+    """A table with the metadata by which ``datasets`` knows its features."""
+    names = list(rows[0])
+    kinds = TYPES | types
+    arrays = [pa.array([row[name] for row in rows], kinds.get(name)) for name in names]
+    metadata = features and {"huggingface": json.dumps({"info": {"features": {n: features[n] for n in names}}})}
+    return pa.Table.from_arrays(
+        arrays, schema=pa.schema([(n, a.type) for n, a in zip(names, arrays, strict=True)], metadata)
+    )
+
+
+def write_arrow(content: Any, path: Path, file_format: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pa.ipc.new_file if file_format else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as sink, new(sink, content.schema) as writer:
+        writer.write_table(content, max_chunksize=3)
+
+
+def write_tar(samples: list[dict[str, bytes]], path: Path, mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for members in samples:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def parquet(rows: Rows, root: Path) -> list[str]:
+    """As the hub has it: two shards of train, in ``data/``."""
+    (root / "data").mkdir(parents=True)
+    for split, part in rows.items():
+        shards = [part[:3], part[3:]] if split == "train" else [part]
+        for number, shard in enumerate(shards):
+            name = f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+            pq.write_table(table(shard), root / "data" / name, row_group_size=2)
+    (root / "README.md").write_text("---\ndataset_info: {}\n---\n")
+    return [str(root)]
+
+
+def converted(rows: Rows, root: Path) -> list[str]:
+    """As the hub's own conversion has it: a folder a split; without the features' metadata."""
+    for split, part in rows.items():
+        (root / "default" / split).mkdir(parents=True)
+        pq.write_table(table(part, None), root / "default" / split / "0000.parquet")
+    return [str(root)]
+
+
+def saved(rows: Rows, root: Path) -> list[str]:
+    """``DatasetDict.save_to_disk``."""
+    for split, part in rows.items():
+        write_arrow(table(part), root / split / "data-00000-of-00001.arrow")
+        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split, "_fingerprint": "f"}
+        (root / split / "state.json").write_text(json.dumps(state))
+        (root / split / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
+        write_arrow(table(part[:1]), root / split / "cache-0123.arrow")  # left by a map, and of no split's own
+    (root / "dataset_dict.json").write_text(json.dumps({"splits": list(rows)}))
+    return [str(root)]
+
+
+def tars(rows: Rows, root: Path) -> list[str]:
+    """WebDataset shards by braces; a picture a sample, its captions numbered, the object beside."""
+    for split, part in rows.items():
+        samples = []
+        for at in range(0, len(part), 2):
+            key, pair = f"./{split}/{at:06d}", part[at : at + 2]
+            members = {f"{key}.jpg": pair[0]["image"]["bytes"]}
+            for n, row in enumerate(pair):
+                members |= {f"{key}.{n}.wav": row["audio"]["bytes"], f"{key}.{n}.txt": row["caption"].encode()}
+            members[f"{key}.json"] = json.dumps({"lang": "de"}).encode()
+            samples.append(members)
+        half = (len(samples) + 1) // 2
+        for number, shard in enumerate((samples[:half], samples[half:])):
+            write_tar(shard, root / f"{split}-{number:03d}.tar")
+    return [str(root / "{train,validation}-{000..001}.tar")]
+
+
+def lists(rows: Rows, root: Path) -> list[str]:
+    """A row a picture: lists of sounds and captions, as older versions write their features; Arrow's other format."""
+    features = FEATURES | {"audio": [FEATURES["audio"]], "caption": {"feature": FEATURES["caption"], "_type": "List"}}
+    sources = []
+    for split, part in rows.items():
+        pairs = [part[at : at + 2] for at in range(0, len(part), 2)]
+        grouped = [
+            {
+                "audio": [row["audio"] for row in pair],
+                "image": pair[0]["image"],
+                "caption": [row["caption"] for row in pair],
+                "lang": 1,
+            }
+            for pair in pairs
+        ]
+        content = table(grouped, features, audio=pa.list_(MEDIA), caption=pa.list_(pa.string()))
+        write_arrow(content, root / f"sets-{split}.arrow", file_format=True)
+        sources.append(str(root / f"sets-{split}.arrow"))
+    return sources
+
+
+FORMS = [parquet, converted, saved, tars, lists]
+Form = Callable[[Rows, Path], list[str]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_manifest_with_the_very_bytes(tmp_path: Path, rows: Rows, form: Form) -> None:
+    settings = HfSettings(language="de") if form is converted else HfSettings()
+    prepared = prepare_hf(form(rows, tmp_path / "set"), tmp_path / "out" / "m.parquet", settings)
+    manifest = Manifest.read(prepared.manifest)
+    has_speakers = form not in (tars, lists)
+    found = {
+        (
+            manifest.clip_path(row).read_bytes(),
+            manifest.image_path(row).read_bytes(),
+            row.split,
+            row.text,
+            row.speaker,
+        )
+        for row in manifest
+    }
+    assert found == {
+        (
+            row["audio"]["bytes"],
+            row["image"]["bytes"],
+            split.replace("validation", "val"),
+            row["caption"],
+            str(row["speaker_id"]) if has_speakers else None,
+        )
+        for split, part in rows.items()
+        for row in part
+    }
+    assert prepared.clips == {"train": 6, "val": 2}
+    assert prepared.images == {"train": 3, "val": 1}
+    assert {row.language for row in manifest} == {"1" if form is converted else "de"}  # a bare number has no name
+    assert prepared.problems.counts() == {"missing": 0, "empty": 0, "extra": 0}
+    assert verify(manifest, workers=1) == []
+    assert not any(Path(row.clip).is_absolute() for row in manifest)
+
+
+def test_it_goes_on_where_it_was_broken_off(tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves no half file under its name; what is whole is not written again; a file of other size is."""
+    from saysee.data.corpora import records
+
+    sources = parquet(rows, tmp_path / "set")
+    to = tmp_path / "m.parquet"
+    replaced: list[str] = []
+    replace = records.os.replace
+
+    def die_at_the_third(source: Any, target: Any) -> None:
+        if len(replaced) == 2:
+            raise KeyboardInterrupt
+        replaced.append(str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(records.os, "replace", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_hf(sources, to)
+    monkeypatch.undo()
+    assert not to.exists()
+    times = {path: Path(path).stat().st_mtime_ns for path in replaced}
+    torn = Path(replaced[1])
+    torn.write_bytes(b"")  # as after a power cut
+    prepare_hf(sources, to)
+    assert verify(Manifest.read(to), workers=1) == []
+    assert Path(replaced[0]).stat().st_mtime_ns == times[replaced[0]]
+    assert torn.stat().st_size > 0
+    assert not list((tmp_path / "m.files").rglob(".writing-*"))
+
+
+def test_files_that_are_referred_to_stay_where_they_are(tmp_path: Path, rows: Rows) -> None:
+    part = [
+        {
+            "audio": {"bytes": None, "path": f"sounds/{row['audio']['path']}"},
+            "image": {"bytes": None, "path": str(tmp_path / "made" / f"{row['audio']['path'][0]}.jpg")},
+        }
+        for row in rows["train"]
+    ]
+    (tmp_path / "set").mkdir()
+    pq.write_table(table(part), tmp_path / "set" / "train.parquet")
+    (tmp_path / "made").rename(tmp_path / "set" / "sounds")
+    (tmp_path / "made").symlink_to(tmp_path / "set" / "sounds")
+    prepared = prepare_hf([tmp_path / "set"], tmp_path / "m.jsonl")
+    manifest = Manifest.read(prepared.manifest)
+    assert {manifest.clip_path(row).resolve().parent for row in manifest} == {tmp_path / "set" / "sounds"}
+    assert not (tmp_path / "m.files").exists()
+    assert prepared.images == {"train": 3}
+
+
+def test_columns_of_paths_are_found_and_texts_that_look_like_files_are_not(tmp_path: Path, rows: Rows) -> None:
+    part = [
+        {"wav_path": row["audio"]["path"], "image": row["image"], "image_id": f"{n // 2}.jpg", "caption": "one.wav."}
+        for n, row in enumerate(rows["train"])
+    ]
+    content = table(part, None)
+    pq.write_table(content, tmp_path / "made" / "x.parquet")
+    prepared = prepare_hf([tmp_path / "made"], tmp_path / "m.jsonl")
+    assert [row.image_id for row in Manifest.read(prepared.manifest)] == ["0.jpg", "0.jpg", "1.jpg", "1.jpg"] + [
+        "2.jpg"
+    ] * 2
+
+
+def test_the_same_sound_for_two_pictures_is_a_clip_of_each(tmp_path: Path, rows: Rows) -> None:
+    part = [row | {"audio": rows["train"][0]["audio"]} for row in rows["train"]]
+    pq.write_table(table(part), tmp_path / "x.parquet")
+    prepared = prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    manifest = Manifest.read(prepared.manifest)
+    assert prepared.clips == {"train": 3}
+    assert len({row.image_id for row in manifest}) == 3
+    assert any("listed more than once" in note for note in prepared.notes)
+    assert len({manifest.clip_path(row).read_bytes() for row in manifest}) == 1
+
+
+def test_defects_are_counted_listed_and_left_out(tmp_path: Path, rows: Rows) -> None:
+    part = rows["train"] + rows["validation"]
+    part[0] = part[0] | {"audio": {"bytes": b"", "path": "a.wav"}}
+    part[1] = part[1] | {"audio": None}
+    part[2] = part[2] | {"audio": {"bytes": part[2]["image"]["bytes"], "path": "b.wav"}}  # a picture
+    part[3] = part[3] | {"audio": {"bytes": None, "path": "https://example.org/c.wav"}}
+    part[4] = part[4] | {"image": {"bytes": None, "path": "gone.jpg"}}
+    part[5] = part[5] | {"image": {"bytes": b"neither", "path": "neither.bin"}}
+    pq.write_table(table(part), tmp_path / "train-00000-of-00002.parquet")
+    (tmp_path / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(SaySeeError, match="--allow-missing 7") as refusal:
+        prepare_hf(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "m.jsonl").exists()
+    prepared = prepare_hf(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl", allow_missing=7)
+    listed = json.loads((tmp_path / "m.jsonl.problems.json").read_text(encoding="utf-8"))
+    place = "train-00000-of-00002.parquet row"
+    assert listed["empty"] == {"clips": [f"{place} 1: no bytes"], "images": []}
+    assert [name.split(": ")[0] for name in listed["missing"]["clips"]] == [f"{place} {n}" for n in (2, 3, 4)]
+    assert [name.split(": ")[0] for name in listed["missing"]["images"]] == [f"{place} {n}" for n in (5, 6)]
+    assert listed["missing"]["shards"][0].startswith("train-00001-of-00002.parquet: damaged or cut short")
+    assert prepared.clips == {"train": 2}
+
+
+def test_a_shard_that_is_not_there_counts_as_missing(tmp_path: Path, rows: Rows) -> None:
+    sources = parquet(rows, tmp_path / "set")
+    (tmp_path / "set" / "data" / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(SaySeeError, match=r"1 missing shard \(train-00000-of-00002: no such file\)"):
+        prepare_hf(sources, tmp_path / "m.jsonl")
+    tars(rows, tmp_path / "tars")
+    (tmp_path / "tars" / "train-001.tar").unlink()
+    with pytest.raises(SaySeeError, match=r"train-001\.tar: no such file"):
+        prepare_hf([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl")
+    assert prepare_hf([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl", allow_missing=1).clips
+
+
+@pytest.mark.parametrize("left", [0.6, "header", "end"])
+def test_a_tar_that_is_cut_off_is_told_wherever_it_was_cut(tmp_path: Path, rows: Rows, left: float | str) -> None:
+    """Also between two members and within a header, where Python's tarfile takes it for whole."""
+    members = {f"{n}.{e}": row[c]["bytes"] for n, row in enumerate(rows["train"]) for e, c in PAIR}
+    path = write_tar([members], tmp_path / "train.tar")
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+        whole = last.offset_data + (last.size + 511) // 512 * 512
+    size = {"header": last.offset + 100, "end": whole}.get(str(left)) or int(whole * float(left))
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(SaySeeError, match=r"missing shard.*train\.tar: damaged or cut short"):
+        prepare_hf([path], tmp_path / "m.jsonl")
+
+
+PAIR = (("wav", "audio"), ("jpg", "image"))
+
+
+def test_an_arrow_stream_that_is_cut_off_is_told(tmp_path: Path, rows: Rows) -> None:
+    write_arrow(table(rows["train"]), tmp_path / "train.arrow")
+    data = (tmp_path / "train.arrow").read_bytes()
+    for size in (len(data) - 8, len(data) // 2):
+        (tmp_path / "train.arrow").write_bytes(data[:size])
+        with pytest.raises(SaySeeError, match=r"train\.arrow: damaged or cut short"):
+            prepare_hf([tmp_path / "train.arrow"], tmp_path / "m.jsonl")
+
+
+def test_a_member_without_its_pair_is_told_by_its_key(tmp_path: Path, rows: Rows) -> None:
+    sound, picture = rows["train"][0]["audio"]["bytes"], rows["train"][0]["image"]["bytes"]
+    samples = [
+        {"a.jpg": picture, "a.wav": sound},
+        {"b.wav": sound},
+        {"c.png": picture},
+        {"d.wav": b"", "d.jpg": picture},
+    ]
+    write_tar(samples, tmp_path / "test.tar.gz", "w:gz")
+    with pytest.raises(SaySeeError, match="--allow-missing 3"):
+        prepare_hf([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl")
+    prepared = prepare_hf([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl", allow_missing=3)
+    problems = prepared.problems
+    assert problems.missing["images"] == ["b of test.tar.gz: no bytes and no path"]
+    assert problems.missing["clips"] == ["c of test.tar.gz: no bytes and no path"]
+    assert problems.empty["clips"] == ["d of test.tar.gz: no bytes"]
+    assert prepared.clips == {"test": 1}
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"clip": "audoi"}, r"no column 'audoi' \(did you mean 'audio'\?\) \(--audio-column\)"),
+        ({"clip": "image"}, "column 'image' holds pictures; --audio-column needs one of sounds"),
+        ({"text": "image"}, "column 'image' holds pictures; --text-column needs one of strings"),
+        ({"image": "boxes"}, "the feature Array2D, which is not read"),
+        ({}, None),
+    ],
+)
+def test_columns_are_named_or_refused(tmp_path: Path, rows: Rows, columns: dict[str, str], told: str | None) -> None:
+    features = FEATURES | {"boxes": {"shape": [1, 1], "dtype": "int64", "_type": "Array2D"}}
+    part = [row | {"boxes": [[1]]} for row in rows["train"]]
+    pq.write_table(table(part, features), tmp_path / "x.parquet")
+    if told is None:
+        assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings(columns)).clips
+        return
+    with pytest.raises(ManifestError, match=told) as refusal:
+        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings(columns))
+    assert str(tmp_path / "x.parquet") in str(refusal.value)
+
+
+def test_of_two_columns_of_pictures_one_must_be_named(tmp_path: Path, rows: Rows) -> None:
+    features = FEATURES | {"left": {"_type": "Image"}, "right": {"_type": "Image"}}
+    part = [row | {"left": row["image"], "right": row["image"]} for row in rows["train"]]
+    pq.write_table(table(part, features, left=MEDIA, right=MEDIA), tmp_path / "x.parquet")
+    assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl").clips  # "image" is called so
+    without = [{name: value for name, value in row.items() if name != "image"} for row in part]
+    pq.write_table(table(without, features, left=MEDIA, right=MEDIA), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match="more than one column of pictures; name one by --image-column"):
+        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings({"image": "left"})).clips
+
+
+def test_samples_in_an_array_are_refused_with_their_type(tmp_path: Path, rows: Rows) -> None:
+    part = [{"audio": {"array": [0.1], "sampling_rate": 16_000}, "image": row["image"]} for row in rows["train"]]
+    kind = pa.struct([("array", pa.list_(pa.float64())), ("sampling_rate", pa.int64())])
+    pq.write_table(table(part, None, audio=kind), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match=r"no column of sounds; .*audio \(values of the type struct<array"):
+        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("members", "named", "told"),
+    [
+        ({"a.jpg": b"1", "a.png": b"2"}, {}, "several pictures"),
+        ({"a.json": b"{"}, {}, r"a of t\.tar: its \.json is not JSON"),
+        ({"a.txt": b"\xff"}, {}, "not UTF-8"),
+        ({"a.json": b'{"texts": ["one", "two"]}', "a.wav": b"RIFF"}, {}, "1 sounds and 2 texts"),
+        ({"a.wav": b"RIFF"}, {"speaker": "who"}, r"no sample has 'who' \(--speaker-column\); they have: wav"),
+    ],
+)
+def test_samples_that_cannot_be_understood_are_refused(
+    tmp_path: Path, members: dict[str, bytes], named: dict[str, str], told: str
+) -> None:
+    write_tar([members], tmp_path / "t.tar")
+    with pytest.raises(ManifestError, match=told):
+        prepare_hf([tmp_path / "t.tar"], tmp_path / "m.jsonl", HfSettings(named))
+
+
+def test_a_sample_may_name_its_text_speaker_and_split_in_its_object(tmp_path: Path, rows: Rows) -> None:
+    samples = []
+    for n, row in enumerate(rows["train"][::2]):
+        about = {"said": f"text {n}", "who": n, "split": "dev", "image_id": f"id {n}"}
+        samples.append({f"{n}.wav": row["audio"]["bytes"], f"{n}.jpg": row["image"]["bytes"], f"{n}.json": about})
+    for sample in samples:
+        sample |= {name: json.dumps(value).encode() for name, value in sample.items() if name.endswith(".json")}
+    write_tar(samples, tmp_path / "t.tar")
+    prepare_hf([tmp_path / "t.tar"], tmp_path / "m.jsonl", HfSettings({"text": "said", "speaker": "who"}))
+    found = [(row.text, row.speaker, row.split, row.image_id) for row in Manifest.read(tmp_path / "m.jsonl")]
+    assert found == [(f"text {n}", str(n), "val", f"id {n}") for n in range(3)]
+
+
+def test_splits_are_renamed_divided_or_refused(tmp_path: Path, rows: Rows) -> None:
+    sources = parquet(rows, tmp_path / "set")
+    renamed = prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(splits={"validation": "test"}))
+    assert renamed.clips == {"train": 6, "test": 2}
+    with pytest.raises(ConfigError, match="no such split; it has train, validation"):
+        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(splits={"dev": "test"}))
+    with pytest.raises(ConfigError, match="--image-column is empty"):
+        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings({"image": ""}))
+    with pytest.raises(ConfigError, match="of one split"):
+        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(val_share=0.5))
+    one = [tmp_path / "set" / "data" / f"train-0000{n}-of-00002.parquet" for n in range(2)]
+    divided = prepare_hf(one, tmp_path / "m.jsonl", HfSettings(val_share=0.3, test_share=0.4, seed=2))
+    assert sum(divided.clips.values()) == 6
+    assert len(divided.clips) > 1
+
+
+def test_a_picture_in_two_splits_is_refused(tmp_path: Path, rows: Rows) -> None:
+    rows["validation"][0]["image"] = rows["train"][0]["image"]
+    with pytest.raises(ManifestError, match="in the splits 'train' and 'val'"):
+        prepare_hf(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
+
+
+def test_files_of_an_earlier_run_that_are_not_used_are_told(tmp_path: Path, rows: Rows) -> None:
+    prepare_hf(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
+    one = prepare_hf([tmp_path / "set" / "data" / "validation-00000-of-00001.parquet"], tmp_path / "m.jsonl")
+    assert {what: len(names) for what, names in one.problems.extra.items()} == {"clips": 6, "images": 3}
+
+
+def test_braces_stand_for_numbers_and_words() -> None:
+    assert expand("a/{train,val}-{08..10}.tar") == [
+        f"a/{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")
+    ]
+    assert expand("a.tar") == ["a.tar"]
+    with pytest.raises(ManifestError, match=re.escape("write {000..010}")):
+        expand("{x}.tar")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("no/such", "hf download"),
+        ("x.csv", "neither .parquet"),
+        ("empty", "no .parquet, .arrow or .tar"),
+        ("two", "kinds"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_refused(tmp_path: Path, source: str, told: str) -> None:
+    (tmp_path / "x.csv").write_text("a")
+    (tmp_path / "empty").mkdir()
+    write_tar([{"a.wav": b"1"}], tmp_path / "two" / "a.tar")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "two" / "a.parquet")
+    with pytest.raises(SaySeeError, match=re.escape(told)):
+        prepare_hf([tmp_path / source], tmp_path / "m.jsonl")
+
+
+def test_the_verb_takes_columns_and_splits_by_flags(
+    tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = parquet(rows, tmp_path / "set")
+    words = ["data", "hf", *sources, "--to", str(tmp_path / "m.parquet")]
+    flags = ["--text-column", "", "--id-column", "caption", "--split", "validation=test", "--json"]
+    assert main([*words, *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["splits"] == {"train": {"images": 6, "clips": 6}, "test": {"images": 2, "clips": 2}}
+    assert {row.text for row in Manifest.read(tmp_path / "m.parquet")} == {None}
+    assert main([*words, "--split", "validation"]) == 2
+    assert "NAME=SPLIT" in capsys.readouterr().err
+
+
+def test_what_the_library_itself_saves_is_read(tmp_path: Path, rows: Rows) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed; its layouts are written by pyarrow")
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # an Audio would want torchcodec here
+    features = datasets.Features(
+        audio=plain,
+        image=plain,
+        caption=datasets.Value("string"),
+        speaker_id=datasets.Value("int64"),
+        lang=datasets.ClassLabel(names=["en", "de"]),
+    )
+    saved = datasets.DatasetDict({split: datasets.Dataset.from_list(p, features=features) for split, p in rows.items()})
+    saved = saved.cast_column("audio", datasets.Audio()).cast_column("image", datasets.Image())
+    saved.save_to_disk(tmp_path / "disk")
+    for split, part in saved.items():
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        part.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
+    for folder in ("disk", "hub"):
+        prepared = prepare_hf([tmp_path / folder], tmp_path / f"{folder}.jsonl")
+        assert prepared.clips == {"train": 6, "val": 2}
+        manifest = Manifest.read(prepared.manifest)
+        assert manifest.clip_path(manifest.rows[0]).read_bytes() == rows["train"][0]["audio"]["bytes"]
+        assert {row.language for row in manifest} == {"de"}
