@@ -30,7 +30,11 @@ class DataSettings:
     val_split: str = "val"
     """Name of the split that chooses the best model."""
     batch_size: int = 256
-    """Pairs in a batch: each pair's negatives are the other pairs of its batch."""
+    """Pairs in a batch, over all processes together: each pair's negatives are the other pairs of its batch."""
+    chunk_size: Optional[int] = None  # noqa: UP045
+    """The most pairs that a process encodes at a time; null encodes its whole share of the batch. Less takes less
+    memory and more time (each pair is encoded twice), and keeps every negative of the contrastive loss; denoising then
+    works on the pairs of a chunk."""
     bucket_batches: int = 50
     """Clips are sorted by length within chunks of this many batches: more gives less padding, less shuffling."""
     crop_seconds: Optional[float] = 6.4  # noqa: UP045
@@ -169,7 +173,8 @@ class OptimizerSettings:
     clip_norm: float = 4.0
     """The gradient's norm is clipped to this."""
     accumulate: int = 1
-    """Batches whose gradients are summed for one step. It adds no negatives."""
+    """Batches whose gradients are averaged for one step. It adds no negatives: a larger data.batch_size with
+    data.chunk_size does."""
 
 
 @dataclass
@@ -197,6 +202,9 @@ class TrainingSettings:
     """Keep the fusion encoder in the best model, for pictures of attention; retrieval does not need it."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch sees; cpu stays on the processor."""
+    shard: bool = False
+    """With several processes, spread the layers of trained encoders over them (FSDP), with their gradients and their
+    optimiser state, in place of a copy in each."""
 
 
 @dataclass
@@ -359,6 +367,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
                 yield setting, value_of(setting), mend
     if recipe.data.batch_size < 2:
         yield "data.batch_size", recipe.data.batch_size, "contrastive learning needs at least 2 pairs in a batch"
+    if recipe.data.chunk_size is not None and recipe.data.chunk_size < 2:
+        yield "data.chunk_size", recipe.data.chunk_size, "give at least 2 pairs, or null for the whole batch at once"
     if recipe.denoising.max_tokens < 2:
         yield "denoising.max_tokens", recipe.denoising.max_tokens, "comparing tokens needs at least 2"
     if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
@@ -378,8 +388,14 @@ def _at_odds(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     denoising, fusion, contrastive = recipe.denoising, recipe.fusion, recipe.contrastive
     if fusion.width % fusion.heads:
         yield "fusion.width", fusion.width, f"it must be a multiple of fusion.heads ({fusion.heads})"
+    if recipe.training.shard and recipe.model.speech_trainable == 0 and recipe.model.image_trainable == 0:
+        mend = "it spreads trained encoders, and none is trained (model.speech_trainable, model.image_trainable)"
+        yield "training.shard", True, mend
     if contrastive.weight == 0 and denoising.weight == 0:
         yield "contrastive.weight", contrastive.weight, "with denoising off too, nothing is left to train"
+    if contrastive.weight == 0 and recipe.data.chunk_size is not None:
+        mend = "without contrastive learning nothing compares all pairs of a batch: give a smaller data.batch_size"
+        yield "data.chunk_size", recipe.data.chunk_size, mend
     if contrastive.weight == 0 and (denoising.start_step or denoising.warmup_steps):
         mend = "nothing trains until denoising starts: give it no start_step or warmup_steps"
         yield "contrastive.weight", contrastive.weight, mend

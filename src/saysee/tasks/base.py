@@ -20,9 +20,14 @@ class Task(nn.Module, ABC):
         weight: weight of the losses when the task is in full force.
         start_step: step before which the weight is 0.
         warmup_steps: steps over which the weight then rises linearly.
+
+    Attributes:
+        on_vectors: the task reads the global vectors alone. Then it sees all pairs of the batch even where encoding
+            them takes several chunks (``data.chunk_size``); another task sees the pairs of a chunk.
     """
 
     name: str
+    on_vectors = False
 
     def __init__(self, weight: float, start_step: int = 0, warmup_steps: int = 0) -> None:
         super().__init__()

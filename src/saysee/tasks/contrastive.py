@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.tasks.base import Task
+from saysee.tasks.gathering import gather, in_several_processes
 
 MAX_LOGIT_SCALE = 100.0
 """A learned temperature never falls below 1/100, as in CLIP (arXiv 2103.00020, section 2.5)."""
@@ -39,8 +40,30 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor
         return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
 
 
+def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
+    """This process's share of :func:`info_nce` of the rows of all W processes: its own rows against all.
+
+    The mean over processes is the loss of all rows in one process, and so is the mean of the gradients of parameters;
+    see :func:`saysee.tasks.gathering.gather`. Every process must call it at once, with B the same.
+
+    Args:
+        a, b, scale, ids: as for :func:`info_nce`; ids count the same images in every process.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
+        all_a, all_b = gather(torch.cat([own_a, own_b], dim=1)).chunk(2, dim=1)
+        all_ids = gather(ids)
+        rows = torch.arange(len(ids), device=ids.device)
+        target = rows + torch.distributed.get_rank() * len(ids)
+        same = ids[:, None] == all_ids[None, :]
+        same[rows, target] = False
+        a_to_b = (scale * own_a @ all_b.T).masked_fill(same, -torch.inf)
+        b_to_a = (scale * own_b @ all_a.T).masked_fill(same, -torch.inf)
+        return (functional.cross_entropy(a_to_b, target) + functional.cross_entropy(b_to_a, target)) / 2
+
+
 class ContrastiveTask(Task):
-    """InfoNCE between the global vectors of clips and pictures.
+    """InfoNCE between the global vectors of clips and pictures, over the pairs of all processes that train together.
 
     Args:
         weight: weight of the loss.
@@ -49,6 +72,7 @@ class ContrastiveTask(Task):
     """
 
     name = "contrastive"
+    on_vectors = True
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.07, learn_temperature: bool = False) -> None:
         super().__init__(weight)
@@ -65,7 +89,8 @@ class ContrastiveTask(Task):
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         scale = self.log_scale.float().exp()
+        compare = info_nce_over_processes if in_several_processes() else info_nce
         return {
-            "contrastive_loss": info_nce(speech.vector, images.vector, scale, image_ids),
+            "contrastive_loss": compare(speech.vector, images.vector, scale, image_ids),
             "temperature": 1 / scale.detach(),
         }

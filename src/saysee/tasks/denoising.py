@@ -4,6 +4,9 @@ Some features of one modality are made noisy; the multimodal fusion encoder, loo
 back clean semantic features. Every choice that the paper's abstract leaves open is an option; ``DenoisingSettings``
 lists them. The frames that the fusion encoder reads come out of the head that makes the global speech vector, so the
 loss reaches what retrieval uses.
+
+The task works on the pairs that are encoded together: noise and the negatives of its losses come from these, so from
+the process's own share of the batch, and from one chunk of it (``data.chunk_size``).
 """
 
 from __future__ import annotations

@@ -54,6 +54,17 @@ class FeatureBatch:
         states, vectors, patches = move(self.states), move(self.vectors), move(self.patches)
         return FeatureBatch(states, self.frame_mask.to(device), vectors, patches, self.image_ids.to(device), self.rows)
 
+    def part(self, rows: slice) -> FeatureBatch:
+        """Some of its pairs, padded as they are."""
+        return FeatureBatch(
+            self.states[:, rows],
+            self.frame_mask[rows],
+            self.vectors[rows],
+            self.patches[rows],
+            self.image_ids[rows],
+            self.rows[rows],
+        )
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -66,11 +77,22 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         rows: the rows that the plan is of.
         kept: holds the features of all of them but the bad files'.
         bad: path and reason of each file that could not be read; rows with one are left out.
+        rank: which of ``world_size`` processes this is; each gathers its share of every batch.
+        world_size: processes that train together.
     """
 
-    def __init__(self, plan: Plan, rows: Manifest, kept: KeptFeatures, bad: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rows: Manifest,
+        kept: KeptFeatures,
+        bad: Mapping[str, str],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         super().__init__(plan)
         self._kept, self._unreadable = kept, bad
+        self._rank, self._world_size = rank, world_size
         self._images = [str(rows.image_path(row)) for row in rows]
         numbers: dict[str, int] = {}
         self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
@@ -80,7 +102,7 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         ahead: deque[Future[Loaded[FeatureBatch]]] = deque()
         with ThreadPoolExecutor(1) as thread:
             for rows in batches:
-                ahead.append(thread.submit(self._gather, rows))
+                ahead.append(thread.submit(self._gather, rows[self._rank :: self._world_size]))
                 if len(ahead) > AHEAD:
                     yield ahead.popleft().result()
             while ahead:

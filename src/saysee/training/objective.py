@@ -18,6 +18,7 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
+from saysee.training.chunks import Chunk
 from saysee.training.feature_loader import FeatureBatch
 
 
@@ -114,24 +115,49 @@ class Objective(nn.Module):
         features: tuple[SpeechFeatures, ImageFeatures] = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
         return features
 
-    def forward(self, batch: Batch | FeatureBatch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch | FeatureBatch, weights: Mapping[str, float], chunk: Chunk | None = None
+    ) -> dict[str, Tensor]:
         """The figures of a batch; ``loss`` is the weighted sum of every ``*_loss``.
 
         Args:
             batch: B pairs.
             weights: each task's weight; a task at 0 is not computed.
+            chunk: the pairs are a chunk of a batch whose tasks on vectors are computed already: they are left out, and
+                ``surrogate`` is a scalar whose gradient is the chunk's share of the whole batch's.
         """
+        if chunk is None:
+            speech, images = self.features(batch)
+            return self._figures(speech, images, batch.image_ids, weights)
+        with chunk.random.replayed():
+            speech, images = self.features(batch)
+        figures = self._figures(speech, images, batch.image_ids, weights, on_vectors=False)
+        return {**figures, "surrogate": chunk.share * figures["loss"] + chunk.carried(speech.vector, images.vector)}
+
+    def vectors(self, batch: Batch | FeatureBatch) -> tuple[Tensor, Tensor]:
+        """The global vectors [B, D] of clips and pictures."""
         speech, images = self.features(batch)
-        figures: dict[str, Tensor] = {}
-        total = torch.zeros((), device=batch.image_ids.device)
-        for name, task in self._tasks():
-            if weights[name] == 0:
-                continue
-            for key, value in task(speech, images, batch.image_ids).items():
-                figures[key] = value
-                if key.endswith("_loss"):
-                    total = total + weights[name] * value
-        return {**figures, "loss": total}
+        return speech.vector, images.vector
+
+    def on_vectors(
+        self, speech: Tensor, images: Tensor, image_ids: Tensor, weights: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """The figures of those tasks that read the global vectors [B, D] alone."""
+        nothing = speech.new_empty(len(speech), 0, speech.shape[1])
+        mask = torch.empty(nothing.shape[:2], dtype=torch.bool, device=speech.device)
+        return self._figures(
+            SpeechFeatures(speech, nothing, mask), ImageFeatures(images, nothing), image_ids, weights, on_vectors=True
+        )
+
+    def parameters_on_vectors(self, weights: Mapping[str, float]) -> list[Tensor]:
+        """The trained parameters that are those tasks' own."""
+        return [
+            parameter
+            for name, task in self._tasks()
+            if task.on_vectors and weights[name]
+            for parameter in task.parameters()
+            if parameter.requires_grad
+        ]
 
     @torch.no_grad()
     def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
@@ -139,6 +165,27 @@ class Objective(nn.Module):
         return {
             key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
         }
+
+    def _figures(
+        self,
+        speech: SpeechFeatures,
+        images: ImageFeatures,
+        image_ids: Tensor,
+        weights: Mapping[str, float],
+        on_vectors: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """What the tasks in force give, and ``loss``, the weighted sum; with ``on_vectors``, only those that do, or do
+        not, read vectors alone."""
+        figures: dict[str, Tensor] = {}
+        total = torch.zeros((), device=image_ids.device)
+        for name, task in self._tasks():
+            if weights[name] == 0 or on_vectors not in (None, task.on_vectors):
+                continue
+            for key, value in task(speech, images, image_ids).items():
+                figures[key] = value
+                if key.endswith("_loss"):
+                    total = total + weights[name] * value
+        return {**figures, "loss": total}
 
     def _tasks(self) -> list[tuple[str, Task]]:
         return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]

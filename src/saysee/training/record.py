@@ -61,6 +61,19 @@ class RunRecord:
         self._board.close()
 
 
+class NoRecord(RunRecord):
+    """Keeps no log: another process does."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, in order; a line that a kill cut short is left out."""
     lines = []
@@ -73,11 +86,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine:
-    """One line on stderr: step, loss, R@1, clips a second, time left."""
+    """One line on stderr: step, loss, R@1, clips a second, time left; ``quiet`` shows nothing."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str, steps: int, quiet: bool = False) -> None:
         self._name, self._steps = name, steps
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=quiet)
         self._shown = 0.0
         self._status = self._console.status("") if self._console.is_terminal else None
         if self._status is not None:

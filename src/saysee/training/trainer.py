@@ -15,32 +15,33 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
 from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
-from saysee.evaluation.attention import attention_on_rows
-from saysee.evaluation.protocols import evaluate
 from saysee.files import write_text
 from saysee.training.arithmetic import Arithmetic, arithmetic_of
 from saysee.training.attention_kernel import attention_kernel
-from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint, write_folder
+from saysee.training.checkpoint import clean_folder, find_checkpoints, save_checkpoint, write_folder
 from saysee.training.count import RunCount
+from saysee.training.facts import training_facts
 from saysee.training.feature_loader import FeatureBatch, FeatureLoader
 from saysee.training.features import KeptFeatures, keep_features, why_recomputed
 from saysee.training.objective import Objective, build_model, build_tasks
-from saysee.training.optimization import learning_rate_factor, parameter_groups
-from saysee.training.record import ProgressLine, RunRecord, surroundings
+from saysee.training.processes import Processes
+from saysee.training.record import NoRecord, ProgressLine, RunRecord, surroundings
+from saysee.training.sharding import WholeCopy
 from saysee.training.signs import find_signs
+from saysee.training.state import RunState
+from saysee.training.steps import Steps
+from saysee.training.validation import Validation
 
 RECIPE_FILE, ENVIRONMENT_FILE, RESULT_FILE = "recipe.yaml", "environment.json", "result.json"
 FREE_TO_CHANGE = (
@@ -48,6 +49,7 @@ FREE_TO_CHANGE = (
     "training.log_every",
     "data.workers",
     "data.cache_images_mb",
+    "training.shard",
     "features.keep",
     "features.folder",
     "features.limit_gb",
@@ -73,31 +75,30 @@ class Trainer:
         self.recipe = recipe
         self.folder = Path(recipe.output)
         self.name = name or self.folder.name
+        device = "cpu" if recipe.training.device == "cpu" or not torch.cuda.is_available() else "cuda"
+        self.arithmetic = arithmetic_of(recipe.training.precision, device)
+        self.processes = Processes(self.arithmetic, cpu=recipe.training.device == "cpu")
+        self.accelerator = self.processes.accelerator
+        with self.processes.ending_together():
+            self._build()
+
+    def _build(self) -> None:
+        recipe, processes = self.recipe, self.processes
         self.manifest = Manifest.read(recipe.data.manifest)
         self.train_rows = self.manifest.select(recipe.data.train_split)
         self.val_rows = self.manifest.select(recipe.data.val_split)
-        device = "cpu" if recipe.training.device == "cpu" or not torch.cuda.is_available() else "cuda"
-        self.arithmetic = arithmetic_of(recipe.training.precision, device)
-        AcceleratorState._reset_state()  # Accelerate keeps the arithmetic of the first trainer of a process otherwise
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.arithmetic == "bf16" else "no",
-            cpu=recipe.training.device == "cpu",
-        )
-        if self.accelerator.num_processes > 1:
-            raise ConfigError("training in several processes is not there yet; start one process, without torchrun")
+        _refuse_small_shares(recipe, processes.count)
         self.model = build_model(recipe)
         self.objective = Objective(self.model, build_tasks(recipe, self.model))
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.objective, recipe.optimizer),
-            betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        )
-        # Dropout and noise start from the same place whatever was built before.
-        torch.manual_seed(recipe.training.seed + 1)
+        sharded = recipe.training.shard and processes.count > 1
+        self._copy = WholeCopy(self.objective, processes.is_first, self.accelerator.device) if sharded else None
+        self.steps = Steps(self.objective, recipe, processes)
+        # Dropout and noise start from the same place whatever was built before, and from another in each process.
+        processes.seed_draws(recipe.training.seed + 1)
         files = self._build_loader()
         self.loader: ResumableLoader[Batch] | ResumableLoader[FeatureBatch] = files
         self.recomputed = why_recomputed(recipe, files.plan)
-        self._val_features: KeptFeatures | None = None
-        self.prepared, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        self.validation = Validation(recipe, self.val_rows)
         self.progress = RunCount()
         self._stop = False
 
@@ -116,36 +117,44 @@ class Trainer:
             CheckpointError: the folder holds another run.
             KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint of what is done is written.
         """
-        result_file = self.folder / RESULT_FILE
-        self._refuse_other_run(resume)
-        if result_file.exists():  # finished: its recipe and surroundings stay those that it ran with
-            result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
-            return result
-        self.keep_features()  # before the folder holds a run: what is refused here asks for other settings
-        self._claim_folder()
-        self._restore()
-        record, line = RunRecord(self.folder, self.progress.step), ProgressLine(self.name, self.recipe.training.steps)
-        device = self.accelerator.device.type
-        try:
-            with self._stopping_gently(), attention_kernel(device, self.arithmetic == "bf16"):
-                self._run(record, line)
-            self._tell_skipped(line)
-        finally:
-            record.close()
-            line.close()
-        result = self.progress.result(self.loader.bad_files)
-        _write_json(result_file, result)
+        processes = self.processes
+        with processes.ending_together():
+            result = processes.first_does(partial(self._result_there, resume))
+            if result is None:
+                self.keep_features()  # before the folder holds a run: what is refused here asks for other settings
+                processes.first_does(self._claim_folder)
+                self._restore()
+        if result is None:
+            # A stop is held back until it is known why another process is gone: torchrun then stops this one, too.
+            with self._stopping_gently(), processes.ending_together():
+                self._run()
+                result = processes.first_does(self._write_result)
+        processes.close()
         return result
 
     # ------------------------------------------------------------------ the loop
 
-    def _run(self, record: RunRecord, line: ProgressLine) -> None:
+    def _run(self) -> None:
+        device, first = self.accelerator.device.type, self.processes.is_first
+        record = RunRecord(self.folder, self.progress.step) if first else NoRecord()
+        line = ProgressLine(self.name, self.recipe.training.steps, quiet=not first)
+        if self.processes.count > 1:
+            line.say(f"{self.name}: {_shares(self.recipe, self.processes.count)}")
+        try:
+            with attention_kernel(device, self.arithmetic == "bf16"):
+                self._take_steps(record, line)
+            self._tell_skipped(line)
+        finally:
+            record.close()
+            line.close()
+
+    def _take_steps(self, record: RunRecord, line: ProgressLine) -> None:
         settings, state = self.recipe.training, self.progress
         batches = self._batches(line)
-        self.prepared.train()
+        self.objective.train()
         while state.step < settings.steps and not state.stopped_early:
             started = time.perf_counter()
-            figures, clips = self._step(batches)
+            figures, clips = self.steps.take(batches, state.step)
             state.count(figures, clips, time.perf_counter() - started)
             if state.step % settings.log_every == 0 or state.step == settings.steps:
                 record.write(
@@ -157,34 +166,9 @@ class Trainer:
                 self._evaluate(record, line)
             if state.step % settings.checkpoint_every == 0 or state.step == settings.steps or state.stopped_early:
                 self._save()
-            if self._stop:
+            if self.processes.any(self._stop):
                 self._save()
                 raise KeyboardInterrupt
-
-    def _step(self, batches: Iterator[Batch | FeatureBatch]) -> tuple[dict[str, float], int]:
-        """One optimiser step; its figures and how many clips it took."""
-        settings, step = self.recipe.optimizer, self.progress.step
-        factor = learning_rate_factor(step, self.recipe.training.steps, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        weights = self.objective.weights_at(step)
-        sums: dict[str, float] = {}
-        clips = 0
-        for _ in range(settings.accumulate):
-            batch = next(batches).to(self.accelerator.device)
-            clips += len(batch.image_ids)
-            figures: dict[str, Tensor] = self.prepared(batch, weights)
-            self.accelerator.backward(figures["loss"] / settings.accumulate)
-            for key, value in figures.items():
-                sums[key] = sums.get(key, 0.0) + float(value.detach()) / settings.accumulate
-        if not torch.isfinite(torch.tensor(sums["loss"])):
-            raise SaySeeError(
-                f"the loss is {sums['loss']} at step {step + 1}; lower optimizer.lr, or use training.precision fp32"
-            )
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {**sums, "gradient_norm": float(norm), "lr_factor": factor}, clips
 
     def _batches(self, line: ProgressLine) -> Iterator[Batch | FeatureBatch]:
         """Batches without end, epoch after epoch; tells at each one's end of the files that were skipped."""
@@ -213,21 +197,9 @@ class Trainer:
 
     def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
         state, settings = self.progress, self.recipe.training
-        self.model.eval()
-        encoder = self._val_features or self.model
-        result = evaluate(encoder, self.val_rows, split=self.recipe.data.val_split, resamples=0, progress=False)
-        scores = result.overall.to_dict()
-        figures = {
-            "mean_R@1": scores["mean_R@1"],
-            **{
-                f"{way}/R@{k}": scores[way][f"R@{k}"]
-                for way in ("speech_to_image", "image_to_speech")
-                for k in (1, 5, 10)
-            },
-            **state.take_interval_means(),
-            **self._diagnose(),
-        }
-        self.objective.train()
+        objective = self.objective if self._copy is None else self._copy.take(self.objective)
+        measured = self.processes.first_does(lambda: self.validation.figures(objective))
+        figures = {**measured, **state.take_interval_means()}
         signs = find_signs(figures, state.previous_contrastive, state.step / settings.steps)
         for sign, why in signs.items():
             if sign not in state.signs:
@@ -236,45 +208,32 @@ class Trainer:
         state.previous_contrastive = figures.get("contrastive_loss")
         record.write("val", state.step, {**figures, **{f"sign/{sign}": 1.0 for sign in signs}})
         if state.judge(figures["mean_R@1"], settings.patience):
-            keep_fusion = settings.save_fusion
-            write_folder(
-                self.folder / "best",
-                lambda folder: self.model.save_pretrained(folder, fusion=keep_fusion),
-            )
 
-    @torch.no_grad()
-    def _diagnose(self) -> dict[str, float]:
-        """The tasks' own figures on a batch of validation pictures, and attention on the object spoken of."""
-        rows = self.val_rows.images()[: self.recipe.data.batch_size]
-        manifest = Manifest(rows, self.val_rows.root)
-        files = self._build_loader(manifest, whole=True)
-        batches: Iterator[Batch | FeatureBatch] = iter(files)
-        if self._val_features is not None:
-            batches = iter(FeatureLoader(files.plan, manifest, self._val_features, {}))
-        batch = next(batches).to(self.accelerator.device)
-        speech, images = self.objective.features(batch)
-        figures = self.objective.diagnose(speech, images, batch.image_ids)
-        if self.model.fusion is not None and {"words", "objects"} <= set(self.val_rows.extra_columns):
-            maps = self.model.fusion.attend(speech, images)
-            found = attention_on_rows(
-                [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
-                [rows[row] for row in batch.rows],
-                self.model.speech_encoder.frame_seconds,
-            )
-            if found is not None:
-                figures |= {"attention_mass": found.mass, "attention_lift": found.lift}
-        return figures
+            def save(folder: Path) -> None:
+                environment = self.folder / ENVIRONMENT_FILE
+                objective.model.trained = training_facts(self.recipe, self.manifest, environment, state.step, figures)
+                objective.model.save_pretrained(folder, fusion=settings.save_fusion)
+
+            self.processes.first_does(lambda: write_folder(self.folder / "best", save))
+        if self._copy is not None:
+            self._copy.put_back()
 
     # ------------------------------------------------------------------ the folder and its checkpoints
 
-    def _refuse_other_run(self, resume: str) -> None:
-        recipe_file = self.folder / RECIPE_FILE
+    def _result_there(self, resume: str) -> dict[str, Any] | None:
+        """The result of a run that is finished; None where there is one to go on with, or none."""
+        recipe_file, result_file = self.folder / RECIPE_FILE, self.folder / RESULT_FILE
         if recipe_file.exists():
             if resume != "auto":
                 raise CheckpointError(
                     f"{self.folder} already holds a run; go on with it by --resume auto, or give another --output"
                 )
             _refuse_other_recipe(load_recipe(recipe_file), self.recipe, self.folder)
+        if not result_file.exists():
+            return None
+        # Finished: its recipe and surroundings stay those that it ran with.
+        result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+        return result
 
     def _claim_folder(self) -> None:
         recipe_file = self.folder / RECIPE_FILE
@@ -282,45 +241,62 @@ class Trainer:
         clean_folder(self.folder / "checkpoints")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not recipe_file.exists():
-            environment = {**surroundings(self.recipe.training.seed), "arithmetic": self.arithmetic}
+            environment = {
+                **surroundings(self.recipe.training.seed),
+                "arithmetic": self.arithmetic,
+                "processes": self.processes.count,
+            }
             _write_json(self.folder / ENVIRONMENT_FILE, environment)
             save_recipe(self.recipe, recipe_file)
 
+    def _write_result(self) -> dict[str, Any]:
+        result = self.progress.result(self.loader.bad_files)
+        _write_json(self.folder / RESULT_FILE, result)
+        return result
+
     def _save(self) -> None:
-        frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
-        state = {
-            "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
-            "optimizer": self.optimizer.state_dict(),
-            "loader": self.loader.state_dict(),
-            "progress": self.progress.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-        }
-        save_checkpoint(self.folder / "checkpoints", self.progress.step, state, self.recipe.training.keep_checkpoints)
+        state, keep = self._state().take(), self.recipe.training.keep_checkpoints
+        self.processes.first_does(lambda: save_checkpoint(self.folder / "checkpoints", self.progress.step, state, keep))
 
     def _restore(self) -> None:
         checkpoints = find_checkpoints(self.folder / "checkpoints")
-        if not checkpoints:
-            return
-        state = load_checkpoint(checkpoints[-1])
-        missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
-        trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
-        if unexpected or trained & set(missing):
-            raise CheckpointError(f"{checkpoints[-1]} is of another model; give another --output")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loader.load_state_dict(state["loader"])
-        self.progress.load_state_dict(state["progress"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if checkpoints:
+            before = self._state().put(checkpoints[-1], self.recipe.training.seed + 1)
+            if before != self.processes.count and self.processes.is_first:
+                print(
+                    f"{self.name}: {self.processes.count} processes go on with a run of {before}: dropout and noise "
+                    "are drawn anew, and denoising works on shares of another size",
+                    file=sys.stderr,
+                )
+        steps = self.processes.gather(self.progress.step)
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the processes find checkpoints of different steps {steps}; put the run on a disk that "
+                "all machines share"
+            )
+
+    def _state(self) -> RunState:
+        return RunState(self.objective, self.steps.optimizer, self.loader, self.progress, self.processes)
 
     # ------------------------------------------------------------------ helpers
 
     def keep_features(self) -> None:
         """Takes kept features in place of files where that changes nothing, once they are all there."""
+        first = self.processes.is_first
         if self.recomputed is not None:
-            print(f"{self.name}: features are recomputed at each step: {self.recomputed}", file=sys.stderr)
+            if first:
+                print(f"{self.name}: features are recomputed at each step: {self.recomputed}", file=sys.stderr)
             return
+        # The others find the features computed; on a machine that does not share the folder, they compute them.
+        train, val, bad = self.processes.first_then_others(self._kept_features)
+        if first:
+            print(f"{self.name}: features of the frozen encoders are taken from {train.folder}", file=sys.stderr)
+        processes = self.processes
+        self.loader = FeatureLoader(self.loader.plan, self.train_rows, train, bad, processes.rank, processes.count)
+        self.validation.kept = val
+
+    def _kept_features(self) -> tuple[KeptFeatures, KeptFeatures, dict[str, str]]:
+        """The features of the training and the validation split, all there, and the files that were left out."""
         data, settings = self.recipe.data, self.recipe.features
 
         def features(arithmetic: Arithmetic) -> KeptFeatures:
@@ -331,37 +307,38 @@ class Trainer:
         bad = keep_features(
             [(train, self.train_rows, data.on_bad_file == "skip"), (val, self.val_rows, False)], settings
         )
-        print(f"{self.name}: features of the frozen encoders are taken from {train.folder}", file=sys.stderr)
-        self.loader = FeatureLoader(self.loader.plan, self.train_rows, train, bad)
-        self._val_features = val
+        return train, val, bad
 
-    def _build_loader(self, manifest: Manifest | None = None, whole: bool = False) -> SpeechImageLoader:
-        """The training loader, or a loader of all of ``manifest`` in one uncropped batch."""
+    def _build_loader(self) -> SpeechImageLoader:
         data, processor = self.recipe.data, self.model.processor
         return build_loader(
-            manifest or self.train_rows,
+            self.train_rows,
             prepare_speech=processor.prepare_speech,
             prepare_image=processor.prepare_image,
             batch_size=data.batch_size,
             seed=self.recipe.training.seed,
-            workers=0 if whole else data.workers,
-            crop_seconds=None if whole else data.crop_seconds,
+            workers=data.workers,
+            crop_seconds=data.crop_seconds,
             bucket_batches=data.bucket_batches,
             on_bad_file=data.on_bad_file,
-            drop_last=not whole,
-            cache_images=0 if whole else data.cache_images_mb * 2**20,
+            cache_images=data.cache_images_mb * 2**20,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
         )
 
     @contextmanager
     def _stopping_gently(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops at once."""
+        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops a process that is alone at once.
+
+        Of several, each gets two: the terminal's, or the scheduler's, and torchrun's own.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def stop(number: int, frame: FrameType | None) -> None:
             del number, frame
-            if self._stop:
+            if self._stop and self.processes.count == 1:
                 raise KeyboardInterrupt
             self._stop = True
 
@@ -371,6 +348,23 @@ class Trainer:
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+
+
+def _refuse_small_shares(recipe: Recipe, processes: int) -> None:
+    """Raises ConfigError where several processes leave denoising one pair each: it needs another image."""
+    share = recipe.data.batch_size // processes
+    if recipe.denoising.weight and share < 2:
+        raise ConfigError(
+            f"data.batch_size is {recipe.data.batch_size} over {processes} processes, {share} each; denoising works on "
+            "each process's own pairs and needs at least 2"
+        )
+
+
+def _shares(recipe: Recipe, processes: int) -> str:
+    """How several processes share the work, in words for people."""
+    batch = recipe.data.batch_size
+    text = f"{processes} processes, {batch // processes} pairs each, {batch} together (global batch)"
+    return f"{text}, encoders spread" if recipe.training.shard else text
 
 
 def _refuse_other_recipe(there: Recipe, here: Recipe, folder: Path) -> None:

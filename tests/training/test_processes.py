@@ -1,0 +1,361 @@
+"""Two real processes, started by torchrun as a user starts them: the same mathematics as one, and one end for both."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore
+
+from saysee.cli import main
+from saysee.config import resolve_recipe, save_recipe
+from saysee.errors import ConfigError
+from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.model.retriever import SpeechImageModel
+from saysee.training.checkpoint import find_checkpoints, load_checkpoint
+from saysee.training.record import read_metrics
+from saysee.training.trainer import Trainer
+from saysee.training.watch import Watch
+
+PATIENCE = 240
+NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gloo as tested here are Linux's")
+
+
+def start(recipe: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saysee"]
+    command += ["train", str(recipe), "--json", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """The one result that two processes print, and what they say meanwhile."""
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    (line,) = output.splitlines()
+    return json.loads(line), errors
+
+
+def write(settings: dict[str, Any], folder: Path, **training: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = copy.deepcopy(settings)
+    settings["output"] = str(folder / "run")
+    settings["training"] |= training
+    save_recipe(resolve_recipe(settings), folder / "recipe.yaml")
+    return folder / "recipe.yaml"
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    return load_checkpoint(find_checkpoints(run / "checkpoints")[-1])
+
+
+def gradients_of(trainer: Trainer, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Every parameter's gradient in the first step of a run, told by Adam's first moment."""
+    names = {parameter: name for name, parameter in trainer.objective.named_parameters()}
+    parameters = [parameter for group in trainer.steps.optimizer.param_groups for parameter in group["params"]]
+    return {
+        names[parameters[number]]: values["exp_avg"] / 0.1 for number, values in state["optimizer"]["state"].items()
+    }
+
+
+def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Each differs by no more than ``tolerance`` of its own length and a hundredth of that of all together."""
+    assert one.keys() == other.keys()
+    whole = torch.cat([gradient.flatten() for gradient in other.values()]).norm()
+    for name, gradient in one.items():
+        difference = (gradient - other[name]).norm()
+        assert difference <= tolerance * (other[name].norm() + 0.01 * whole), name
+
+
+@pytest.fixture
+def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:
+    """All is trained, nothing is drawn, and the optimiser sees the gradient as it is."""
+    tiny_settings["model"]["speech"] = tiny_settings["model"]["speech"] | NO_DROPOUT
+    tiny_settings["model"]["head_dropout"] = tiny_settings["fusion"]["dropout"] = 0.0
+    tiny_settings["contrastive"] = {"learn_temperature": True}
+    tiny_settings["optimizer"] |= {"clip_norm": 1e9}
+    tiny_settings["training"] |= {"steps": 1, "eval_every": 1, "checkpoint_every": 1}
+    return tiny_settings
+
+
+def test_two_processes_have_the_loss_and_gradient_of_one_with_the_whole_batch(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings["denoising"] = {"preset": "off"}
+    settings["optimizer"]["accumulate"] = 2
+    two = start(write(settings, tmp_path / "two"))
+    trainer = Trainer(resolve_recipe(settings))
+    # Captions of one picture fall to both processes: they must not be negatives of each other there either.
+    batches = iter(trainer.loader)
+    ids = [next(batches).image_ids for _ in range(2)]
+    assert any(set(of_batch[::2].tolist()) & set(of_batch[1::2].tolist()) for of_batch in ids)
+    trainer = Trainer(resolve_recipe(settings))
+    result = trainer.fit()
+    result_of_two, errors = finish(two)
+
+    assert "2 processes, 4 pairs each, 8 together (global batch)" in " ".join(errors.split())
+    assert result_of_two["clips"] == result["clips"] == 16
+    one_line, two_line = (read_metrics(path)[0] for path in (Path(settings["output"]), tmp_path / "two" / "run"))
+    assert one_line.keys() == two_line.keys()
+    for figure in ("loss", "contrastive_loss", "gradient_norm"):
+        assert two_line[figure] == pytest.approx(one_line[figure], rel=1e-5), figure
+    states = [last_state(path) for path in (Path(settings["output"]), tmp_path / "two" / "run")]
+    one_gradients, two_gradients = (gradients_of(trainer, state) for state in states)
+    assert one_gradients["tasks.contrastive.log_scale"].abs() > 1e-3
+    assert_same_gradients(two_gradients, one_gradients)
+
+
+def test_spread_encoders_and_chunks_have_that_gradient_too_with_denoising_on_each_part(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the same mathematics in one graph: the contrastive loss of all vectors, the mean of the denoising loss of
+    the four parts. What two processes leave is whole: one goes on with it, and the best model loads."""
+    settings["denoising"] = {"preset": "paper", "share": 0.0}
+    settings["data"]["chunk_size"] = 2
+    settings["training"] |= {"steps": 2, "eval_every": 2}
+    recipe = write(settings, tmp_path, shard=True)
+    two = start(recipe)
+
+    trainer = Trainer(resolve_recipe(settings))
+    objective = trainer.objective.train()
+    batch = next(iter(trainer.loader))
+    rows = [torch.arange(8)[process::2][chunk * 2 : chunk * 2 + 2] for process in range(2) for chunk in range(2)]
+    speech, images = objective.features(batch)
+    nothing, mask = torch.empty(8, 0, 16), torch.empty(8, 0, dtype=torch.bool)
+    loss = objective.tasks["contrastive"](
+        SpeechFeatures(speech.vector, nothing, mask), ImageFeatures(images.vector, nothing), batch.image_ids
+    )["contrastive_loss"]
+    for part in rows:
+        of_part = SpeechFeatures(speech.vector[part], speech.frames[part], speech.mask[part])
+        of_images = ImageFeatures(images.vector[part], images.patches[part])
+        figures = objective.tasks["denoising"](of_part, of_images, batch.image_ids[part])
+        loss = loss + figures["denoising_loss"] / len(rows)
+    loss.backward()
+    expected = {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
+
+    finish(two)
+    run = tmp_path / "run"
+    first = find_checkpoints(run / "checkpoints")[0]
+    assert read_metrics(run)[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_gradients(gradients_of(trainer, load_checkpoint(first)), expected)
+
+    best = SpeechImageModel.from_pretrained(run / "best")
+    final = last_state(run)["weights"]
+    for name, value in best.state_dict().items():
+        if f"model.{name}" in final:
+            torch.testing.assert_close(value, final[f"model.{name}"], rtol=0, atol=0)
+
+    lines = read_metrics(run)
+    find_checkpoints(run / "checkpoints")[-1].rename(tmp_path / "aside")
+    (run / "result.json").unlink()
+    resumed = resolve_recipe(settings, [f"--output={run}", "--training.shard=true"])
+    Trainer(resumed).fit("auto")
+    assert "1 processes go on with a run of 2" in capsys.readouterr().err
+    again = [line for line in read_metrics(run) if line["kind"] == "train"]
+    assert [line["step"] for line in again] == [1, 2]
+    assert again[1]["contrastive_loss"] == pytest.approx(lines[1]["contrastive_loss"], rel=1e-4)
+
+
+def test_features_are_computed_by_one_process_and_read_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    settings["data"] |= {"crop_seconds": None}
+    settings["features"] = {"folder": str(tmp_path / "features")}
+    settings["denoising"] = {"preset": "off"}
+    settings["training"] |= {"steps": 3, "eval_every": 3}
+    _, errors = finish(start(write(settings, tmp_path / "two")))
+    assert errors.count("to compute") == 1
+    assert errors.count("features of the frozen encoders are taken from") == 1
+    Trainer(resolve_recipe(settings)).fit()
+    one, two = (
+        [line["loss"] for line in read_metrics(path) if line["kind"] == "train"]
+        for path in (Path(settings["output"]), tmp_path / "two" / "run")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+# --- one end for both -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def never_killed(
+    tiny_scenes: Path, tiny_model_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    settings = {
+        "data": {"manifest": str(tiny_scenes), "batch_size": 8, "bucket_batches": 3, "crop_seconds": 2.0, "workers": 0},
+        "model": tiny_model_settings,
+        "fusion": {"width": 16, "layers": 1, "heads": 2},
+        "denoising": {"preset": "paper"},
+        "optimizer": {"lr": 1e-3, "encoder_lr": 1e-3, "warmup_steps": 2},
+        "training": {
+            "steps": 8,
+            "precision": "fp32",
+            "eval_every": 8,
+            "checkpoint_every": 1,
+            "keep_checkpoints": 3,
+            "log_every": 1,
+            "device": "cpu",
+        },
+    }
+    folder = tmp_path_factory.mktemp("never-killed")
+    finish(start(write(settings, folder)))
+    return settings, folder / "run"
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be stopped: " + process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def steps_logged(run: Path) -> int:
+    return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    """Ids of the processes that torchrun has started, in their order."""
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [
+        int(child) for child in path.read_text().split() if b"saysee" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    """The weights, bit by bit, and the draws of both processes."""
+    states = [last_state(run) for run in (one, other)]
+    assert [state["progress"]["step"] for state in states] == [8, 8]
+    for name, value in states[0]["weights"].items():
+        assert torch.equal(value, states[1]["weights"][name]), name
+    assert len(states[0]["rng_of_others"]) == 1
+    assert torch.equal(states[0]["rng_of_others"][0][0], states[1]["rng_of_others"][0][0])
+    assert not torch.equal(states[0]["rng_of_others"][0][0], states[0]["torch_rng"])
+
+
+def own_lines(errors: str) -> list[str]:
+    return [line for line in errors.splitlines() if line.startswith("saysee:")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_other_with_one_line_and_the_run_goes_on(
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path, rank: int
+) -> None:
+    settings, whole_run = never_killed
+    recipe, run = write(settings, tmp_path), tmp_path / "run"
+    process = start(recipe)
+    wait_for(lambda: steps_logged(run) >= 3, process)
+    victims = children_of(process)
+    assert len(victims) == 2
+    os.kill(victims[rank], signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert process.returncode != 0
+    (line,) = own_lines(errors)
+    assert "another of the 2 processes is gone" in line
+    assert "--resume auto" in line
+    assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
+    if rank == 1:
+        finish(start(recipe, "--resume", "auto"))
+        assert_same_end(whole_run, run)
+
+
+def test_told_to_stop_both_end_at_one_step_and_go_on_from_there(
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """As a terminal's Ctrl-C does it: torchrun and both processes are told, and torchrun tells them again."""
+    settings, whole_run = never_killed
+    recipe, run = write(settings, tmp_path, checkpoint_every=100), tmp_path / "run"
+    process = start(recipe)
+    wait_for(lambda: steps_logged(run) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert own_lines(errors) == ["saysee: interrupted; what is finished is kept"]
+    assert 0 < last_state(run)["progress"]["step"] < 8
+    finish(start(recipe, "--resume", "auto"))
+    assert_same_end(whole_run, run)
+
+
+class Ends:
+    """Notes how a watch would end its process."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+
+    def wait(self, seconds: float) -> list[str]:
+        deadline = time.monotonic() + seconds
+        while not self.lines and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.lines
+
+
+@pytest.fixture
+def store() -> TCPStore:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def connect(store: TCPStore) -> PrefixStore:
+    return PrefixStore("training", TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False))
+
+
+def test_a_silent_process_is_named(store: TCPStore) -> None:
+    """Frozen, or on a machine that is gone: no connection breaks, nothing comes back."""
+    ends = Ends()
+    watch = Watch(connect(store), rank=0, count=2, silence_seconds=2.5, end=ends)
+    (line,) = ends.wait(6)
+    watch.stop()
+    assert "process 1 of 2 gave no sign of life" in line
+
+
+def test_processes_that_live_or_are_done_are_left_alone(store: TCPStore) -> None:
+    ends = [Ends(), Ends()]
+    first, second = (Watch(connect(store), rank, 2, silence_seconds=2.5, end=ends[rank]) for rank in range(2))
+    assert ends[0].wait(3.5) == []
+    second.stop()
+    assert ends[0].wait(3.5) == []
+    first.stop()
+
+
+def test_a_process_that_tells_why_it_ends_ends_the_others_in_silence(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saysee.training.watch.GRACE_SECONDS", 0.5)
+    ends = Ends()
+    watch = Watch(connect(store), rank=0, count=2, end=ends)
+    other = Watch(connect(store), rank=1, count=2, end=Ends())
+    assert other.may_tell()
+    assert not watch.may_tell()
+    other.tell_end()
+    assert ends.wait(4) == [""]
+    watch.stop()
+    other.stop()
+
+
+def test_what_does_not_go_in_several_processes_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", "model", "manifest.parquet"]) == 2
+    assert "only 'saysee train' works in several processes" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="each is alone"):
+        Trainer(resolve_recipe(settings))
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"--training\.shard true"):
+        Trainer(resolve_recipe(settings))
