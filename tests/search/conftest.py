@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from search_files import clip, picture
 
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.encoding import Encoder
+
+_SCHEMAS = itertools.count(1)
 
 
 @pytest.fixture
@@ -38,20 +42,57 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def counted(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many files have gone through the encoder since it was last asked."""
+def retrained(hubert_folder: Path, clip_folder: Path) -> Encoder:
+    """The same encoders under a speech head of other weights."""
+    torch.manual_seed(5)
+    return Encoder(SpeechImageModel.from_encoders(hubert_folder, clip_folder), "retrained")
+
+
+@pytest.fixture
+def counted(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """How many files have gone through the encoder, or another one from when it is named, since it was last asked."""
     encoded: list[int] = []
-    encode = encoder.encode
 
-    def counting(kind, prepared):
-        encoded.append(len(prepared))
-        return encode(kind, prepared)
+    def watch(encoder):
+        encode = encoder.encode
 
-    monkeypatch.setattr(encoder, "encode", counting)
+        def counting(kind, prepared):
+            encoded.append(len(prepared))
+            return encode(kind, prepared)
 
-    def count() -> int:
+        monkeypatch.setattr(encoder, "encode", counting)
+
+    def count(other: Encoder | None = None) -> int:
+        if other is not None:
+            watch(other)
         total = sum(encoded)
         encoded.clear()
         return total
 
+    watch(encoder)
     return count
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Address of a real PostgreSQL with pgvector, without its schema."""
+    pgserver = pytest.importorskip("pgserver", reason="there is no wheel of pgserver for this platform")
+    # Not in pytest's own folder, which every run of pytest closes to other users: as root, the server is another one.
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="saysee-postgres-"), cleanup_mode="delete")
+    server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_wal_size = '128MB'; SELECT pg_reload_conf();")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """Address of an index that is not yet there, in a schema of its own."""
+    return f"{postgres}&schema=test_{next(_SCHEMAS)}"
+
+
+@pytest.fixture(params=["folder", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An index that is not yet there, in a folder and in a database."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("database"))
+    return str(tmp_path / "index")

@@ -8,6 +8,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from saysee.search.store import open_store
+
 
 def picture(path: Path, seed: int) -> Path:
     """A small picture that no other seed gives."""
@@ -24,3 +26,15 @@ def clip(path: Path, seed: int) -> Path:
     rise = 1 + np.sin(np.arange(5_000) * (1 + seed) / 700)
     soundfile.write(path, (0.1 * rise * rng.standard_normal(5_000)).astype(np.float32), 16_000)
     return path
+
+
+def rows(place: str | Path) -> dict[tuple[str, str], tuple[int, bytes]]:
+    """Kind and path to id and vector, of an index in a folder or in PostgreSQL."""
+    store = open_store(place)
+    if store.folder is not None:
+        with store.reading() as connection:
+            found = connection.execute("SELECT kind, path, id, vector FROM items JOIN vectors ON item = id")
+            return {(kind, path): (number, vector) for kind, path, number, vector in found}
+    with store.reading() as connection:
+        found = connection.execute("SELECT kind, path, id, vector FROM items")
+        return {(kind, path): (number, vector.to_numpy().tobytes()) for kind, path, number, vector in found}

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from saysee.cli import data, demo, evaluate, search, train
+from saysee.cli import benchmark, card, data, demo, evaluate, search, serve, train
 from saysee.cli.parsing import Parser
 from saysee.cli.printing import EXIT_INTERRUPTED, refuse
 from saysee.errors import ConfigError, SaySeeError
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rest = [word for word in rest if word.startswith("-")]
         if rest and not options.takes_settings:
             raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
+        if options.name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"only 'saysee train' works in several processes; leave out torchrun for {options.name!r}")
         options.rest, options.words = rest, words
         code: int = options.verb(options)
         return code
@@ -70,6 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"saysee {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
-    for room in (data, train, evaluate, search, demo):
+    for room in (data, train, evaluate, card, search, serve, benchmark, demo):
         room.add_verbs(verbs)
     return parser

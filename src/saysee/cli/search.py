@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from saysee.cli.parsing import device, refuse_beside, verb
 from saysee.cli.printing import EXIT_DONE, print_refused, print_result, print_rich, quiet_libraries, refuse
 from saysee.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from saysee.search.index import Index
+    from saysee.search.queries import Answers
 
 
 def add_verbs(verbs: Any) -> None:
@@ -17,7 +27,7 @@ def add_verbs(verbs: Any) -> None:
     index = verb(verbs, "index", _index, "make a search index of pictures and clips, or bring one up to date")
     index.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub name of a SaySee model")
     index.add_argument("source", nargs="?", metavar="FOLDER|MANIFEST", help="what to index, with all sub-folders")
-    index.add_argument("--to", metavar="INDEX", help="folder of the index")
+    index.add_argument("--to", metavar="INDEX", help="folder of the index, or postgresql://user@host/database")
     index.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
     index.add_argument("--workers", type=int, metavar="N", help="threads that decode (one a core)")
     index.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
@@ -29,9 +39,17 @@ def add_verbs(verbs: Any) -> None:
     upkeep.add_argument("--compact", metavar="INDEX", help="give back the room of what was removed")
 
     search = verb(verbs, "search", _search, "find pictures by speech or text, and clips or pictures by a picture")
-    search.add_argument("index", metavar="INDEX", help="folder of the index")
+    search.add_argument("index", metavar="INDEX", help="folder of the index, or its postgresql:// address")
     search.add_argument("queries", nargs="*", metavar="QUERY", help="a sound, a picture, or a folder of them")
     search.add_argument("--text", action="append", default=[], metavar="TEXT", help="in writing; repeatable")
+    search.add_argument(
+        "--record",
+        nargs="?",
+        type=float,
+        const=0.0,
+        metavar="SECONDS",
+        help="by the microphone, until Enter or silence, or for so many seconds",
+    )
     search.add_argument("-k", type=int, default=10, metavar="N", help="most hits for each query (%(default)s)")
     search.add_argument("--where", metavar="CONDITION", help="an SQL expression, such as \"folder LIKE 'holiday%%'\"")
     search.add_argument(
@@ -40,6 +58,11 @@ def add_verbs(verbs: Any) -> None:
         choices=("images", "clips"),
         help="what to find; left out: for pictures clips where the index has any, else pictures",
     )
+    search.add_argument("--sheet", metavar="FILE", help="write the results as an HTML sheet too")
+    search.add_argument(
+        "--open", action="store_true", help="show the sheet in the browser; without --sheet a temporary one"
+    )
+    search.add_argument("--no-thumbnails", action="store_true", help="no pictures in a terminal that can show them")
     search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
     search.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
 
@@ -87,22 +110,23 @@ def _index_check(options: argparse.Namespace) -> int:
     index = Index.open(options.check)
     problems, counts = index.check(), index.counts()
     if options.json:
-        print(json.dumps({"index": options.check, **counts, "problems": problems}))
+        print(json.dumps({"index": index.place, **counts, "problems": problems}))
     if problems:
         for problem in problems[:-1]:
             refuse(problem)
         return refuse(problems[-1])
     if not options.json:
-        print(f"{options.check}: {counts['image']:,} pictures and {counts['clip']:,} clips, all well")
+        print(f"{index.place}: {counts['image']:,} pictures and {counts['clip']:,} clips, all well")
     return EXIT_DONE
 
 
 def _index_compact(options: argparse.Namespace) -> int:
     from saysee.search.index import Index
 
-    before, after = Index.open(options.compact).compact()
-    text = f"{options.compact}: {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before"
-    print_result(options, {"index": options.compact, "bytes_before": before, "bytes": after}, text)
+    index = Index.open(options.compact)
+    before, after = index.compact()
+    text = f"{index.place}: {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before"
+    print_result(options, {"index": index.place, "bytes_before": before, "bytes": after}, text)
     return EXIT_DONE
 
 
@@ -115,12 +139,55 @@ def _search(options: argparse.Namespace) -> int:
     quiet_libraries()
     from saysee.search.queries import answer
 
+    recording = None if options.record is None else _recorded(index, options.record)
     kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
-    answers = answer(index, options.queries, options.text, k=options.k, where=options.where, kind=kinds[options.find])
+    answers = answer(
+        index, options.queries, options.text, recording, k=options.k, where=options.where, kind=kinds[options.find]
+    )
+    result = {"index": index.place, **answers.to_dict()}
+    sheet = None
+    if options.sheet is not None or options.open:
+        from saysee.search.sheet import write_sheet
+
+        sheet = write_sheet(answers, options.sheet)
+        result["sheet"] = str(sheet)
     if options.json:
-        print(json.dumps({"index": options.index, **answers.to_dict()}))
+        print(json.dumps(result))
     else:
-        for table in answers.to_tables():
-            print_rich(table)
+        _print_found(answers, thumbnails=not options.no_thumbnails)
+        if sheet is not None:
+            print(f"sheet: {sheet}")
     print_refused(answers.refused)
+    if sheet is not None and options.open:
+        _open(sheet)
     return EXIT_DONE
+
+
+def _recorded(index: Index, seconds: float) -> NDArray[np.float32]:
+    """What is spoken; what stands in the way is told before anyone speaks."""
+    from saysee.search.microphone import Microphone
+
+    if seconds < 0 or not math.isfinite(seconds):
+        raise ConfigError(f"--record is {seconds:g} seconds; give a number above 0, or none")
+    microphone = Microphone()
+    _ = index.encoder  # loads the model
+    how = f"for {seconds:g} s" if seconds else "and be silent"
+    print(f"saysee: speak now {how}, or press Enter when done", file=sys.stderr)
+    return microphone.record(seconds or None)
+
+
+def _print_found(answers: Answers, thumbnails: bool) -> None:
+    from saysee.search.terminal_pictures import protocol_of, show_hits
+
+    protocol = protocol_of(sys.stdout) if thumbnails else None
+    for found in answers.found:
+        print_rich(found.to_table())
+        if protocol is not None:
+            show_hits(found.hits, protocol, shutil.get_terminal_size().columns)
+
+
+def _open(sheet: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(sheet.as_uri()):
+        print(f"saysee: no browser can be opened here; the sheet is {sheet}", file=sys.stderr)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saysee.cli.parsing import numbers, verb
 from saysee.cli.printing import EXIT_DONE, print_result, print_rich, quiet_libraries
 from saysee.errors import ConfigError
+
+if TYPE_CHECKING:
+    from saysee.config import Recipe
 
 
 def add_verbs(verbs: Any) -> None:
@@ -29,6 +32,13 @@ def add_verbs(verbs: Any) -> None:
         default="never",
         help="auto goes on with the run in the output folder; never refuses a folder that holds one (%(default)s)",
     )
+    train.add_argument("--plan", action="store_true", help="train nothing: tell parameters, memory, hours, disk")
+    train.add_argument(
+        "--peak", metavar="CARD|TFLOPS|here", help="of a plan: what it runs on, such as h100 (a100); here measures"
+    )
+    train.add_argument("--share", type=float, metavar="S", help="of a plan: share of the peak that is reached (0.3)")
+    train.add_argument("--cards", type=int, metavar="N", help="of a plan: cards that share the batch (1)")
+    train.add_argument("--clip-seconds", type=float, metavar="S", help="of a plan: what a clip lasts on average")
     train.add_argument("--settings", action="store_true", help="list every setting with its default")
 
     ablate = verb(
@@ -72,14 +82,34 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.rest)
     quiet_libraries()
+    figures = {name: getattr(options, name) for name in ("peak", "share", "cards", "clip_seconds")}
+    figures = {name: value for name, value in figures.items() if value is not None}
+    if options.plan:
+        return _plan(options, recipe, figures)
+    if figures:
+        raise ConfigError(f"--{next(iter(figures)).replace('_', '-')} is of a plan; add --plan, or leave it out")
     from saysee.training.trainer import Trainer
 
-    result = Trainer(recipe).fit(resume=options.resume)
+    trainer = Trainer(recipe)
+    result = trainer.fit(resume=options.resume)
+    if not trainer.processes.is_first:
+        return EXIT_DONE
     text = (
         f"{recipe.output}/best: mean R@1 {result['best_val_mean_R@1']:.1f} % on {recipe.data.val_split} at step "
         f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
     )
     print_result(options, {"model": f"{recipe.output}/best", **result}, text)
+    return EXIT_DONE
+
+
+def _plan(options: argparse.Namespace, recipe: Recipe, figures: dict[str, Any]) -> int:
+    from saysee.training.plan import plan_training
+
+    plan = plan_training(recipe, **figures)
+    if options.json:
+        print(json.dumps(plan.to_dict()))
+    else:
+        print_rich(plan.to_table())
     return EXIT_DONE
 
 

@@ -101,7 +101,8 @@ class SpeechEncoder(nn.Module):
         self._set_lengths(mask.sum(dim=1))
         trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            output = self.hubert(waveforms, attention_mask=mask.long(), output_hidden_states=True)
+            attended = None if _is_whole(mask) else mask.long()
+            output = self.hubert(waveforms, attention_mask=attended, output_hidden_states=True)
         frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
         # The large kind ends in a layer norm that releases of transformers disagree on: in the recipe (s3prl's HuBERT)
         # the last state is the one behind it.
@@ -118,6 +119,11 @@ class SpeechEncoder(nn.Module):
         if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
             kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
             norm.lengths = ((samples - kernel) // stride + 1).tolist()
+
+
+def _is_whole(mask: Tensor) -> bool:
+    """Whether nothing is padded: attention without a mask takes a faster way. On a GPU looking would wait for it."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def _layer_numbers(chosen: list[int] | None, last: int) -> list[int]:
@@ -242,6 +248,6 @@ class SpeechHead(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> SpeechFeatures:
         """[B, F, S] mixed states and their [B, F] mask to features in the joint space."""
         tokens = torch.cat([self.cls.expand(len(states), 1, -1), states], dim=1)
-        padding = ~functional.pad(mask, (1, 0), value=True)
+        padding = None if _is_whole(mask) else ~functional.pad(mask, (1, 0), value=True)
         tokens = self.projection(self.layers(tokens, src_key_padding_mask=padding))
         return SpeechFeatures(vector=tokens[:, 0], frames=tokens[:, 1:], mask=mask)

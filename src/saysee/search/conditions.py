@@ -65,7 +65,7 @@ def ids_where(connection: sqlite3.Connection, kind: Kind, condition: str) -> NDA
         rows = connection.execute(f"SELECT id FROM items WHERE kind = ? AND ({condition}\n) ORDER BY id", (kind,))
         return np.fromiter((row[0] for row in rows), np.int64)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-        raise SaySeeError(_told(condition, str(error))) from None
+        raise SaySeeError(not_usable(condition, str(error))) from None
     finally:
         connection.set_progress_handler(None, 0)
         # Python 3.10 cannot take an authorizer away again by None.
@@ -82,10 +82,11 @@ def _check_text(condition: str) -> None:
     wrong = not condition.strip() or len(condition) > _LONGEST or depth != 0
     # Other quotation marks and parameters have no use here, and would have to be understood as SQLite does.
     if wrong or _STRANGE.search(bare) or bare.count("'") % 2:
-        raise SaySeeError(_told(condition, "not one expression"))
+        raise SaySeeError(not_usable(condition, "not one expression"))
 
 
-def _told(condition: str, reason: str) -> str:
+def not_usable(condition: str, reason: str) -> str:
+    """Why a condition is refused, in one line."""
     if reason == "interrupted":
         reason = f"it takes over {SECONDS:g} s"
     reason = " ".join(reason.split())

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint
-from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.images import load_image
+from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
+from saysee.media.images import MAX_PIXELS, load_image
+from saysee.media.source import Source
 from saysee.model.retriever import SpeechImageModel
-from saysee.search.store import About, Kind, Vectors
+from saysee.search.inference import Inference, Streams
+from saysee.search.store import KINDS, About, Kind, Vectors
 
 _BATCH_SECONDS = 160.0
-"""Most speech in one forward pass, padding counted: HuBERT base keeps some 10 MB a second."""
+"""Most speech in one forward pass of an accelerator, padding counted: HuBERT base keeps some 10 MB a second."""
+_ALIKE = 0.8
+"""How much shorter than the longest clip of such a pass another may be: what it lacks is computed all the same."""
+_PIXELS_TO_ONE = 3
+"""Pixels across a picture for each that the model sees that are kept in decoding: with 3 the vectors of clip-nano have
+a cosine of 0.9999 and more to those of the whole picture, with 2 of 0.999."""
 _PICTURE_SETTINGS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std",
 )  # fmt: skip
+
+_WEIGHTS: dict[Kind, tuple[str, ...]] = {
+    "image": ("image_encoder.clip.vision_model.", "image_encoder.clip.visual_projection."),
+    "clip": ("speech_encoder.",),
+}
+"""What a kind's vectors are made by. Neither the text encoder, nor the fusion encoder, nor the logit scale."""
 
 
 class Encoder:
@@ -35,13 +46,14 @@ class Encoder:
         name: folder or hub name that it came from.
 
     Attributes:
-        fingerprint: of its weights (those of retrieval: a fusion encoder does not count) and its preprocessing.
+        fingerprints: by kind, of the weights and the preprocessing that make its vectors: those of pictures stay the
+            same when only the speech side is trained further.
         dimension: D of its vectors.
     """
 
     def __init__(self, model: SpeechImageModel, name: str) -> None:
         self.model, self.name = model.eval(), name
-        self.fingerprint = _fingerprint(model)
+        self.fingerprints: dict[Kind, str] = {kind: _fingerprint(model, kind) for kind in KINDS}
         self.dimension = int(model.config.projection_dim)
 
     @classmethod
@@ -53,8 +65,15 @@ class Encoder:
         """
         return cls(SpeechImageModel.from_pretrained(name).to(device), name)
 
-    def check(self, about: About, where: object) -> None:
+    def check(self, about: About, where: object, kind: Kind = "image") -> None:
         """Compares the model with that of an index.
+
+        The picture side must be the same in any case: it is the space that all vectors lie in.
+
+        Args:
+            about: of the index.
+            where: it is, for messages.
+            kind: the vectors that are to be compared with this model's; "clip" asks for the same speech side as well.
 
         Raises:
             SaySeeError: it is another one.
@@ -64,63 +83,108 @@ class Encoder:
                 f"{where}: its vectors have {about.dimension} dimensions, those of the model {self.name} "
                 f"{self.dimension}; give the index's own model ({about.model})"
             )
-        if self.fingerprint != about.fingerprint:
+        if self.fingerprints["image"] != about.fingerprints["image"]:
             raise SaySeeError(
-                f"{where}: its vectors are of another model than {self.name} (weights or preprocessing differ from "
-                f"{about.model} as it was); give that model, or index anew into another folder"
+                f"{where}: its vectors are of another model than {self.name} (weights or preprocessing of the picture "
+                f"side differ from {about.model} as it was); give that model, or index anew to another place"
+            )
+        if kind == "clip" and self.fingerprints["clip"] != about.fingerprints["clip"]:
+            raise SaySeeError(
+                f"{where}: its clips were encoded by another speech side than that of {self.name}; give 'saysee index' "
+                "with this model, which encodes them anew, or search for pictures"
             )
 
-    def prepare(self, kind: Kind, path: str | os.PathLike[str]) -> Any:
+    def prepare(
+        self, kind: Kind, source: Source, *, max_seconds: float = MAX_SECONDS, max_pixels: int = MAX_PIXELS
+    ) -> Any:
         """A picture to pixels [3, H, W], a clip to samples [T]; may run in several threads at once.
+
+        Args:
+            kind: picture or clip.
+            source: a path, or the content of a file.
+            max_seconds: limit of a clip.
+            max_pixels: limit of a picture.
 
         Raises:
             MediaError: the file cannot be used.
         """
         if kind == "image":
-            return self.model.processor.prepare_image(load_image(path))
-        return self.model.processor.prepare_speech(load_audio(path))
+            enough = _PIXELS_TO_ONE * int(self.model.config.vision_config.image_size)
+            return self.model.processor.prepare_image(load_image(source, max_pixels=max_pixels, at_least=enough))
+        return self.model.processor.prepare_speech(load_audio(source, max_seconds=max_seconds))
 
-    @torch.inference_mode()
+    @cached_property
+    def inference(self) -> Inference:
+        """What runs the model, made when first asked for."""
+        return Inference(self.model)
+
+    @cached_property
+    def _streams(self) -> Streams:
+        return Streams()
+
     def encode(self, kind: Kind, prepared: Sequence[Any]) -> Vectors:
         """A batch of what :meth:`prepare` gave to unit vectors [N, D]."""
         vectors = np.empty((len(prepared), self.dimension), np.float32)
-        for rows in self._together(kind, prepared):
-            encoded = self._forward(kind, [prepared[row] for row in rows])
-            vectors[rows] = functional.normalize(encoded.float(), dim=-1).cpu().numpy()
+
+        def fill(rows: list[int]) -> None:
+            vectors[rows] = self._forward(kind, [prepared[row] for row in rows])
+
+        parts = self._parts(kind, prepared)
+        if len(parts) > 1 and self._on_processor:
+            self._streams.run(fill, parts)
+        else:
+            for rows in parts:
+                fill(rows)
         return vectors
 
-    def _forward(self, kind: Kind, prepared: list[Any]) -> Tensor:
-        device, dtype = self.model.device, self.model.dtype
+    @torch.inference_mode()
+    def _forward(self, kind: Kind, prepared: list[Any]) -> Vectors:
         if kind == "image":
-            vector = self.model.image_encoder(torch.stack(prepared).to(device, dtype)).vector
+            vectors = self.inference.images(torch.stack(prepared))
         else:
-            waveforms, mask = self.model.processor.pad(prepared)
-            vector = self.model.speech_encoder(waveforms.to(device, dtype), mask.to(device)).vector
-        assert isinstance(vector, Tensor)
-        return vector
+            vectors = self.inference.speech(*self.model.processor.pad(prepared))
+        return np.asarray(vectors.cpu().numpy())
 
-    @staticmethod
-    def _together(kind: Kind, prepared: Sequence[Any]) -> list[list[int]]:
-        """Rows that go through the model at once: clips of like length, and not too much speech."""
-        if kind == "image":
-            return [list(range(len(prepared)))] if prepared else []
-        groups: list[list[int]] = []
-        longest = 0
-        for row in sorted(range(len(prepared)), key=lambda row: len(prepared[row]), reverse=True):
-            if not groups or (len(groups[-1]) + 1) * longest > _BATCH_SECONDS * SAMPLE_RATE:
-                groups.append([])
-                longest = len(prepared[row])
-            groups[-1].append(row)
-        return groups
+    @property
+    def _on_processor(self) -> bool:
+        return bool(self.model.device.type == "cpu")
+
+    def _parts(self, kind: Kind, prepared: Sequence[Any]) -> list[list[int]]:
+        """Rows that go through the model at once.
+
+        On a processor a clip goes alone: that is faster than a batch with padding, and gives a clip the very same
+        vector beside any other.
+        """
+        if kind == "clip":
+            return [[row] for row in range(len(prepared))] if self._on_processor else _alike(prepared)
+        count = min(len(prepared), self._streams.count if self._on_processor else 1)
+        return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
 
 
-def _fingerprint(model: SpeechImageModel) -> str:
+def _alike(waveforms: Sequence[Any]) -> list[list[int]]:
+    """Rows in groups of like length, none with too much speech."""
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(waveforms)), key=lambda row: len(waveforms[row]), reverse=True):
+        length = len(waveforms[row])
+        full = (len(groups[-1]) + 1) * longest > _BATCH_SECONDS * SAMPLE_RATE if groups else True
+        if full or length < _ALIKE * longest:
+            groups.append([])
+            longest = length
+        groups[-1].append(row)
+    return groups
+
+
+def _fingerprint(model: SpeechImageModel, kind: Kind) -> str:
     processor = model.processor
-    pictures = {name: getattr(processor.image_processor, name, None) for name in _PICTURE_SETTINGS}
-    settings = {"pictures": pictures, "normalised speech": processor.feature_extractor.do_normalize}
+    settings: dict[str, Any]
+    if kind == "image":
+        settings = {name: getattr(processor.image_processor, name, None) for name in _PICTURE_SETTINGS}
+    else:
+        settings = {"do_normalize": processor.feature_extractor.do_normalize}
     parts: list[bytes | memoryview] = [json.dumps(settings, sort_keys=True, default=_plain).encode()]
     for name, weight in sorted(model.state_dict().items()):
-        if not name.startswith("fusion."):
+        if name.startswith(_WEIGHTS[kind]):
             flat = weight.detach().cpu().contiguous().reshape(-1)
             parts += [f"{name} {weight.dtype} {list(weight.shape)}".encode(), flat.view(torch.uint8).numpy().data]
     return fingerprint(*parts)

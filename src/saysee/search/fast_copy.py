@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint, flush
-from saysee.search.store import KINDS, About, Kind, Vectors, Writer, blocks, count, ids_of, noted, stamp, vectors_of
+from saysee.search.sqlite_tables import blocks, count, ids_of, noted, stamp, vectors_of
+from saysee.search.store import KINDS, About, Kind, Vectors
 
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from the truth and compared in memory. A choice, not
@@ -134,8 +136,16 @@ def in_memory(about: About, connection: sqlite3.Connection, kind: Kind) -> InMem
     return InMemory(stamp(connection, kind), ids, vectors)
 
 
-def write_all(writer: Writer, about: About) -> dict[str, str]:
+def write_all(
+    folder: Path, connection: sqlite3.Connection, about: About, note: Callable[[str, Any], None]
+) -> dict[Kind, str]:
     """Brings the files up to date and removes stale ones.
+
+    Args:
+        folder: of the index.
+        connection: of its one writer.
+        about: of the index.
+        note: keeps a value by name in the truth.
 
     Returns:
         how each kind that has rows is searched.
@@ -143,17 +153,17 @@ def write_all(writer: Writer, about: About) -> dict[str, str]:
     Raises:
         SaySeeError: a file cannot be written.
     """
-    methods: dict[str, str] = {}
+    methods: dict[Kind, str] = {}
     wanted = set()
     for kind in KINDS:
-        rows = count(writer.connection, kind)
+        rows = count(connection, kind)
         if rows > MEMORY_ROWS:
-            found = load(writer.folder, about, writer.connection, kind) or _write(writer, about, kind)
+            found = load(folder, about, connection, kind) or _write(folder, connection, about, kind, note)
             methods[kind] = found.method
             wanted.add(_name(kind, found.stamp))
         elif rows:
             methods[kind] = FROM_MEMORY
-    for path in [*writer.folder.glob("*.faiss"), *writer.folder.glob(f"{_UNFINISHED}*")]:
+    for path in [*folder.glob("*.faiss"), *folder.glob(f"{_UNFINISHED}*")]:
         if path.name not in wanted:
             _remove(path)
     return methods
@@ -169,26 +179,28 @@ def damage(folder: Path, connection: sqlite3.Connection, kind: Kind) -> str | No
     return None if _digest(path) == record["hash"] else f"the fast copy of its {kind}s ({path.name}) is damaged"
 
 
-def _write(writer: Writer, about: About, kind: Kind) -> Faiss:
-    now = stamp(writer.connection, kind)
-    index = build(writer.connection, about, kind, approximate=count(writer.connection, kind) > EXACT_ROWS)
-    path = writer.folder / _name(kind, now)
-    scratch = writer.folder / f"{_UNFINISHED}{path.name}"
+def _write(
+    folder: Path, connection: sqlite3.Connection, about: About, kind: Kind, note: Callable[[str, Any], None]
+) -> Faiss:
+    now = stamp(connection, kind)
+    index = build(connection, about, kind, approximate=count(connection, kind) > EXACT_ROWS)
+    path = folder / _name(kind, now)
+    scratch = folder / f"{_UNFINISHED}{path.name}"
     try:
         faiss.write_index(index, os.fspath(scratch))
         flush(scratch)
         scratch.replace(path)
-        flush(writer.folder)
+        flush(folder)
     except RuntimeError:  # how faiss tells a full disk
         raise SaySeeError(
-            f"{writer.folder}: no room for the fast copy (rows and vectors are safe); make room and run "
-            f"'saysee index --compact {writer.folder}'"
+            f"{folder}: no room for the fast copy (rows and vectors are safe); make room and run "
+            f"'saysee index --compact {folder}'"
         ) from None
     finally:
         _remove(scratch)
     approximate = isinstance(index, faiss.IndexIVF)
     record = {"name": path.name, "bytes": path.stat().st_size, "hash": _digest(path), "approximate": approximate}
-    writer.note(f"copy_{kind}", record)
+    note(f"copy_{kind}", record)
     return Faiss(now, faiss.read_index(os.fspath(path), _mapping(approximate)), _method(index))
 
 

@@ -17,7 +17,8 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.search.encoding import Encoder
 from saysee.search.indexing import IndexReport, begin_about, check_same_source, finish
 from saysee.search.sources import kind_of
-from saysee.search.store import Item, Store, to_blobs
+from saysee.search.store import Item, open_store
+from saysee.search.uploads import is_upload
 
 _PATH_COLUMNS = ("path", "image_path", "image", "file", "filename", "url", "id")
 _CHUNK = 8_192
@@ -39,7 +40,7 @@ def index_vectors(
         vectors: ``.npy`` [N, D], or ``.parquet`` with one column of lists; fp16 or fp32, of any length but 0.
         ids: a CSV with a header and N lines in the same order: a column ``path`` (or image_path, image, file, filename,
             url, id), from its folder on or absolute; further columns become metadata.
-        to: folder of the index.
+        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
 
     Raises:
         SaySeeError: a file cannot be read; another number of lines; another dimension; vectors that are not this
@@ -55,12 +56,13 @@ def index_vectors(
             "model whose image encoder made them"
         )
     root = Path(os.path.abspath(Path(ids).parent))
-    report = IndexReport(index=os.fspath(to), notes=_check_space(encoder, root, rows, matrix))
-    with Store(Path(to)).writing() as writer:
+    store = open_store(to)
+    report = IndexReport(index=store.place, notes=_check_space(encoder, root, rows, matrix))
+    with store.writing() as writer:
         before = writer.about
         known = writer.known() if before else {}
         if before is not None:
-            encoder.check(before, writer.folder)
+            encoder.check(before, writer.place)
             check_same_source(writer, before, root, Path(ids).name, known)
         precision = before.precision if before else str(np.dtype(matrix.dtype).name)
         about = begin_about(writer, encoder, root, Path(ids).name, precision)
@@ -74,12 +76,15 @@ def index_vectors(
             report.refused += [(items[row].path, "its vector is zero or not finite") for row in bad]
             scaled += int((np.abs(lengths[good] - 1) > 1e-2).sum())
             kept = [items[row] for row in good]
+            for item in kept:
+                item.encoded_by = encoder.fingerprints[item.kind]
             with writer.transaction():
-                writer.put(kept, to_blobs(block[good] / lengths[good], about))
+                writer.put(kept, block[good] / lengths[good])
             for item in kept:
                 known.pop((item.kind, item.path), None)
-        report.removed = len(known)
-        writer.remove(list(known.values()))
+        leaving = [item for item in known.values() if not is_upload(item)]
+        report.removed = len(leaving)
+        writer.remove(leaving)
         if scaled:
             report.notes.append(f"{scaled:,} vectors were not of length 1; all are kept as unit vectors")
         finish(writer, about, report)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from saysee.errors import SaySeeError
-from saysee.search import fast_copy
-from saysee.search.conditions import ids_where
 from saysee.search.sources import model_of, root_of
-from saysee.search.store import KINDS, Kind, Store, Vectors, blocks, count, items_of, stamp, vectors_of
+from saysee.search.store import KINDS, Found, Item, Kind, Store, Vectors, open_store
 
 if TYPE_CHECKING:
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
     from saysee.search.encoding import Encoder
-
-_SPARE = 2
-"""Times as many are taken from the fast copy as are asked for; the vectors of the truth order them."""
-_UNIT_TOLERANCE = 0.01
-"""How far a kept vector's length may be from 1: fp16 is within 0.001."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +49,17 @@ class Index:
     Make one with :meth:`open`; ``saysee index`` and :func:`saysee.search.indexing.update_index` write it.
 
     Attributes:
-        folder: where it lies.
-        about: model, dimension and the like.
+        place: where it is, for messages: its folder, or its database's address without a password.
+        store: what holds its rows and vectors.
+        about: model, dimension and the like, as they were when it was opened.
     """
 
-    def __init__(self, folder: Path, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
-        self.folder = folder
-        self._store = Store(folder)
-        self.about = self._store.about()
+    def __init__(self, store: Store, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
+        self.place = store.place
+        self.store = store
+        self.about = store.about()
         self._model, self._device = model, device
         self._encoder: Encoder | None = None
-        self._searchers: dict[Kind, fast_copy.Searcher] = {}
 
     @classmethod
     def open(
@@ -76,23 +68,47 @@ class Index:
         """Opens an index.
 
         Args:
-            path: its folder.
+            path: its folder, or ``postgresql://user@host/database?schema=name``.
             model: in place of the one that the index names: the same model, loaded or where it lies now. It is loaded
                 at the first query that needs it.
             device: where a model that is loaded here runs, as torch names it.
 
         Raises:
-            SaySeeError: there is no index, it is damaged, or a newer release wrote it.
+            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
         """
-        return cls(Path(path), model, device)
+        return cls(open_store(path), model, device)
+
+    @property
+    def folder(self) -> Path:
+        """Where an index of this machine lies.
+
+        Raises:
+            SaySeeError: it is in a database.
+        """
+        if self.store.folder is None:
+            raise SaySeeError(f"{self.place}: an index in a database has no folder; name one for this use")
+        return self.store.folder
 
     def __len__(self) -> int:
         return sum(self.counts().values())
 
     def counts(self) -> dict[Kind, int]:
         """Rows of each kind."""
-        with self._store.reading() as connection:
-            return {kind: count(connection, kind) for kind in KINDS}
+        return self.store.counts()
+
+    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+        """The rows of ids, by id; those that are not there are left out."""
+        return self.store.rows(ids)
+
+    def path_of(self, item: Item) -> str:
+        """Where a row's file lies now, or its address on the web."""
+        return self._path(root_of(self.about, self.store.folder, item.path), item)
+
+    @staticmethod
+    def _path(root: Path, item: Item) -> str:
+        if "://" in item.path:  # given vectors may be of pictures on the web
+            return item.path
+        return os.path.normpath(root / item.path)
 
     # ------------------------------------------------------------------ searching
 
@@ -136,8 +152,13 @@ class Index:
             raise SaySeeError(f"kind is {kind!r}; it is one of {', '.join(KINDS)}")
         if kind is None:
             kind = "clip" if images is not None and self.counts()["clip"] else "image"
-        queries = self._checked(vectors) if vectors is not None else self._encode(speech, images, texts)
-        return self._nearest(queries, k, where, kind)
+        if vectors is not None:
+            queries = self._checked(vectors)
+        else:
+            if kind == "clip":  # another process may have gone over to another model meanwhile
+                self.encoder.check(self.store.about(), self.place, kind)
+            queries = self._encode(speech, images, texts)
+        return self._hits(self.store.nearest(queries, kind, k, where))
 
     @property
     def encoder(self) -> Encoder:
@@ -149,9 +170,9 @@ class Index:
         if self._encoder is None:
             from saysee.search.encoding import Encoder
 
-            given = self._model if self._model is not None else model_of(self.about, self.folder)
+            given = self._model if self._model is not None else model_of(self.about, self.place, self.store.folder)
             encoder = Encoder.load(given, self._device) if isinstance(given, str) else Encoder(given, "given")
-            encoder.check(self.about, self.folder)
+            encoder.check(self.about, self.place)
             self._encoder = encoder
         return self._encoder
 
@@ -175,7 +196,7 @@ class Index:
         queries = np.asarray(vectors, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.about.dimension:
             raise SaySeeError(
-                f"{self.folder}: its vectors have {self.about.dimension} dimensions, the queries' shape is "
+                f"{self.place}: its vectors have {self.about.dimension} dimensions, the queries' shape is "
                 f"{list(queries.shape)}; give [Q, {self.about.dimension}]"
             )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
@@ -183,71 +204,14 @@ class Index:
             raise SaySeeError("a query's vector is zero or not finite; leave it out")
         return np.asarray(queries / lengths)
 
-    def _nearest(self, queries: Vectors, k: int, where: str | None, kind: Kind) -> list[list[Hit]]:
-        allowed = None
-        if where is not None:
-            with self._store.reading() as connection:
-                allowed = ids_where(connection, kind, where)
-        searcher = None if allowed is not None and len(allowed) <= fast_copy.MEMORY_ROWS else self._searcher(kind)
-        with self._store.reading() as connection:
-            if searcher is None:
-                assert allowed is not None
-                ids, vectors = self._present(connection, allowed)
-                found = fast_copy.best_rows(queries, ids, vectors, k)
-            else:
-                found = searcher.search(queries, _SPARE * k, allowed)
-            return self._hits(connection, queries, found, k)
-
-    def _hits(
-        self, connection: sqlite3.Connection, queries: Vectors, found: list[NDArray[np.int64]], k: int
-    ) -> list[list[Hit]]:
-        """Scores from the truth; rows that have left since the fast copy was made are passed over."""
-        ids, vectors = self._present(connection, np.unique(np.concatenate(found)) if found else np.empty(0, np.int64))
-        items = items_of(connection, ids.tolist())
-        first = next(iter(items.values())).path if items else None
-        root = root_of(self.about, self.folder, first)
-        results = []
-        for query, rows in zip(queries, found, strict=True):
-            places = np.searchsorted(ids, rows[np.isin(rows, ids)])
-            scores = vectors[places] @ query
-            best = np.lexsort((ids[places], -scores))[:k]
-            hits = []
-            for place, score in zip(places[best], scores[best], strict=True):
-                item = items[int(ids[place])]
-                # Given vectors may be of pictures on the web.
-                path = item.path if "://" in item.path else os.path.normpath(root / item.path)
-                hits.append(Hit(item.id, item.kind, path, float(score), item.metadata))
-            results.append(hits)
-        return results
-
-    def _present(self, connection: sqlite3.Connection, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], Vectors]:
-        """Those of the ids that are still there, and their vectors."""
-        items = items_of(connection, ids.tolist())
-        there = np.array([item for item in ids.tolist() if item in items], np.int64)
-        return there, vectors_of(connection, self.about, there.tolist())
-
-    def _searcher(self, kind: Kind) -> fast_copy.Searcher:
-        """What searches a kind as it is now; a missing or stale fast copy is made, where that can be."""
-        with self._store.reading() as connection:
-            known = self._searchers.get(kind)
-            if known is not None and known.stamp == stamp(connection, kind):
-                return known
-            found = fast_copy.load(self.folder, self.about, connection, kind)
-        if found is None:
-            found = self._made(kind)
-        self._searchers[kind] = found
-        return found
-
-    def _made(self, kind: Kind) -> fast_copy.Searcher:
-        try:
-            with self._store.writing() as writer:
-                fast_copy.write_all(writer, self.about)
-        except SaySeeError:  # another process writes just now, or this one may not: the truth itself is searched
-            pass
-        with self._store.reading() as connection:
-            return fast_copy.load(self.folder, self.about, connection, kind) or fast_copy.in_memory(
-                self.about, connection, kind
-            )
+    def _hits(self, found: list[list[Found]]) -> list[list[Hit]]:
+        """Rows with the paths that their files have now."""
+        first = next((item.path for rows in found for item, _ in rows), None)
+        root = root_of(self.about, self.store.folder, first)
+        return [
+            [Hit(item.id, item.kind, self._path(root, item), score, item.metadata) for item, score in rows]
+            for rows in found
+        ]
 
     # ------------------------------------------------------------------ upkeep
 
@@ -257,25 +221,7 @@ class Index:
         Raises:
             SaySeeError: it is too damaged to be read.
         """
-        problems = []
-        with self._store.reading() as connection:
-            for (line,) in connection.execute("PRAGMA integrity_check"):
-                if line != "ok":
-                    problems.append(f"{self.folder}: {line}; make the index anew, or bring back a copy")
-            for kind in KINDS:
-                read = 0
-                for ids, vectors in blocks(connection, self.about, kind):
-                    read += len(ids)
-                    lengths = np.linalg.norm(vectors, axis=1)
-                    bad = ids[~(np.abs(lengths - 1) < _UNIT_TOLERANCE)]
-                    problems += [f"{self.folder}: the vector of row {row} is damaged; index anew" for row in bad]
-                if read != count(connection, kind):
-                    problems.append(
-                        f"{self.folder}: {count(connection, kind) - read} {kind}s have no vector; index anew"
-                    )
-                if (damage := fast_copy.damage(self.folder, connection, kind)) is not None:
-                    problems.append(f"{self.folder}: {damage}; run 'saysee index --compact {self.folder}'")
-        return problems
+        return self.store.check()
 
     def compact(self) -> tuple[int, int]:
         """Gives back the room of removed rows, and makes the fast copy anew where it does not fit.
@@ -286,16 +232,4 @@ class Index:
         Raises:
             SaySeeError: another process writes it, or there is no room.
         """
-        before = self._bytes()
-        with self._store.writing() as writer:
-            with writer.transaction():  # a damaged copy must not be taken for a good one
-                for kind in KINDS:
-                    if fast_copy.damage(self.folder, writer.connection, kind) is not None:
-                        writer.touch([kind])
-            writer.connection.execute("VACUUM")
-            writer.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            fast_copy.write_all(writer, self.about)
-        return before, self._bytes()
-
-    def _bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        return self.store.compact()

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saysee.errors import SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.media.source import printable
 from saysee.progress import ProgressBar, progress_bar
-from saysee.search import fast_copy
 from saysee.search.encoding import Encoder
 from saysee.search.sources import Source, beside, find_source, root_of
-from saysee.search.store import KINDS, About, Item, Kind, Store, Writer, count, to_blobs
+from saysee.search.store import About, Item, Kind, Vectors, Writer, open_store
+from saysee.search.uploads import with_uploads
 
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
@@ -32,7 +34,7 @@ class IndexReport:
     """What an indexing run did.
 
     Attributes:
-        index: the folder.
+        index: where it is.
         images, clips: rows that the index holds now.
         encoded: files that went through the model.
         kept: files that had not changed.
@@ -51,7 +53,7 @@ class IndexReport:
     moved: int = 0
     removed: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
-    search: dict[str, str] = field(default_factory=dict)
+    search: dict[Kind, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def update_index(
     Args:
         encoder: the model.
         place: a folder or a manifest, or what :func:`saysee.search.sources.find_source` found there.
-        to: folder of the index.
+        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; none for as many as there are cores.
 
@@ -96,12 +98,13 @@ def update_index(
     if batch_size < 1 or (workers is not None and workers < 1):
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
     source = place if isinstance(place, Source) else find_source(place)
-    store = Store(Path(to))
+    store = open_store(to)
     with store.writing() as writer:
+        report = IndexReport(index=store.place)
         known = writer.known() if writer.about else {}
-        about = _begin(writer, encoder, source, known)
-        report = IndexReport(index=os.fspath(to))
-        _Run(writer, encoder, source, about, known, report).go(batch_size, workers or min(8, os.cpu_count() or 1))
+        source = replace(source, items=with_uploads(source.items, known.values(), source.root, writer.folder))
+        about = _begin(writer, encoder, source, known, report)
+        _Run(writer, encoder, source, known, report).go(batch_size, workers or min(8, os.cpu_count() or 1))
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
@@ -112,9 +115,12 @@ def update_index(
 
 
 def finish(writer: Writer, about: About, report: IndexReport) -> None:
-    """Makes the fast copies of what is there now, and counts it."""
-    report.search = fast_copy.write_all(writer, about)
-    report.images, report.clips = (count(writer.connection, kind) for kind in KINDS)
+    """Tells whose vectors they all are now, makes the fast copies of what is there, and counts it."""
+    if writer.about != about:
+        writer.set_about(about)
+    report.search = writer.make_ready(about)
+    counts = writer.counts()
+    report.images, report.clips = counts["image"], counts["clip"]
 
 
 def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, precision: str) -> About:
@@ -123,7 +129,7 @@ def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, preci
     return About(
         model=os.path.abspath(encoder.name) if local else encoder.name,
         model_beside=beside(Path(encoder.name), writer.folder) if local else None,
-        fingerprint=encoder.fingerprint,
+        fingerprints=encoder.fingerprints,
         dimension=encoder.dimension,
         precision=precision,
         root=os.fspath(root),
@@ -132,14 +138,21 @@ def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, preci
     )
 
 
-def _begin(writer: Writer, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item]) -> About:
+def _begin(
+    writer: Writer, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item], report: IndexReport
+) -> About:
+    """What holds for the index once this run is finished."""
     before = writer.about
     if before is not None:
-        encoder.check(before, writer.folder)
+        encoder.check(before, writer.place)
         check_same_source(writer, before, source.root, source.name, known)
     about = begin_about(writer, encoder, source.root, source.name, before.precision if before else "float32")
-    if about != before:
-        writer.set_about(about)
+    others = Counter(item.kind for item in known.values() if item.encoded_by != about.fingerprints[item.kind])
+    for kind, count in others.items():
+        report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded anew")
+    now = replace(about, fingerprints=before.fingerprints) if before and others else about
+    if now != before:
+        writer.set_about(now)
     return about
 
 
@@ -156,7 +169,7 @@ def check_same_source(
     there = (old / before.source).exists()
     if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), name):
         raise SaySeeError(
-            f"{writer.folder}: is an index of {os.path.normpath(old / before.source)}; name another folder by --to"
+            f"{writer.place}: is an index of {os.path.normpath(old / before.source)}; name another place by --to"
         )
 
 
@@ -177,16 +190,19 @@ class _Run:
         writer: Writer,
         encoder: Encoder,
         source: Source,
-        about: About,
         known: dict[tuple[Kind, str], Item],
         report: IndexReport,
     ) -> None:
-        self.writer, self.encoder, self.source, self.about = writer, encoder, source, about
+        self.writer, self.encoder, self.source = writer, encoder, source
         self.known, self.report = known, report
         self.wanted = {(item.kind, item.path) for item in source.items}
-        self.contents = {(item.kind, item.hash) for item in known.values()}
+        self.contents = {(item.kind, item.hash) for item in known.values() if self._is_mine(item)}
         self.leaving = {key: item for key, item in known.items() if key not in self.wanted}
-        self.homeless = {(item.kind, item.hash): key for key, item in self.leaving.items() if item.hash is not None}
+        self.homeless = {
+            (item.kind, item.hash): key
+            for key, item in self.leaving.items()
+            if item.hash is not None and self._is_mine(item)
+        }
 
     def go(self, batch_size: int, workers: int) -> None:
         todo = self._compare()
@@ -197,23 +213,50 @@ class _Run:
             except BaseException:  # Ctrl-C too: do not decode the rest first
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
-        self.writer.remove(list(self.leaving.values()))
-        self.report.removed += len(self.leaving)
+        leaving = [item for key, item in self.leaving.items() if self._is_gone(key)]
+        self.writer.remove(leaving)
+        self.report.removed += len(leaving)
+
+    def _is_gone(self, key: tuple[Kind, str]) -> bool:
+        """Whether a row that is not wanted has nothing behind it.
+
+        A file that came into the folder after it was listed may have been put into the index by another process.
+        """
+        by_listing = self.source.name != "." or key in self.wanted
+        return by_listing or not (self.source.root / key[1]).exists()
+
+    def _is_mine(self, row: Item) -> bool:
+        """Whether this run's model made the vector of a row."""
+        return row.encoded_by == self.encoder.fingerprints[row.kind]
 
     def _compare(self) -> list[Item]:
         """What is not, by size and time, as it was; what is gets its metadata anew."""
-        todo, renewed = [], []
+        todo: list[Item] = []
+        renewed: list[Item] = []
         for item in self.source.items:
             before = self.known.get((item.kind, item.path))
             status = self._status(item)
-            if before is None or status is None or (before.size, before.mtime_ns) != status:
+            if (
+                before is None
+                or status is None
+                or (before.size, before.mtime_ns) != status
+                or not self._is_mine(before)
+            ):
                 todo.append(item)
                 continue
             self.report.kept += 1
             if before.metadata != item.metadata:
                 renewed.append(replace(before, metadata=item.metadata))
-        self.writer.refresh(renewed)
+        todo += self._refresh(renewed)
         return todo
+
+    def _refresh(self, items: list[Item]) -> list[Item]:
+        """Writes rows anew, and gives back those that another process has taken out, which have to be made again."""
+        gone = self.writer.refresh(items) if items else []
+        self.report.kept -= len(gone)
+        for item in gone:
+            self.known.pop((item.kind, item.path), None)
+        return gone
 
     def _status(self, item: Item) -> tuple[int, int] | None:
         try:
@@ -263,7 +306,7 @@ class _Run:
                 renewed.append(ready.item)
             else:
                 new.append(ready)
-        self.writer.refresh(renewed)
+        new += [_Ready(item) for item in self._refresh(renewed)]
         self._write_new(new)
         bar.advance(len(batch))
 
@@ -279,7 +322,7 @@ class _Run:
         item = ready.item
         before = self.known.get((item.kind, item.path))
         if before is not None:
-            if before.hash != item.hash or item.hash is None:
+            if before.hash != item.hash or item.hash is None or not self._is_mine(before):
                 return None
             self.report.kept += 1
             return before
@@ -292,27 +335,30 @@ class _Run:
     def _write_new(self, new: list[_Ready]) -> None:
         """Vectors by the model, or of another file of the same content, in one transaction."""
         items: list[Item] = []
-        blobs: list[bytes] = []
+        vectors: list[Vectors] = []
         unknown = []
         for ready in new:
-            found = self.writer.vector_of(ready.item.kind, ready.item.hash or "") if ready.prepared is None else None
+            item = ready.item
+            item.encoded_by = self.encoder.fingerprints[item.kind]
+            found = None
+            if ready.prepared is None and item.hash is not None:
+                found = self.writer.vector_of(item.kind, item.hash, item.encoded_by)
             if found is not None:
-                items.append(ready.item)
-                blobs.append(found)
+                items.append(item)
+                vectors.append(found)
             elif ready.prepared is not None or self._prepare_late(ready):
                 unknown.append(ready)
         self.report.kept += len(items)
         self.report.encoded += len(unknown)
         if unknown:
-            vectors = self.encoder.encode(unknown[0].item.kind, [ready.prepared for ready in unknown])
+            vectors += list(self.encoder.encode(unknown[0].item.kind, [ready.prepared for ready in unknown]))
             items += [ready.item for ready in unknown]
-            blobs += to_blobs(vectors, self.about)
         if items:
             with self.writer.transaction():
-                self.writer.put(items, blobs)
+                self.writer.put(items, np.stack(vectors))
 
     def _prepare_late(self, ready: _Ready) -> bool:
-        """For files that changed places: the row that had this content has been written over meanwhile."""
+        """For files that changed places: the row that had this content has been written over or taken out meanwhile."""
         try:
             ready.prepared = self.encoder.prepare(ready.item.kind, self.source.root / ready.item.path)
         except SaySeeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Listing
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
-from saysee.search.store import About, Item, Kind
+from saysee.search.store import About, Item, Kind, is_database
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ def find_source(place: str | os.PathLike[str]) -> Source:
     Raises:
         SaySeeError: no such place, or no picture and no clip in it.
     """
+    if is_database(place):  # it may hold a password, so it is not repeated
+        raise SaySeeError("a database's address is no folder and no manifest; name what to index, then --to ADDRESS")
     path = Path(place)
     if path.is_dir() or not path.exists():
         return _of_folder(path)
@@ -52,7 +54,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind | None:
     return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in AUDIO_SUFFIXES else None
 
 
-def root_of(about: About, folder: Path, first: str | None) -> Path:
+def root_of(about: About, folder: Path | None, first: str | None) -> Path:
     """Where an index's relative paths start from now.
 
     Index and files may have moved together: then the root lies beside the index as it did, and that is looked at first.
@@ -60,7 +62,7 @@ def root_of(about: About, folder: Path, first: str | None) -> Path:
 
     Args:
         about: of the index.
-        folder: the index.
+        folder: the index; None for one in a database.
         first: a path of the index, or None for an empty one.
     """
     for root in _places(about.root, about.root_beside, folder):
@@ -69,26 +71,26 @@ def root_of(about: About, folder: Path, first: str | None) -> Path:
     return Path(about.root)
 
 
-def model_of(about: About, folder: Path) -> str:
-    """Folder or hub name of the index's model, as it lies now."""
-    if about.model_beside is None:
+def model_of(about: About, index: str, folder: Path | None) -> str:
+    """Folder or hub name of the index's model, as it lies now; a place that is gone is told with the index's name."""
+    if about.model_beside is None and not os.path.isabs(about.model):
         return about.model
     for place in _places(about.model, about.model_beside, folder):
         if place.is_dir():
             return os.fspath(place)
-    raise SaySeeError(f"{folder}: its model is no longer at {about.model}; name where it lies by --model")
+    raise SaySeeError(f"{index}: its model is no longer at {about.model}; name where it lies by --model")
 
 
-def beside(place: Path, folder: Path) -> str | None:
-    """A place as seen from the index; None on another drive."""
+def beside(place: Path, folder: Path | None) -> str | None:
+    """A place as seen from the index; None on another drive, and for an index in a database."""
     try:
-        return os.path.relpath(os.path.abspath(place), os.path.abspath(folder))
+        return None if folder is None else os.path.relpath(os.path.abspath(place), os.path.abspath(folder))
     except ValueError:
         return None
 
 
-def _places(absolute: str, relative: str | None, folder: Path) -> Iterable[Path]:
-    if relative is not None:
+def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterable[Path]:
+    if relative is not None and folder is not None:
         yield Path(os.path.normpath(os.path.join(os.path.abspath(folder), relative)))
     yield Path(absolute)
 

@@ -1,68 +1,39 @@
-"""The truth of an index: one SQLite file with a row and a vector for each picture and clip.
+"""What holds the truth of an index, a row and a vector for each picture and clip, and what each such store can do.
 
-Every batch is one transaction, flushed to the disk, in write-ahead mode: a kill loses the batch in flight, and readers
-go on with what was there before it. One writer at a time holds a lock; a second is refused with the first one's name.
+There are two: an SQLite file in a folder (:mod:`saysee.search.sqlite_store`), and a schema of a PostgreSQL database
+(:mod:`saysee.search.postgres_store`). :func:`open_store` takes the one that a place names.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
-import socket
-import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saysee.errors import SaySeeError
-from saysee.files import write_text
+from saysee.errors import MissingExtraError, SaySeeError
 from saysee.version import __version__
 
 Kind = Literal["image", "clip"]
 KINDS: tuple[Kind, ...] = ("image", "clip")
 Vectors = NDArray[np.float32]
 
-FORMAT = 1
-"""Version of the layout below. A greater one is refused: this release cannot know what it means."""
-ITEMS_FILE = "items.sqlite"
-_LOCK_FILE, _HOLDER_FILE = "writer.lock", "writer.json"
-_BEGUN = (_LOCK_FILE, f"{_LOCK_FILE}-journal", _HOLDER_FILE, f".writing-{_HOLDER_FILE}")
-"""What a writer leaves that is killed before the index is begun."""
-_PATIENCE_SECONDS = 30.0
-"""How long a reader or writer waits for another's short transaction."""
-_NAMES_AT_ONCE = 500
-"""Parameters in one statement; SQLite before 3.32 takes 999 at most."""
+FORMAT = 2
+"""Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
+for both kinds, from which those of the kinds cannot be told."""
+SPARE = 2
+"""Times as many rows are taken from a fast copy as are asked for; the vectors of the truth order them."""
+UNIT_TOLERANCE = 0.01
+"""How far a kept vector's length may be from 1: fp16 is within 0.001."""
 
-_UNWRITABLE = "{}: the index cannot be written ({}); change its permissions, or name another place by --to"
-_FULL = "{}: the disk is full; make room and give the command again, it goes on"
-
-_SCHEMA = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE items (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (kind IN ('image', 'clip')),
-    path TEXT NOT NULL,
-    folder TEXT NOT NULL,
-    name TEXT NOT NULL,
-    size INTEGER,
-    mtime_ns INTEGER,
-    hash TEXT,
-    metadata TEXT NOT NULL,
-    UNIQUE (kind, path)
-);
-CREATE INDEX items_by_hash ON items (kind, hash);
-CREATE TABLE vectors (
-    item INTEGER PRIMARY KEY REFERENCES items (id) ON DELETE CASCADE,
-    vector BLOB NOT NULL
-);
-"""
+STALE = "{}: {:,} {}s were encoded by another model than the rest; give 'saysee index' again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +42,19 @@ class About:
 
     Attributes:
         model: folder or hub name of the model, as it was last given.
-        model_beside: that folder as seen from the index, or None for a hub name.
-        fingerprint: of the model's weights and preprocessing.
+        model_beside: that folder as seen from the index, or None for a hub name and for an index in a database.
+        fingerprints: by kind, of what makes its vectors: one side of the model, and that side's preprocessing. While
+            rows of a kind are encoded anew by another model, the one that they had.
         dimension: D of the vectors, which are unit vectors.
-        precision: "float32" or "float16", how they are kept.
+        precision: "float32" or "float16", how they were given.
         root: folder that relative paths start from.
-        root_beside: the same as seen from the index; None on another drive.
+        root_beside: the same as seen from the index; None on another drive and for an index in a database.
         source: what is indexed below the root: "." for the folder itself, else a manifest's or table's name.
     """
 
     model: str
     model_beside: str | None
-    fingerprint: str
+    fingerprints: dict[Kind, str]
     dimension: int
     precision: str
     root: str
@@ -91,6 +63,30 @@ class About:
     format: int = FORMAT
     normalisation: str = "unit"
     written_by: str = __version__
+
+    def to_rows(self) -> list[tuple[str, str]]:
+        """Name and value, as JSON, of each attribute."""
+        return [(name, json.dumps(getattr(self, name))) for name in self.__dataclass_fields__]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[str, str]], place: str) -> About:
+        """What :meth:`to_rows` gave, and maybe other rows beside.
+
+        Raises:
+            SaySeeError: an older or newer release wrote it.
+        """
+        values = {name: json.loads(value) for name, value in rows}
+        written = values.get("format")
+        if not isinstance(written, int) or written > FORMAT:
+            raise SaySeeError(
+                f"{place}: the index has format {written}, and this release knows format {FORMAT}; upgrade SaySee"
+            )
+        if written < FORMAT:
+            raise SaySeeError(
+                f"{place}: the index has format {written} of an older release, and this one reads format {FORMAT}; "
+                "make it anew at another place with 'saysee index'"
+            )
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(slots=True)
@@ -105,6 +101,7 @@ class Item:
         hash: of the content.
         metadata: further columns.
         id: of the row; 0 for one that has none yet.
+        encoded_by: the fingerprint of what made the vector; empty for one that has none yet.
     """
 
     kind: Kind
@@ -114,321 +111,200 @@ class Item:
     hash: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     id: int = 0
+    encoded_by: str = ""
+
+    @property
+    def folder_and_name(self) -> tuple[str, str]:
+        """The path in two."""
+        folder, _, name = self.path.rpartition("/")
+        return folder, name
 
 
-class Store:
-    """The SQLite file of an index folder. Readers may open it at any time, writers by :meth:`writing`.
+Found = tuple[Item, float]
+"""A row as :meth:`Store.rows` gives it, and the cosine similarity of its vector with the query."""
 
-    Args:
-        folder: the index.
+
+class Store(ABC):
+    """Rows and vectors of an index. Readers may come at any time.
+
+    Attributes:
+        place: where it is, for messages: never with a password.
+        folder: where it lies on this machine; None for one in a database.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / ITEMS_FILE
+    place: str
+    folder: Path | None
 
-    # ------------------------------------------------------------------ reading
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that cannot write, within one transaction: all it reads is of one moment.
-
-        Raises:
-            SaySeeError: there is no index, or it is damaged.
-        """
-        if not self.file.is_file():
-            raise SaySeeError(f"{self.folder}: no index there; make one with 'saysee index MODEL FOLDER --to INDEX'")
-        with told(self.folder), _connected(self.file, read_only=True) as connection:
-            connection.execute("BEGIN")
-            yield connection
-
+    @abstractmethod
     def about(self) -> About:
         """What holds for the whole index.
 
         Raises:
-            SaySeeError: there is no index, it is damaged, or a newer release wrote it.
+            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
         """
-        with self.reading() as connection:
-            found = _read_about(connection, self.folder)
-        if found is None:
-            raise SaySeeError(f"{self.folder}: the index was never begun; give 'saysee index' again")
-        return found
 
-    # ------------------------------------------------------------------ writing
+    @abstractmethod
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
 
-    @contextmanager
-    def writing(self) -> Iterator[Writer]:
-        """The one writer, for the time of a ``with`` block; the folder is made if it is not there.
+    @abstractmethod
+    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+        """The rows of ids, without size, time and what encoded them; those that are not there are left out."""
+
+    @abstractmethod
+    def nearest(self, queries: Vectors, kind: Kind, k: int, where: str | None) -> list[list[Found]]:
+        """For each unit vector of [Q, D] the up to ``k`` rows of a kind that are nearest, the best first.
+
+        Of equal scores the earlier row comes first.
 
         Raises:
-            SaySeeError: another process writes, the folder holds something else or cannot be written, the disk is full.
+            SaySeeError: the condition is not one expression over the rows.
         """
-        self._make_folder()
-        with told(self.folder), _connected(self.folder / _LOCK_FILE) as lock:
-            try:
-                lock.execute("PRAGMA busy_timeout = 0")
-                lock.execute("PRAGMA journal_mode = MEMORY")  # nothing is written, so a kill need leave nothing behind
-                lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-                raise SaySeeError(
-                    f"{self.folder}: {self._holder()} is writing this index; wait for it, or stop it"
-                ) from None
-            write_text(self.folder / _HOLDER_FILE, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            with _connected(self.file) as connection:
-                yield Writer(self.folder, connection)
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            strangers = [path for path in self.folder.iterdir() if path.name not in _BEGUN]
-        except OSError as error:
-            raise SaySeeError(_UNWRITABLE.format(self.folder, error.strerror or error)) from None
-        if strangers and not self.file.exists():
-            raise SaySeeError(
-                f"{self.folder}: holds other files ({strangers[0].name}) and no index; name a new folder by --to"
-            )
+    @abstractmethod
+    def writing(self) -> AbstractContextManager[Writer]:
+        """What writes, for the time of a ``with`` block; the place is made ready if it is new.
 
-    def _holder(self) -> str:
-        try:
-            holder = json.loads((self.folder / _HOLDER_FILE).read_text(encoding="utf-8"))
-            return f"process {int(holder['pid'])} on {holder['host']}"
-        except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
-            return "another process"
+        Raises:
+            SaySeeError: it cannot be written, or another process writes where only one can.
+        """
+
+    @abstractmethod
+    def check(self) -> list[str]:
+        """Reads everything and tells what is wrong with it, a line each; empty when all is well.
+
+        Raises:
+            SaySeeError: it is too damaged to be read.
+        """
+
+    @abstractmethod
+    def compact(self) -> tuple[int, int]:
+        """Gives back the room of removed rows, and makes the fast copy anew where it does not fit.
+
+        Returns:
+            bytes of the index before and after.
+
+        Raises:
+            SaySeeError: another process writes it, or there is no room.
+        """
 
 
-class Writer:
-    """The connection of the one writer."""
+class Writer(ABC):
+    """What writes to a store.
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self.folder, self.connection = folder, connection
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a batch that was told as finished survives a power cut
-        connection.execute("PRAGMA foreign_keys = ON")
+    Attributes:
+        place: of the store.
+        folder: likewise.
+    """
+
+    place: str
+    folder: Path | None
 
     @property
+    @abstractmethod
     def about(self) -> About | None:
         """What holds for the index; None for one not yet begun."""
-        return _read_about(self.connection, self.folder)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.connection.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
-
+    @abstractmethod
     def set_about(self, about: About) -> None:
-        """Begins the index, or changes what may change."""
-        with self.transaction():
-            if _read_about(self.connection, self.folder) is None:
-                for statement in _SCHEMA.split(";"):
-                    self.connection.execute(statement)
-                self.touch(KINDS)
-            values = [(name, json.dumps(getattr(about, name))) for name in About.__dataclass_fields__]
-            self.connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", values)
+        """Begins the index, or changes what may change; in one transaction."""
 
-    def note(self, name: str, value: Any) -> None:
-        """Keeps a value by name, in one transaction."""
-        with self.transaction():
-            self.connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, json.dumps(value)))
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing."""
 
-    def touch(self, kinds: Iterable[Kind]) -> None:
-        """Gives these kinds a new stamp, so that a fast copy made before no longer fits."""
-        values = [(f"stamp_{kind}", json.dumps(secrets.token_hex(8))) for kind in kinds]
-        self.connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", values)
-
+    @abstractmethod
     def known(self) -> dict[tuple[Kind, str], Item]:
         """All rows, by kind and path."""
-        found = {}
-        for row in self.connection.execute("SELECT id, kind, path, size, mtime_ns, hash, metadata FROM items"):
-            item = Item(row[1], row[2], row[3], row[4], row[5], json.loads(row[6]), row[0])
-            found[item.kind, item.path] = item
-        return found
 
-    def put(self, items: Sequence[Item], vectors: Sequence[bytes]) -> None:
-        """Adds rows, or replaces those of the same kind and path; within a transaction."""
-        for item, vector in zip(items, vectors, strict=True):
-            folder, _, name = item.path.rpartition("/")
-            row = (folder, name, item.size, item.mtime_ns, item.hash, _to_json(item.metadata))
-            cursor = self.connection.execute(
-                "INSERT INTO items (folder, name, size, mtime_ns, hash, metadata, kind, path) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, path) DO UPDATE SET size = excluded.size, "
-                "mtime_ns = excluded.mtime_ns, hash = excluded.hash, metadata = excluded.metadata RETURNING id",
-                (*row, item.kind, item.path),
-            )
-            (item.id,) = cursor.fetchone()
-            self.connection.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?)", (item.id, vector))
-        self.touch({item.kind for item in items})
+    @abstractmethod
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
 
-    def refresh(self, items: Iterable[Item]) -> None:
-        """Writes anew what may change about rows (path, size, time, metadata), by their ids; in one transaction."""
-        with self.transaction():
-            for item in items:
-                folder, _, name = item.path.rpartition("/")
-                self.connection.execute(
-                    "UPDATE items SET path = ?, folder = ?, name = ?, size = ?, mtime_ns = ?, metadata = ? "
-                    "WHERE id = ?",
-                    (item.path, folder, name, item.size, item.mtime_ns, _to_json(item.metadata), item.id),
-                )
+    @abstractmethod
+    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
+        """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
 
+        Gives each item the id of its row, and where it does not say what encoded it, the index's own model.
+        """
+
+    @abstractmethod
+    def refresh(self, items: Iterable[Item]) -> list[Item]:
+        """Writes anew what may change about rows (path, size, time, metadata), by their ids; in one transaction.
+
+        Returns:
+            those whose row is no longer there, because another process has taken it out.
+        """
+
+    @abstractmethod
     def remove(self, items: Sequence[Item]) -> None:
-        """Takes rows and their vectors out, in one transaction."""
-        if items:
-            with self.transaction():
-                self.connection.executemany("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
-                self.touch({item.kind for item in items})
+        """Takes rows and their vectors out, by their ids; in one transaction."""
 
-    def vector_of(self, kind: Kind, content: str) -> bytes | None:
-        """The vector of any row of this content; None where there is none."""
-        row = self.connection.execute(
-            "SELECT vector FROM vectors JOIN items ON id = item WHERE kind = ? AND hash = ? LIMIT 1", (kind, content)
-        ).fetchone()
-        return None if row is None else bytes(row[0])
+    @abstractmethod
+    def item_of(self, kind: Kind, content: str) -> Item | None:
+        """The first row of this content; None where there is none."""
 
+    @abstractmethod
+    def vector_of(self, kind: Kind, content: str, encoded_by: str) -> Vectors | None:
+        """The vector [D] of any row of this content that this model encoded; None where there is none."""
 
-# ---------------------------------------------------------------------- what readers and the fast copy ask
+    @abstractmethod
+    def make_ready(self, about: About) -> dict[Kind, str]:
+        """Brings what makes searching fast up to date.
 
-
-def stamp(connection: sqlite3.Connection, kind: Kind) -> str:
-    """What changes whenever a vector of the kind is added, changed or removed."""
-    return str(noted(connection, f"stamp_{kind}"))
+        Returns:
+            how each kind that has rows is searched, for people.
+        """
 
 
-def noted(connection: sqlite3.Connection, name: str) -> Any:
-    """A value kept by name; None where there is none."""
-    row = connection.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
-    return None if row is None else json.loads(row[0])
+def is_database(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a database's address, not a path."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
 
 
-def count(connection: sqlite3.Connection, kind: Kind) -> int:
-    """Rows of a kind."""
-    return int(connection.execute("SELECT count(*) FROM items WHERE kind = ?", (kind,)).fetchone()[0])
-
-
-def ids_of(connection: sqlite3.Connection, kind: Kind) -> NDArray[np.int64]:
-    """The ids of a kind [N], ascending."""
-    rows = connection.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
-    return np.fromiter((row[0] for row in rows), np.int64)
-
-
-def blocks(
-    connection: sqlite3.Connection, about: About, kind: Kind, size: int = 65_536
-) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-    """Ids [n] and vectors [n, D] of a kind in runs of up to ``size``, by ascending id."""
-    cursor = connection.execute(
-        "SELECT id, vector FROM items JOIN vectors ON item = id WHERE kind = ? ORDER BY id", (kind,)
-    )
-    while rows := cursor.fetchmany(size):
-        yield np.array([row[0] for row in rows], np.int64), from_blobs([row[1] for row in rows], about)
-
-
-def vectors_of(connection: sqlite3.Connection, about: About, ids: Sequence[int]) -> Vectors:
-    """The vectors [N, D] of ids, in their order; all must be there."""
-    found: dict[int, bytes] = {}
-    for names in _runs(ids):
-        marks = ", ".join("?" * len(names))
-        found |= dict(connection.execute(f"SELECT item, vector FROM vectors WHERE item IN ({marks})", names))
-    return from_blobs([found[item] for item in ids], about)
-
-
-def items_of(connection: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Item]:
-    """The rows of ids."""
-    found: dict[int, Item] = {}
-    for names in _runs(ids):
-        marks = ", ".join("?" * len(names))
-        rows = connection.execute(f"SELECT id, kind, path, metadata FROM items WHERE id IN ({marks})", names)
-        found |= {row[0]: Item(row[1], row[2], metadata=json.loads(row[3]), id=row[0]) for row in rows}
-    return found
-
-
-def to_blobs(vectors: NDArray[Any], about: About) -> list[bytes]:
-    """Vectors [N, D] as they are kept: little-endian, of the index's precision."""
-    kept = np.ascontiguousarray(vectors, dtype=np.dtype(about.precision).newbyteorder("<"))
-    return [row.tobytes() for row in kept]
-
-
-def from_blobs(blobs: Sequence[bytes], about: About) -> Vectors:
-    """Vectors [N, D] from what is kept.
+def open_store(place: str | os.PathLike[str]) -> Store:
+    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
 
     Raises:
-        sqlite3.DatabaseError: one has another length.
+        SaySeeError: an address that cannot be understood.
+        MissingExtraError: a database without the extra "postgres".
     """
-    kind = np.dtype(about.precision).newbyteorder("<")
-    if any(len(blob) != kind.itemsize * about.dimension for blob in blobs):
-        raise sqlite3.DatabaseError("a vector has another length than the index's")
-    return np.frombuffer(b"".join(blobs), kind).reshape(len(blobs), about.dimension).astype(np.float32)
+    if is_database(place):
+        try:
+            from saysee.search.postgres_store import PostgresStore
+        except ImportError as error:  # psycopg raises a plain one where its libpq is missing
+            raise MissingExtraError("an index in PostgreSQL", "postgres") from error
+
+        return PostgresStore(os.fspath(place))
+    from saysee.search.sqlite_store import SqliteStore
+
+    return SqliteStore(Path(place))
 
 
-@contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Tells what SQLite refuses, a full disk or a folder that is read-only in one line.
+def ranked(
+    queries: Vectors,
+    found: Sequence[NDArray[np.int64]],
+    rows: dict[int, Item],
+    ids: NDArray[np.int64],
+    vectors: Vectors,
+    k: int,
+) -> list[list[Found]]:
+    """Candidates in the order of their true scores.
 
-    Raises:
-        SaySeeError: so it is.
+    Args:
+        queries: unit vectors [Q, D].
+        found: for each query the ids of its candidates; those not among ``ids`` have left and are passed over.
+        rows: by id.
+        ids: of the rows that are there [N], ascending.
+        vectors: theirs [N, D].
+        k: most for each query.
     """
-    try:
-        yield
-    except sqlite3.Error as error:
-        _refuse(folder, error)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise SaySeeError(_FULL.format(folder)) from None
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise SaySeeError(_UNWRITABLE.format(folder, error.strerror)) from None
-        raise
-
-
-def _refuse(folder: Path, error: sqlite3.Error) -> NoReturn:
-    text = str(error)
-    if "is full" in text:
-        raise SaySeeError(_FULL.format(folder)) from None
-    if "readonly" in text or "unable to open" in text:
-        raise SaySeeError(_UNWRITABLE.format(folder, text)) from None
-    if "disk I/O" in text:
-        raise SaySeeError(f"{folder}: the disk fails ({text}); see to it and give the command again") from None
-    if "locked" in text:
-        raise SaySeeError(f"{folder}: the index is busy ({text}); try again") from None
-    raise SaySeeError(f"{folder}: the index is damaged ({text}); make it anew, or bring back a copy") from None
-
-
-@contextmanager
-def _connected(file: Path, read_only: bool = False) -> Iterator[sqlite3.Connection]:
-    place = file.absolute().as_uri()
-    if read_only:
-        # Beside a WAL file SQLite must be able to write even to read; without one, a folder that is read-only holds a
-        # file that nobody is changing.
-        sealed = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
-        place += "?immutable=1" if sealed else "?mode=ro"
-    connection = sqlite3.connect(place, timeout=_PATIENCE_SECONDS, isolation_level=None, uri=True)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def _read_about(connection: sqlite3.Connection, folder: Path) -> About | None:
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone():
-        return None
-    values = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM about")}
-    written = values.get("format")
-    if not isinstance(written, int) or written > FORMAT:
-        raise SaySeeError(
-            f"{folder}: the index has format {written}, and this release knows formats up to {FORMAT}; upgrade SaySee"
+    results = []
+    for query, candidates in zip(queries, found, strict=True):
+        places = np.searchsorted(ids, candidates[np.isin(candidates, ids)])
+        scores = vectors[places] @ query
+        best = np.lexsort((ids[places], -scores))[:k]
+        results.append(
+            [(rows[int(ids[place])], float(scores[at])) for at, place in zip(best, places[best], strict=True)]
         )
-    return About(**{name: values[name] for name in About.__dataclass_fields__})
-
-
-def _runs(ids: Sequence[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids), _NAMES_AT_ONCE):
-        yield [int(item) for item in ids[start : start + _NAMES_AT_ONCE]]
-
-
-def _to_json(metadata: dict[str, Any]) -> str:
-    return json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+    return results

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
-from saysee.data.manifest import Manifest, Row
+from saysee.data.manifest import Manifest
 from saysee.evaluation.attention import attention_on_object, word_maps
 from saysee.evaluation.protocols import EvaluationResult
 from saysee.files import write_text
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
+from saysee.model.attention import attention_map
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.figures import attention_picture, curves_svg
 from saysee.studies.other_queries import OtherQueries
@@ -142,7 +142,6 @@ def _queries(report: DemoReport) -> list[dict[str, Any]]:
     return queries
 
 
-@torch.inference_mode()
 def _attention(report: DemoReport) -> list[dict[str, Any]]:
     """Three clips drawn by the seed: where the fusion encoder looks while each word is spoken."""
     found = [(name, model) for name, model in report.models.items() if model.fusion is not None]
@@ -154,7 +153,7 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
     for index in draw.sample(range(len(report.test)), ATTENTION_PICTURES):
         row = report.test.rows[index]
         picture = load_image(report.test.image_path(row))
-        attention = _attend(model, report.test, row, picture)
+        attention = attention_map(model, load_audio(report.test.clip_path(row)), picture)
         words, frame_seconds = row.extra["words"], model.speech_encoder.frame_seconds
         measure = attention_on_object(attention, words, row.extra["objects"], frame_seconds)
         maps = word_maps(attention, words, frame_seconds)
@@ -178,15 +177,6 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
             }
         )
     return pictures
-
-
-def _attend(model: SpeechImageModel, test: Manifest, row: Row, picture: Image.Image) -> torch.Tensor:
-    """[F, P] attention of one clip over its picture."""
-    assert model.fusion is not None
-    waveforms, mask = model.processor.pad([model.processor.prepare_speech(load_audio(test.clip_path(row)))])
-    speech, images = model(waveforms, mask, model.processor.prepare_image(picture)[None])
-    weights: torch.Tensor = model.fusion.attend(speech, images)[0]
-    return weights
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,234 @@
+"""A small index that a model can really tell apart, ``saysee serve`` over it, and a real Chromium with a microphone.
+
+Where there is no Chromium these tests are skipped and say so; with SAYSEE_BROWSER_TESTS=required, as CI has it, they
+fail. What the page looked like is kept in build/screenshots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from page_steps import DESK, PATIENCE, TOKEN, Corpus
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
+
+from saysee.config import load_recipe
+from saysee.data.manifest import Manifest, Row
+from saysee.data.scenes.corpus import build_scenes
+from saysee.model.retriever import SpeechImageModel
+from saysee.search.encoding import Encoder
+from saysee.search.indexing import update_index
+from saysee.search.sources import find_source
+from saysee.training.trainer import Trainer
+
+expect.set_options(timeout=PATIENCE)
+
+
+def _chromium() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser."""
+    found = _chromium()
+    if found is None:
+        why = "no Chromium on this machine (Debian's package is called chromium), so the page is not tested"
+        if os.environ.get("SAYSEE_BROWSER_TESTS") == "required":
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+# ---------------------------------------------------------------------- what is served
+
+
+@pytest.fixture(scope="session")
+def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A head trained on the very pictures that are indexed: the page is what is tested, not what a model can learn."""
+    folder = tmp_path_factory.mktemp("page")
+    manifest = Manifest.read(
+        build_scenes(folder / "scenes", images=32, val_images=4, test_images=4, seed=3, picture_size=128, workers=1)
+    )
+    flags = {
+        "output": folder / "run",
+        "data.manifest": folder / "scenes" / "manifest.parquet",
+        "features.folder": folder / "features",
+        "data.batch_size": 24,
+        "data.workers": 0,
+        "training.steps": 60,
+        "training.eval_every": 60,
+        "training.checkpoint_every": 60,
+        "training.precision": "fp32",
+    }
+    Trainer(load_recipe("nano", [f"--{name}={value}" for name, value in flags.items()])).fit()
+    model = SpeechImageModel.from_pretrained(folder / "run" / "best")
+    model.save_pretrained(folder / "plain", fusion=False)
+
+    rows = manifest.select("train").images()
+    # What browsers do not show, and what the model sees the middle of alone.
+    Image.open(folder / "scenes" / rows[-1].image).resize((256, 128)).save(folder / "scenes" / "wide.tiff")
+    rows[-1] = replace(rows[-1], image="wide.tiff", image_id="wide")
+    Manifest(rows, manifest.root).write(folder / "scenes" / "indexed.jsonl")
+    (folder / "one").mkdir()
+    shutil.copy(folder / "scenes" / rows[0].image, folder / "one")
+    encoder = Encoder(model, str(folder / "run" / "best"))
+    update_index(encoder, find_source(folder / "scenes" / "indexed.jsonl"), folder / "index")
+    update_index(encoder, find_source(folder / "one"), folder / "small")
+    return Corpus(
+        folder=folder,
+        rows=rows,
+        index=folder / "index",
+        small_index=folder / "small",
+        model=folder / "run" / "best",
+        plain_model=folder / "plain",
+    )
+
+
+@dataclass(frozen=True)
+class Services:
+    """Addresses of three services.
+
+    Attributes:
+        open: of the corpus.
+        guarded: of the same, with a token, small limits, and a model without fusion encoder.
+        empty: of an index without rows.
+    """
+
+    open: str
+    guarded: str
+    empty: str
+
+
+@pytest.fixture(scope="session")
+def services(corpus: Corpus) -> Iterator[Services]:
+    guarded = ("--token", TOKEN, "--model", corpus.plain_model, "--max-seconds", 3, "--max-bytes", 400_000)
+    calls = [(corpus.index,), (corpus.index, *guarded), (corpus.small_index, "--write")]
+    with ExitStack() as stack:  # all are started before the first is waited for
+        started = [stack.enter_context(_served(*words)) for words in calls]
+        addresses = [_address(process) for process in started]
+        _empty(addresses[2])
+        yield Services(*addresses)
+
+
+def _empty(address: str) -> None:
+    """Takes everything out of what a service serves."""
+    with httpx2.Client(base_url=address, timeout=PATIENCE / 1_000) as client:
+        for hit in client.post("/search", files={"text": (None, "anything")}).json()["hits"]:
+            assert client.delete(f"/items/{hit['id']}").status_code == 204
+
+
+@contextmanager
+def _served(index: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "saysee", "serve", str(index), "--port", "0", "--json", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read()
+    address: str = json.loads(line)["url"]
+    return address
+
+
+# ---------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def launch(playwright: Playwright, chromium: str) -> Iterator[Callable[..., Browser]]:
+    """Starts a Chromium whose microphone hears a WAV once from when it is opened; without a WAV it has none."""
+    started: dict[Path | None, Browser] = {}
+
+    def launched(heard: Path | None) -> Browser:
+        if heard not in started:
+            microphone = [
+                "--use-fake-device-for-media-stream",
+                f"--use-file-for-fake-audio-capture={heard}%noloop",
+            ]
+            # Headless Chromium leaves sound out unless it is told to let it play; nothing of it is heard.
+            flags = ["--autoplay-policy=no-user-gesture-required", *(microphone if heard else [])]
+            started[heard] = playwright.chromium.launch(executable_path=chromium, args=flags, chromium_sandbox=False)
+        return started[heard]
+
+    yield launched
+    for browser in started.values():
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def surest(corpus: Corpus) -> list[Row]:
+    """The rows, those first that so small a model tells best from all others when they are spoken into a microphone."""
+    model = SpeechImageModel.from_pretrained(corpus.model)
+    speech = model.encode_speech([corpus.spoken(row) for row in corpus.rows])
+    scores = model.similarity(speech, model.encode_images([corpus.picture(row) for row in corpus.rows]))
+    others = np.where(np.eye(len(scores), dtype=bool), -1, scores).max(axis=1)
+    return [corpus.rows[place] for place in np.argsort(others - np.diag(scores))]
+
+
+@pytest.fixture(scope="session")
+def heard(surest: list[Row]) -> Row:
+    """What the microphone hears unless a test says otherwise: tests wait for as long as it lasts."""
+    return min(surest[:8], key=lambda row: row.extra["seconds"])
+
+
+@pytest.fixture
+def visit(launch, corpus: Corpus, heard: Row, services: Services) -> Iterator[Callable[..., Page]]:
+    """Opens the page and waits until it knows what is served. An error in its script fails the test."""
+    contexts: list[BrowserContext] = []
+    errors: list[str] = []
+
+    def noted(message: ConsoleMessage) -> None:
+        # Chromium itself writes of every answer that is no success; those are what these tests ask for.
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            errors.append(message.text)
+
+    def visited(
+        address: str = services.open,
+        *,
+        hears: Row | None = heard,
+        allowed: bool = True,
+        known: bool = True,
+        **settings: object,
+    ) -> Page:
+        browser = launch(None if hears is None else corpus.spoken(hears))
+        context = browser.new_context(**{"viewport": DESK, **settings})
+        contexts.append(context)
+        if allowed:
+            context.grant_permissions(["microphone", "clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", noted)
+        page.goto(address)
+        if known:
+            expect(page.locator("#about")).not_to_be_empty()
+        return page
+
+    yield visited
+    for context in contexts:
+        context.close()
+    assert errors == []

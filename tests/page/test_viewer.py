@@ -1,0 +1,182 @@
+"""A result, large: what each moment of speech attends to lights up there, and in step."""
+
+from __future__ import annotations
+
+import re
+
+import httpx2
+import numpy as np
+import pytest
+from page_steps import TOKEN, give, names, speak, write
+from playwright.sync_api import expect
+
+# How dark the veil is at the middle of each patch of a picture that fills the canvas's middle, row by row.
+VEIL = """(grid) => {
+  const canvas = document.getElementById("overlay");
+  const side = Math.min(canvas.width, canvas.height);
+  const [left, top] = [(canvas.width - side) / 2, (canvas.height - side) / 2];
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return Array.from({ length: grid * grid }, (_, patch) => {
+    const x = Math.floor(left + (side * ((patch % grid) + 0.5)) / grid);
+    const y = Math.floor(top + (side * (Math.floor(patch / grid) + 0.5)) / grid);
+    return pixels[4 * (y * canvas.width + x) + 3];
+  });
+}"""
+MOVE = """(seconds) => {
+  const slider = document.getElementById("moment");
+  slider.value = seconds;
+  slider.dispatchEvent(new Event("input"));
+  return Number(slider.value);
+}"""
+
+
+def opened(page, place=0):
+    page.locator(".tile").nth(place).click()
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("Read from|Ask by speaking"))
+
+
+@pytest.fixture
+def asked(visit, corpus):
+    """The page after a sound file was asked with, so that the test can ask the service for the same."""
+    page = visit()
+    give(page, corpus, corpus.rows[0])
+    return page
+
+
+@pytest.fixture
+def truth(services, corpus):
+    """What the service says of that sound and the picture found first: [F, P] and seconds from frame to frame."""
+    sound = corpus.sound(corpus.rows[0]).read_bytes()
+    with httpx2.Client(base_url=services.open, timeout=60) as client:
+        found = client.post("/search", files={"audio": ("sound", sound)}).json()["hits"][0]
+        told = client.post("/attention", files={"audio": ("sound", sound)}, data={"id": str(found["id"])}).json()
+    return np.array(told["frames"]), told
+
+
+def around(frames, frame):
+    """What the page shows of a moment: the mean of a fifth of a second, which is 2 frames to each side at 40 ms."""
+    return frames[max(frame - 2, 0) : frame + 3].mean(axis=0)
+
+
+def most_different(frames):
+    """The two frames whose surroundings look at the most different regions."""
+    means = np.array([around(frames, frame) for frame in range(len(frames))])
+    apart = np.abs(means[:, None] - means[None]).sum(axis=2)
+    return np.array(np.unravel_index(apart.argmax(), apart.shape)) + 0.5
+
+
+def test_the_regions_that_a_moment_attends_to_are_those_that_are_lit(asked, truth):
+    frames, told = truth
+    page = asked
+    opened(page)
+    assert max(page.evaluate(VEIL, 8)) == 0, "nothing is lit before a moment is chosen"
+    weights, veils = [], []
+    for seconds in most_different(frames) * told["frame_seconds"]:
+        shown = page.evaluate(MOVE, seconds)  # the slider goes in steps
+        weights.append(around(frames, int(shown / told["frame_seconds"] + 1e-6)))
+        veils.append(np.array(page.evaluate(VEIL, 8)))
+        assert veils[-1].max() > 150
+        assert np.corrcoef(veils[-1], weights[-1])[0, 1] < -0.5
+        assert veils[-1][weights[-1].argmax()] < 0.75 * veils[-1].max()
+    # What differs between the two moments tells them apart from any other.
+    assert np.corrcoef(veils[0] - veils[1], weights[0] - weights[1])[0, 1] < -0.7
+    page.uncheck("#lit")
+    assert max(page.evaluate(VEIL, 8)) == 0
+
+
+def test_as_the_query_plays_the_light_follows_it(visit, heard):
+    page = visit()
+    speak(page, heard)
+    opened(page)
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause the query")
+    seen = []
+    for _ in range(3):
+        page.wait_for_timeout(500)
+        seen.append(page.evaluate(f"[performance.now(), Number(document.getElementById('moment').value), ({VEIL})(8)]"))
+    page.click("#play")
+    (first, at_first, _), (last, at_last, _) = seen[0], seen[-1]
+    assert at_last - at_first == pytest.approx((last - first) / 1_000, abs=0.25), "it does not keep the sound's time"
+    for _, moment, veil in seen:
+        page.evaluate(MOVE, moment)
+        assert np.abs(np.array(page.evaluate(VEIL, 8)) - veil).mean() < 12, "another moment is lit than is heard"
+    assert np.abs(np.subtract(seen[0][2], seen[-1][2])).max() > 8, "the light stands still"
+
+
+def test_when_the_query_has_been_heard_the_picture_is_clear_again(asked):
+    page = asked
+    opened(page)
+    page.evaluate(MOVE, float(page.get_attribute("#moment", "max")) - 0.4)
+    page.click("#play")
+    expect(page.locator("#play")).to_have_text("Pause the query")
+    expect(page.locator("#play")).to_have_text("Play the query")
+    assert max(page.evaluate(VEIL, 8)) == 0
+
+
+def test_a_screen_reader_is_told_the_moment_and_the_place(asked):
+    page = asked
+    opened(page)
+    page.focus("#moment")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    told = page.get_attribute("#moment", "aria-valuetext")
+    assert re.fullmatch(r"1\.0 of \d\.\d seconds, most at the (upper |lower )?(left|right|middle|top|bottom)", told)
+
+
+def test_the_source_is_said(asked, visit, services, corpus):
+    opened(asked)
+    expect(asked.locator("#viewer-note")).to_have_text(re.compile("the attention of the model's fusion encoder"))
+    page = visit(f"{services.guarded}#token={TOKEN}")
+    page.set_input_files("#file", shortest(corpus))
+    opened(page)
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("the similarity of speech frames and picture patches"))
+
+
+def shortest(corpus):
+    return corpus.sound(min(corpus.rows, key=lambda row: row.extra.get("seconds", 99)))
+
+
+def test_a_picture_that_the_model_sees_a_part_of_shows_which(visit, corpus):
+    page = visit()
+    give(page, corpus, corpus.rows[-1])
+    opened(page, names(page).index("wide.tiff"))  # shown by its small picture: browsers show no TIFF
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("sees what lies within the dashed line"))
+    assert page.evaluate("document.getElementById('viewer-picture').naturalWidth") > 0
+
+
+def test_results_are_gone_through_and_back_closes(asked):
+    page = asked
+    opened(page)
+    expect(page.locator("#viewer-back")).to_be_disabled()
+    page.click("#viewer-forward")
+    expect(page.locator("#viewer-place")).to_have_text(re.compile("^2 of 12"))
+    expect(page.locator("#viewer-name")).to_have_text(names(page)[1])
+    expect(page.locator("#viewer-metadata")).to_contain_text("image_id")
+    page.go_back()
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator("#results .name")).to_have_count(12)
+    opened(page)
+    page.click("#viewer-close")
+    expect(page.locator("#viewer")).to_be_hidden()
+    page.go_back()  # to before the query: closing left no step behind
+    expect(page.locator("#answer")).to_be_hidden()
+
+
+def test_similar_pictures_are_found_from_one(asked):
+    page = asked
+    opened(page, 2)
+    name = names(page)[2]
+    page.click("#similar")
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(page.locator("#answer-title")).to_have_text(f"Similar to {name}")
+    expect(page.locator("#results .name").first).to_have_text(name)
+    page.go_back()
+    expect(page.locator("#answer-title")).not_to_have_text(f"Similar to {name}")
+
+
+def test_without_speech_nothing_is_to_be_played(visit):
+    page = visit()
+    write(page, "a red ring")
+    opened(page)
+    expect(page.locator("#player")).to_be_hidden()
+    expect(page.locator("#lit-choice")).to_be_hidden()

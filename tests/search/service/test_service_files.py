@@ -1,0 +1,228 @@
+"""Only files of the index are given out, as what they are; items come and go without harm to the user's own files."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+from PIL import Image
+from search_files import clip, picture
+
+from saysee import Index, Manifest
+from saysee.data.manifest import Row
+from saysee.files import fingerprint
+from saysee.search.indexing import update_index
+from saysee.search.service.files import Thumbnails
+from saysee.search.service.items import Items
+
+
+def row(index, path: Path) -> int:
+    with index.store.writing() as writer:
+        return next(item.id for item in writer.known().values() if Path(item.path).name == path.name)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_files_are_given_out_whole_and_by_their_content(ask, index, photos):
+    client = ask()
+    for path, address, kind in (
+        (photos / "work/4.png", "images", "image/png"),
+        (photos / "clips/1.wav", "clips", "audio/wav"),
+    ):
+        answer = client.get(f"/{address}/{row(index, path)}")
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, path.read_bytes(), kind)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "sandbox" in answer.headers["content-security-policy"]
+    part = client.get(f"/clips/{row(index, photos / 'clips/1.wav')}", headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"RIFF")
+
+
+def test_what_is_not_of_the_index_is_never_given_out(ask, index, photos, tmp_path):
+    (tmp_path / "secret.png").write_bytes((photos / "work/4.png").read_bytes())
+    client = ask()
+    for path in (
+        "/images/99", "/images/0", "/images/-1", "/images/9223372036854775808", "/images/1.png", "/images/",
+        "/images/../secret.png", "/images/..%2f..%2fsecret.png", "/images/%2e%2e/secret.png", "/clips/1",
+        f"/images/{row(index, photos / 'clips/1.wav')}", "/page/../service/app.py", "/page/..%2fservice%2fapp.py",
+        "/page/%2e%2e/attending.py", "/page/", "/page/.", "/page/page.css/", "/index.html", "/uploads/a.png",
+    ):  # fmt: skip
+        answer = client.get(path)
+        assert answer.status_code in (404, 422), path
+        assert list(answer.json()) == ["detail"]
+
+
+def test_a_file_that_changed_into_something_else_is_gone(ask, index, photos):
+    client = ask()
+    path = photos / "work/4.png"
+    address = f"/images/{row(index, path)}"
+    for content in (
+        b"<!DOCTYPE html><script>alert(1)</script>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        (photos / "clips/0.wav").read_bytes(),
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+    ):
+        path.write_bytes(content)
+        for place in (address, f"{address}/thumbnail"):
+            answer = client.get(place)
+            assert (answer.status_code, answer.headers["content-type"]) == (410, "application/json"), content
+            assert str(photos) not in answer.text
+    path.unlink()
+    assert "is gone" in client.get(address).json()["detail"]
+    assert client.get("/images/1").status_code == 200
+
+
+def test_an_address_of_the_web_is_no_file(ask, index):
+    with sqlite3.connect(index.folder / "items.sqlite") as connection:
+        connection.execute("UPDATE items SET path = 'https://example.org/a.png' WHERE id = 1")
+    connection.close()
+    client = ask()
+    answer = client.get("/images/1")
+    assert (answer.status_code, "on the web" in answer.json()["detail"]) == (404, True)
+
+
+def test_thumbnails_are_small_and_so_is_their_memory(ask, encoder, tmp_path):
+    Image.new("RGB", (1_000, 500), "red").save(tmp_path / "wide.png")
+    thumbnails = Thumbnails(most_bytes=1_000)
+    first = thumbnails.of(str(tmp_path / "wide.png"))
+    with Image.open(io.BytesIO(first)) as small:
+        assert (small.format, small.size) == ("WEBP", (320, 160))
+    assert thumbnails.of(str(tmp_path / "wide.png")) is first
+    Image.new("RGB", (10, 10), "blue").save(tmp_path / "wide.png")
+    assert thumbnails.of(str(tmp_path / "wide.png")) != first
+    for number in range(20):
+        thumbnails.of(str(picture(tmp_path / f"{number}.png", number)))
+    assert 0 < thumbnails._bytes == sum(map(len, thumbnails._kept.values())) <= 1_000
+
+
+# ---------------------------------------------------------------------- items
+
+
+def test_without_leave_nothing_changes(ask, index):
+    client = ask()
+    for answer in (client.post("/items", files={"file": ("a.png", b"x")}), client.delete("/items/1")):
+        assert (answer.status_code, "read-only" in answer.json()["detail"]) == (403, True)
+    assert len(index) == 9
+
+
+def test_an_added_picture_is_found_and_stays(ask, index, encoder, photos, tmp_path):
+    client = ask(write=True)
+    new = picture(tmp_path / "new.png", 77).read_bytes()
+    answer = client.post("/items", files={"file": ("../../evil.html", new)}, data={"metadata": '{"album": "عطلة 🌊"}'})
+    assert answer.status_code == 201, answer.text
+    added = answer.json()
+    assert (added["name"], added["folder"], added["metadata"]) == (
+        f"{fingerprint(new)}.png",
+        "uploads",
+        {"album": "عطلة 🌊"},
+    )
+    assert [path.name for path in (index.folder / "uploads").iterdir()] == [f"{fingerprint(new)}.png"]
+    assert not list(tmp_path.rglob("*evil*"))
+    found = client.post("/search", files={"image": ("x", new)}, data={"kind": "image", "k": "1"}).json()["hits"][0]
+    assert (found["id"], found["metadata"], round(found["score"], 3)) == (added["id"], {"album": "عطلة 🌊"}, 1.0)
+    assert client.get(found["url"]).content == new
+    # Bringing the index up to date with its folder leaves it there, encodes nothing, and keeps its metadata.
+    report = update_index(encoder, photos, index.folder)
+    assert (report.images, report.encoded, report.removed) == (7, 0, 0)
+    assert index.rows([added["id"]])[added["id"]].metadata == {"album": "عطلة 🌊"}
+    assert index.check() == []
+
+
+def test_an_added_picture_stays_in_the_index_of_a_manifest(encoder, photos, tmp_path):
+    rows = [Row(f"clips/{number}.wav", f"work/{4 + number}.png", str(number), "train") for number in range(2)]
+    manifest = photos / "manifest.jsonl"
+    Manifest(rows, photos).write(manifest)
+    update_index(encoder, manifest, tmp_path / "index")
+    index = Index.open(tmp_path / "index", model=encoder.model)
+    new = picture(tmp_path / "new.png", 81).read_bytes()
+    added = Items(index, tmp_path / "index/uploads").add(
+        "image", new, f"{fingerprint(new)}.png", encoder.encode("image", [encoder.prepare("image", new)])[0], {"a": 1}
+    )
+    report = update_index(encoder, manifest, tmp_path / "index")
+    assert (report.images, report.clips, report.encoded, report.removed) == (3, 2, 0, 0)
+    assert index.rows([added.id])[added.id].metadata == {"a": 1}
+    (tmp_path / "index/uploads" / f"{fingerprint(new)}.png").unlink()
+    assert update_index(encoder, manifest, tmp_path / "index").removed == 1
+
+
+def test_the_same_content_is_not_added_twice(ask, index, photos):
+    client = ask(write=True)
+    known = (photos / "work/5.png").read_bytes()
+    answer = client.post("/items", files={"file": ("a.png", known)})
+    assert (answer.status_code, answer.json()["id"]) == (200, row(index, photos / "work/5.png"))
+    assert not (index.folder / "uploads").exists()
+    new = clip(photos.parent / "new.wav", 50).read_bytes()
+    first = client.post("/items", files={"file": ("a.wav", new)})
+    again = client.post("/items", files={"file": ("b.wav", new)}, data={"metadata": '{"a": 1}'})
+    assert (first.status_code, first.json()["kind"], again.status_code) == (201, "clip", 200)
+    assert (first.json()["id"], again.json()["metadata"]) == (again.json()["id"], {"a": 1})
+    assert len(index) == 10
+
+
+def test_what_is_taken_out_leaves_the_users_own_files(ask, index, photos, tmp_path):
+    client = ask(write=True, uploads=tmp_path / "elsewhere")
+    new = picture(tmp_path / "new.png", 78).read_bytes()
+    added = client.post("/items", files={"file": ("a.png", new)}).json()
+    file = tmp_path / "elsewhere" / added["name"]
+    assert file.read_bytes() == new
+    own = photos / "work/5.png"
+    for number in (added["id"], row(index, own)):
+        assert client.delete(f"/items/{number}").status_code == 204
+        assert client.delete(f"/items/{number}").status_code == 404
+        assert client.get(f"/images/{number}").status_code == 404
+    assert own.exists()
+    assert not file.exists()
+    assert len(index) == 8
+
+
+def test_an_upload_is_found_when_the_index_alone_is_moved(ask, index, encoder, tmp_path, photos):
+    client = ask(write=True)
+    new = picture(tmp_path / "new.png", 79).read_bytes()
+    added = client.post("/items", files={"file": ("a.png", new)}).json()
+    place = tmp_path / "deep/er/moved"
+    place.parent.mkdir(parents=True)
+    index.folder.rename(place)
+    client.service.index = Index.open(place, model=encoder.model)
+    client.service.uploads = place / "uploads"
+    assert client.get(added["url"]).content == new
+    assert update_index(encoder, photos, place).images == 7
+    assert Index.open(place).path_of(Index.open(place).rows([added["id"]])[added["id"]]) == str(
+        place / "uploads" / added["name"]
+    )
+
+
+def test_an_item_that_cannot_be_used_is_refused(ask, index):
+    client = ask(write=True)
+    for files, status, words in (
+        ({}, 415, "with file, metadata"),
+        ({"metadata": (None, "{}")}, 422, "'file' is missing"),
+        ({"file": ("a.png", b"<html>")}, 422, "neither a picture nor a sound"),
+        ({"file": ("a.png", b"\x89PNG\r\n\x1a\nrubbish")}, 422, "neither a picture nor a sound"),
+        ({"file": ("a.wav", b"RIFF....WAVErubbish")}, 422, "sound of 19 bytes"),
+        ({"file": ("a.png", b""), "metadata": (None, "[1]")}, 422, "not a JSON object"),
+        ({"file": ("a.png", b""), "metadata": (None, '{"a": NaN}')}, 422, "not a JSON object"),
+        ({"file": ("a.png", b""), "metadata": (None, '{"a": "\\ud800"}')}, 422, "not a JSON object"),
+        ({"file": ("a.png", b""), "metadata": (None, "[" * 9_999)}, 422, "not a JSON object"),
+        ({"file": ("a.png", b""), "metadata": (None, json.dumps({"a": "b" * 17_000}))}, 413, "16,384 bytes"),
+    ):
+        answer = client.post("/items", files=files)
+        assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+    assert len(index) == 9
+    assert not (index.folder / "uploads").exists()
+
+
+def test_while_another_writes_it_is_told_to_come_back(ask, index, tmp_path):
+    client = ask(write=True)
+    with index.store.writing():
+        answers = [
+            client.post("/items", files={"file": ("a.png", picture(tmp_path / "a.png", 80).read_bytes())}),
+            client.delete("/items/1"),
+        ]
+    for answer in answers:
+        assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")
+        assert "is writing this index" in answer.json()["detail"]
+        assert str(tmp_path) not in answer.text
+    assert client.delete("/items/1").status_code == 204

@@ -1,0 +1,198 @@
+"""Nothing a client sends makes a 5xx: requests made from the OpenAPI, damaged files, and many clients at once."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import time
+
+import av
+import httpx2
+import numpy as np
+import pytest
+import schemathesis
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from service_tools import figure, running
+
+from saysee.search.service.app import make_app
+
+SMALL, NIGHTLY = 300, 10_000
+HERE = {"Host": "127.0.0.1"}
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+
+
+# ---------------------------------------------------------------------- requests made from the OpenAPI
+
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+@pytest.mark.parametrize("cases", [10, pytest.param(500, marks=pytest.mark.nightly)])
+def test_requests_made_from_the_openapi(make_service, cases):
+    app = make_app(make_service(write=True))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HERE)
+    operations = [result.ok() for result in schema.get_all_operations()]
+    assert len(operations) == 10
+    answered = set()
+    for operation in operations:
+
+        @settings(
+            max_examples=cases, deadline=None, derandomize=cases == 10, database=None, suppress_health_check=QUIET
+        )
+        @given(_requests(operation))
+        def ask(case):
+            answered.add(case.call_and_validate(checks=CHECKS, headers=HERE).status_code)
+
+        ask()
+    assert answered >= {200, 404, 422}, answered
+
+
+def _requests(operation):
+    """Requests as the description has them, and where it asks for anything, requests that break it."""
+    good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    if not operation.body and not operation.path_parameters:
+        return good
+    return st.one_of(good, operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+
+
+# ---------------------------------------------------------------------- damaged files
+
+
+def _sound(kind: str, subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    noise = (0.1 * np.random.default_rng(1).standard_normal(8_000)).astype(np.float32)
+    soundfile.write(buffer, noise, 16_000, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def _recording(container: str, codec: str) -> bytes:
+    """As browsers record."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as media:
+        stream = media.add_stream(codec, rate=48_000)
+        noise = (0.1 * np.random.default_rng(2).standard_normal((1, 24_000))).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        for packet in itertools.chain(stream.encode(frame), stream.encode(None)):
+            media.mux(packet)
+    return buffer.getvalue()
+
+
+def _picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    coarse = np.random.default_rng(3).integers(0, 255, (6, 5, 3), np.uint8)
+    Image.fromarray(coarse).resize((60, 50)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+SOUNDS = [
+    *(_sound(kind) for kind in ("WAV", "FLAC", "OGG", "MP3")),
+    _sound("WAV", "FLOAT"),
+    _sound("OGG", "OPUS"),
+    _recording("webm", "libopus"),
+    _recording("mp4", "aac"),
+]
+PICTURES = [_picture(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+
+
+@st.composite
+def damaged(draw, files: list[bytes]) -> bytes:
+    """A good file of which bytes are changed, cut out, doubled or put in, most often near its head."""
+    content = bytearray(draw(st.sampled_from(files)))
+    for _ in range(draw(st.integers(0, 4))):
+        near = st.integers(0, min(100, len(content)))
+        at = draw(st.one_of(near, st.integers(0, len(content))))
+        size = draw(st.sampled_from([1, 1, 2, 4, 64, 4_096]))
+        way = draw(st.sampled_from(["change", "change", "cut", "put in", "double", "end"]))
+        if way == "change":
+            content[at : at + size] = draw(st.binary(min_size=1, max_size=min(size, 16)))
+        elif way == "cut":
+            del content[at : at + size]
+        elif way == "put in":
+            content[at:at] = draw(st.binary(max_size=64))
+        elif way == "double":
+            content[at:at] = content[at : at + size]
+        else:
+            del content[at:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("cases", [SMALL, pytest.param(NIGHTLY, marks=pytest.mark.nightly)])
+def test_damaged_files_never_make_a_server_error(ask, cases):
+    client = ask(write=True)
+    seen = {200: 0, 201: 0, 413: 0, 422: 0}
+
+    @settings(max_examples=cases, deadline=None, derandomize=cases == SMALL, database=None, suppress_health_check=QUIET)
+    @given(
+        st.one_of(
+            st.tuples(st.just("audio"), damaged(SOUNDS)),
+            st.tuples(st.just("image"), damaged(PICTURES)),
+            st.tuples(st.just("file"), damaged(SOUNDS + PICTURES)),
+        )
+    )
+    def send(sent):
+        field, content = sent
+        answer = client.post("/items" if field == "file" else "/search", files={field: ("x", content)})
+        seen[answer.status_code] += 1  # another status is an error here
+        if answer.status_code >= 400:
+            assert "\n" not in answer.json()["detail"]
+
+    send()
+    assert sum(seen.values()) >= cases
+    assert min(seen[200], seen[422]) > cases / 20, seen  # neither refuses nor takes everything
+
+
+# ---------------------------------------------------------------------- many clients
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.nightly)])
+def test_fifty_clients_at_once(index, photos, seconds):
+    audio, picture = SOUNDS[6], PICTURES[1]
+    statuses: dict[int, int] = {}
+
+    async def client(http: httpx2.AsyncClient, number: int, until: float) -> None:
+        ways = itertools.cycle(
+            [
+                {"files": {"audio": ("x", audio)}},
+                {"files": {"text": (None, "two green stars")}},
+                {"files": {"image": ("x", picture)}, "data": {"kind": "image"}},
+                None,
+            ]
+        )
+        for way in itertools.islice(ways, number % 4, None):
+            if time.monotonic() > until:
+                return
+            answer = await (http.get("/images/1/thumbnail") if way is None else http.post("/search", **way))
+            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+
+    async def all_clients(url: str, until: float) -> None:
+        limits = httpx2.Limits(max_connections=50)
+        async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+            await asyncio.gather(*(client(http, number, until) for number in range(50)))
+
+    with running(index.folder) as service:
+        asyncio.run(all_clients(service.url, time.monotonic() + seconds / 5))  # what every request needs once
+        before = service.memory()
+        asyncio.run(all_clients(service.url, time.monotonic() + seconds))
+        after = service.memory()
+        figures = service.client().get("/metrics").text
+    batches = figure(figures, "saysee_batch_size_count")
+    print(
+        f"{statuses}; memory {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after; "
+        f"{figure(figures, 'saysee_batch_size_sum') / batches:.1f} requests a batch"
+    )
+    assert set(statuses) == {200}
+    assert statuses[200] > 50
+    assert figure(figures, "saysee_places_taken") == 0
+    assert after - before < 100e6

@@ -1,0 +1,123 @@
+"""``saysee serve`` as a process: from its first word to its last."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from service_tools import multipart, running
+
+from saysee.cli import main
+
+TOKEN = "0123456789abcdef0123"
+
+
+def test_from_start_to_sigterm(index, photos):
+    with running(index.folder, "--write") as service, service.client() as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/").status_code == 200
+        audio = (photos / "clips/0.wav").read_bytes()
+        answer = client.post("/search", files={"audio": ("x", audio)}).json()
+        expected = index.search(speech=[audio], k=12)[0]
+        assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+        assert client.delete(f"/items/{answer['hits'][0]['id']}").status_code == 204
+        # SIGTERM finishes what is running: here a request whose body has only half arrived.
+        head, body = multipart(service.port, {"text": b"two green stars"})
+        with socket.create_connection(("127.0.0.1", service.port)) as running_still:
+            running_still.sendall(head + body[:-9])
+            while "saysee_places_taken 1.0" not in client.get("/metrics").text:
+                time.sleep(0.01)
+            client.close()
+            with ThreadPoolExecutor(1) as threads:
+                end = threads.submit(service.end, signal.SIGTERM)
+                with pytest.raises(OSError):  # noqa: PT012
+                    while True:  # it takes no more
+                        socket.create_connection(("127.0.0.1", service.port)).close()
+                        time.sleep(0.01)
+                assert not end.done()
+                running_still.sendall(body[-9:])
+                received = b""
+                while piece := running_still.recv(65_536):
+                    received += piece
+                assert end.result() == (0, "")
+        assert received.startswith(b"HTTP/1.1 200")
+        assert len(json.loads(received.partition(b"\r\n\r\n")[2])["hits"]) == 5
+
+
+def test_ctrl_c_and_token(index):
+    with running(index.folder, "--host", "0.0.0.0", "--token", TOKEN) as service:
+        address = f"http://127.0.0.1:{service.port}"
+        with service.client() as client:
+            assert client.get(f"{address}/about").status_code == 401
+            shown = {"Authorization": f"Bearer {TOKEN}", "Host": "pictures.example"}
+            assert client.get(f"{address}/about", headers=shown).json()["images"] == 6
+        code, errors = service.end(signal.SIGINT)
+    assert (code, errors.count("\n")) == (130, 1)
+
+
+def test_the_port_answers_only_when_the_model_is_there(index, tmp_path):
+    """A port is taken at once, refuses until the model is loaded, and is told when it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saysee", "serve", str(index.folder), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        answered = None
+        while answered is None and process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as client:
+                    multipart_head, body = multipart(port, {"text": b"a"})
+                    client.sendall(multipart_head + body)
+                    answered = client.recv(100)
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        assert answered is not None, process.stderr.read()
+        assert answered.startswith(b"HTTP/1.1 200")
+        assert process.stdout.readline() == f"{index.folder}: served at http://127.0.0.1:{port}/\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_cannot_be_served_is_told_in_one_line(index, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SAYSEE_TOKEN", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words, why in (
+            ((tmp_path / "nowhere",), "no index there"),
+            ((index.folder, "--host", "0.0.0.0"), "give --token"),
+            ((index.folder, "--token", "short"), "--token needs 16"),
+            ((index.folder, "--port", port), "cannot be taken"),
+            ((index.folder, "--host", "no.such.host.invalid", "--token", TOKEN), "no such address"),
+            ((index.folder, "--uploads", tmp_path), "--write"),
+            ((index.folder, "--max-k", 0), "--max-k is 0"),
+            ((index.folder, "--model", tmp_path / "nowhere", "--port", 0), "nowhere"),
+        ):
+            code = main(["serve", *map(str, words)])
+            output, errors = capsys.readouterr()
+            assert (code, output, errors.count("\n")) == (2, "", 1), (words, errors)
+            assert why in errors
+
+
+def test_a_token_of_the_environment_is_taken(index, monkeypatch):
+    monkeypatch.setenv("SAYSEE_TOKEN", TOKEN)
+    with running(index.folder) as service, service.client() as client:
+        assert client.get("/about").status_code == 401
+        assert client.get("/about", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_without_its_extra_it_says_what_to_install(index):
+    program = "import sys; sys.modules['uvicorn'] = None; from saysee.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, "serve", str(index.folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "pip install 'saysee[serve]'" in done.stderr) == (2, True), done.stderr

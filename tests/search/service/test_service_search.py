@@ -1,0 +1,249 @@
+"""The service finds what the index finds; whatever a client does wrong is told in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from search_files import clip
+from starlette.requests import Request
+
+from saysee.search.service.answering import Answerer, Query, to_text
+from saysee.search.service.forms import Field, read_form
+from saysee.search.service.refusals import Refusal
+from saysee.search.service.settings import Limits
+
+
+def names(answer) -> list[str]:
+    return [hit["name"] for hit in answer.json()["hits"]]
+
+
+def sound(seconds: float, rate: int = 16_000) -> bytes:
+    buffer = io.BytesIO()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate))
+    soundfile.write(buffer, noise.astype(np.float32), rate, format="WAV")
+    return buffer.getvalue()
+
+
+def test_every_way_to_ask_finds_what_the_index_finds(ask, index, photos):
+    client = ask()
+    for path, ways in (
+        ("clips/1.wav", [("audio", "speech", None), ("audio", "speech", "clip")]),
+        ("work/4.png", [("image", "images", None), ("image", "images", "image")]),
+    ):
+        content = (photos / path).read_bytes()
+        for field, ways_of_index, kind in ways:
+            answer = client.post(
+                "/search", files={field: ("x", content)}, data={"k": "3"} | ({"kind": kind} if kind else {})
+            )
+            assert answer.status_code == 200, answer.text
+            expected = index.search(**{ways_of_index: [content]}, k=3, kind=kind)[0]
+            assert [(hit["id"], round(hit["score"], 4)) for hit in answer.json()["hits"]] == [
+                (hit.id, round(hit.score, 4)) for hit in expected
+            ]
+            assert answer.json()["kind"] == expected[0].kind
+    answer = client.post("/search", files={"text": (None, "a red square above a blue circle")}).json()
+    assert [hit["id"] for hit in answer["hits"]] == [
+        hit.id for hit in index.search(texts=["a red square above a blue circle"], k=12)[0]
+    ]
+    assert answer["query"]["kind"] == "text"
+    assert answer["hits"][0] == {
+        "id": answer["hits"][0]["id"],
+        "kind": "image",
+        "name": answer["hits"][0]["name"],
+        "folder": answer["hits"][0]["folder"],
+        "score": answer["hits"][0]["score"],
+        "metadata": {},
+        "url": f"/images/{answer['hits'][0]['id']}",
+        "thumbnail": f"/images/{answer['hits'][0]['id']}/thumbnail",
+    }
+    assert {hit["folder"] for hit in answer["hits"]} == {"holiday", "work"}
+
+
+def test_the_vector_of_an_answer_asks_the_same_again(ask, photos):
+    client = ask()
+    first = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
+    again = client.post("/search", files={"vector": (None, first.json()["query"]["vector"])})
+    assert names(again) == names(first)
+    np.testing.assert_allclose(
+        [hit["score"] for hit in again.json()["hits"]], [hit["score"] for hit in first.json()["hits"]], atol=2e-3
+    )
+    assert first.json()["query"]["seconds"] == pytest.approx(5_000 / 16_000)
+    assert again.json()["query"]["seconds"] is None
+
+
+def test_queries_asked_together_get_what_each_gets_alone(index, photos):
+    answerer = Answerer(index)
+    encoder = index.encoder
+    queries = [
+        Query("clip", encoder.prepare("clip", photos / "clips/0.wav"), 2),
+        Query("text", "two green stars", 1),
+        Query("clip", encoder.prepare("clip", clip(photos.parent / "long.wav", 9)), 5, "clip"),
+        Query("image", encoder.prepare("image", photos / "work/5.png"), 3),
+        Query("vector", np.eye(1, encoder.dimension, dtype=np.float32)[0], 4, "image"),
+    ]
+    for query, together in zip(queries, answerer.answer(queries), strict=True):
+        (alone,) = answerer.answer([query])
+        assert [hit.id for hit, _ in together.hits] == [hit.id for hit, _ in alone.hits]
+        assert len(together.hits) == min(query.k, 3 if together.kind == "clip" else 6)
+        np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
+
+
+def test_a_query_that_cannot_be_used_is_refused_in_a_sentence(ask):
+    client = ask()
+    for files, status, words in (
+        ({}, 415, "multipart form"),
+        ({"k": (None, "3")}, 422, "exactly one of audio, image, text, vector; none came"),
+        ({"text": (None, "a"), "image": ("x", b"y")}, 422, "exactly one of audio, image, text, vector; 2 came"),
+        ({"text": ("file.txt", b"a")}, 422, "'text' as a plain field"),
+        ({"audio": (None, "a")}, 422, "'audio' as a file"),
+        ({"audio": ("x", b"")}, 422, "no bytes"),
+        ({"audio": ("x", b"RIFF....WAVE")}, 422, "sound of 12 bytes"),
+        ({"image": ("x", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "not a picture"),
+        ({"text": (None, "  ")}, 422, "text is empty"),
+        ({"text": (None, "a" * 1_001)}, 413, "over 1,000 characters"),
+        ({"text": (None, "a" * 100_000)}, 400, "cannot be read"),
+        ({"text": (None, "a"), "k": (None, "0")}, 422, "'k' is a whole number from 1 to 100"),
+        ({"text": (None, "a"), "k": (None, "101")}, 422, "'k' is a whole number from 1 to 100"),
+        ({"text": (None, "a"), "k": (None, "²")}, 422, "'k' is a whole number from 1 to 100"),
+        ({"text": (None, "a"), "kind": (None, "video")}, 422, "one of image, clip"),
+        ({"text": (None, "a"), "where": (None, "1 = 1")}, 422, "no field 'where'"),
+        ({"vector": (None, "no base64!")}, 422, "not base64"),
+        ({"vector": (None, "AAAA")}, 422, "3 bytes, not 48"),
+        ({"vector": (None, to_text(np.zeros(24, np.float32)))}, 422, "zero or not finite"),
+        ({"vector": (None, to_text(np.full(24, np.nan, np.float32)))}, 422, "zero or not finite"),
+    ):
+        answer = client.post("/search", files=files)
+        assert (answer.status_code, list(answer.json())) == (status, ["detail"]), files
+        assert words in answer.json()["detail"]
+        assert "\n" not in answer.json()["detail"]
+
+
+def test_limits(ask, tmp_path):
+    client = ask(limits=Limits(bytes=100_000, seconds=2, pixels=50 * 50, k=2, text=10))
+    assert client.get("/about").json()["limits"] == {
+        "bytes": 100_000,
+        "seconds": 2,
+        "pixels": 2_500,
+        "k": 2,
+        "text": 10,
+    }
+    assert len(client.post("/search", files={"text": (None, "a" * 10)}).json()["hits"]) == 2
+    for files, words in (
+        ({"audio": ("x", sound(2.5))}, "limit of 2 s"),
+        ({"image": ("x", _png(60, 50))}, "limit of 2,500"),
+        ({"text": (None, "a" * 11)}, "over 10 characters"),
+        ({"audio": ("x", bytes(400_000))}, "limit of 100,000 bytes"),
+    ):
+        answer = client.post("/search", files=files)
+        assert (answer.status_code, words in answer.json()["detail"]) == (413, True), answer.text
+    assert client.post("/search", files={"text": (None, "a"), "k": (None, "3")}).status_code == 422
+
+
+def test_a_file_is_refused_while_it_arrives(make_service):
+    """The body is never held: of one that claims no length, no more is read than the limit."""
+    service = make_service(limits=Limits(bytes=1_000_000))
+    asked = 0
+
+    async def receive():
+        nonlocal asked
+        asked += 1
+        start = b'--b\r\nContent-Disposition: form-data; name="audio"; filename="x"\r\n\r\n' if asked == 1 else b""
+        return {"type": "http.request", "body": start + bytes(100_000), "more_body": True}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    request = Request({"type": "http", "method": "POST", "path": "/search", "headers": headers}, receive)
+
+    async def read():
+        with service.places.taking() as place, pytest.raises(Refusal, match="limit of 1,000,000 bytes") as refused:
+            await read_form(request, {"audio": Field("a sound", file=True)}, place, service.settings)
+        assert refused.value.status == 413
+
+    asyncio.run(read())
+    assert asked <= 14
+    assert (service.places.taken, service.places.bytes) == (0, 0)
+
+
+def test_what_model_gives_no_vector_for_is_refused_alone(ask, photos, monkeypatch):
+    client = ask(wait_ms=0, write=True)
+    encode = client.service.answerer.encoder.encode
+    monkeypatch.setattr(client.service.answerer.encoder, "encode", lambda *words: math.nan * encode(*words))
+    answer = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
+    assert (answer.status_code, "finite" in answer.json()["detail"]) == (422, True)
+    answer = client.post("/items", files={"file": ("x", sound(1))})
+    assert (answer.status_code, "finite" in answer.json()["detail"], len(client.service.index)) == (422, True, 9)
+
+
+def test_clips_of_another_speech_side_are_not_asked_for(ask, index, monkeypatch):
+    client = ask()
+    monkeypatch.setitem(client.service.answerer.encoder.fingerprints, "clip", "another")
+    answer = client.post("/search", files={"text": (None, "a"), "kind": (None, "clip")})
+    assert (answer.status_code, "another speech side" in answer.json()["detail"]) == (409, True)
+    assert str(index.folder) not in answer.text.partition("model")[0]
+    assert client.post("/search", files={"text": (None, "a")}).status_code == 200
+
+
+def test_about_health_metrics_and_docs(ask):
+    client = ask()
+    about = client.get("/about").json()
+    assert (about["name"], about["images"], about["clips"]) == ("index", 6, 3)
+    assert (about["writable"], about["attention"]) == (False, "similarity")
+    assert client.get("/health").json() == {"status": "ok"}
+    client.get("/no/such/place")
+    client.post("/search", files={"text": (None, "a")})
+    figures = client.get("/metrics").text
+    assert 'saysee_requests_total{method="POST",route="/search",status="200"} 1.0' in figures
+    assert 'saysee_requests_total{method="GET",route="none",status="404"} 1.0' in figures
+    assert 'saysee_index_rows{kind="image"} 6.0' in figures
+    assert "saysee_places_taken 0.0" in figures
+    assert "/no/such" not in figures
+    docs = client.get("/docs")
+    assert docs.status_code == 200
+    assert "https://" not in docs.text
+    form = client.get("/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]["content"][
+        "multipart/form-data"
+    ]
+    assert set(form["schema"]["properties"]) == {"audio", "image", "text", "vector", "k", "kind"}
+
+
+def test_attention(ask, photos, index):
+    client = ask()
+    audio = (photos / "clips/0.wav").read_bytes()
+    answer = client.post("/attention", files={"audio": ("x", audio), "id": (None, "1")})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["source"], told["rows"], told["columns"]) == ("similarity", 4, 4)
+    assert all(len(frame) == 16 for frame in told["frames"])
+    assert told["seconds"] == pytest.approx(5_000 / 16_000)
+    for files, status, words in (
+        ({"audio": ("x", audio)}, 422, "'id' is missing"),
+        ({"audio": ("x", audio), "id": (None, "99")}, 404, "no picture 99"),
+        ({"audio": ("x", audio), "id": (None, "-1")}, 422, "'id' is a whole number"),
+        ({"audio": ("x", b"rubbish"), "id": (None, "1")}, 422, "not a sound"),
+        ({"audio": ("x", audio), "id": (None, str(_a_clip(index)))}, 404, "is a clip, not a picture"),
+    ):
+        answer = client.post("/attention", files=files)
+        assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+
+
+def test_an_empty_index_answers_with_nothing(ask, index):
+    client = ask(write=True)
+    for row in range(1, 10):
+        assert client.delete(f"/items/{row}").status_code == 204
+    assert client.post("/search", files={"text": (None, "a")}).json()["hits"] == []
+    assert client.get("/about").json()["images"] == 0
+
+
+def _a_clip(index) -> int:
+    return index.search(texts=["a"], k=1, kind="clip")[0][0].id
+
+
+def _png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,130 @@
+"""In bf16 or not, vectors stay the same; a side whose kernels compute it wrong stays in fp32."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from search_files import picture
+
+from saysee.media import images
+from saysee.media.images import load_image
+from saysee.model.retriever import SpeechImageModel
+from saysee.search import inference
+from saysee.search.encoding import Encoder, _alike
+from saysee.search.inference import Inference, Streams
+
+
+@pytest.fixture
+def nano(monkeypatch) -> SpeechImageModel:
+    """On a chip that has bf16, or computes it all the same."""
+    monkeypatch.setattr(inference, "arithmetic_of", lambda precision, device: "bf16")
+    torch.manual_seed(0)
+    return SpeechImageModel.from_encoders("saysee/hubert-nano", "saysee/clip-nano")
+
+
+def test_vectors_stay_the_same_in_bf16(nano, sounds, tmp_path):
+    encoder = Encoder(nano, "nano")
+    assert (encoder.inference.speech_arithmetic, encoder.inference.image_arithmetic) == ("bf16", "bf16")
+    pictures = [picture(tmp_path / f"{number}.png", number) for number in range(3)]
+    found = encoder.encode("image", [encoder.prepare("image", path) for path in pictures])
+    assert found.dtype == np.float32
+    assert (found * nano.encode_images(pictures)).sum(axis=1).min() > 0.999
+    prepared = [nano.processor.prepare_speech(sound) for sound in sounds]
+    found = encoder.encode("clip", prepared)
+    assert (found * nano.encode_speech(sounds)).sum(axis=1).min() > 0.999
+    assert {parameter.dtype for parameter in nano.parameters()} == {torch.float32}
+
+
+def test_a_side_that_bf16_spoils_stays_in_fp32(nano, monkeypatch):
+    wrong = inference._image_vectors
+
+    def spoiled(encoder, pixels):
+        vectors = wrong(encoder, pixels)
+        return vectors.flip(-1) if next(encoder.parameters()).dtype == torch.bfloat16 else vectors
+
+    monkeypatch.setattr(inference, "_image_vectors", spoiled)
+    made = Inference(nano)
+    assert (made.speech_arithmetic, made.image_arithmetic) == ("bf16", "fp32")
+    monkeypatch.setattr(inference, "_image_vectors", lambda encoder, pixels: wrong(encoder, pixels) * torch.nan)
+    assert Inference(nano).image_arithmetic == "fp32"
+
+
+def test_fp32_where_the_chip_has_no_bf16(nano, monkeypatch):
+    monkeypatch.setattr(inference, "arithmetic_of", lambda precision, device: "fp32")
+    made = Inference(nano)
+    assert (made.speech_arithmetic, made.image_arithmetic) == ("fp32", "fp32")
+    assert made._speech is nano.speech_encoder
+
+
+def test_on_an_accelerator_clips_of_like_length_go_together_and_not_too_many():
+    lengths = [16_000 * seconds for seconds in (40, 2, 39, 2.1, 41, 45, 44, 7, 7, 1)]
+    groups = _alike([np.empty(round(length)) for length in lengths])
+    assert groups == [[5, 6, 4], [0, 2], [7, 8], [3, 1], [9]]
+
+
+def test_on_a_processor_a_clip_has_the_very_same_vector_beside_any_other(encoder, sounds):
+    prepared = [encoder.model.processor.prepare_speech(sound) for sound in sounds]
+    together = encoder.encode("clip", prepared)
+    for row, clip in enumerate(prepared):
+        np.testing.assert_array_equal(encoder.encode("clip", [clip, clip])[0], together[row])
+
+
+def test_streams_take_all_cores_and_leave_torch_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        streams = Streams()
+        seen = []
+        everyone = threading.Barrier(3)
+
+        def work(part: int) -> None:
+            seen.append((part, torch.get_num_threads(), threading.get_ident()))
+            everyone.wait(timeout=60)
+
+        streams.run(work, range(3))
+        assert sorted((part, threads) for part, threads, _ in seen) == [(0, 1), (1, 1), (2, 1)]
+        assert len({thread for _, _, thread in seen}) == 3
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), later) == (3, [3])
+        with pytest.raises(ZeroDivisionError):
+            streams.run(lambda part: part / 0, [1])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_jpeg_is_made_smaller_as_it_is_decoded(monkeypatch):
+    file = io.BytesIO()
+    Image.new("RGB", (1600, 1200), "red").save(file, "JPEG")
+    decoded = []
+    to_rgb = images._to_rgb
+    monkeypatch.setattr(images, "_to_rgb", lambda image: decoded.append(image.size) or to_rgb(image))
+    load_image(file.getvalue(), at_least=192)
+    assert decoded == [(400, 300)]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_pictures_are_decoded_no_larger_than_needed(kind, nano):
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    large.save(file, kind, quality=90)
+    small = load_image(file.getvalue(), at_least=192)
+    assert 192 <= small.height < 2 * 192
+    assert small.width * 3 == pytest.approx(small.height * 4, abs=4)
+    assert load_image(file.getvalue()).size == (1600, 1200)
+    assert load_image(file.getvalue(), at_least=1201).size == (1600, 1200)
+    vectors = nano.encode_images([large, small])
+    assert vectors[0] @ vectors[1] > 0.999
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    large.save(turned, "JPEG", exif=exif)
+    assert load_image(turned.getvalue(), at_least=192).height > load_image(turned.getvalue(), at_least=192).width
