@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not options.takes_settings:
             raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
         if options.name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(f"only 'saysee train' works in several processes; leave out torchrun for {options.name!r}")
+            raise ConfigError(
+                f"only 'saysee train' works in several processes; leave out torchrun for {options.name!r}"
+            )
         options.rest, options.words = rest, words
         code: int = options.verb(options)
         return code

@@ -33,6 +33,8 @@ from saysee.search.store import KINDS, STALE, UNIT_TOLERANCE, About, Found, Item
 EXTENSION = "vector"
 _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 """Most time of a search; most time that a batch waits for others'."""
+_EXTENSION_LOCK = 0x5A75EE
+"""A lock of the whole database."""
 _IDLE = 8
 """Connections kept for the next search."""
 
@@ -237,9 +239,10 @@ class PostgresWriter(Writer):
     def _begin(self, about: About) -> None:
         schema, execute = self.address.schema, self.connection.execute
         if find_vectors(self.connection, self.address) is None:
+            execute("SELECT pg_advisory_xact_lock(%s)", (_EXTENSION_LOCK,))  # another index may be begun just now
             if not _one(self.connection, "SELECT count(*) FROM pg_available_extensions WHERE name = %s", (EXTENSION,)):
                 raise SaySeeError(f"{self.place}: the server has no pgvector; install it there (package pgvector)")
-            execute(f"CREATE EXTENSION {EXTENSION} SCHEMA public")
+            execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
             find_vectors(self.connection, self.address)
         if not _one(self.connection, "SELECT count(*) FROM pg_namespace WHERE nspname = %s", (schema,)):
             execute(f'CREATE SCHEMA "{schema}"')  # the name holds a-z, 0-9 and _ alone

@@ -1,0 +1,1 @@
+"""How fast an index encodes, is searched and answers, against the plain way; ``saysee benchmark search``."""

@@ -1,0 +1,69 @@
+"""A table of vectors in PostgreSQL with pgvector, in a server of its own for the time of a comparison."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEEDED = ("pgserver", "psycopg", "pgvector")
+_CANDIDATES = 100
+"""Of HNSW's search, over its 40 by default, with which it misses more."""
+
+
+def why_not() -> str | None:
+    """Why pgvector cannot be asked here; None where it can."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+class PgvectorTable:
+    """Vectors and their HNSW index.
+
+    Attributes:
+        facts: method, seconds to build, megabytes.
+    """
+
+    def __init__(self, connection: Any, facts: dict[str, Any]) -> None:
+        self._connection, self.facts = connection, facts
+
+    @classmethod
+    @contextmanager
+    def made(cls, matrix: NDArray[np.float16], folder: Path) -> Iterator[PgvectorTable]:
+        """A server with the vectors [N, D] in a table, for the time of a ``with`` block."""
+        import psycopg
+        from pgserver.postgres_server import get_server
+        from pgvector.psycopg import register_vector
+
+        with get_server(folder, cleanup_mode="stop") as server:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                start = time.perf_counter()
+                connection.execute("CREATE EXTENSION vector")
+                register_vector(connection)
+                connection.execute(f"CREATE TABLE items (id bigint PRIMARY KEY, vector vector({matrix.shape[1]}))")
+                with connection.cursor().copy("COPY items FROM STDIN WITH (FORMAT binary)") as copy:
+                    copy.set_types(["int8", "vector"])
+                    for number, vector in enumerate(matrix):
+                        copy.write_row((number, vector.astype(np.float32)))
+                connection.execute("SET maintenance_work_mem = '2GB'")
+                connection.execute("CREATE INDEX items_near ON items USING hnsw (vector vector_ip_ops)")
+                connection.execute(f"SET hnsw.ef_search = {_CANDIDATES}")
+                size = connection.execute("SELECT pg_total_relation_size('items')").fetchone()
+                assert size is not None
+                facts = {
+                    "method": f"approximate, HNSW, {_CANDIDATES} candidates, fp32",
+                    "seconds_to_build": round(time.perf_counter() - start, 1),
+                    "megabytes_on_disk": size[0] // 10**6,
+                }
+                yield cls(connection, facts)
+
+    def search(self, query: NDArray[np.float32], k: int) -> list[int]:
+        """The numbers of the rows nearest to a query [D]."""
+        rows = self._connection.execute("SELECT id FROM items ORDER BY vector <#> %s LIMIT %s", (query, k))
+        return [row[0] for row in rows]
