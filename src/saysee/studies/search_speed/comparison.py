@@ -90,9 +90,9 @@ class SearchSpeed:
             )
             tables += [f"{name}: {reason}" for name, reason in one["left_out"].items()]
         if self.spoken:
-            heads = ("encoders", "vectors", "forward pass p50, ms", "over HTTP p50, ms", "p99, ms", "ratio of p50")
+            columns = ("encoders", "vectors", "forward pass p50, ms", "over HTTP p50, ms", "p99, ms", "ratio of p50")
             names = ("size", "rows", "forward_p50_ms", "http_p50_ms", "http_p99_ms", "ratio_of_p50")
-            tables.append(_table(heads, [[str(one[name]) for name in names] for one in self.spoken]))
+            tables.append(_table(columns, [[str(one[name]) for name in names] for one in self.spoken]))
         return "\n\n".join(tables)
 
 
