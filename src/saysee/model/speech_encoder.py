@@ -98,7 +98,7 @@ class SpeechEncoder(nn.Module):
             waveforms, mask = functional.pad(waveforms, (0, short)), functional.pad(mask, (0, short))
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) < self.frame_samples)
         frames = self.frames(mask.sum(dim=1))
-        self._set_lengths(mask.sum(dim=1))
+        self._set_lengths(mask)
         trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             attended = None if _is_whole(mask) else mask.long()
@@ -114,11 +114,12 @@ class SpeechEncoder(nn.Module):
         frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples.clamp_min(self.frame_samples))
         return frames
 
-    def _set_lengths(self, samples: Tensor) -> None:
+    def _set_lengths(self, mask: Tensor) -> None:
         layer = self.hubert.feature_extractor.conv_layers[0]
         if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
+            # Where nothing is padded there is nothing to tell it, so several threads may encode whole clips at once.
             kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            norm.lengths = ((samples - kernel) // stride + 1).tolist()
+            norm.lengths = None if _is_whole(mask) else ((mask.sum(dim=1) - kernel) // stride + 1).tolist()
 
 
 def _is_whole(mask: Tensor) -> bool:
