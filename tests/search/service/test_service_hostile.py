@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from service_tools import figure, running
+from service_tools import figure, run_apart, running
 
 from saysee.search.service.app import make_app
 
@@ -182,9 +182,9 @@ def test_fifty_clients_at_once(index, photos, seconds):
             await asyncio.gather(*(client(http, number, until) for number in range(50)))
 
     with running(index.folder) as service:
-        asyncio.run(all_clients(service.url, time.monotonic() + seconds / 5))  # what every request needs once
+        run_apart(all_clients(service.url, time.monotonic() + seconds / 5))  # what every request needs once
         before = service.memory()
-        asyncio.run(all_clients(service.url, time.monotonic() + seconds))
+        run_apart(all_clients(service.url, time.monotonic() + seconds))
         after = service.memory()
         figures = service.client().get("/metrics").text
     batches = figure(figures, "saysee_batch_size_count")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import math
 
@@ -11,6 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 from search_files import clip
+from service_tools import run_apart
 from starlette.requests import Request
 
 from saysee.search.service.answering import Answerer, Query, to_text
@@ -164,7 +164,7 @@ def test_a_file_is_refused_while_it_arrives(make_service):
             await read_form(request, {"audio": Field("a sound", file=True)}, place, service.settings)
         assert refused.value.status == 413
 
-    asyncio.run(read())
+    run_apart(read())
     assert asked <= 14
     assert (service.places.taken, service.places.bytes) == (0, 0)
 

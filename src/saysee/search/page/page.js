@@ -15,6 +15,8 @@ const NOUNS = { image: ["picture", "pictures"], clip: ["clip", "clips"] };
 const shown = { query: null, find: null, request: null };
 const index = { images: 0, clips: 0, limits: { seconds: 60, bytes: Infinity, text: 1000 } };
 const visit = new Visit((query) => go(query, Object.keys(query.answers).at(-1)));
+/** Browsers go back later than they are told; until then the closed viewer's step is no place for a query. */
+let left = Promise.resolve();
 const viewer = new Viewer(
   (picture, name) => {
     viewer.leaving = true; // what is found takes the viewer's place in the history
@@ -22,7 +24,10 @@ const viewer = new Viewer(
     ask(new Query("image", picture, `Similar to ${name}`), "", "image");
   },
   () => {
-    if (history.state?.viewer && !viewer.leaving) history.back();
+    if (history.state?.viewer && !viewer.leaving) {
+      left = new Promise((done) => window.addEventListener("popstate", done, { once: true }));
+      history.back();
+    }
     viewer.leaving = false;
   },
 );
@@ -84,6 +89,7 @@ async function ask(query, why = "", kind = null) {
   say([why, "Searching…"].filter(Boolean).join(" "));
   try {
     const answer = await search({ [query.kind]: query.content }, kind, request.signal);
+    await left;
     if (request.signal.aborted) return;
     visit.add(query);
     query.answers[answer.kind] = answer;
