@@ -17,6 +17,7 @@ const index = { images: 0, clips: 0, limits: { seconds: 60, bytes: Infinity, tex
 const visit = new Visit((query) => go(query, Object.keys(query.answers).at(-1)));
 /** Browsers go back later than they are told; until then the closed viewer's step is no place for a query. */
 let left = Promise.resolve();
+let closing = false;
 const viewer = new Viewer(
   (picture, name) => {
     viewer.leaving = true; // what is found takes the viewer's place in the history
@@ -25,6 +26,7 @@ const viewer = new Viewer(
   },
   () => {
     if (history.state?.viewer && !viewer.leaving) {
+      closing = true;
       left = new Promise((done) => window.addEventListener("popstate", done, { once: true }));
       history.back();
     }
@@ -130,6 +132,10 @@ function remember(query, kind) {
 }
 
 function returned({ state }) {
+  if (closing) {
+    closing = false; // what lies behind the closed viewer is shown already, or something newer is asked
+    return;
+  }
   if (viewer.dialog.open && !state?.viewer) {
     viewer.leaving = true;
     viewer.close();
