@@ -4,8 +4,8 @@ The objective that training uses is built of fake tensors, which have a shape an
 step on fake inputs by the code that training steps by. So what is counted is what training does: which parts have
 gradients, which tokens are rebuilt, what autocast copies. Nothing of their size is allocated, and no weight is read.
 
-Masks, image ids and noise are real, as lengths and choices depend on them. All clips are as long as the longest but one,
-which is a frame shorter: batches have padding, and without it HuBERT goes a way that takes less.
+Masks, image ids and noise are real, as lengths and choices depend on them. All clips are as long as the longest but
+one, which is a frame shorter: batches have padding, and without it HuBERT goes a way that takes less.
 """
 
 from __future__ import annotations
