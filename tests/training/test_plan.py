@@ -224,7 +224,7 @@ def test_an_accelerator_keeps_no_matrix_of_attention_and_norms_in_fp32(plain_set
     # Fused attention computes its matrix again in the backward pass.
     assert processor.flops < card.flops < 1.15 * processor.flops
     processor, card = on_both(0.5, FROZEN)
-    assert card.step.activations > 1.02 * processor.step.activations
+    assert card.step.activations > 1.1 * processor.step.activations
 
 
 def test_what_does_not_fit_is_said(plain_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
