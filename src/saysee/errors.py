@@ -5,6 +5,9 @@ Each message is one line that says what is wrong, where, and the mend; the comma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SaySeeError(Exception):
     """A mistake in what was given to SaySee (a file, a setting, a manifest), told in one line."""
@@ -67,3 +70,17 @@ class MissingExtraError(SaySeeError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
         return MissingExtraError, (self.feature, self.extra)
+
+
+@contextmanager
+def extra_needed(feature: str, extra: str) -> Iterator[None]:
+    """Around imports: what an optional extra brings and is not there is a :class:`MissingExtraError`.
+
+    What is wrong with an import of SaySee itself stays as it is: no installation would mend that.
+    """
+    try:
+        yield
+    except ImportError as error:  # psycopg raises a plain one, without a name, where its libpq is missing
+        if error.name is not None and error.name.partition(".")[0] == "saysee":
+            raise
+        raise MissingExtraError(feature, extra) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from saysee.cli.parsing import device, verb
 from saysee.cli.printing import EXIT_DONE, quiet_libraries
-from saysee.errors import MissingExtraError
+from saysee.errors import extra_needed
 
 _TOKEN_VARIABLE = "SAYSEE_TOKEN"
 
@@ -45,12 +45,8 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    try:
+    with extra_needed("saysee serve", "serve"):
         from saysee.search.service.running import serve
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("saysee"):
-            raise
-        raise MissingExtraError("saysee serve", "serve") from error
     from saysee.search.index import Index
     from saysee.search.service.settings import Limits, ServiceSettings
 

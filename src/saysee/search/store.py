@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from saysee.errors import MissingExtraError, SaySeeError
+from saysee.errors import SaySeeError, extra_needed
 from saysee.version import __version__
 
 Kind = Literal["image", "clip"]
@@ -270,10 +270,8 @@ def open_store(place: str | os.PathLike[str]) -> Store:
         MissingExtraError: a database without the extra "postgres".
     """
     if is_database(place):
-        try:
+        with extra_needed("an index in PostgreSQL", "postgres"):
             from saysee.search.postgres_store import PostgresStore
-        except ImportError as error:  # psycopg raises a plain one where its libpq is missing
-            raise MissingExtraError("an index in PostgreSQL", "postgres") from error
 
         return PostgresStore(os.fspath(place))
     from saysee.search.sqlite_store import SqliteStore
