@@ -15,9 +15,8 @@ const NOUNS = { image: ["picture", "pictures"], clip: ["clip", "clips"] };
 const shown = { query: null, find: null, request: null };
 const index = { images: 0, clips: 0, limits: { seconds: 60, bytes: Infinity, text: 1000 } };
 const visit = new Visit((query) => go(query, Object.keys(query.answers).at(-1)));
-/** Browsers go back later than they are told; until then the closed viewer's step is no place for a query. */
-let left = Promise.resolve();
-let closing = false;
+/** Browsers go back later than they are told: until the closed viewer's step is left, this is waiting for that. */
+let leaving = null;
 const viewer = new Viewer(
   (picture, name) => {
     viewer.leaving = true; // what is found takes the viewer's place in the history
@@ -26,8 +25,7 @@ const viewer = new Viewer(
   },
   () => {
     if (history.state?.viewer && !viewer.leaving) {
-      closing = true;
-      left = new Promise((done) => window.addEventListener("popstate", done, { once: true }));
+      leaving = new Promise((done) => window.addEventListener("popstate", done, { once: true }));
       history.back();
     }
     viewer.leaving = false;
@@ -91,7 +89,7 @@ async function ask(query, why = "", kind = null) {
   say([why, "Searching…"].filter(Boolean).join(" "));
   try {
     const answer = await search({ [query.kind]: query.content }, kind, request.signal);
-    await left;
+    await leaving;
     if (request.signal.aborted) return;
     visit.add(query);
     query.answers[answer.kind] = answer;
@@ -132,8 +130,8 @@ function remember(query, kind) {
 }
 
 function returned({ state }) {
-  if (closing) {
-    closing = false; // what lies behind the closed viewer is shown already, or something newer is asked
+  if (leaving) {
+    leaving = null; // what lies behind the closed viewer is shown already, or something newer is asked
     return;
   }
   if (viewer.dialog.open && !state?.viewer) {
