@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saysee.training.arithmetic import arithmetic_of
+from saysee.model.arithmetic import arithmetic_of
 
 
 @pytest.fixture

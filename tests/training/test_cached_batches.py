@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import assert_same_gradients
 from torch import Tensor
 
 from saysee.config import resolve_recipe
@@ -45,15 +46,6 @@ def one_step(settings: dict[str, Any], *overrides: str) -> tuple[dict[str, float
         if parameter in states
     }
     return figures, gradients
-
-
-def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Each differs by no more than ``tolerance`` of its own length and a hundredth of that of all together."""
-    assert one.keys() == other.keys()
-    whole = torch.cat([gradient.flatten() for gradient in other.values()]).norm()
-    for name, gradient in one.items():
-        difference = (gradient - other[name]).norm()
-        assert difference <= tolerance * (other[name].norm() + 0.01 * whole), name
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])

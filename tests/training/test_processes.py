@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import assert_same_gradients
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore
 
@@ -68,15 +69,6 @@ def gradients_of(trainer: Trainer, state: dict[str, Any]) -> dict[str, Tensor]:
     return {
         names[parameters[number]]: values["exp_avg"] / 0.1 for number, values in state["optimizer"]["state"].items()
     }
-
-
-def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    """Each differs by no more than ``tolerance`` of its own length and a hundredth of that of all together."""
-    assert one.keys() == other.keys()
-    whole = torch.cat([gradient.flatten() for gradient in other.values()]).norm()
-    for name, gradient in one.items():
-        difference = (gradient - other[name]).norm()
-        assert difference <= tolerance * (other[name].norm() + 0.01 * whole), name
 
 
 @pytest.fixture

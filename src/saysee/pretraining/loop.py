@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import write_text
+from saysee.model.arithmetic import arithmetic_of
 from saysee.progress import progress_bar
-from saysee.training.arithmetic import arithmetic_of
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 

@@ -39,9 +39,9 @@ from saysee.errors import ConfigError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE
+from saysee.model.arithmetic import Arithmetic
 from saysee.model.retriever import SpeechImageModel
 from saysee.progress import progress_bar
-from saysee.training.arithmetic import Arithmetic
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.feature_computing import (
     SHARD_BYTES,

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from saysee.config import Recipe
 from saysee.errors import ConfigError
-from saysee.training.arithmetic import Arithmetic, arithmetic_of
+from saysee.model.arithmetic import Arithmetic, arithmetic_of
 from saysee.training.objective import Objective
 from saysee.training.plan_chips import HERE, Chip, chip_of
 from saysee.training.plan_data import ClipLengths, DiskNeed, clip_lengths, disk_need, why_not_kept

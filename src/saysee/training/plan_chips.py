@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from saysee.errors import ConfigError
-from saysee.training.arithmetic import Arithmetic, arithmetic_of
+from saysee.model.arithmetic import Arithmetic, arithmetic_of
 
 HERE = "here"
 MEASURED_SECONDS = 1.0

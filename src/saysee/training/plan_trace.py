@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from saysee.config import Recipe
 from saysee.data.loader import Batch
 from saysee.media.audio import SAMPLE_RATE
-from saysee.training.arithmetic import Arithmetic
+from saysee.model.arithmetic import Arithmetic
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.chunks import slices
 from saysee.training.feature_loader import FeatureBatch
@@ -197,7 +197,7 @@ def count_step(
     ways = _AsAccelerator() if as_accelerator else attention_kernel("cpu", arithmetic == "bf16")
     with ways, flops, live, _MasksToPlaces():
         for number, batch in enumerate(batches, 1):
-            steps._gradients(batch, weights, last=number == len(batches))
+            steps.gradients(batch, weights, last=number == len(batches))
         gradients = sum(_bytes(parameter.grad) for parameter in parameters if parameter.grad is not None)
         before = live.most
         torch.nn.utils.clip_grad_norm_(parameters, clip_norm, foreach=as_accelerator)

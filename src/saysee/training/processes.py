@@ -22,7 +22,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from saysee.errors import ConfigError, LostProcessError, SaySeeError
-from saysee.training.arithmetic import Arithmetic
+from saysee.model.arithmetic import Arithmetic
 from saysee.training.watch import EXIT_LOST, Watch, lost
 
 Result = TypeVar("Result")

@@ -74,7 +74,7 @@ class Steps:
         for number in range(1, settings.accumulate + 1):
             batch = next(batches)
             clips += len(batch)
-            figures = self._gradients(batch, weights, last=number == settings.accumulate)
+            figures = self.gradients(batch, weights, last=number == settings.accumulate)
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + float(value.detach()) / settings.accumulate
         means = self._processes.mean(sums)
@@ -89,7 +89,7 @@ class Steps:
         self.optimizer.zero_grad()
         return {**means, "gradient_norm": float(norm), "lr_factor": factor}, clips * self._processes.count
 
-    def _gradients(self, batch: TrainingBatch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
+    def gradients(self, batch: TrainingBatch, weights: Mapping[str, float], last: bool) -> dict[str, Tensor]:
         """Adds the gradients of one batch; those of the ``last`` of a step go over all processes."""
         most = self._recipe.data.chunk_size
         if most is not None and len(batch) > most:
@@ -103,7 +103,7 @@ class Steps:
     def _gradients_in_chunks(
         self, parts: list[TrainingBatch], weights: Mapping[str, float], last: bool
     ) -> dict[str, Tensor]:
-        """As :meth:`_gradients`, of a batch in parts; see :mod:`saysee.training.chunks`."""
+        """As :meth:`gradients`, of a batch in parts; see :mod:`saysee.training.chunks`."""
         figures, chunks = self._encode(parts, weights)
         for number, (part, chunk) in enumerate(zip(parts, chunks, strict=True), 1):
             with self._together(last and number == len(parts)):

@@ -27,7 +27,7 @@ from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import write_text
-from saysee.training.arithmetic import Arithmetic, arithmetic_of
+from saysee.model.arithmetic import Arithmetic, arithmetic_of
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, save_checkpoint, write_folder
 from saysee.training.count import RunCount
