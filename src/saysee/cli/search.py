@@ -28,7 +28,7 @@ def add_verbs(verbs: Any) -> None:
     index.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub name of a SaySee model")
     index.add_argument("source", nargs="?", metavar="FOLDER|MANIFEST", help="what to index, with all sub-folders")
     index.add_argument("--to", metavar="INDEX", help="folder of the index, or postgresql://user@host/database")
-    index.add_argument("--batch-size", type=int, default=32, metavar="N", help="files encoded together (%(default)s)")
+    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="files encoded together (%(default)s)")
     index.add_argument("--workers", type=int, metavar="N", help="threads that decode (one a core)")
     index.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
     index.add_argument("--from-vectors", metavar="FILE", help="CLIP vectors that you have, .npy or .parquet")

@@ -23,6 +23,10 @@ _BATCH_SECONDS = 160.0
 """Most speech in one forward pass of an accelerator, padding counted: HuBERT base keeps some 10 MB a second."""
 _ALIKE = 0.8
 """How much shorter than the longest clip of such a pass another may be: what it lacks is computed all the same."""
+_WIDE = 512
+"""Width from which a HuBERT keeps a processor's core busy with a single clip. HuBERT base has 768, hubert-nano 192."""
+_NARROW_ROWS = 8
+"""Most clips in a pass of a narrower one, whose operations are so short that calling them takes half of the time."""
 _PIXELS_TO_ONE = 3
 """Pixels across a picture for each that the model sees that are kept in decoding: with 3 the vectors of clip-nano have
 a cosine of 0.9999 and more to those of the whole picture, with 2 of 0.999."""
@@ -152,22 +156,29 @@ class Encoder:
     def _parts(self, kind: Kind, prepared: Sequence[Any]) -> list[list[int]]:
         """Rows that go through the model at once.
 
-        On a processor a clip goes alone: that is faster than a batch with padding, and gives a clip the very same
-        vector beside any other.
+        On a processor a wide HuBERT takes each clip alone: that is faster than a batch with padding, and gives a clip
+        the very same vector beside any other. A narrow one takes several; their vectors then differ by rounding. Not
+        so with a group norm, which holds the lengths of one batch and cannot serve several threads.
         """
         if kind == "clip":
-            return [[row] for row in range(len(prepared))] if self._on_processor else _alike(prepared)
+            if not self._on_processor:
+                return _alike(prepared, len(prepared))
+            hubert = self.model.config.speech_config
+            if len(prepared) == 1 or hubert.hidden_size >= _WIDE or hubert.feat_extract_norm == "group":
+                return _alike(prepared, 1)
+            return _alike(prepared, min(-(-len(prepared) // self._streams.count), _NARROW_ROWS))
         count = min(len(prepared), self._streams.count if self._on_processor else 1)
         return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
 
 
-def _alike(waveforms: Sequence[Any]) -> list[list[int]]:
-    """Rows in groups of like length, none with too much speech."""
+def _alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
+    """Rows in groups of like length, none with too much speech or too many rows; the longest come first."""
     groups: list[list[int]] = []
     longest = 0
     for row in sorted(range(len(waveforms)), key=lambda row: len(waveforms[row]), reverse=True):
         length = len(waveforms[row])
-        full = (len(groups[-1]) + 1) * longest > _BATCH_SECONDS * SAMPLE_RATE if groups else True
+        rows = len(groups[-1]) if groups else most
+        full = rows >= most or (rows + 1) * longest > _BATCH_SECONDS * SAMPLE_RATE
         if full or length < _ALIKE * longest:
             groups.append([])
             longest = length

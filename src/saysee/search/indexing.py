@@ -76,7 +76,7 @@ def update_index(
     place: str | os.PathLike[str] | Source,
     to: str | os.PathLike[str],
     *,
-    batch_size: int = 32,
+    batch_size: int = 64,
     workers: int | None = None,
 ) -> IndexReport:
     """Makes an index of a folder's or manifest's files, or brings one up to date.
