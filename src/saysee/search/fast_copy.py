@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint, flush
+from saysee.search.calibration import QUERIES, RECALL, K, recall, trial_queries
 from saysee.search.sqlite_tables import blocks, count, ids_of, noted, stamp, vectors_of
 from saysee.search.store import KINDS, About, Kind, Vectors
 
@@ -31,7 +32,6 @@ the hundreds that encoding a spoken query takes, and misses nothing."""
 
 _TRAINING_ROWS = 64
 """Vectors to each cluster that k-means looks at; faiss asks for 39 at least."""
-_CALIBRATION_QUERIES, _CALIBRATION_K, _CALIBRATION_RECALL = 256, 10, 0.995
 _PRODUCTS_AT_ONCE = 1 << 24
 """Similarities held at once, 64 MB."""
 _UNFINISHED = ".writing-"
@@ -253,8 +253,8 @@ def build(connection: sqlite3.Connection, about: About, kind: Kind, approximate:
     index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
     index.train(vectors_of(connection, about, seen.tolist()))
     _add(index, connection, about, kind)
-    chosen = rng.choice(seen, min(len(seen), _CALIBRATION_QUERIES), replace=False)
-    index.nprobe = _calibrated(index, vectors_of(connection, about, chosen.tolist()), rng)
+    chosen = rng.choice(seen, min(len(seen), QUERIES), replace=False)
+    index.nprobe = _calibrated(index, trial_queries(vectors_of(connection, about, chosen.tolist()), rng))
     return index
 
 
@@ -263,25 +263,15 @@ def _add(index: Any, connection: sqlite3.Connection, about: About, kind: Kind) -
         index.add_with_ids(vectors, ids)
 
 
-def _calibrated(index: Any, vectors: Vectors, rng: np.random.Generator) -> int:
-    """How many clusters give the recall, on vectors moved as far as their own length.
-
-    Queries of speech or text do not lie where pictures do, so pictures themselves would be too easy.
-    """
-    noise = rng.standard_normal(vectors.shape).astype(np.float32)
-    queries = vectors + noise / np.linalg.norm(noise, axis=1, keepdims=True)
+def _calibrated(index: Any, queries: Vectors) -> int:
+    """How many clusters give the recall."""
 
     def nearest(clusters: int) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = index.search(
-            queries, _CALIBRATION_K, params=faiss.SearchParametersIVF(nprobe=clusters)
-        )[1]
+        found: NDArray[np.int64] = index.search(queries, K, params=faiss.SearchParametersIVF(nprobe=clusters))[1]
         return found
 
     truth = nearest(index.nlist)
     clusters = min(8, index.nlist)
-    while clusters < index.nlist:
-        pairs = zip(nearest(clusters), truth, strict=True)
-        if np.mean([np.isin(right, found).mean() for found, right in pairs]) >= _CALIBRATION_RECALL:
-            break
+    while clusters < index.nlist and recall(nearest(clusters), truth) < RECALL:
         clusters *= 2
     return int(min(clusters, index.nlist))
