@@ -53,7 +53,9 @@ class Listing:
     def __init__(self, folder: str | os.PathLike[str], option: str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            what = "is a file; unpack it, or name the folder" if self.folder.exists() else "no such folder; check the path"
+            what = (
+                "is a file; unpack it, or name the folder" if self.folder.exists() else "no such folder; check the path"
+            )
             raise SaySeeError(f"{folder}: {what} ({option})")
         self._by_suffix: dict[str, list[str]] = defaultdict(list)
         for path in _walk(os.fspath(self.folder)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.errors import ManifestError
 from saysee.files import fingerprint
+from saysee.media.kinds import file_kind
 
 FLAGS = {
     "clip": "--audio-column",
@@ -183,33 +185,10 @@ class MediaFiles:
         return path
 
 
-# --- which kind of file bytes are of ----------------------------------------------------------------------------------
-
-_MAGIC: tuple[tuple[str, int, bytes], ...] = (
-    (".flac", 0, b"fLaC"),
-    (".ogg", 0, b"OggS"),
-    (".mp3", 0, b"ID3"),
-    (".webm", 0, b"\x1aE\xdf\xa3"),
-    (".m4a", 4, b"ftyp"),
-    (".wav", 8, b"WAVE"),
-    (".jpg", 0, b"\xff\xd8\xff"),
-    (".png", 0, b"\x89PNG"),
-    (".gif", 0, b"GIF8"),
-    (".bmp", 0, b"BM"),
-    (".tif", 0, b"II*\0"),
-    (".tif", 0, b"MM\0*"),
-    (".webp", 8, b"WEBP"),
-)
-
-
 def suffix_of(data: bytes) -> str | None:
     """The suffix for a file of these contents, by its first bytes; None if they are of no sound or picture known."""
-    for suffix, at, magic in _MAGIC:
-        if data[at : at + len(magic)] == magic:
-            return suffix
-    if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:  # the sync word of MPEG frames
-        return ".aac" if data[1] & 0x06 == 0 else ".mp3"
-    return None
+    found = file_kind(io.BytesIO(data))
+    return None if found is None else found.suffix
 
 
 def _suffix(media: Media, what: str) -> str:

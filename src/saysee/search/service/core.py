@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
+from saysee.media.kinds import file_kind
 from saysee.model.attention import AttentionSource, attention_source
 from saysee.search.attending import Attending, attend
 from saysee.search.index import Index
 from saysee.search.service.answering import Answerer, Query, Sort, from_text, to_text
 from saysee.search.service.answers import hit_answer, item_answer
 from saysee.search.service.batching import ModelThread, Places
-from saysee.search.service.files import Thumbnails, file_of, picture_at, recognised, row_of
+from saysee.search.service.files import Thumbnails, file_of, picture_at, row_of
 from saysee.search.service.items import Items, read_metadata
 from saysee.search.service.metrics import Metrics
 from saysee.search.service.refusals import Refusal, refusing
@@ -163,7 +164,7 @@ class Service:
         """
         content: bytes = fields["file"]
         metadata = read_metadata(fields["metadata"]) if "metadata" in fields else None
-        found = recognised(io.BytesIO(content))
+        found = file_kind(io.BytesIO(content))
         if found is None:
             raise Refusal(422, "The file is neither a picture nor a sound that can be read; convert it first.")
         kind, _, suffix = found

@@ -7,13 +7,12 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
 from saysee.errors import MediaError
-from saysee.media.audio import container_of
-from saysee.media.images import load_image, picture_format
+from saysee.media.images import load_image
+from saysee.media.kinds import file_kind
 from saysee.search.index import Index
 from saysee.search.service.refusals import Refusal
 from saysee.search.store import Item, Kind
@@ -26,38 +25,8 @@ _THUMBNAIL_QUALITY = 80
 _CACHE_BYTES = 48 * 2**20
 """Some 3,000 thumbnails."""
 
-_SOUNDS = {
-    "wav": ("audio/wav", ".wav"),
-    "flac": ("audio/flac", ".flac"),
-    "streamed flac": ("audio/flac", ".flac"),
-    "ogg": ("audio/ogg", ".ogg"),
-    "matroska": ("audio/webm", ".webm"),
-    "mov": ("audio/mp4", ".m4a"),
-    "mp3": ("audio/mpeg", ".mp3"),
-    "aac": ("audio/aac", ".aac"),
-}
-_PICTURES = {
-    "PNG": ("image/png", ".png"),
-    "JPEG": ("image/jpeg", ".jpg"),
-    "WEBP": ("image/webp", ".webp"),
-    "GIF": ("image/gif", ".gif"),
-    "BMP": ("image/bmp", ".bmp"),
-    "TIFF": ("image/tiff", ".tif"),
-}
 _DAMAGED = "The file of this picture is damaged or gone; bring the index up to date."
 _NOUNS: dict[Kind, str] = {"image": "picture", "clip": "clip"}
-
-
-def recognised(file: BinaryIO) -> tuple[Kind, str, str] | None:
-    """Picture or clip, media type and suffix, by a file's first bytes; None for anything else.
-
-    So whatever a file is called, a page of HTML or a drawing in SVG is never given out as one.
-    """
-    found = _PICTURES.get(picture_format(file) or "")
-    if found is not None:
-        return "image", *found
-    found = _SOUNDS.get(container_of(file) or "")
-    return None if found is None else ("clip", *found)
 
 
 def row_of(index: Index, kind: Kind, row: int) -> Item:
@@ -88,12 +57,12 @@ def file_of(index: Index, item: Item, uploads: Path | None) -> tuple[str, str]:
         raise Refusal(410, f"The file of {noun} {item.id} is gone; bring the index up to date.")
     try:
         with open(path, "rb") as file:
-            found = recognised(file)
+            found = file_kind(file)
     except OSError:
         raise Refusal(410, f"The file of {noun} {item.id} cannot be read; see to its permissions.") from None
-    if found is None or found[0] != item.kind:
+    if found is None or found.kind != item.kind:
         raise Refusal(410, f"The file of {noun} {item.id} is no {noun} any more; bring the index up to date.")
-    return os.fspath(path), found[1]
+    return os.fspath(path), found.media_type
 
 
 def picture_at(path: str) -> Image.Image:
