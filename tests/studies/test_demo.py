@@ -60,7 +60,7 @@ def test_the_report_is_one_file_with_scores_curves_queries_and_attention(demo: t
     for name, scores in result.scores.items():
         assert name in text
         assert f"{scores['overall']['mean_R@1']:.2f} (" in text
-    for setting in ("batch_size: 16", "temperature: 0.07", "speech: saysee/hubert-nano", "&#34;test_images&#34;: 20"):
+    for setting in ("batch_size: 16", "temperature: 0.1", "speech: saysee/hubert-nano", "&#34;test_images&#34;: 20"):
         assert setting in text
 
 
