@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 # Before anything imports torch, here and in the processes that tests start: tensors as small as the tests' wait for a
 # second thread longer than they compute, the more so on busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell's background jobs ignore Ctrl-C, and so would all that tests start and then stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
