@@ -14,13 +14,14 @@ from saysee.media.kinds import file_kind
 
 def picture(form: str) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(file, format=form)
+    several = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "blue")]} if form == "MPO" else {}
+    Image.new("RGB", (8, 8), "red").save(file, format=form, **several)
     return file.getvalue()
 
 
-def sound(form: str, subtype: str | None = None) -> bytes:
+def sound(form: str) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, np.zeros(1600), 16_000, format=form, subtype=subtype)
+    soundfile.write(file, np.zeros(1600), 16_000, format=form)
     return file.getvalue()
 
 
@@ -29,6 +30,7 @@ def sound(form: str, subtype: str | None = None) -> bytes:
     [
         ("PNG", "image/png", ".png"),
         ("JPEG", "image/jpeg", ".jpg"),
+        ("MPO", "image/jpeg", ".jpg"),
         ("WEBP", "image/webp", ".webp"),
         ("GIF", "image/gif", ".gif"),
         ("BMP", "image/bmp", ".bmp"),

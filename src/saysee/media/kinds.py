@@ -20,6 +20,7 @@ _SOUNDS = {
 _PICTURES = {
     "PNG": ("image/png", ".png"),
     "JPEG": ("image/jpeg", ".jpg"),
+    "MPO": ("image/jpeg", ".jpg"),  # what Pillow calls a camera's JPEG that holds more pictures behind the first
     "WEBP": ("image/webp", ".webp"),
     "GIF": ("image/gif", ".gif"),
     "BMP": ("image/bmp", ".bmp"),
