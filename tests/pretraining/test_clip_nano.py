@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from saysee.errors import ConfigError
 from saysee.model.retriever import SpeechImageModel
@@ -17,7 +18,8 @@ from saysee.pretraining import clip_nano
 from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano
 from saysee.pretraining.loop import LoopSettings
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS
-from saysee.pretraining.words import MAX_WORDS, word_tokenizer
+from saysee.pretraining.reading import deepen_text, text_vectors
+from saysee.pretraining.words import MAX_WORDS, padded, tokenize, word_tokenizer
 
 TINY = ClipNanoSettings(
     width=32,
@@ -32,6 +34,9 @@ TINY = ClipNanoSettings(
     seeing_steps=2,
     seeing_batch=8,
     loop=LoopSettings(steps=4, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=4, checkpoint_every=2),
+    reading_layers=1,
+    reading_candidates=12,
+    reading=LoopSettings(steps=3, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=3, checkpoint_every=2),
 )
 
 
@@ -43,9 +48,10 @@ def trained(monkeypatch, tmp_path):
 
     def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
         figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
-        kept["training"] = loss_of.__self__
+        kept["reading" if "reading" in name else "training"] = loss_of.__self__
         with torch.no_grad():
-            kept.update(vectors_of(loss_of.__self__))
+            kept["before"] = {key: kept[key] for key in ("images", "texts") if key in kept}
+            kept.update(vectors_of(kept["training"]))
         return figures
 
     monkeypatch.setattr(clip_nano, "run_steps", recorded)
@@ -57,25 +63,20 @@ def trained(monkeypatch, tmp_path):
 def vectors_of(training):
     pixels = torch.from_numpy(training.held_out.pixels).permute(0, 3, 1, 2).float() / 255
     image = training.clip.get_image_features(pixel_values=training._normalised(pixels)).pooler_output
-    text = training._text(clip_nano._padded([captions[0] for captions in training.held_out_tokens]))
+    text = text_vectors(training.clip, padded([captions[0] for captions in training.held_out_tokens]))
     unit = torch.nn.functional.normalize
     return {"images": unit(image, dim=-1).numpy(), "texts": unit(text, dim=-1).numpy()}
 
 
 def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, hubert_configs):
     folder, figures, kept = trained
-    assert figures["step"] == 4
-    assert {
-        "contrastive",
-        "labels",
-        "silhouettes",
-        "surroundings",
-        "shapes_right",
-        "fills_right",
-        "text_to_image_R@1",
-        "image_to_text_R@1",
-    } <= set(figures)
-    assert all(math.isfinite(value) for value in figures.values() if not isinstance(value, str))
+    assert figures["step"] == 3
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {"contrastive", "labels", "silhouettes", "surroundings", "shapes_right", "fills_right"} <= set(log[-1])
+    for last in (log[-1], figures):
+        assert {"text_to_image_R@1", "image_to_text_R@1"} <= set(last)
+        assert all(math.isfinite(value) for value in last.values() if not isinstance(value, str))
     model = SpeechImageModel.from_encoders(hubert_configs["base"], folder / "model")
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     held_out = kept["training"].held_out
@@ -84,7 +85,65 @@ def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, h
     for found, before in ((images, kept["images"]), (texts, kept["texts"])):
         assert np.abs(found - before).max() < 1e-3  # saved as fp16
         assert np.abs(found[0] - found[1]).max() > 2e-3  # and not the same whatever is asked
-    assert (folder / "log.jsonl").read_text().count("\n") == 4
+
+
+def test_reading_changes_the_text_tower_alone(trained):
+    _, _, kept = trained
+    assert len(kept["training"].clip.text_model.encoder.layers) == 2
+    assert np.array_equal(kept["before"]["images"], kept["images"])
+    assert np.abs(kept["before"]["texts"] - kept["texts"]).max() > 1e-2
+    reading = kept["reading"]
+    assert np.allclose(reading.pictures.norm(dim=1), 1, atol=1e-5)
+    loss, _ = reading.loss_of(0)
+    loss.backward()
+    with_gradient = {name for name, each in reading.clip.named_parameters() if each.grad is not None}
+    assert any("text_model.encoder.layers.1" in name for name in with_gradient)
+    assert {"logit_scale", "text_projection.weight"} <= with_gradient
+    assert not any("vision" in name or "visual" in name for name in with_gradient)
+
+
+def test_layers_that_a_text_tower_gains_change_nothing_at_first(trained):
+    training = trained[2]["training"]
+    ids = padded([captions[0] for captions in training.held_out_tokens])
+    with torch.no_grad():
+        before = text_vectors(training.clip, ids)
+        deepen_text(training.clip, 2)
+        after = text_vectors(training.clip, ids)
+    assert len(training.clip.text_model.encoder.layers) == training.clip.config.text_config.num_hidden_layers == 4
+    assert after.allclose(before, atol=1e-6)
+
+
+def test_a_caption_is_told_from_its_batch_and_from_more_pictures_none_twice(trained, monkeypatch):
+    """With vectors that say which picture is which, the loss counts those that a caption is told from."""
+    reading = trained[2]["reading"]
+    count = len(reading.tokens)
+    monkeypatch.setitem(reading.__dict__, "pictures", torch.eye(count)[:, :16])
+    monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids: torch.zeros(len(ids), 16))
+    for step in range(5):
+        _, figures = reading.loss_of(step)
+        assert figures["text_to_image"] == pytest.approx(math.log(12), abs=1e-3)
+        assert figures["image_to_text"] == pytest.approx(math.log(8), abs=1e-3)
+
+
+def test_a_run_killed_while_reading_goes_on_there(monkeypatch, tmp_path):
+    pretrain_clip_nano(tmp_path / "whole", TINY)
+    loss_of, steps = clip_nano.Reading.loss_of, []
+
+    def dies(self, step):
+        steps.append(step)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return loss_of(self, step)
+
+    monkeypatch.setattr(clip_nano.Reading, "loss_of", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_clip_nano(tmp_path / "killed", TINY)
+    figures = pretrain_clip_nano(tmp_path / "killed", TINY)
+    assert steps == [0, 1, 2, 2]
+    assert figures["step"] == 3
+    whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert set(whole) == set(killed)
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 def test_seeing_steps_learn_the_patches_alone(trained):
@@ -113,9 +172,9 @@ def test_batches_hold_each_scene_once_and_twins_together(trained):
     from random import Random
 
     training = trained[2]["training"]
-    twin = {number: unit for unit in training.units for number in unit}
+    twin = {number: unit for unit in training.pool.units for number in unit}
     for seed in range(20):
-        chosen = training._batch(Random(seed), 8)
+        chosen = training.pool.draw(Random(seed), 8)
         assert len(chosen) == len(set(chosen)) == 8
         assert all(set(twin[number]) <= set(chosen) for number in chosen[:-1])
 
@@ -223,6 +282,8 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
         ({"text_width": 0}, "text_width"),
         ({"patch_size": 5}, "patch_size"),
         ({"scenes": 1}, "scenes"),
+        ({"reading_candidates": 1}, "reading_candidates"),
+        ({"reading_layers": -1}, "reading_layers"),
     ],
 )
 def test_sizes_that_no_network_can_have_are_refused(wrong, name):
@@ -242,9 +303,9 @@ def test_words_are_tokens_between_the_marks_and_unknown_words_are_told_apart_fro
 
 def test_long_captions_are_cut_and_short_ones_filled_up():
     tokenizer = word_tokenizer(["a red star"])
-    ids = clip_nano._tokenize(tokenizer, ["a red star", "a " * 60])
+    ids = tokenize(tokenizer, ["a red star", "a " * 60])
     assert [len(row) for row in ids] == [5, MAX_WORDS]
     assert ids[1][-1] == tokenizer.eos_token_id
-    padded = clip_nano._padded(ids)
-    assert padded.shape == (2, MAX_WORDS)
-    assert (padded[0, 5:] == tokenizer.pad_token_id).all()
+    filled = padded(ids)
+    assert filled.shape == (2, MAX_WORDS)
+    assert (filled[0, 5:] == tokenizer.pad_token_id).all()

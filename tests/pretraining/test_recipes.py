@@ -16,7 +16,8 @@ from saysee.pretraining.recipes import ENCODERS, load_settings
 TINY = {
     "clip": (
         "--width 32 --layers 1 --text_width 32 --text_layers 1 --projection 16 --image_size 32 --patch_size 8 "
-        "--scenes 8 --held_out 4 --seeing_steps 1 --seeing_batch 4 --loop.steps 2 --loop.batch_size 4"
+        "--scenes 8 --held_out 4 --seeing_steps 1 --seeing_batch 4 --loop.steps 2 --loop.batch_size 4 "
+        "--reading.steps 2 --reading.batch_size 4"
     ),
     "hubert": "--width 32 --layers 1 --utterances 4 --held_out 2 --words 10 --loop.steps 2 --loop.batch_size 2",
 }
@@ -37,10 +38,12 @@ def test_the_recipe_of_the_package_is_the_defaults_and_leaves_nothing_of_size_ou
     defaults = ENCODERS[name].settings()
     assert load_settings(name, None, []) == defaults
     assert set(values) == {field.name for field in fields(defaults)}
-    assert values == {key: value for key, value in asdict(defaults).items() if key != "loop"} | {
-        "loop": {key: value for key, value in asdict(defaults.loop).items() if key in values["loop"]}
+    assert values == {
+        name: {key: each for key, each in value.items() if key in values[name]} if isinstance(value, dict) else value
+        for name, value in asdict(defaults).items()
     }
-    assert {"steps", "batch_size", "lr", "warmup_steps", "seed"} <= set(values["loop"])
+    for loop in (value for value in values.values() if isinstance(value, dict)):
+        assert {"steps", "batch_size", "lr", "warmup_steps", "seed"} <= set(loop)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

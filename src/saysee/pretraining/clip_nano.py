@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,12 +26,16 @@ from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
-from saysee.pretraining.words import MAX_WORDS, word_tokenizer
+from saysee.pretraining.reading import Reading, deepen_text, text_vectors
+from saysee.pretraining.words import MAX_WORDS, padded, tokenize, word_tokenizer
 from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
 from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
 """Of an attention head, as in CLIP; half of it was a sixth slower and no better."""
+
+READING = "reading"
+"""Folder of the last stage's log and checkpoints within the run's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class ClipNanoSettings:
         width: width V of the vision tower; a multiple of 32.
         layers: its transformer layers.
         text_width: width of the text tower; a multiple of 32.
-        text_layers: its transformer layers.
+        text_layers: its transformer layers at first.
         projection: D, width of the joint space.
         image_size: side of the picture in pixels.
         patch_size: side of a patch in pixels.
@@ -52,7 +57,10 @@ class ClipNanoSettings:
         surroundings_weight: weight of where the object lies and what lies around it within that.
         seeing_steps: steps at the start in which what the patches must tell is all that is learned.
         seeing_batch: pictures in a batch of these steps.
-        loop: see :class:`saysee.pretraining.loop.LoopSettings`.
+        loop: of both towers; see :class:`saysee.pretraining.loop.LoopSettings`.
+        reading_layers: layers that the text tower gains before it learns on alone.
+        reading_candidates: pictures that a caption is then told from.
+        reading: of this last stage, like ``loop``.
     """
 
     width: int = 128
@@ -72,6 +80,11 @@ class ClipNanoSettings:
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=15_000, batch_size=192, lr=2e-3, warmup_steps=100, cycles=2)
     )
+    reading_layers: int = 3
+    reading_candidates: int = 4096
+    reading: LoopSettings = field(
+        default_factory=lambda: LoopSettings(steps=4000, batch_size=256, lr=1e-3, warmup_steps=100)
+    )
 
     def __post_init__(self) -> None:
         """Refuses sizes that no network can have."""
@@ -83,10 +96,13 @@ class ClipNanoSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.image_size % self.patch_size:
             raise ConfigError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
-        if self.scenes < 2:
-            raise ConfigError(
-                f"scenes is {self.scenes}; it must be at least 2, so that there is something to tell apart"
-            )
+        for name in ("scenes", "reading_candidates"):
+            if getattr(self, name) < 2:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be at least 2, so that there is something to tell apart"
+                )
+        if self.reading_layers < 0:
+            raise ConfigError(f"reading_layers is {self.reading_layers}; it must be at least 0")
 
 
 def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, Any]:
@@ -97,7 +113,7 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
         settings: see :class:`ClipNanoSettings`.
 
     Returns:
-        The last figures of the log.
+        The last figures of the last stage's log.
 
     Raises:
         SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
@@ -109,10 +125,22 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     tokenizer = word_tokenizer(text for captions in pool.captions for text in captions)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
-    figures = run_steps(
-        "clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
-    )
+    whole = asdict(settings)
+    run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
     model = training.clip
+    deepen_text(model, settings.reading_layers)
+    reading = Reading(
+        model, partial(training.vectors, pool), training.tokens, pool, settings.reading_candidates, settings.reading
+    )
+    figures = run_steps(
+        "clip-nano, reading",
+        folder / READING,
+        reading.parts,
+        settings.reading,
+        reading.loss_of,
+        training.evaluate,
+        whole,
+    )
 
     def save(temporary: Path) -> None:
         model.to("cpu", torch.float16).save_pretrained(temporary)
@@ -181,11 +209,10 @@ class _Training:
                 "surroundings": nn.Linear(settings.width, len(SURROUNDINGS)),
             }
         ).to(self.device)
-        self.tokens = [_tokenize(tokenizer, captions) for captions in pool.captions]
-        self.held_out_tokens = [_tokenize(tokenizer, captions) for captions in held_out.captions]
+        self.tokens = [tokenize(tokenizer, captions) for captions in pool.captions]
+        self.held_out_tokens = [tokenize(tokenizer, captions) for captions in held_out.captions]
         self.mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
         self.std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
-        self.units = pool.units
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """CLIP's loss and the patches' labels on the batch of this step."""
@@ -193,55 +220,43 @@ class _Training:
         noise = torch.Generator().manual_seed(draw.getrandbits(62))
         seeing = step < self.settings.seeing_steps
         size = self.settings.seeing_batch if seeing else self.settings.loop.batch_size
-        chosen = self._batch(draw, size)
+        chosen = self.pool.draw(draw, size)
         pixels = torch.from_numpy(self.pool.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
         pixels = self._normalised(augmented(pixels, noise)).to(self.device)
         vision = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
         told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
             return told, figures
-        ids = _padded([captions[draw.randrange(len(captions))] for captions in (self.tokens[i] for i in chosen)])
+        ids = padded([captions[draw.randrange(len(captions))] for captions in (self.tokens[i] for i in chosen)])
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         image = self.clip.visual_projection(vision.pooler_output)
         scale = self.clip.logit_scale.exp()
-        contrast = info_nce(self._text(ids), image, scale, torch.arange(len(chosen), device=self.device))
+        contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
         figures |= {"contrastive": round(float(contrast.detach()), 4), "scale": round(float(scale.detach()), 2)}
         return contrast + self.settings.patch_weight * told, figures
 
-    def _batch(self, draw: Random, size: int) -> list[int]:
-        """The numbers of ``size`` scenes, each at most once; twins come together."""
-        chosen: list[int] = []
-        for unit in draw.sample(range(len(self.units)), min(size, len(self.units))):
-            chosen += self.units[unit]
-            if len(chosen) >= size:
-                break
-        return chosen[:size]
+    @torch.no_grad()
+    def vectors(self, pool: PicturePool) -> Tensor:
+        """[N, D] unit vectors of a pool's pictures as they are, in fp32."""
+        vectors = []
+        for start in range(0, len(pool.pixels), 250):
+            pixels = torch.from_numpy(pool.pixels[start : start + 250]).permute(0, 3, 1, 2).float() / 255
+            seen = self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device))
+            vectors.append(functional.normalize(seen.pooler_output, dim=-1))
+        return torch.cat(vectors)
 
     def evaluate(self) -> dict[str, float]:
         """R@1 of the held-out scenes, one caption each, both ways, in percent."""
-        images, texts = [], []
-        for start in range(0, len(self.held_out_tokens), 250):
-            part = slice(start, start + 250)
-            pixels = torch.from_numpy(self.held_out.pixels[part]).permute(0, 3, 1, 2).float() / 255
-            images.append(
-                self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device)).pooler_output
-            )
-            texts.append(self._text(_padded([captions[0] for captions in self.held_out_tokens[part]])))
-        image = functional.normalize(torch.cat(images), dim=-1)
-        text = functional.normalize(torch.cat(texts), dim=-1)
-        scores = text @ image.T
+        image = self.vectors(self.held_out)
+        captions = [captions[0] for captions in self.held_out_tokens]
+        texts = [text_vectors(self.clip, padded(captions[at : at + 250])) for at in range(0, len(captions), 250)]
+        scores = functional.normalize(torch.cat(texts), dim=-1) @ image.T
         own = scores.diagonal()
         return {
             "text_to_image_R@1": 100 * float(((scores >= own[:, None]).sum(dim=1) == 1).float().mean()),
             "image_to_text_R@1": 100 * float(((scores >= own[None, :]).sum(dim=0) == 1).float().mean()),
         }
-
-    def _text(self, ids: Tensor) -> Tensor:
-        ids = ids.to(self.device)
-        mask = ids != self.clip.config.text_config.pad_token_id
-        vector: Tensor = self.clip.get_text_features(input_ids=ids, attention_mask=mask.long()).pooler_output
-        return vector
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
@@ -312,14 +327,3 @@ def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:
     lift = 0.1 * (torch.rand(count, 1, 1, 1, generator=noise) - 0.5)
     grain = 0.03 * torch.rand(count, 1, 1, 1, generator=noise) * torch.randn(pixels.shape, generator=noise)
     return (pixels * gain * tint + lift + grain).clamp(0, 1)
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(captions, truncation=True, max_length=MAX_WORDS)["input_ids"]
-    return ids
-
-
-def _padded(ids: list[list[int]]) -> Tensor:
-    """[B, N] int, filled up with 0, the tokenizer's padding."""
-    longest = max(len(row) for row in ids)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in ids])

@@ -241,6 +241,15 @@ class PicturePool:
             twin_of_next = item["twin"]
         return units
 
+    def draw(self, rng: Random, size: int) -> list[int]:
+        """The numbers of ``size`` scenes, each at most once; twins come together."""
+        chosen: list[int] = []
+        for unit in rng.sample(range(len(self.units)), min(size, len(self.units))):
+            chosen += self.units[unit]
+            if len(chosen) >= size:
+                break
+        return chosen[:size]
+
     def _joined(self, name: str) -> NDArray[np.uint8]:
         return np.concatenate([np.load(chunk.folder / f"{name}.npy") for chunk in self.chunks])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 MAX_WORDS = 40
@@ -32,3 +34,15 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<end>",
         model_max_length=MAX_WORDS,
     )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
+    """The token numbers of each caption."""
+    ids: list[list[int]] = tokenizer(captions, truncation=True, max_length=MAX_WORDS)["input_ids"]
+    return ids
+
+
+def padded(ids: list[list[int]]) -> Tensor:
+    """[B, N] int, filled up with 0, the tokenizer's padding."""
+    longest = max(len(row) for row in ids)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
