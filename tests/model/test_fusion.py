@@ -55,6 +55,28 @@ def test_the_global_token_knows_of_the_other_queries(features):
     assert (before.global_token - after.global_token).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("query", ["speech", "image"])
+def test_the_global_token_alone_is_the_same_and_teaches_the_same(features, query):
+    speech, images = features
+    found = []
+    for global_only in (False, True):
+        fusion = build(dropout=0.0)
+        frames = fusion.speech_in(speech.frames)
+        patches = fusion.image_in(images.patches)
+        if query == "speech":
+            output = fusion(frames, patches, query_mask=speech.mask, vector=speech.vector, global_only=global_only)
+        else:
+            output = fusion(patches, frames, context_mask=speech.mask, global_only=global_only)
+        output.global_token.pow(3).sum().backward()
+        gradients = {name: each.grad for name, each in fusion.named_parameters() if each.grad is not None}
+        found.append((output.global_token.detach(), gradients))
+        assert output.tokens.shape[1] == (0 if global_only else 6 if query == "speech" else 9)
+    torch.testing.assert_close(found[0][0], found[1][0])
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_items_of_a_batch_do_not_see_each_other(features):
     speech, images = features

@@ -22,9 +22,9 @@ class FusionOutput:
 
     Attributes:
         global_token: [B, W] the fused global token.
-        tokens: [B, N, W] the fused query tokens.
-        attention: [B, 1 + N, M] weights of the last layer, averaged over heads, global token first; rows sum to 1.
-            None unless asked for, because asking leaves the fast attention kernels.
+        tokens: [B, N, W] the fused query tokens; [B, 0, W] where only the global token was asked for.
+        attention: [B, 1 + N, M] weights by which the last layer looks at the context, averaged over heads, global
+            token first; rows sum to 1. None unless asked for, because asking leaves the fast attention kernels.
     """
 
     global_token: Tensor
@@ -61,6 +61,7 @@ class FusionEncoder(nn.Module):
         context_mask: Tensor | None = None,
         vector: Tensor | None = None,
         need_attention: bool = False,
+        global_only: bool = False,
     ) -> FusionOutput:
         """Lets queries look at the context.
 
@@ -72,6 +73,8 @@ class FusionEncoder(nn.Module):
             vector: [B, D] global vector to put in front of the queries; None puts a learned blank there, for when the
                 true one would give away what is to be rebuilt.
             need_attention: also return the last layer's attention.
+            global_only: the fused query tokens are of no use; the last layer then leaves out what only they need, about
+                two thirds of it.
         """
         front = self.blank.expand(len(query), -1) if vector is None else self.vector_in(vector)
         tokens = torch.cat([front[:, None], query], dim=1)
@@ -80,7 +83,9 @@ class FusionEncoder(nn.Module):
         attention: Tensor | None = None
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            tokens, attention = layer(tokens, query_mask, context, context_mask, need_attention and last)
+            tokens, attention = layer(
+                tokens, query_mask, context, context_mask, need_attention and last, global_only and last
+            )
         tokens = self.norm(tokens)
         return FusionOutput(global_token=tokens[:, 0], tokens=tokens[:, 1:], attention=attention)
 
@@ -138,8 +143,12 @@ class FusionLayer(nn.Module):
         context: Tensor,
         context_mask: Tensor | None,
         need_attention: bool,
+        first_only: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, N, W] tokens and [B, M, W] context to new tokens and, if asked, [B, N, M] cross-attention."""
+        """[B, N, W] tokens and [B, M, W] context to new tokens and, if asked, [B, N, M] cross-attention.
+
+        With ``first_only`` the new tokens are [B, 1, W]: the first, which has looked at all the others.
+        """
         context = self.context_norm(context)
         seen, weights = self.cross_attention(
             self.query_norm(tokens),
@@ -150,8 +159,10 @@ class FusionLayer(nn.Module):
         )
         tokens = tokens + self.dropout(seen)
         normed = self.self_norm(tokens)
+        if first_only:
+            tokens = tokens[:, :1]
         shared, _ = self.self_attention(
-            normed,
+            normed[:, : tokens.shape[1]],
             normed,
             normed,
             key_padding_mask=None if token_mask is None else ~token_mask,

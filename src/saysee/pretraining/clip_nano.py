@@ -238,13 +238,13 @@ class _Training:
 
     @torch.no_grad()
     def vectors(self, pool: PicturePool) -> Tensor:
-        """[N, D] unit vectors of a pool's pictures as they are, in fp32."""
+        """[N, D] unit vectors of a pool's pictures, unaltered."""
         vectors = []
         for start in range(0, len(pool.pixels), 250):
             pixels = torch.from_numpy(pool.pixels[start : start + 250]).permute(0, 3, 1, 2).float() / 255
             seen = self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device))
             vectors.append(functional.normalize(seen.pooler_output, dim=-1))
-        return torch.cat(vectors)
+        return torch.cat(vectors).float()
 
     def evaluate(self) -> dict[str, float]:
         """R@1 of the held-out scenes, one caption each, both ways, in percent."""

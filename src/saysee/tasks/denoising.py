@@ -157,10 +157,11 @@ class DenoisingTask(Task):
         own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
         # The global vector goes in front of the queries, unless it is the very thing to rebuild or gives it away.
         vector = own if query != side else (other if self.settings.front == "other" else None)
+        global_only = self.settings.target == "global"
         if query == "speech":
-            output = fusion(frames, patches, query_mask=speech.mask, vector=vector)
+            output = fusion(frames, patches, query_mask=speech.mask, vector=vector, global_only=global_only)
         else:
-            output = fusion(patches, frames, context_mask=speech.mask, vector=vector)
+            output = fusion(patches, frames, context_mask=speech.mask, vector=vector, global_only=global_only)
         assert isinstance(output, FusionOutput)
         return output
 
