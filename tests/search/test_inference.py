@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
 from saysee.search import encoding, inference
 from saysee.search.encoding import Encoder, _alike
-from saysee.search.inference import Inference, Streams
+from saysee.search.inference import Inference
 
 
 @pytest.fixture
@@ -72,8 +71,8 @@ def test_on_an_accelerator_clips_of_like_length_go_together_and_not_too_many():
 
 @pytest.mark.parametrize(("wide", "rows"), [(192, 1), (193, 3)])
 def test_on_a_processor_only_a_narrow_hubert_takes_several_clips(nano, monkeypatch, wide, rows):
-    monkeypatch.setattr(encoding, "_WIDE", wide)  # hubert-nano has 192
-    monkeypatch.setattr(encoding, "_NARROW_ROWS", 3)
+    monkeypatch.setattr("saysee.model.streams._WIDE", wide)  # hubert-nano has 192
+    monkeypatch.setattr(encoding, "STREAM_CLIPS", 3)
     encoder = Encoder(nano, "nano")
     encoder._streams.count = 2
     lengths = [len(part) for part in encoder._parts("clip", [np.empty(16_000)] * 9)]
@@ -98,32 +97,6 @@ def test_on_a_processor_a_clip_has_the_same_vector_beside_any_other(encoder, nan
         torch.set_num_threads(before)
     assert encoder._streams.count == 4
     assert (together * alone).sum(axis=1).min() > 1 - tolerance
-
-
-def test_streams_take_all_cores_and_leave_torch_as_it_was():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        streams = Streams()
-        seen = []
-        everyone = threading.Barrier(3)
-
-        def work(part: int) -> None:
-            seen.append((part, torch.get_num_threads(), threading.get_ident()))
-            everyone.wait(timeout=60)
-
-        streams.run(work, range(3))
-        assert sorted((part, threads) for part, threads, _ in seen) == [(0, 1), (1, 1), (2, 1)]
-        assert len({thread for _, _, thread in seen}) == 3
-        later = []
-        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-        assert (torch.get_num_threads(), later) == (3, [3])
-        with pytest.raises(ZeroDivisionError):
-            streams.run(lambda part: part / 0, [1])
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_jpeg_is_made_smaller_as_it_is_decoded(monkeypatch):

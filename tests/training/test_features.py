@@ -129,11 +129,22 @@ def test_training_with_kept_features_is_training_without(
         assert one == pytest.approx(other, rel=noise, abs=noise)
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
 def test_kept_hidden_states_and_patches_are_what_the_encoders_give(
-    frozen_settings: dict[str, Any], corpus: Manifest
+    frozen_settings: dict[str, Any], corpus: Manifest, monkeypatch: pytest.MonkeyPatch, norm: str
 ) -> None:
+    """With layer norm on a processor several passes of a few clips run beside each other."""
+    kind = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
+    frozen_settings["model"]["speech"] = {**frozen_settings["model"]["speech"], **kind}
     model = build_model(resolve_recipe(frozen_settings))
+    monkeypatch.setattr("saysee.training.features.STREAM_CLIPS", 2)
+    passes = []
+    layer_states = model.speech_encoder.layer_states
+    monkeypatch.setattr(
+        model.speech_encoder, "layer_states", lambda *batch: passes.append(len(batch[0])) or layer_states(*batch)
+    )
     kept = keep(model, corpus)
+    assert passes == ([2, 2, 2] if norm == "layer" else [6])
     files = loader_of(corpus, model)
     for batch, found in zip(files, FeatureLoader(files.plan, corpus, kept, {}), strict=True):
         found = found.to("cpu")

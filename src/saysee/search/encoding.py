@@ -16,17 +16,14 @@ from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.images import MAX_PIXELS, load_image
 from saysee.media.source import Source
 from saysee.model.retriever import SpeechImageModel
-from saysee.search.inference import Inference, Streams
+from saysee.model.streams import STREAM_CLIPS, Streams, takes_several
+from saysee.search.inference import Inference
 from saysee.search.store import KINDS, About, Kind, Vectors
 
 _BATCH_SECONDS = 160.0
 """Most speech in one forward pass of an accelerator, padding counted: HuBERT base keeps some 10 MB a second."""
 _ALIKE = 0.8
 """How much shorter than the longest clip of such a pass another may be: what it lacks is computed all the same."""
-_WIDE = 512
-"""Width from which a HuBERT keeps a processor's core busy with a single clip. HuBERT base has 768, hubert-nano 192."""
-_NARROW_ROWS = 8
-"""Most clips in a pass of a narrower one, whose operations are so short that calling them takes half of the time."""
 _PIXELS_TO_ONE = 3
 """Pixels across a picture for each that the model sees that are kept in decoding: with 3 the vectors of clip-nano have
 a cosine of 0.9999 and more to those of the whole picture, with 2 of 0.999."""
@@ -157,16 +154,15 @@ class Encoder:
         """Rows that go through the model at once.
 
         On a processor a wide HuBERT takes each clip alone: that is faster than a batch with padding, and gives a clip
-        the very same vector beside any other. A narrow one takes several; their vectors then differ by rounding. Not
-        so with a group norm, which holds the lengths of one batch and cannot serve several threads.
+        the very same vector beside any other. A narrow one takes several; their vectors then differ by rounding.
         """
         if kind == "clip":
             if not self._on_processor:
                 return _alike(prepared, len(prepared))
             hubert = self.model.config.speech_config
-            if len(prepared) == 1 or hubert.hidden_size >= _WIDE or hubert.feat_extract_norm == "group":
+            if len(prepared) == 1 or not takes_several(hubert):
                 return _alike(prepared, 1)
-            return _alike(prepared, min(-(-len(prepared) // self._streams.count), _NARROW_ROWS))
+            return _alike(prepared, min(-(-len(prepared) // self._streams.count), STREAM_CLIPS))
         count = min(len(prepared), self._streams.count if self._on_processor else 1)
         return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +12,6 @@ from torch.nn import functional
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.arithmetic import Arithmetic, arithmetic_of
 from saysee.model.retriever import SpeechImageModel
-
-Work = TypeVar("Work")
 
 LEAST_COSINE = 0.9995
 """Of a vector in bf16 to the same in fp32; encoders of the published sizes have 0.9999."""
@@ -75,34 +70,6 @@ class Inference:
         quick = copy.deepcopy(self._image, {id(text): None} if text is not None else {}).bfloat16()
         if _agree(_image_vectors(quick, noise), _image_vectors(self._image, noise)):
             self._image, self.image_arithmetic = quick, "bf16"
-
-
-class Streams:
-    """Threads that each run the model with one core, beside each other.
-
-    Many small forward passes so take all cores; torch's own threads would wait for each other within each.
-
-    Attributes:
-        count: of them, as many as torch would use for one pass.
-    """
-
-    def __init__(self) -> None:
-        self.count = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.count, "saysee-encoding", initializer=_take_one_core)
-        # All are started now, because what one sets for itself is also what threads begin with that come later.
-        everyone = threading.Barrier(self.count)
-        list(self._pool.map(lambda _: everyone.wait(), range(self.count)))
-        torch.set_num_threads(self.count)
-
-    def run(self, work: Callable[[Work], None], parts: Sequence[Work]) -> None:
-        """Does work on each part; returns when all are done."""
-        for _ in self._pool.map(work, parts):
-            pass
-
-
-def _take_one_core() -> None:
-    torch.get_num_threads()  # a thread takes over the process's number when it first asks; not behind the next line
-    torch.set_num_threads(1)
 
 
 def _speech_vectors(encoder: nn.Module, waveforms: Tensor, mask: Tensor) -> Tensor:

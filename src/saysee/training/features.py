@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.arithmetic import Arithmetic
 from saysee.model.retriever import SpeechImageModel
+from saysee.model.streams import STREAM_CLIPS, Streams, takes_several
 from saysee.progress import progress_bar
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.feature_computing import (
@@ -165,6 +166,7 @@ class KeptFeatures:
         vision, self._width = model.config.vision_config, model.config.speech_config.hidden_size
         self._patches = (model.config.patch_grid**2, vision.hidden_size, model.config.projection_dim)
         self._keys: dict[str, str] = {}
+        self._streams: Streams | None = None  # while features are computed
         about = {
             "format": FORMAT,
             "transformers": transformers.__version__,
@@ -247,7 +249,7 @@ class KeptFeatures:
         self._model.eval()
         bad: dict[str, str] = {}
         try:
-            with torch.inference_mode(), self._arithmetic():
+            with self._beside_each_other(), self._attention_kernel():
                 for side, wanted in ((self._clips, missing.clips), (self._pictures, missing.pictures)):
                     keys, refused = compute_side(side, wanted, missing.skip, self.workers, progress)
                     self._keys |= keys
@@ -302,32 +304,61 @@ class KeptFeatures:
         return torch.cat(parts).numpy()
 
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """That of a training step, down to the attention kernel: in bf16 another one rounds otherwise."""
-        if not self._autocast:
+    def _beside_each_other(self) -> Iterator[None]:
+        """Lets a small HuBERT on a processor run several times at once."""
+        if self._model.device.type != "cpu" or not takes_several(self._model.config.speech_config):
             yield
             return
-        device = self._model.device.type
-        with torch.autocast(device, torch.bfloat16), attention_kernel(device, bf16=True):
+        self._streams = Streams()
+        try:
+            yield
+        finally:
+            self._streams.close()
+            self._streams = None
+
+    def _attention_kernel(self) -> AbstractContextManager[None]:
+        """That of a training step: in bf16 another one rounds otherwise. It holds for all threads."""
+        return attention_kernel(self._model.device.type, self._autocast)
+
+    @contextmanager
+    def _forward_pass(self) -> Iterator[None]:
+        """What torch must be told in each thread that runs the model: no gradients, and the arithmetic."""
+        with torch.inference_mode(), torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._autocast):
             yield
 
     def _encode_clips(self, clips: list[Prepared]) -> list[Tensor]:
-        """Prepared clips to [N * F * S] of each clip's own frames."""
+        """Prepared clips, the shorter first, to [N * F * S] of each clip's own frames."""
+        most = len(clips) if self._streams is None else STREAM_CLIPS
+        parts = [clips[start : start + most] for start in range(0, len(clips), most)]
+        encoded: dict[int, list[Tensor]] = {}
+
+        def encode(number: int) -> None:
+            encoded[number] = self._states_of(parts[number])
+
+        if self._streams is None:
+            encode(0)
+        else:
+            self._streams.run(encode, range(len(parts)))
+        return [states for number in range(len(parts)) for states in encoded[number]]
+
+    def _states_of(self, clips: list[Prepared]) -> list[Tensor]:
+        """A batch of clips to the kept hidden states of each."""
         model = self._model
-        waveforms, mask = model.processor.pad(clips)
-        states, frame_mask = model.speech_encoder.layer_states(
-            waveforms.to(model.device, model.dtype), mask.to(model.device)
-        )
-        stacked = torch.stack([_rounded(state, self._clip_dtype) for state in states], dim=1)
-        return [
-            of_clip[:, :frames].flatten() for of_clip, frames in zip(stacked, frame_mask.sum(1).tolist(), strict=True)
-        ]
+        with self._forward_pass():
+            waveforms, mask = model.processor.pad(clips)
+            states, frame_mask = model.speech_encoder.layer_states(
+                waveforms.to(model.device, model.dtype), mask.to(model.device)
+            )
+            stacked = torch.stack([_rounded(state, self._clip_dtype) for state in states], dim=1)
+            frames = frame_mask.sum(1).tolist()
+            return [of_clip[:, :count].flatten() for of_clip, count in zip(stacked, frames, strict=True)]
 
     def _encode_pictures(self, pictures: list[Prepared]) -> list[Tensor]:
         """Prepared pictures to [D + P * V]: vector and patches."""
         model = self._model
-        images = model.image_encoder(torch.from_numpy(np.stack(pictures)).to(model.device, model.dtype))
-        return list(_rounded(torch.cat([images.vector, images.patches.flatten(1)], dim=1), PICTURE_DTYPE))
+        with self._forward_pass():
+            images = model.image_encoder(torch.from_numpy(np.stack(pictures)).to(model.device, model.dtype))
+            return list(_rounded(torch.cat([images.vector, images.patches.flatten(1)], dim=1), PICTURE_DTYPE))
 
     def _gather_clips(self, items: list[Values]) -> tuple[Tensor, Tensor]:
         """Flat values of clips to [N, B, F, S] and [B, F]."""
