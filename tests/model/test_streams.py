@@ -45,3 +45,14 @@ def test_streams_take_all_cores_and_leave_torch_as_it_was():
 def test_narrow_huberts_without_a_group_norm_take_several_clips(width, norm, several):
     config = HubertConfig(hidden_size=width, num_attention_heads=1, feat_extract_norm=norm)
     assert takes_several(config) is several
+
+
+def test_every_stream_has_clips_and_none_too_many_at_once():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        streams = Streams()
+    finally:
+        torch.set_num_threads(before)
+    assert [streams.clips_of_a_pass(clips) for clips in (0, 1, 4, 6, 32, 33, 400)] == [1, 1, 1, 2, 8, 8, 8]
+    streams.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -113,16 +115,44 @@ def test_layers_that_a_text_tower_gains_change_nothing_at_first(trained):
     assert after.allclose(before, atol=1e-6)
 
 
-def test_a_caption_is_told_from_its_batch_and_from_more_pictures_none_twice(trained, monkeypatch):
-    """With vectors that say which picture is which, the loss counts those that a caption is told from."""
+def test_a_caption_finds_its_own_picture_among_its_batch_and_more_none_twice(trained, monkeypatch):
+    """Where captions have the vectors of their pictures, each finds its own; where they say nothing, none does."""
     reading = trained[2]["reading"]
-    count = len(reading.tokens)
-    monkeypatch.setitem(reading.__dict__, "pictures", torch.eye(count)[:, :16])
-    monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids: torch.zeros(len(ids), 16))
+    pictures = torch.eye(len(reading.tokens))
+
+    class Asked:
+        def __getitem__(self, numbers):
+            self.numbers = numbers
+            return pictures[numbers]
+
+    asked = Asked()
+    monkeypatch.setitem(reading.__dict__, "pictures", asked)
     for step in range(5):
+        chosen = reading.pool.draw(Random(f"{TINY.reading.seed} reading {step}"), 8)
+        told = pictures[chosen]
+        monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids, told=told: told)
+        _, figures = reading.loss_of(step)
+        assert asked.numbers[:8] == chosen
+        assert len(asked.numbers) == len(set(asked.numbers)) == 12
+        assert figures["text_to_image"] == pytest.approx(0, abs=1e-3)
+        assert figures["image_to_text"] == pytest.approx(0, abs=1e-3)
+        monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids, told=told: 0 * told)
         _, figures = reading.loss_of(step)
         assert figures["text_to_image"] == pytest.approx(math.log(12), abs=1e-3)
         assert figures["image_to_text"] == pytest.approx(math.log(8), abs=1e-3)
+
+
+def test_another_last_stage_keeps_the_first_and_is_refused_where_it_had_begun(trained):
+    from saysee.errors import CheckpointError
+
+    folder = trained[0]
+    other = replace(TINY, reading=replace(TINY.reading, lr=1e-3))
+    with pytest.raises(CheckpointError, match="reading"):
+        pretrain_clip_nano(folder, other)
+    shutil.rmtree(folder / "reading")
+    first = (folder / "log.jsonl").read_text()
+    assert pretrain_clip_nano(folder, other)["step"] == 3
+    assert (folder / "log.jsonl").read_text() == first
 
 
 def test_a_run_killed_while_reading_goes_on_there(monkeypatch, tmp_path):
@@ -169,8 +199,6 @@ def test_the_same_step_is_the_same_batch_and_another_another(trained):
 
 
 def test_batches_hold_each_scene_once_and_twins_together(trained):
-    from random import Random
-
     training = trained[2]["training"]
     twin = {number: unit for unit in training.pool.units for number in unit}
     for seed in range(20):
@@ -282,7 +310,7 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
         ({"text_width": 0}, "text_width"),
         ({"patch_size": 5}, "patch_size"),
         ({"scenes": 1}, "scenes"),
-        ({"reading_candidates": 1}, "reading_candidates"),
+        ({"reading_candidates": 7}, "reading_candidates"),
         ({"reading_layers": -1}, "reading_layers"),
     ],
 )

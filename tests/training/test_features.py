@@ -24,6 +24,7 @@ from saysee.data.loader import Plan, build_loader
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.evaluation.protocols import evaluate
+from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 from saysee.training import feature_computing
 from saysee.training.feature_loader import FeatureLoader
@@ -129,22 +130,11 @@ def test_training_with_kept_features_is_training_without(
         assert one == pytest.approx(other, rel=noise, abs=noise)
 
 
-@pytest.mark.parametrize("norm", ["group", "layer"])
 def test_kept_hidden_states_and_patches_are_what_the_encoders_give(
-    frozen_settings: dict[str, Any], corpus: Manifest, monkeypatch: pytest.MonkeyPatch, norm: str
+    frozen_settings: dict[str, Any], corpus: Manifest
 ) -> None:
-    """With layer norm on a processor several passes of a few clips run beside each other."""
-    kind = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
-    frozen_settings["model"]["speech"] = {**frozen_settings["model"]["speech"], **kind}
     model = build_model(resolve_recipe(frozen_settings))
-    monkeypatch.setattr("saysee.training.features.STREAM_CLIPS", 2)
-    passes = []
-    layer_states = model.speech_encoder.layer_states
-    monkeypatch.setattr(
-        model.speech_encoder, "layer_states", lambda *batch: passes.append(len(batch[0])) or layer_states(*batch)
-    )
     kept = keep(model, corpus)
-    assert passes == ([2, 2, 2] if norm == "layer" else [6])
     files = loader_of(corpus, model)
     for batch, found in zip(files, FeatureLoader(files.plan, corpus, kept, {}), strict=True):
         found = found.to("cpu")
@@ -158,6 +148,44 @@ def test_kept_hidden_states_and_patches_are_what_the_encoders_give(
         torch.testing.assert_close(found.states[:, mask], torch.stack(states)[:, mask], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found.patches, images.patches, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found.vectors, images.vector, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize(("norm", "passes"), [("group", [6]), ("layer", [3, 3])])
+def test_a_small_hubert_without_a_group_norm_runs_on_each_core(
+    frozen_settings: dict[str, Any],
+    corpus: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    norm: str,
+    passes: list[int],
+    arithmetic: Any,
+) -> None:
+    kind = {"feat_extract_norm": norm, "do_stable_layer_norm": norm == "layer"}
+    frozen_settings["model"]["speech"] = {**frozen_settings["model"]["speech"], **kind}
+    model = build_model(resolve_recipe(frozen_settings))
+    layer_states, seen = model.speech_encoder.layer_states, []
+
+    def spied(waveforms: torch.Tensor, mask: torch.Tensor) -> Any:
+        # Both are told to each thread by itself.
+        seen.append((len(waveforms), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        return layer_states(waveforms, mask)
+
+    monkeypatch.setattr(model.speech_encoder, "layer_states", spied)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kept = KeptFeatures(model, FeatureSettings(), corpus.root, arithmetic, workers=0)
+        keep_features([(kept, corpus, False)], FeatureSettings(), progress=False)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(clips, True, arithmetic == "bf16") for clips in passes]
+    for row, clip in enumerate(corpus.rows):
+        waveform = model.processor.prepare_speech(load_audio(corpus.clip_path(clip)))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=arithmetic == "bf16"):
+            states, _ = layer_states(*model.processor.pad([waveform]))
+        found = states_of(kept, corpus, row).float()
+        near = 1e-3 if arithmetic == "fp32" else 0.1
+        torch.testing.assert_close(found, torch.cat(states).float(), rtol=near, atol=near)
 
 
 def loader_of(manifest: Manifest, model: SpeechImageModel, **options: Any) -> Any:

@@ -159,10 +159,11 @@ class FusionLayer(nn.Module):
         )
         tokens = tokens + self.dropout(seen)
         normed = self.self_norm(tokens)
+        asking = normed  # the same tensor: torch's attention is quicker where queries are keys
         if first_only:
-            tokens = tokens[:, :1]
+            tokens, asking = tokens[:, :1], normed[:, :1]
         shared, _ = self.self_attention(
-            normed[:, : tokens.shape[1]],
+            asking,
             normed,
             normed,
             key_padding_mask=None if token_mask is None else ~token_mask,

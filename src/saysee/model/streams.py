@@ -51,6 +51,10 @@ class Streams:
         for _ in self._pool.map(work, parts):
             pass
 
+    def clips_of_a_pass(self, clips: int) -> int:
+        """How many of so many clips a pass takes, so that every stream has some and none too many at once."""
+        return max(1, min(-(-clips // self.count), STREAM_CLIPS))
+
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown()

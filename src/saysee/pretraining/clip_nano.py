@@ -3,8 +3,9 @@
 CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it, by linear
 layers that are dropped at the end: from the first transformer layer's features which of its pixels an object covers,
 from the last ones the object's shape, color, size and fill, where it lies, and what lies around it. A vision
-transformer this small, trained on processor cores, else spends most of its steps on learning to see. What each of them
-is worth is in ``docs/nano.md``.
+transformer this small, trained on processor cores, else spends most of its steps on learning to see. At the end the
+text tower, made deeper, learns on alone (:mod:`saysee.pretraining.reading`). What each of them is worth is in
+``docs/nano.md``.
 """
 
 from __future__ import annotations
@@ -96,11 +97,15 @@ class ClipNanoSettings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.image_size % self.patch_size:
             raise ConfigError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
-        for name in ("scenes", "reading_candidates"):
-            if getattr(self, name) < 2:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}; it must be at least 2, so that there is something to tell apart"
-                )
+        if self.scenes < 2:
+            raise ConfigError(
+                f"scenes is {self.scenes}; it must be at least 2, so that there is something to tell apart"
+            )
+        if self.reading_candidates < self.reading.batch_size:
+            raise ConfigError(
+                f"reading_candidates is {self.reading_candidates}; it must be at least reading.batch_size, "
+                f"{self.reading.batch_size}, because a batch's own pictures are among them"
+            )
         if self.reading_layers < 0:
             raise ConfigError(f"reading_layers is {self.reading_layers}; it must be at least 0")
 
@@ -126,7 +131,8 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
     whole = asdict(settings)
-    run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
+    first = {name: value for name, value in whole.items() if not name.startswith(READING)}
+    run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, first)
     model = training.clip
     deepen_text(model, settings.reading_layers)
     reading = Reading(

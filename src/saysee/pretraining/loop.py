@@ -52,7 +52,7 @@ class LoopSettings:
         """Refuses numbers that no run can have."""
         for name in ("steps", "cycles", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run_steps(

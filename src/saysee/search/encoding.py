@@ -16,7 +16,7 @@ from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.images import MAX_PIXELS, load_image
 from saysee.media.source import Source
 from saysee.model.retriever import SpeechImageModel
-from saysee.model.streams import STREAM_CLIPS, Streams, takes_several
+from saysee.model.streams import Streams, takes_several
 from saysee.search.inference import Inference
 from saysee.search.store import KINDS, About, Kind, Vectors
 
@@ -162,7 +162,7 @@ class Encoder:
             hubert = self.model.config.speech_config
             if len(prepared) == 1 or not takes_several(hubert):
                 return _alike(prepared, 1)
-            return _alike(prepared, min(-(-len(prepared) // self._streams.count), STREAM_CLIPS))
+            return _alike(prepared, self._streams.clips_of_a_pass(len(prepared)))
         count = min(len(prepared), self._streams.count if self._on_processor else 1)
         return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
 

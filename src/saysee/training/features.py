@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.arithmetic import Arithmetic
 from saysee.model.retriever import SpeechImageModel
-from saysee.model.streams import STREAM_CLIPS, Streams, takes_several
+from saysee.model.streams import Streams, takes_several
 from saysee.progress import progress_bar
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.feature_computing import (
@@ -249,7 +249,8 @@ class KeptFeatures:
         self._model.eval()
         bad: dict[str, str] = {}
         try:
-            with self._beside_each_other(), self._attention_kernel():
+            # The attention kernel of a training step, in all threads: in bf16 another one rounds otherwise.
+            with self._beside_each_other(), attention_kernel(self._model.device.type, self._autocast):
                 for side, wanted in ((self._clips, missing.clips), (self._pictures, missing.pictures)):
                     keys, refused = compute_side(side, wanted, missing.skip, self.workers, progress)
                     self._keys |= keys
@@ -316,10 +317,6 @@ class KeptFeatures:
             self._streams.close()
             self._streams = None
 
-    def _attention_kernel(self) -> AbstractContextManager[None]:
-        """That of a training step: in bf16 another one rounds otherwise. It holds for all threads."""
-        return attention_kernel(self._model.device.type, self._autocast)
-
     @contextmanager
     def _forward_pass(self) -> Iterator[None]:
         """What torch must be told in each thread that runs the model: no gradients, and the arithmetic."""
@@ -328,7 +325,7 @@ class KeptFeatures:
 
     def _encode_clips(self, clips: list[Prepared]) -> list[Tensor]:
         """Prepared clips, the shorter first, to [N * F * S] of each clip's own frames."""
-        most = len(clips) if self._streams is None else STREAM_CLIPS
+        most = len(clips) if self._streams is None else self._streams.clips_of_a_pass(len(clips))
         parts = [clips[start : start + most] for start in range(0, len(clips), most)]
         encoded: dict[int, list[Tensor]] = {}
 
