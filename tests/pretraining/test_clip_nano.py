@@ -20,7 +20,7 @@ from saysee.pretraining import clip_nano
 from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano
 from saysee.pretraining.loop import LoopSettings
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS
-from saysee.pretraining.reading import deepen_text, text_vectors
+from saysee.pretraining.reading import ReadingSettings, deepen_text, text_vectors
 from saysee.pretraining.words import MAX_WORDS, padded, tokenize, word_tokenizer
 
 TINY = ClipNanoSettings(
@@ -38,7 +38,7 @@ TINY = ClipNanoSettings(
     loop=LoopSettings(steps=4, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=4, checkpoint_every=2),
     reading_layers=1,
     reading_candidates=12,
-    reading=LoopSettings(steps=3, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=3, checkpoint_every=2),
+    reading=ReadingSettings(steps=3, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=3, checkpoint_every=2),
 )
 
 

@@ -190,4 +190,4 @@ def test_each_cycle_of_the_schedule_has_half_the_peak_of_the_one_before():
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "checkpoint_every"])
 def test_numbers_that_no_run_can_have_are_refused(name):
-    refused(lambda: replace(SETTINGS, **{name: 0}), f"{name} is 0", kind=ConfigError)
+    refused(lambda: replace(SETTINGS, **{name: 0}), f"loop.{name}", kind=ConfigError)

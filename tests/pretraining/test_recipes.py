@@ -86,8 +86,8 @@ def test_mistakes_in_a_file_are_told_in_one_line(text, words, tmp_path):
         (["--loop.steps"], "steps"),
         (["words"], "words"),
         (["--width", "33"], "width"),
-        (["--loop.batch_size", "0"], "batch_size"),
-        (["--reading.steps", "0"], "steps"),
+        (["--loop.batch_size", "0"], "loop.batch_size"),
+        (["--reading.steps", "0"], "reading.steps"),
         (["--reading.batch_size", "5000"], "reading_candidates"),
     ],
 )

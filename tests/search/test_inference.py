@@ -72,7 +72,7 @@ def test_on_an_accelerator_clips_of_like_length_go_together_and_not_too_many():
 @pytest.mark.parametrize(("wide", "rows"), [(192, 1), (193, 3)])
 def test_on_a_processor_only_a_narrow_hubert_takes_several_clips(nano, monkeypatch, wide, rows):
     monkeypatch.setattr("saysee.model.streams._WIDE", wide)  # hubert-nano has 192
-    monkeypatch.setattr("saysee.model.streams.STREAM_CLIPS", 3)
+    monkeypatch.setattr("saysee.model.streams._STREAM_CLIPS", 3)
     encoder = Encoder(nano, "nano")
     encoder._streams.count = 2
     lengths = [len(part) for part in encoder._parts("clip", [np.empty(16_000)] * 9)]

@@ -11,8 +11,9 @@ import torch
 from transformers import HubertConfig
 
 Work = TypeVar("Work")
+Result = TypeVar("Result")
 
-STREAM_CLIPS = 8
+_STREAM_CLIPS = 8
 """Most clips in a pass of a narrow HuBERT, whose operations are so short that calling them for one takes half of the
 time; more leave the caches of a core."""
 _WIDE = 512
@@ -46,14 +47,13 @@ class Streams:
         list(self._pool.map(lambda _: everyone.wait(), range(self.count)))
         torch.set_num_threads(self.count)
 
-    def run(self, work: Callable[[Work], None], parts: Sequence[Work]) -> None:
-        """Does work on each part; returns when all are done."""
-        for _ in self._pool.map(work, parts):
-            pass
+    def run(self, work: Callable[[Work], Result], parts: Sequence[Work]) -> list[Result]:
+        """Does work on each part; returns what it gave, in the order of the parts, when all are done."""
+        return list(self._pool.map(work, parts))
 
     def clips_of_a_pass(self, clips: int) -> int:
         """How many of so many clips a pass takes, so that every stream has some and none too many at once."""
-        return max(1, min(-(-clips // self.count), STREAM_CLIPS))
+        return max(1, min(-(-clips // self.count), _STREAM_CLIPS))
 
     def close(self) -> None:
         """Ends the threads."""

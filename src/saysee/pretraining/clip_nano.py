@@ -27,9 +27,9 @@ from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
-from saysee.pretraining.reading import Reading, deepen_text, text_vectors
-from saysee.pretraining.words import MAX_WORDS, padded, tokenize, word_tokenizer
-from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
+from saysee.pretraining.reading import Reading, ReadingSettings, bounded_scale, deepen_text, text_vectors
+from saysee.pretraining.words import MAX_WORDS, drawn_captions, padded, tokenize, word_tokenizer
+from saysee.tasks.contrastive import info_nce
 from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
@@ -83,8 +83,8 @@ class ClipNanoSettings:
     )
     reading_layers: int = 3
     reading_candidates: int = 4096
-    reading: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=4000, batch_size=256, lr=1e-3, warmup_steps=100)
+    reading: ReadingSettings = field(
+        default_factory=lambda: ReadingSettings(steps=4000, batch_size=256, lr=1e-3, warmup_steps=100)
     )
 
     def __post_init__(self) -> None:
@@ -233,11 +233,9 @@ class _Training:
         told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
             return told, figures
-        ids = padded([captions[draw.randrange(len(captions))] for captions in (self.tokens[i] for i in chosen)])
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        ids = drawn_captions(self.tokens, chosen, draw)
         image = self.clip.visual_projection(vision.pooler_output)
-        scale = self.clip.logit_scale.exp()
+        scale = bounded_scale(self.clip)
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
         figures |= {"contrastive": round(float(contrast.detach()), 4), "scale": round(float(scale.detach()), 2)}
         return contrast + self.settings.patch_weight * told, figures

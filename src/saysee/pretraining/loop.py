@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ class LoopSettings:
         and the augmentation.
     """
 
+    name: ClassVar = "loop"
+    """What these settings are called among all of a pre-training."""
+
     steps: int
     batch_size: int
     lr: float
@@ -52,7 +55,7 @@ class LoopSettings:
         """Refuses numbers that no run can have."""
         for name in ("steps", "cycles", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"{self.name}.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run_steps(

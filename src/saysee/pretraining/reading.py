@@ -20,8 +20,14 @@ from transformers import CLIPModel
 
 from saysee.pretraining.loop import LoopSettings
 from saysee.pretraining.pictures import PicturePool
-from saysee.pretraining.words import padded
+from saysee.pretraining.words import drawn_captions
 from saysee.tasks.contrastive import MAX_LOGIT_SCALE
+
+
+class ReadingSettings(LoopSettings):
+    """How long and how fast this stage is."""
+
+    name = "reading"
 
 
 def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
@@ -30,6 +36,14 @@ def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
     mask = ids != clip.config.text_config.pad_token_id
     vector: Tensor = clip.get_text_features(input_ids=ids, attention_mask=mask.long()).pooler_output
     return vector
+
+
+def bounded_scale(clip: CLIPModel) -> Tensor:
+    """One over the learned temperature, once it is kept from falling below CLIP's bound."""
+    with torch.no_grad():
+        clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+    scale: Tensor = clip.logit_scale.exp()
+    return scale
 
 
 def deepen_text(clip: CLIPModel, layers: int) -> None:
@@ -66,7 +80,7 @@ class Reading:
         tokens: list[list[list[int]]],
         pool: PicturePool,
         candidates: int,
-        settings: LoopSettings,
+        settings: ReadingSettings,
     ) -> None:
         self.clip, self.see, self.tokens, self.pool = clip, see, tokens, pool
         self.candidates, self.settings = candidates, settings
@@ -85,12 +99,9 @@ class Reading:
         more = draw.sample(range(len(self.tokens)), min(self.candidates, len(self.tokens)))
         in_batch = set(chosen)
         among = chosen + [number for number in more if number not in in_batch][: self.candidates - len(chosen)]
-        ids = padded([captions[draw.randrange(len(captions))] for captions in (self.tokens[i] for i in chosen)])
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        text = text_vectors(self.clip, ids).float()
+        text = text_vectors(self.clip, drawn_captions(self.tokens, chosen, draw)).float()
         with torch.autocast(text.device.type, enabled=False):
-            scale = self.clip.logit_scale.exp()
+            scale = bounded_scale(self.clip)
             scores = scale * functional.normalize(text, dim=-1) @ self.pictures[among].T
             own = torch.arange(len(chosen), device=scores.device)
             to_picture = functional.cross_entropy(scores, own)

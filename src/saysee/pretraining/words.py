@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import Random
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -40,6 +41,11 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[li
     """The token numbers of each caption."""
     ids: list[list[int]] = tokenizer(captions, truncation=True, max_length=MAX_WORDS)["input_ids"]
     return ids
+
+
+def drawn_captions(tokens: list[list[list[int]]], chosen: list[int], draw: Random) -> Tensor:
+    """[B, N] int: of each chosen picture one of its captions, drawn at random."""
+    return padded([captions[draw.randrange(len(captions))] for captions in (tokens[number] for number in chosen)])
 
 
 def padded(ids: list[list[int]]) -> Tensor:

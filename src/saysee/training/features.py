@@ -325,18 +325,11 @@ class KeptFeatures:
 
     def _encode_clips(self, clips: list[Prepared]) -> list[Tensor]:
         """Prepared clips, the shorter first, to [N * F * S] of each clip's own frames."""
-        most = len(clips) if self._streams is None else self._streams.clips_of_a_pass(len(clips))
-        parts = [clips[start : start + most] for start in range(0, len(clips), most)]
-        encoded: dict[int, list[Tensor]] = {}
-
-        def encode(number: int) -> None:
-            encoded[number] = self._states_of(parts[number])
-
         if self._streams is None:
-            encode(0)
-        else:
-            self._streams.run(encode, range(len(parts)))
-        return [states for number in range(len(parts)) for states in encoded[number]]
+            return self._states_of(clips)
+        most = self._streams.clips_of_a_pass(len(clips))
+        parts = [clips[start : start + most] for start in range(0, len(clips), most)]
+        return [states for part in self._streams.run(self._states_of, parts) for states in part]
 
     def _states_of(self, clips: list[Prepared]) -> list[Tensor]:
         """A batch of clips to the kept hidden states of each."""
