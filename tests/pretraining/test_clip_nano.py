@@ -155,6 +155,18 @@ def test_another_last_stage_keeps_the_first_and_is_refused_where_it_had_begun(tr
     assert (folder / "log.jsonl").read_text() == first
 
 
+def test_another_last_stage_is_refused_before_the_first_is_gone_through(trained):
+    from saysee.errors import CheckpointError
+
+    folder = trained[0]
+    shutil.rmtree(folder / "checkpoints")
+    before = (folder / "log.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="reading"):
+        pretrain_clip_nano(folder, replace(TINY, reading=replace(TINY.reading, lr=1e-3)))
+    assert not (folder / "checkpoints").exists()
+    assert (folder / "log.jsonl").read_text() == before
+
+
 def test_a_run_killed_while_reading_goes_on_there(monkeypatch, tmp_path):
     pretrain_clip_nano(tmp_path / "whole", TINY)
     loss_of, steps = clip_nano.Reading.loss_of, []
@@ -308,6 +320,7 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
     [
         ({"width": 48}, "width"),
         ({"text_width": 0}, "text_width"),
+        ({"width": 224}, "width"),
         ({"patch_size": 5}, "patch_size"),
         ({"scenes": 1}, "scenes"),
         ({"reading_candidates": 7}, "reading_candidates"),
@@ -315,7 +328,7 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
     ],
 )
 def test_sizes_that_no_network_can_have_are_refused(wrong, name):
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=f"^{name} is"):
         replace(TINY, **wrong)
 
 

@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(value, tmp_path):
     def run():
         run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate)
 
-    refused(run, str(value), "step 5", "lower lr", kind=SaySeeError)
+    refused(run, str(value), "step 5", "lower loop.lr", kind=SaySeeError)
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
 
 

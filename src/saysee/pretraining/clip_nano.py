@@ -25,7 +25,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
-from saysee.pretraining.loop import LoopSettings, run_steps
+from saysee.pretraining.loop import LoopSettings, refuse_other_run, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
 from saysee.pretraining.reading import Reading, ReadingSettings, bounded_scale, deepen_text, text_vectors
 from saysee.pretraining.words import MAX_WORDS, drawn_captions, padded, tokenize, word_tokenizer
@@ -44,9 +44,9 @@ class ClipNanoSettings:
     """Size and pre-training of clip-nano.
 
     Attributes:
-        width: width V of the vision tower; a multiple of 32.
+        width: width V of the vision tower; a multiple of 32 that its attention heads divide.
         layers: its transformer layers.
-        text_width: width of the text tower; a multiple of 32.
+        text_width: width of the text tower; like ``width``.
         text_layers: its transformer layers at first.
         projection: D, width of the joint space.
         image_size: side of the picture in pixels.
@@ -90,8 +90,12 @@ class ClipNanoSettings:
     def __post_init__(self) -> None:
         """Refuses sizes that no network can have."""
         for name in ("width", "text_width"):
-            if getattr(self, name) < 32 or getattr(self, name) % 32:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a multiple of 32")
+            width = getattr(self, name)
+            if width < 32 or width % 32 or width % _heads(width):
+                raise ConfigError(
+                    f"{name} is {width}; it must be a multiple of 32, and of its {_heads(width)} attention heads (one "
+                    f"for each {HEAD_WIDTH})"
+                )
         for name in ("layers", "text_layers", "projection", "image_size", "patch_size", "held_out", "seeing_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -123,6 +127,10 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     Raises:
         SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
     """
+    whole = asdict(settings)
+    first = {name: value for name, value in whole.items() if not name.startswith(READING)}
+    refuse_other_run(folder, settings.loop, first)
+    refuse_other_run(folder / READING, settings.reading, whole)
     grid = settings.image_size // settings.patch_size
     pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
     held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
@@ -130,8 +138,6 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     tokenizer = word_tokenizer(text for captions in pool.captions for text in captions)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
-    whole = asdict(settings)
-    first = {name: value for name, value in whole.items() if not name.startswith(READING)}
     run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, first)
     model = training.clip
     deepen_text(model, settings.reading_layers)
@@ -167,7 +173,7 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
         hidden_size=settings.text_width,
         intermediate_size=4 * settings.text_width,
         num_hidden_layers=settings.text_layers,
-        num_attention_heads=max(1, settings.text_width // HEAD_WIDTH),
+        num_attention_heads=_heads(settings.text_width),
         max_position_embeddings=MAX_WORDS,
         projection_dim=settings.projection,
         hidden_act="gelu",
@@ -179,13 +185,17 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
         hidden_size=settings.width,
         intermediate_size=4 * settings.width,
         num_hidden_layers=settings.layers,
-        num_attention_heads=max(1, settings.width // HEAD_WIDTH),
+        num_attention_heads=_heads(settings.width),
         image_size=settings.image_size,
         patch_size=settings.patch_size,
         projection_dim=settings.projection,
         hidden_act="gelu",
     )
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=settings.projection)
+
+
+def _heads(width: int) -> int:
+    return max(1, width // HEAD_WIDTH)
 
 
 class _Training:

@@ -20,7 +20,7 @@ from saysee.progress import progress_bar
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, CHECKPOINTS = "log.jsonl", "checkpoints"
 _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike
 
 
@@ -89,16 +89,13 @@ def run_steps(
         CheckpointError: the folder's checkpoint is of other settings.
         SaySeeError: the loss is not finite.
     """
-    checkpoints, log = folder / "checkpoints", folder / LOG_FILE
+    checkpoints, log = folder / CHECKPOINTS, folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clean_folder(checkpoints)
     optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS)
     done, seconds, lines = 0, 0.0, list[dict[str, Any]]()
-    found = find_checkpoints(checkpoints)
-    if found:
-        state = load_checkpoint(found[-1])
-        if state["settings"] != asdict(settings) or state.get("whole", whole) != whole:
-            raise CheckpointError(f"{folder} holds a run of other settings; give another --to, or remove it")
+    state = _last_checkpoint(folder, settings, whole)
+    if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["step"], state["seconds"]
@@ -118,7 +115,9 @@ def run_steps(
             with torch.autocast(device, torch.bfloat16, enabled=bf16), attention_kernel(device, bf16):
                 loss, figures = loss_of(done)
             if not bool(torch.isfinite(loss)):
-                raise SaySeeError(f"{name}: the loss is {float(loss.detach())} at step {done + 1}; lower lr")
+                raise SaySeeError(
+                    f"{name}: the loss is {float(loss.detach())} at step {done + 1}; lower {settings.name}.lr"
+                )
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
@@ -153,6 +152,25 @@ def run_steps(
                 save_checkpoint(checkpoints, done, state, keep=1)
     model.eval()
     return {**(lines[-1] if lines else {"step": done}), "seconds": seconds}
+
+
+def refuse_other_run(folder: Path, settings: LoopSettings, whole: dict[str, Any] | None = None) -> None:
+    """Refuses at once what :func:`run_steps` would refuse when it comes to this folder; arguments as there.
+
+    Raises:
+        CheckpointError: the folder's checkpoint is of other settings.
+    """
+    _last_checkpoint(folder, settings, whole)
+
+
+def _last_checkpoint(folder: Path, settings: LoopSettings, whole: dict[str, Any] | None) -> dict[str, Any] | None:
+    found = find_checkpoints(folder / CHECKPOINTS)
+    if not found:
+        return None
+    state = load_checkpoint(found[-1])
+    if state["settings"] != asdict(settings) or state.get("whole", whole) != whole:
+        raise CheckpointError(f"{folder} holds a run of other settings; give another --to, or remove it")
+    return state
 
 
 def schedule(step: int, settings: LoopSettings) -> float:
