@@ -35,9 +35,6 @@ from saysee.training.checkpoint import write_folder
 HEAD_WIDTH = 64
 """Of an attention head, as in CLIP; half of it was a sixth slower and no better."""
 
-READING = "reading"
-"""Folder of the last stage's log and checkpoints within the run's."""
-
 
 @dataclass(frozen=True)
 class ClipNanoSettings:
@@ -128,9 +125,10 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
         SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
     """
     whole = asdict(settings)
-    first = {name: value for name, value in whole.items() if not name.startswith(READING)}
+    first = {name: value for name, value in whole.items() if not name.startswith(ReadingSettings.name)}
+    last_folder = folder / ReadingSettings.name
     refuse_other_run(folder, settings.loop, first)
-    refuse_other_run(folder / READING, settings.reading, whole)
+    refuse_other_run(last_folder, settings.reading, whole)
     grid = settings.image_size // settings.patch_size
     pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
     held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
@@ -146,7 +144,7 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     )
     figures = run_steps(
         "clip-nano, reading",
-        folder / READING,
+        last_folder,
         reading.parts,
         settings.reading,
         reading.loss_of,
