@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saysee.model.configuration import FusionConfig
+from saysee.model.dropout import quicken_dropout
 from saysee.model.features import ImageFeatures, SpeechFeatures
 
 
@@ -135,6 +136,7 @@ class FusionLayer(nn.Module):
             nn.Linear(feedforward, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)
+        quicken_dropout(self)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbed
 from saysee.errors import ConfigError
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
+from saysee.model.dropout import quicken_dropout
 from saysee.model.features import SpeechFeatures
 
 NARROW_GROUP = 16
@@ -236,6 +237,7 @@ class SpeechHead(nn.Module):
         )
         # Nested tensors would drop the padded frames' rows and change the shape that the mask describes.
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        quicken_dropout(self.layers)
         self.projection = nn.Linear(speech_width, width)
         self.reset_parameters()
 

@@ -28,6 +28,7 @@ from saysee.config import Recipe
 from saysee.data.loader import Batch
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.arithmetic import Arithmetic
+from saysee.model.dropout import plain_dropout
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.chunks import slices
 from saysee.training.feature_loader import FeatureBatch
@@ -188,6 +189,8 @@ def count_step(
             of types, its optimiser. Else the processor's own.
     """
     parameters = list(objective.parameters())
+    if as_accelerator:
+        plain_dropout(objective)
     for group in steps.optimizer.param_groups:
         group["foreach"] = as_accelerator
     held = [*parameters, *objective.buffers()]
