@@ -44,8 +44,11 @@ def refuse(message: object) -> int:
 
 
 def quiet_libraries() -> None:
-    """Silences what libraries print beside our own progress."""
+    """Silences what libraries print beside our own progress, in this process and in those that it starts."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
