@@ -127,7 +127,7 @@ def test_training_with_kept_features_is_training_without(
     assert len(without) == 6 + 2
     assert again == kept
     # Without instructions for bf16, torch's own way is coarser: gradients were seen to differ by 5 %.
-    noise = 2e-3 if precision == "fp32" else 2e-2 if arithmetic_of("auto", "cpu") == "bf16" else 0.15
+    noise = 2e-3 if precision == "fp32" else 2e-2 if arithmetic_of("auto", "cpu") == "bf16" else 0.1
     for one, other in zip(without, kept, strict=True):
         assert one == pytest.approx(other, rel=noise, abs=noise)
 
