@@ -30,6 +30,7 @@ from saysee.pretraining.pictures import (
     patch_surroundings,
     wide_scenes,
 )
+from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 
 CHUNKS = [(seed, chunk) for seed in (0, 1, 7) for chunk in (0, 1, 5)]
 
@@ -224,12 +225,12 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(pictures, "make_missing", one_after_the_other)
 
 
-def one_after_the_other(what, chunks, make, workers):
+def one_after_the_other(what, chunks, make):
     from saysee.pretraining.chunks import make_missing
 
     chunks[0].folder.parent.mkdir(parents=True, exist_ok=True)
     for chunk in chunks:
-        make_missing(what, [chunk], make, workers)
+        make_missing(what, [chunk], make)
 
 
 def test_the_pool_has_what_was_asked_for_and_the_same_seed_gives_the_same(tmp_path, small_chunks):
@@ -265,10 +266,23 @@ def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small
 
 def test_units_hold_twins_together_and_every_scene_once(tmp_path, small_chunks):
     pool = PicturePool(tmp_path, 40, 16, 2, seed=0)
-    assert sorted(number for unit in pool.units for number in unit) == list(range(40))
+    assert sorted({number for unit in pool.units.tolist() for number in unit}) == list(range(40))
     scenes = [each for chunk, count in enumerate([6] * 6 + [4]) for each in wide_scenes(0, chunk, count)]
-    assert {unit for unit in pool.units if len(unit) == 2} == {(i, i + 1) for i, each in enumerate(scenes) if each.twin}
-    assert any(len(unit) == 2 for unit in pool.units)
+    pairs = {(first, second) for first, second in pool.units.tolist() if first != second}
+    assert pairs == {(i, i + 1) for i, each in enumerate(scenes) if each.twin}
+    assert pairs
+    assert len(pool.units) == 40 - len(pairs)
+
+
+def test_tokens_are_those_of_the_captions_scene_by_scene(tmp_path, small_chunks):
+    pool = PicturePool(tmp_path, 15, 16, 2, seed=2)
+    tokenizer = word_tokenizer(pool.words)
+    tokens = pool.tokens(tokenizer)
+    assert len(tokens.first) == 16
+    for captions, start, stop in zip(pool.captions, tokens.first[:-1], tokens.first[1:], strict=True):
+        theirs = tokenizer(captions, padding="max_length", max_length=MAX_WORDS).input_ids
+        assert tokens.tokens[start:stop].tolist() == theirs
+        assert tokenizer.unk_token_id not in np.array(theirs)
 
 
 def test_a_chunk_that_is_missing_is_drawn_again_and_is_the_same(tmp_path, small_chunks):
@@ -290,6 +304,15 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path, small_chunks):
         with pytest.raises(CheckpointError, match=r"holds pictures of 16 pixels and 4 patches, not") as refusal:
             PicturePool(tmp_path, 3, size, grid, seed=1)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_that_an_earlier_version_drew_is_refused(tmp_path, small_chunks):
+    PicturePool(tmp_path, 3, 16, 2, seed=1)
+    for name in ("words.npy", "words.json"):
+        next(tmp_path.glob(f"*/{name}")).unlink()
+    with pytest.raises(CheckpointError, match="earlier version") as refusal:
+        PicturePool(tmp_path, 3, 16, 2, seed=1)
+    assert "\n" not in str(refusal.value)
 
 
 DRAW = (
@@ -319,8 +342,8 @@ def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monke
     whole = sorted(folder.glob("chunk-*"))
     assert 0 < len(whole) < 12
     for chunk in whole:
-        names = {"pixels.npy", "labels.npy", "silhouettes.npy", "surroundings.npy", "scenes.json"}
-        assert {path.name for path in chunk.iterdir()} == names
+        names = {"pixels", "labels", "silhouettes", "surroundings", "words"}
+        assert {path.name for path in chunk.iterdir()} == {f"{n}.npy" for n in names} | {"scenes.json", "words.json"}
         assert len(np.load(chunk / "pixels.npy")) in (10, 20)
     made = {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in whole}
     monkeypatch.setattr(pictures, "CHUNK", 20)

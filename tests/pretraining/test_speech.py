@@ -124,11 +124,11 @@ def test_the_same_seed_gives_the_same_pool_and_a_missing_chunk_comes_back(pool, 
     assert [(chunks[i] / "samples.npy").stat().st_mtime_ns for i in (0, 2)] == [times[0], times[2]]
 
 
-def one_after_the_other(what, chunks, make, workers):
+def one_after_the_other(what, chunks, make):
     from saysee.pretraining.chunks import make_missing
 
     for chunk in chunks:
-        make_missing(what, [chunk], make, workers)
+        make_missing(what, [chunk], make)
 
 
 # ---------------------------------------------------------------------- augmentation

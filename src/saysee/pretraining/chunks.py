@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +14,9 @@ from saysee.data.scenes.making import start_worker
 from saysee.errors import SaySeeError
 from saysee.progress import progress_bar
 from saysee.training.checkpoint import clean_folder
+
+MOST_PROCESSES = 16
+"""That work at once, however many cores there are: each takes 300 MB."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,13 @@ def chunks_of(folder: Path, items: int, size: int, seed: int) -> list[Chunk]:
     return chunks
 
 
-def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None], workers: int) -> None:
-    """Makes the chunks that are not there.
+def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) -> None:
+    """Makes the chunks that are not there, on all cores (16 at most).
 
     Args:
         what: what the progress bar says.
         chunks: all of one folder.
         make: makes one; it must write its folder as a whole (``checkpoint.write_folder``), and other processes run it.
-        workers: processes.
 
     Raises:
         SaySeeError: a process died.
@@ -61,7 +64,8 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None], 
         # Spawned, not forked: a fork would copy the synthesiser's state and any locks that other threads hold.
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as processes:
+            cores = min(os.cpu_count() or 1, len(missing), MOST_PROCESSES)
+            with ProcessPoolExecutor(cores, mp_context=context, initializer=start_worker) as processes:
                 for chunk, _ in zip(missing, processes.map(make, missing), strict=True):
                     bar.advance(chunk.count)
         except BrokenProcessPool:

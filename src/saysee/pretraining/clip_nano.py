@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
@@ -28,7 +28,7 @@ from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, refuse_other_run, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
 from saysee.pretraining.reading import Reading, ReadingSettings, bounded_scale, deepen_text, text_vectors
-from saysee.pretraining.words import MAX_WORDS, drawn_captions, padded, tokenize, word_tokenizer
+from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 from saysee.tasks.contrastive import info_nce
 from saysee.training.checkpoint import write_folder
 
@@ -45,6 +45,7 @@ class ClipNanoSettings:
         layers: its transformer layers.
         text_width: width of the text tower; like ``width``.
         text_layers: its transformer layers at first.
+        feed_forward: width of the feed-forward layers of both towers.
         projection: D, width of the joint space.
         image_size: side of the picture in pixels.
         patch_size: side of a patch in pixels.
@@ -65,6 +66,7 @@ class ClipNanoSettings:
     layers: int = 6
     text_width: int = 128
     text_layers: int = 3
+    feed_forward: int = 512
     projection: int = 256
     image_size: int = 64
     patch_size: int = 8
@@ -93,7 +95,8 @@ class ClipNanoSettings:
                     f"{name} is {width}; it must be a multiple of 32, and of its {_heads(width)} attention heads (one "
                     f"for each {HEAD_WIDTH})"
                 )
-        for name in ("layers", "text_layers", "projection", "image_size", "patch_size", "held_out", "seeing_batch"):
+        counts = ("layers", "text_layers", "feed_forward", "projection", "image_size", "patch_size")
+        for name in (*counts, "held_out", "seeing_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.image_size % self.patch_size:
@@ -133,7 +136,7 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
     held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
     torch.manual_seed(settings.loop.seed)
-    tokenizer = word_tokenizer(text for captions in pool.captions for text in captions)
+    tokenizer = word_tokenizer(pool.words)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
     run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, first)
@@ -169,7 +172,7 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.text_width,
-        intermediate_size=4 * settings.text_width,
+        intermediate_size=settings.feed_forward,
         num_hidden_layers=settings.text_layers,
         num_attention_heads=_heads(settings.text_width),
         max_position_embeddings=MAX_WORDS,
@@ -181,7 +184,7 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
     )
     vision = CLIPVisionConfig(
         hidden_size=settings.width,
-        intermediate_size=4 * settings.width,
+        intermediate_size=settings.feed_forward,
         num_hidden_layers=settings.layers,
         num_attention_heads=_heads(settings.width),
         image_size=settings.image_size,
@@ -223,29 +226,27 @@ class _Training:
                 "surroundings": nn.Linear(settings.width, len(SURROUNDINGS)),
             }
         ).to(self.device)
-        self.tokens = [tokenize(tokenizer, captions) for captions in pool.captions]
-        self.held_out_tokens = [tokenize(tokenizer, captions) for captions in held_out.captions]
-        self.mean = torch.tensor(processor.image_mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(processor.image_std).view(1, 3, 1, 1)
+        self.tokens, self.held_out_tokens = pool.tokens(tokenizer), held_out.tokens(tokenizer)
+        self.mean = torch.tensor(processor.image_mean, device=self.device).view(1, 3, 1, 1)
+        self.std = torch.tensor(processor.image_std, device=self.device).view(1, 3, 1, 1)
 
-    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """CLIP's loss and the patches' labels on the batch of this step."""
-        draw = Random(f"{self.settings.loop.seed} {step}")
-        noise = torch.Generator().manual_seed(draw.getrandbits(62))
+        rng = np.random.default_rng((self.settings.loop.seed, step))
+        noise = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         seeing = step < self.settings.seeing_steps
         size = self.settings.seeing_batch if seeing else self.settings.loop.batch_size
-        chosen = self.pool.draw(draw, size)
-        pixels = torch.from_numpy(self.pool.pixels[chosen]).permute(0, 3, 1, 2).float() / 255
-        pixels = self._normalised(augmented(pixels, noise)).to(self.device)
+        chosen = self.pool.draw(rng, size)
+        pixels = self._normalised(augmented(_pictures(self._rows("pixels", chosen)), noise))
         vision = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
         told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
             return told, figures
-        ids = drawn_captions(self.tokens, chosen, draw)
+        ids = self.tokens.drawn(chosen, rng)
         image = self.clip.visual_projection(vision.pooler_output)
         scale = bounded_scale(self.clip)
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
-        figures |= {"contrastive": round(float(contrast.detach()), 4), "scale": round(float(scale.detach()), 2)}
+        figures |= {"contrastive": contrast.detach(), "scale": scale.detach()}
         return contrast + self.settings.patch_weight * told, figures
 
     @torch.no_grad()
@@ -253,16 +254,16 @@ class _Training:
         """[N, D] unit vectors of a pool's pictures, unaltered."""
         vectors = []
         for start in range(0, len(pool.pixels), 250):
-            pixels = torch.from_numpy(pool.pixels[start : start + 250]).permute(0, 3, 1, 2).float() / 255
-            seen = self.clip.get_image_features(pixel_values=self._normalised(pixels).to(self.device))
+            pixels = _pictures(torch.from_numpy(pool.pixels[start : start + 250]).to(self.device))
+            seen = self.clip.get_image_features(pixel_values=self._normalised(pixels))
             vectors.append(functional.normalize(seen.pooler_output, dim=-1))
         return torch.cat(vectors).float()
 
     def evaluate(self) -> dict[str, float]:
         """R@1 of the held-out scenes, one caption each, both ways, in percent."""
         image = self.vectors(self.held_out)
-        captions = [captions[0] for captions in self.held_out_tokens]
-        texts = [text_vectors(self.clip, padded(captions[at : at + 250])) for at in range(0, len(captions), 250)]
+        starts = range(0, len(image), 250)
+        texts = [text_vectors(self.clip, self.held_out_tokens.firsts(start, start + 250)) for start in starts]
         scores = functional.normalize(torch.cat(texts), dim=-1) @ image.T
         own = scores.diagonal()
         return {
@@ -273,7 +274,20 @@ class _Training:
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
-    def _patch_loss(self, first: Tensor, last: Tensor, chosen: list[int]) -> tuple[Tensor, dict[str, float]]:
+    @cached_property
+    def _kept(self) -> dict[str, Tensor]:
+        """The pool's arrays: on the device if they take at most half of what is free there."""
+        kept = {name: torch.from_numpy(getattr(self.pool, name)) for name in _ARRAYS}
+        if self.device == "cuda" and 2 * sum(array.nbytes for array in kept.values()) <= torch.cuda.mem_get_info()[0]:
+            kept = {name: array.to(self.device) for name, array in kept.items()}
+        return kept
+
+    def _rows(self, name: str, chosen: NDArray[np.intp]) -> Tensor:
+        """The chosen pictures' rows of one of the pool's arrays."""
+        array = self._kept[name]
+        return array[torch.from_numpy(chosen).to(array.device)].to(self.device)
+
+    def _patch_loss(self, first: Tensor, last: Tensor, chosen: NDArray[np.intp]) -> tuple[Tensor, dict[str, Tensor]]:
         """What the patches must tell of the chosen pictures, and the share of objects' patches that tell it right.
 
         The shape also tells whether there is an object at all, by its label 0. Patches with an object have a mean of
@@ -284,38 +298,56 @@ class _Training:
             last: [B, P, V] features behind the last.
             chosen: the B pictures' numbers.
         """
-        labels = torch.from_numpy(self.pool.labels[chosen]).long().to(self.device)
+        labels = self._rows("labels", chosen).long()
         scores = self.parts["label"](last).float().split([len(values) + 1 for values in LABELS.values()], dim=-1)
         some = labels[:, 0] > 0
-        loss = functional.cross_entropy(scores[0][~some], labels[:, 0][~some])
+        loss = _cross_entropy(scores[0], labels[:, 0], ~some)
         right = {}
         for number, name in enumerate(LABELS):
-            told, true = scores[number][some], labels[:, number][some]
-            loss = loss + functional.cross_entropy(told, true)
-            right[f"{name}s_right"] = round(float((told.detach().argmax(dim=-1) == true).float().mean()), 4)
-        pixels = self.settings.patch_size**2
-        covered = np.unpackbits(self.pool.silhouettes[chosen], axis=2, count=pixels)
-        target = torch.from_numpy(covered).float().to(self.device)
+            told, true = scores[number], labels[:, number]
+            loss = loss + _cross_entropy(told, true, some)
+            right[f"{name}s_right"] = _mean((told.detach().argmax(dim=-1) == true).float(), some)
+        target = _bits(self._rows("silhouettes", chosen), self.settings.patch_size**2)
         share = target.mean(dim=-1)
         crossed = (share > 0) & (share < 1)
         each = functional.binary_cross_entropy_with_logits(
             self.parts["silhouette"](first).float(), target, reduction="none"
         ).mean(dim=-1)
-        silhouette = each[crossed].mean() + each[~crossed].mean()
-        bits = np.unpackbits(self.pool.surroundings[chosen], axis=2, count=len(SURROUNDINGS))
-        holds = torch.from_numpy(bits).float().to(self.device)[some]
+        silhouette = _mean(each, crossed) + _mean(each, ~crossed)
+        holds = _bits(self._rows("surroundings", chosen), len(SURROUNDINGS)) > 0
         each = functional.binary_cross_entropy_with_logits(
-            self.parts["surroundings"](last).float()[some], holds, reduction="none"
+            self.parts["surroundings"](last).float(), holds.float(), reduction="none"
         )
         # What does not hold is thirty times as much, and easy.
-        around = (each * holds).sum() / holds.sum().clamp_min(1) + (each * (1 - holds)).sum() / (1 - holds).sum()
-        figures = {
-            "labels": float(loss.detach()),
-            "silhouettes": float(silhouette.detach()),
-            "surroundings": float(around.detach()),
-        }
+        around = _mean(each, holds) + _mean(each, some[..., None] & ~holds)
+        figures = {"labels": loss.detach(), "silhouettes": silhouette.detach(), "surroundings": around.detach()}
         loss = loss + self.settings.silhouette_weight * silhouette + self.settings.surroundings_weight * around
-        return loss, {name: round(value, 4) for name, value in figures.items()} | right
+        return loss, figures | right
+
+
+_ARRAYS = ("pixels", "labels", "silhouettes", "surroundings")
+
+
+def _pictures(pixels: Tensor) -> Tensor:
+    """[B, H, W, 3] bytes as [B, 3, H, W] between 0 and 1."""
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def _bits(packed: Tensor, count: int) -> Tensor:
+    """[..., count] float of [..., bytes]: what ``np.packbits`` packed."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return ((packed[..., None] >> places) & 1).flatten(-2)[..., :count].float()
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """The mean of the values there, 0 if there are none. Picking them out would have a GPU wait for their number."""
+    return (values * where).sum() / where.sum().clamp_min(1)
+
+
+def _cross_entropy(scores: Tensor, labels: Tensor, where: Tensor) -> Tensor:
+    """The mean over those of [B, P, C] scores, with labels [B, P], where [B, P] holds."""
+    each = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
+    return _mean(each, where.flatten())
 
 
 def _places(grid: int, width: int) -> Tensor:
@@ -332,10 +364,14 @@ def _places(grid: int, width: int) -> Tensor:
 
 
 def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:
-    """Light, contrast, tint and grain a little different: [B, 3, H, W] between 0 and 1, and so is what is returned."""
+    """Light, contrast, tint and grain a little different: [B, 3, H, W] between 0 and 1, and so is what is returned.
+
+    ``noise`` is a generator of the pictures' own device.
+    """
+    uniform = partial(torch.rand, generator=noise, device=pixels.device)
     count = len(pixels)
-    gain = 1 + 0.2 * (torch.rand(count, 1, 1, 1, generator=noise) - 0.5)
-    tint = 1 + 0.1 * (torch.rand(count, 3, 1, 1, generator=noise) - 0.5)
-    lift = 0.1 * (torch.rand(count, 1, 1, 1, generator=noise) - 0.5)
-    grain = 0.03 * torch.rand(count, 1, 1, 1, generator=noise) * torch.randn(pixels.shape, generator=noise)
+    gain = 1 + 0.2 * (uniform(count, 1, 1, 1) - 0.5)
+    tint = 1 + 0.1 * (uniform(count, 3, 1, 1) - 0.5)
+    lift = 0.1 * (uniform(count, 1, 1, 1) - 0.5)
+    grain = 0.03 * uniform(count, 1, 1, 1) * torch.randn(pixels.shape, generator=noise, device=pixels.device)
     return (pixels * gain * tint + lift + grain).clamp(0, 1)

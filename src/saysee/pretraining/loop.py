@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,8 @@ from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 
 LOG_FILE, CHECKPOINTS = "log.jsonl", "checkpoints"
+_SETTLED_EVERY = 20
+"""Steps whose figures are asked of an accelerator at once: asked after each step, it would idle till the next one."""
 _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike
 
 
@@ -63,7 +65,7 @@ def run_steps(
     folder: Path,
     model: nn.Module,
     settings: LoopSettings,
-    loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
+    loss_of: Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]],
     evaluate: Callable[[], dict[str, float]],
     whole: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -92,7 +94,8 @@ def run_steps(
     checkpoints, log = folder / CHECKPOINTS, folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clean_folder(checkpoints)
-    optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS)
+    device = next(model.parameters()).device.type
+    optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS, fused=device == "cuda")
     done, seconds, lines = 0, 0.0, list[dict[str, Any]]()
     state = _last_checkpoint(folder, settings, whole)
     if state is not None:
@@ -102,9 +105,9 @@ def run_steps(
         lines = [line for line in _read_log(log) if line["step"] <= done]
     # What a kill left behind the checkpoint (all of it where there is none) is done, and logged, again.
     write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
-    device = next(model.parameters()).device.type
     arithmetic = arithmetic_of("auto", device)
     bf16 = arithmetic == "bf16"
+    waiting = list[dict[str, Any]]()
     model.train()
     with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
         bar.advance(done)
@@ -114,33 +117,38 @@ def run_steps(
                 group["lr"] = settings.lr * schedule(done, settings)
             with torch.autocast(device, torch.bfloat16, enabled=bf16), attention_kernel(device, bf16):
                 loss, figures = loss_of(done)
-            if not bool(torch.isfinite(loss)):
-                raise SaySeeError(
-                    f"{name}: the loss is {float(loss.detach())} at step {done + 1}; lower {settings.name}.lr"
-                )
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done += 1
+            evaluates, keeps = (
+                done == settings.steps or done % every == 0
+                for every in (settings.evaluate_every, settings.checkpoint_every)
+            )
+            waiting.append({"step": done, "loss": loss.detach(), **figures})
+            if evaluates or keeps or device == "cpu" or len(waiting) == _SETTLED_EVERY:
+                settled = [_settled(line) for line in waiting]
+                waiting.clear()
+            else:
+                settled = []
             seconds += time.perf_counter() - started
-            line = {
-                "step": done,
-                "seconds": round(seconds, 2),
-                "arithmetic": arithmetic,
-                "loss": round(float(loss.detach()), 4),
-                **figures,
-            }
-            if done % settings.evaluate_every == 0 or done == settings.steps:
-                model.eval()
-                with torch.no_grad():
-                    line |= evaluate()
-                model.train()
-            writer.write(json.dumps(line) + "\n")
+            for line in settled:
+                if not math.isfinite(line["loss"]):
+                    raise SaySeeError(
+                        f"{name}: the loss is {line['loss']} at step {line['step']}; lower {settings.name}.lr"
+                    )
+                line |= {"seconds": round(seconds, 2), "arithmetic": arithmetic}
+                if evaluates and line["step"] == done:
+                    model.eval()
+                    with torch.no_grad():
+                        line |= evaluate()
+                    model.train()
+                writer.write(json.dumps(line) + "\n")
             writer.flush()
-            lines.append(line)
+            lines += settled
             bar.advance()
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
+            if keeps:
                 state = {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -183,6 +191,11 @@ def schedule(step: int, settings: LoopSettings) -> float:
         passed = (place - settings.warmup_steps) / max(length - settings.warmup_steps, 1)
         share = 0.5 * (1 + math.cos(math.pi * passed))
     return share * 0.5**cycle
+
+
+def _settled(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with plain numbers in place of tensors, for which an accelerator finishes its work."""
+    return {name: round(float(value), 4) if isinstance(value, Tensor) else value for name, value in line.items()}
 
 
 def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:

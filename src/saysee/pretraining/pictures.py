@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene, draw_silhouettes
@@ -40,6 +41,7 @@ from saysee.data.scenes.world import (
 from saysee.errors import CheckpointError
 from saysee.files import write_text
 from saysee.pretraining.chunks import Chunk, chunks_of, make_missing
+from saysee.pretraining.words import SceneTokens, WordNumbers
 from saysee.training.checkpoint import write_folder
 
 WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
@@ -111,7 +113,8 @@ def _twins(first: Scene, pairs: list[tuple[str, str]], rng: Random) -> tuple[Wid
         second = changed(first, change, rng)
         if second is None or not _may_show(second, pairs):
             continue
-        said, said_of_second = _captions(first, rng, second), _captions(second, rng, first)
+        said = _captions(first, rng, second)
+        said_of_second = _captions(second, rng, first) if said else None
         if said and said_of_second:
             return WideScene(first, said, True), WideScene(second, said_of_second, False)
     return None
@@ -125,7 +128,9 @@ def _captions(scene: Scene, rng: Random, false_of: Scene | None) -> tuple[str, .
     texts: dict[str, None] = {}
     for _ in range(CAPTION_ROUNDS):
         captions = write_captions(scene, rng, false_of)
-        texts |= dict.fromkeys(caption.text for caption in captions or ())
+        if captions is None:  # once it took all tries to find that out
+            break
+        texts |= dict.fromkeys(caption.text for caption in captions)
     return tuple(texts) or None
 
 
@@ -184,17 +189,20 @@ class PicturePool:
         image_size: side of the kept pictures in pixels.
         grid: patches along a side.
         seed: another seed gives other scenes.
-        workers: processes that draw.
 
     Raises:
-        CheckpointError: the folder holds pictures or labels of another size.
+        CheckpointError: the folder holds pictures or labels of another size, or an earlier version's.
         SaySeeError: a process died.
     """
 
-    def __init__(self, folder: Path, scenes: int, image_size: int, grid: int, seed: int, workers: int = 2) -> None:
+    def __init__(self, folder: Path, scenes: int, image_size: int, grid: int, seed: int) -> None:
         self.chunks = chunks_of(folder, scenes, CHUNK, seed)
-        make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed), workers)
+        make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed))
         for chunk in self.chunks:
+            if not (chunk.folder / "words.npy").exists():
+                raise CheckpointError(
+                    f"{folder} holds scenes that an earlier version drew; give another folder, or remove it"
+                )
             side = np.load(chunk.folder / "pixels.npy", mmap_mode="r").shape[1]
             patches = np.load(chunk.folder / "labels.npy", mmap_mode="r").shape[2]
             if (side, patches) != (image_size, grid * grid):
@@ -229,33 +237,46 @@ class PicturePool:
         return [item["captions"] for item in self._items()]
 
     @cached_property
-    def units(self) -> list[tuple[int, ...]]:
-        """The numbers of the scenes that belong in one batch: a scene alone, or two twins."""
-        units: list[tuple[int, ...]] = []
-        twin_of_next = False
-        for number, item in enumerate(self._items()):
-            if twin_of_next:
-                units[-1] = (number - 1, number)
-            else:
-                units.append((number,))
-            twin_of_next = item["twin"]
-        return units
+    def words(self) -> list[str]:
+        """All words of the captions, sorted."""
+        return sorted({word for chunk in self.chunks for word in _words_of(chunk)})
 
-    def draw(self, rng: Random, size: int) -> list[int]:
+    def tokens(self, tokenizer: PreTrainedTokenizerFast) -> SceneTokens:
+        """The captions as token numbers; a word that the tokenizer lacks is its unknown one."""
+        each = [
+            WordNumbers(_words_of(chunk), np.load(chunk.folder / "words.npy")).tokens(tokenizer)
+            for chunk in self.chunks
+        ]
+        return SceneTokens(np.concatenate(each), np.cumsum([0, *(len(item["captions"]) for item in self._items())]))
+
+    @cached_property
+    def units(self) -> NDArray[np.intp]:
+        """[U, 2] the numbers of the scenes that belong in one batch: two twins, or twice that of a scene alone."""
+        twin_of_next = np.array([item["twin"] for item in self._items()])
+        firsts = np.flatnonzero(~np.roll(twin_of_next, 1))  # the last scene is never the twin of a next one
+        return np.stack([firsts, firsts + twin_of_next[firsts]], axis=1)
+
+    def draw(self, rng: np.random.Generator, size: int) -> NDArray[np.intp]:
         """The numbers of ``size`` scenes, each at most once; twins come together."""
-        chosen: list[int] = []
-        for unit in rng.sample(range(len(self.units)), min(size, len(self.units))):
-            chosen += self.units[unit]
-            if len(chosen) >= size:
-                break
-        return chosen[:size]
+        units = self.units[rng.choice(len(self.units), min(size, len(self.units)), replace=False)]
+        both = np.ones(units.shape, dtype=bool)
+        both[:, 1] = units[:, 0] < units[:, 1]
+        chosen: NDArray[np.intp] = units[both][:size]
+        return chosen
 
     def _joined(self, name: str) -> NDArray[np.uint8]:
-        return np.concatenate([np.load(chunk.folder / f"{name}.npy") for chunk in self.chunks])
+        parts = [np.load(chunk.folder / f"{name}.npy", mmap_mode="r") for chunk in self.chunks]
+        joined = np.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), dtype=np.uint8)
+        return np.concatenate(parts, out=joined)
 
     def _items(self) -> Iterator[dict[str, Any]]:
         for chunk in self.chunks:
             yield from json.loads((chunk.folder / "scenes.json").read_text(encoding="utf-8"))
+
+
+def _words_of(chunk: Chunk) -> list[str]:
+    words: list[str] = json.loads((chunk.folder / "words.json").read_text(encoding="utf-8"))
+    return words
 
 
 def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
@@ -265,12 +286,15 @@ def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
     silhouettes = np.stack([patch_silhouettes(each.scene, image_size, grid) for each in made])
     surroundings = np.stack([patch_surroundings(each.scene, grid) for each in made])
     items = [{"captions": each.captions, "twin": each.twin} for each in made]
+    said = WordNumbers.of([text for each in made for text in each.captions])
 
     def write(temporary: Path) -> None:
         np.save(temporary / "pixels.npy", pixels)
         np.save(temporary / "labels.npy", labels)
         np.save(temporary / "silhouettes.npy", silhouettes)
         np.save(temporary / "surroundings.npy", surroundings)
+        np.save(temporary / "words.npy", said.numbers)
+        write_text(temporary / "words.json", json.dumps(said.words))
         write_text(temporary / "scenes.json", json.dumps(items))
 
     write_folder(chunk.folder, write)

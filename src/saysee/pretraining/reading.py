@@ -11,8 +11,8 @@ import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
-from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,7 +20,7 @@ from transformers import CLIPModel
 
 from saysee.pretraining.loop import LoopSettings
 from saysee.pretraining.pictures import PicturePool
-from saysee.pretraining.words import drawn_captions
+from saysee.pretraining.words import SceneTokens
 from saysee.tasks.contrastive import MAX_LOGIT_SCALE
 
 
@@ -31,10 +31,11 @@ class ReadingSettings(LoopSettings):
 
 
 def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
-    """[B, D] vectors, of any length, of captions [B, N] int that are filled up with the padding's number."""
-    ids = ids.to(clip.device)
-    mask = ids != clip.config.text_config.pad_token_id
-    vector: Tensor = clip.get_text_features(input_ids=ids, attention_mask=mask.long()).pooler_output
+    """[B, D] vectors, of any length, of captions [B, N] int that are filled up behind the end mark.
+
+    No mask: attention is causal, and the vector is read at the end mark, which so sees no filling.
+    """
+    vector: Tensor = clip.get_text_features(input_ids=ids.to(clip.device)).pooler_output
     return vector
 
 
@@ -67,7 +68,7 @@ class Reading:
     Args:
         clip: whose text tower, text projection and scale learn, in place.
         see: gives [N, D] unit vectors of the pool's pictures, as ``clip`` has them; called at the first step.
-        tokens: the captions of each picture, as token numbers.
+        tokens: the captions of the pictures.
         pool: the pictures.
         candidates: pictures in which each caption must find its own, its batch's among them.
         settings: of the loop.
@@ -77,7 +78,7 @@ class Reading:
         self,
         clip: CLIPModel,
         see: Callable[[], Tensor],
-        tokens: list[list[list[int]]],
+        tokens: SceneTokens,
         pool: PicturePool,
         candidates: int,
         settings: ReadingSettings,
@@ -92,23 +93,19 @@ class Reading:
         """[N, D] unit vectors, which stay."""
         return self.see()
 
-    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """CLIP's loss on the batch of this step, whose captions are told from more pictures than the batch's."""
-        draw = Random(f"{self.settings.seed} reading {step}")
-        chosen = self.pool.draw(draw, self.settings.batch_size)
-        more = draw.sample(range(len(self.tokens)), min(self.candidates, len(self.tokens)))
-        in_batch = set(chosen)
-        among = chosen + [number for number in more if number not in in_batch][: self.candidates - len(chosen)]
-        text = text_vectors(self.clip, drawn_captions(self.tokens, chosen, draw)).float()
+        rng = np.random.default_rng((self.settings.seed, step, 1))  # other numbers than the towers' steps take
+        chosen = self.pool.draw(rng, self.settings.batch_size)
+        scenes = len(self.tokens.first) - 1
+        more = rng.choice(scenes, min(self.candidates, scenes), replace=False)
+        among = np.concatenate([chosen, more[~np.isin(more, chosen)]])[: self.candidates]
+        text = text_vectors(self.clip, self.tokens.drawn(chosen, rng)).float()
         with torch.autocast(text.device.type, enabled=False):
             scale = bounded_scale(self.clip)
             scores = scale * functional.normalize(text, dim=-1) @ self.pictures[among].T
             own = torch.arange(len(chosen), device=scores.device)
             to_picture = functional.cross_entropy(scores, own)
             to_text = functional.cross_entropy(scores[:, : len(chosen)].T, own)
-        figures = {
-            "text_to_image": round(float(to_picture.detach()), 4),
-            "image_to_text": round(float(to_text.detach()), 4),
-            "scale": round(float(scale.detach()), 2),
-        }
+        figures = {"text_to_image": to_picture.detach(), "image_to_text": to_text.detach(), "scale": scale.detach()}
         return (to_picture + to_text) / 2, figures

@@ -49,7 +49,6 @@ class SpeechPool:
         utterances: how many.
         seed: another seed gives other sentences and speakers.
         voices: the split of the scenes corpus whose accents and voice variants speak.
-        workers: processes that speak.
 
     Attributes:
         samples: [all samples] int16 at 16 kHz.
@@ -60,9 +59,9 @@ class SpeechPool:
         SaySeeError: a process died.
     """
 
-    def __init__(self, folder: Path, utterances: int, seed: int, voices: str, workers: int = 2) -> None:
+    def __init__(self, folder: Path, utterances: int, seed: int, voices: str) -> None:
         chunks = chunks_of(folder, utterances, CHUNK, seed)
-        make_missing("speaking sentences", chunks, partial(_speak_chunk, seed, voices), workers)
+        make_missing("speaking sentences", chunks, partial(_speak_chunk, seed, voices))
         self.items: list[SpokenItem] = []
         offset = 0
         for chunk in chunks:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from random import Random
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -14,10 +16,15 @@ MAX_WORDS = 40
 """Longest caption in tokens, the begin and end marks included; longer ones are cut."""
 
 
+def split_words(text: str) -> list[str]:
+    """The words of a text as the tokenizer takes them; a comma is one."""
+    return [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())]
+
+
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are the words of ``texts``, in the frame that CLIP's text encoder expects."""
     marks = ["<pad>", "<unknown>", "<begin>"]
-    words = sorted({word for text in texts for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text.lower())})
+    words = sorted({word for text in texts for word in split_words(text)})
     # CLIP's text encoder reads its vector at the end mark, which has the highest number.
     vocabulary = {word: number for number, word in enumerate([*marks, *words, "<end>"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
@@ -37,18 +44,60 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> list[list[int]]:
-    """The token numbers of each caption."""
-    ids: list[list[int]] = tokenizer(captions, truncation=True, max_length=MAX_WORDS)["input_ids"]
-    return ids
+@dataclass(frozen=True)
+class WordNumbers:
+    """Captions by the numbers of their words in a list of them: what can be told of captions before all are known.
+
+    Attributes:
+        words: the list, sorted.
+        numbers: [C, MAX_WORDS - 2] uint16, counted from 1 and filled up with 0.
+    """
+
+    words: list[str]
+    numbers: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, captions: list[str]) -> WordNumbers:
+        """Those of C captions."""
+        split = [split_words(text)[: MAX_WORDS - 2] for text in captions]
+        words = sorted({word for caption in split for word in caption})
+        number = {word: 1 + place for place, word in enumerate(words)}
+        numbers = np.zeros((len(captions), MAX_WORDS - 2), dtype=np.uint16)
+        for row, caption in zip(numbers, split, strict=True):
+            row[: len(caption)] = [number[word] for word in caption]
+        return cls(words, numbers)
+
+    def tokens(self, tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint16]:
+        """[C, MAX_WORDS] what the tokenizer gives for the captions, filled up with its padding."""
+        vocabulary = tokenizer.get_vocab()
+        token = [tokenizer.pad_token_id, *(vocabulary.get(word, tokenizer.unk_token_id) for word in self.words)]
+        tokens = np.full((len(self.numbers), MAX_WORDS), tokenizer.pad_token_id, dtype=np.uint16)
+        tokens[:, 0] = tokenizer.bos_token_id
+        tokens[:, 1:-1] = np.array(token, dtype=np.uint16)[self.numbers]
+        tokens[np.arange(len(tokens)), 1 + (self.numbers > 0).sum(axis=1)] = tokenizer.eos_token_id
+        return tokens
 
 
-def drawn_captions(tokens: list[list[list[int]]], chosen: list[int], draw: Random) -> Tensor:
-    """[B, N] int: of each chosen picture one of its captions, drawn at random."""
-    return padded([captions[draw.randrange(len(captions))] for captions in (tokens[number] for number in chosen)])
+@dataclass(frozen=True)
+class SceneTokens:
+    """The captions of N scenes as token numbers.
 
+    Attributes:
+        tokens: [C, MAX_WORDS] uint16, filled up with 0, the tokenizer's padding; a scene's captions follow each other.
+        first: [N + 1] the number of each scene's first caption, and C.
+    """
 
-def padded(ids: list[list[int]]) -> Tensor:
-    """[B, N] int, filled up with 0, the tokenizer's padding."""
-    longest = max(len(row) for row in ids)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+    tokens: NDArray[np.uint16]
+    first: NDArray[np.intp]
+
+    def drawn(self, chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        """[B, W] int: of each chosen scene one of its captions, drawn at random; as wide as the longest."""
+        return self._rows(rng.integers(self.first[chosen], self.first[chosen + 1]))
+
+    def firsts(self, start: int, stop: int) -> Tensor:
+        """[B, W] int: the first caption of each of these scenes."""
+        return self._rows(self.first[start : min(stop, len(self.first) - 1)])
+
+    def _rows(self, captions: NDArray[np.intp]) -> Tensor:
+        tokens = self.tokens[captions]
+        return torch.from_numpy(tokens[:, : int((tokens > 0).sum(axis=1).max())].astype(np.int64))
