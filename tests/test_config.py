@@ -197,6 +197,7 @@ def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ({"model": {"speech_layers": []}}, "model.speech_layers"),
         ({"model": {"speech_layers": [2, 2]}}, "model.speech_layers"),
         ({"training": {"patience": -1}}, "training.patience"),
+        ({"training": {"patience": 2, "best_by": "step"}}, "training.patience"),
         ({"optimizer": {"accumulate": 0}}, "optimizer.accumulate"),
         ({"optimizer": {"warmup_steps": -1}}, "optimizer.warmup_steps"),
     ],

@@ -190,6 +190,9 @@ class TrainingSettings:
     fp32."""
     eval_every: int = 1000
     """Steps between evaluations on the validation split."""
+    best_by: Literal["recall", "step"] = "recall"
+    """Which evaluation's model is the best, and kept: that of the highest mean R@1, or the latest. The latest is for a
+    schedule that ends at 0 where the validation split is too small to tell two evaluations apart."""
     patience: int = 0
     """Stop after this many evaluations without a better mean R@1; 0 never stops early."""
     checkpoint_every: int = 1000
@@ -391,6 +394,8 @@ def _at_odds(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     if recipe.training.shard and recipe.model.speech_trainable == 0 and recipe.model.image_trainable == 0:
         mend = "it spreads trained encoders, and none is trained (model.speech_trainable, model.image_trainable)"
         yield "training.shard", True, mend
+    if recipe.training.best_by == "step" and recipe.training.patience:
+        yield "training.patience", recipe.training.patience, "it waits for a better R@1: set training.best_by to recall"
     if contrastive.weight == 0 and denoising.weight == 0:
         yield "contrastive.weight", contrastive.weight, "with denoising off too, nothing is left to train"
     if contrastive.weight == 0 and recipe.data.chunk_size is not None:

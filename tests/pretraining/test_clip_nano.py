@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +15,9 @@ from safetensors.torch import load_file
 from saysee.errors import ConfigError
 from saysee.model.retriever import SpeechImageModel
 from saysee.pretraining import clip_nano
-from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano
+from saysee.pretraining.clip_nano import ClipNanoSettings, pretrain_clip_nano, text_vectors
 from saysee.pretraining.loop import LoopSettings
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS
-from saysee.pretraining.reading import ReadingSettings, deepen_text, text_vectors
 from saysee.pretraining.words import MAX_WORDS, SceneTokens, WordNumbers, word_tokenizer
 
 TINY = ClipNanoSettings(
@@ -36,9 +34,6 @@ TINY = ClipNanoSettings(
     seeing_steps=2,
     seeing_batch=8,
     loop=LoopSettings(steps=4, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=4, checkpoint_every=2),
-    reading_layers=1,
-    reading_candidates=12,
-    reading=ReadingSettings(steps=3, batch_size=8, lr=3e-3, warmup_steps=1, evaluate_every=3, checkpoint_every=2),
 )
 
 
@@ -50,9 +45,8 @@ def trained(monkeypatch, tmp_path):
 
     def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
         figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
-        kept["reading" if "reading" in name else "training"] = loss_of.__self__
+        kept["training"] = loss_of.__self__
         with torch.no_grad():
-            kept["before"] = {key: kept[key] for key in ("images", "texts") if key in kept}
             kept.update(vectors_of(kept["training"]))
         return figures
 
@@ -72,7 +66,7 @@ def vectors_of(training):
 
 def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, hubert_configs):
     folder, figures, kept = trained
-    assert figures["step"] == 3
+    assert figures["step"] == 4
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"contrastive", "labels", "silhouettes", "surroundings", "shapes_right", "fills_right"} <= set(log[-1])
@@ -89,100 +83,21 @@ def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, h
         assert np.abs(found[0] - found[1]).max() > 2e-3  # and not the same whatever is asked
 
 
-def test_reading_changes_the_text_tower_alone(trained):
-    _, _, kept = trained
-    assert len(kept["training"].clip.text_model.encoder.layers) == 2
-    assert np.array_equal(kept["before"]["images"], kept["images"])
-    assert np.abs(kept["before"]["texts"] - kept["texts"]).max() > 1e-2
-    reading = kept["reading"]
-    assert np.allclose(reading.pictures.norm(dim=1), 1, atol=1e-5)
-    loss, _ = reading.loss_of(0)
-    loss.backward()
-    with_gradient = {name for name, each in reading.clip.named_parameters() if each.grad is not None}
-    assert any("text_model.encoder.layers.1" in name for name in with_gradient)
-    assert {"logit_scale", "text_projection.weight"} <= with_gradient
-    assert not any("vision" in name or "visual" in name for name in with_gradient)
-
-
-def test_layers_that_a_text_tower_gains_change_nothing_at_first(trained):
-    training = trained[2]["training"]
-    ids = training.held_out_tokens.firsts(0, TINY.held_out)
-    with torch.no_grad():
-        before = text_vectors(training.clip, ids)
-        deepen_text(training.clip, 2)
-        after = text_vectors(training.clip, ids)
-    assert len(training.clip.text_model.encoder.layers) == training.clip.config.text_config.num_hidden_layers == 4
-    assert after.allclose(before, atol=1e-6)
-
-
-def test_a_caption_finds_its_own_picture_among_its_batch_and_more_none_twice(trained, monkeypatch):
-    """Where captions have the vectors of their pictures, each finds its own; where they say nothing, none does."""
-    reading = trained[2]["reading"]
-    pictures = torch.eye(TINY.scenes)
-
-    class Asked:
-        def __getitem__(self, numbers):
-            self.numbers = numbers
-            return pictures[numbers]
-
-    asked = Asked()
-    monkeypatch.setitem(reading.__dict__, "pictures", asked)
-    for step in range(5):
-        chosen = reading.pool.draw(np.random.default_rng((TINY.reading.seed, step, 1)), 8)
-        told = pictures[chosen]
-        monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids, told=told: told)
-        _, figures = reading.loss_of(step)
-        assert asked.numbers[:8].tolist() == chosen.tolist()
-        assert len(asked.numbers) == len(set(asked.numbers.tolist())) == 12
-        assert figures["text_to_image"] == pytest.approx(0, abs=1e-3)
-        assert figures["image_to_text"] == pytest.approx(0, abs=1e-3)
-        monkeypatch.setattr("saysee.pretraining.reading.text_vectors", lambda clip, ids, told=told: 0 * told)
-        _, figures = reading.loss_of(step)
-        assert figures["text_to_image"] == pytest.approx(math.log(12), abs=1e-3)
-        assert figures["image_to_text"] == pytest.approx(math.log(8), abs=1e-3)
-
-
-def test_another_last_stage_keeps_the_first_and_is_refused_where_it_had_begun(trained):
-    from saysee.errors import CheckpointError
-
-    folder = trained[0]
-    other = replace(TINY, reading=replace(TINY.reading, lr=1e-3))
-    with pytest.raises(CheckpointError, match="reading"):
-        pretrain_clip_nano(folder, other)
-    shutil.rmtree(folder / "reading")
-    first = (folder / "log.jsonl").read_text()
-    assert pretrain_clip_nano(folder, other)["step"] == 3
-    assert (folder / "log.jsonl").read_text() == first
-
-
-def test_another_last_stage_is_refused_before_the_first_is_gone_through(trained):
-    from saysee.errors import CheckpointError
-
-    folder = trained[0]
-    shutil.rmtree(folder / "checkpoints")
-    before = (folder / "log.jsonl").read_text()
-    with pytest.raises(CheckpointError, match="reading"):
-        pretrain_clip_nano(folder, replace(TINY, reading=replace(TINY.reading, lr=1e-3)))
-    assert not (folder / "checkpoints").exists()
-    assert (folder / "log.jsonl").read_text() == before
-
-
-def test_a_run_killed_while_reading_goes_on_there(monkeypatch, tmp_path):
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(monkeypatch, tmp_path):
     pretrain_clip_nano(tmp_path / "whole", TINY)
-    loss_of, steps = clip_nano.Reading.loss_of, []
+    loss_of, steps = clip_nano._Training.loss_of, []
 
     def dies(self, step):
         steps.append(step)
-        if len(steps) == 3:
+        if len(steps) == 4:
             raise KeyboardInterrupt
         return loss_of(self, step)
 
-    monkeypatch.setattr(clip_nano.Reading, "loss_of", dies)
+    monkeypatch.setattr(clip_nano._Training, "loss_of", dies)
     with pytest.raises(KeyboardInterrupt):
         pretrain_clip_nano(tmp_path / "killed", TINY)
-    figures = pretrain_clip_nano(tmp_path / "killed", TINY)
-    assert steps == [0, 1, 2, 2]
-    assert figures["step"] == 3
+    assert pretrain_clip_nano(tmp_path / "killed", TINY)["step"] == 4
+    assert steps == [0, 1, 2, 3, 2, 3]
     whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert set(whole) == set(killed)
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -257,7 +172,7 @@ def one_object(trained, monkeypatch):
 def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     sizes = [len(values) + 1 for values in LABELS.values()]
     covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS))
-    loss, figures = one_object._patch_loss(covered, scores, np.array([0]))
+    loss, figures = one_object._patch_loss(covered, scores, torch.tensor([0]))
     # Nothing told: the log of each label's values, the shape's on empty patches once more; half a chance a pixel.
     labels = sum(math.log(size) for size in sizes) + math.log(sizes[0])
     assert figures["labels"] == pytest.approx(labels, abs=1e-3)
@@ -274,7 +189,7 @@ def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     scores[0, 5, [sum(sizes) + 1, sum(sizes) + 40]] = 30
     covered -= 30
     covered[0, 5, :32] = 30
-    loss, figures = one_object._patch_loss(covered, scores, np.array([0]))
+    loss, figures = one_object._patch_loss(covered, scores, torch.tensor([0]))
     assert float(loss) == pytest.approx(0, abs=1e-4)
     assert [figures[f"{name}s_right"] for name in LABELS] == [1, 1, 1, 1]
 
@@ -292,7 +207,7 @@ def test_shapes_weigh_the_same_however_many_patches_are_empty(one_object):
     """The mean over all patches, of which most are empty, made shapes the last thing to be learned."""
     sizes = [len(values) + 1 for values in LABELS.values()]
     scores = torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS), requires_grad=True)
-    loss, _ = one_object._patch_loss(torch.zeros(1, 16, 64), scores, np.array([0]))
+    loss, _ = one_object._patch_loss(torch.zeros(1, 16, 64), scores, torch.tensor([0]))
     loss.backward()
     # Of a cross-entropy over n even scores, the right one's gradient is 1/n - 1, with the whole weight on one patch.
     assert float(scores.grad[0, 5, 3]) == pytest.approx(1 / sizes[0] - 1, abs=1e-5)
@@ -324,8 +239,6 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
         ({"patch_size": 5}, "patch_size"),
         ({"feed_forward": 0}, "feed_forward"),
         ({"scenes": 1}, "scenes"),
-        ({"reading_candidates": 7}, "reading_candidates"),
-        ({"reading_layers": -1}, "reading_layers"),
     ],
 )
 def test_sizes_that_no_network_can_have_are_refused(wrong, name):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
+from saysee.pretraining import loop
 from saysee.pretraining.loop import LOG_FILE, LoopSettings, run_steps, schedule
 
 SETTINGS = LoopSettings(steps=11, batch_size=4, lr=1e-2, warmup_steps=3, evaluate_every=4, checkpoint_every=3)
@@ -24,7 +25,7 @@ class Killed(BaseException):
 
 
 class Task:
-    """A small network with dropout, whose batch follows from the step."""
+    """A small network whose batch follows from the step."""
 
     def __init__(self, break_at=None, pause=0.0):
         torch.manual_seed(0)
@@ -84,6 +85,66 @@ def test_broken_off_and_gone_on_with_equals_never_broken_off(broken_at, tmp_path
     assert [line["step"] for line in whole[1]] == list(range(1, 12))
     assert figures["step"] == 11
     assert figures["held_out"] == whole[1][-1]["held_out"]
+
+
+@pytest.fixture
+def asked_together(monkeypatch):
+    """Figures are asked for after several steps at once, as on an accelerator."""
+    monkeypatch.setattr(loop, "_settled_every", lambda device: 20)
+
+
+@pytest.mark.parametrize("broken_at", [[2], [3], [5], [10]])
+def test_figures_that_are_asked_for_together_are_logged_once_each(broken_at, tmp_path, whole, asked_together):
+    for step in broken_at:
+        with pytest.raises(Killed):
+            Task(break_at=step).run(tmp_path / "run")
+        # What was asked for is what a checkpoint or an evaluation needed.
+        assert [line["step"] for line in log_of(tmp_path / "run")] == list(
+            range(1, max(step // 3 * 3, step // 4 * 4) + 1)
+        )
+    task = Task()
+    task.run(tmp_path / "run")
+    assert without_time(log_of(tmp_path / "run")) == without_time(whole[1])
+    assert same_weights(task.model, whole[0].model)
+
+
+def test_figures_that_are_asked_for_together_are_logged_without_a_checkpoint_too(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(loop, "_settled_every", lambda device: 2)
+    with pytest.raises(Killed):
+        Task(break_at=5).run(tmp_path, replace(SETTINGS, evaluate_every=100, checkpoint_every=100))
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_is_told_of_its_own_step_and_never_kept(tmp_path, asked_together):
+    task = Task()
+
+    def loss_of(step):
+        loss, figures = task.loss_of(step)
+        return loss * (float("nan") if step == 4 else 1), figures
+
+    refused(
+        lambda: run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate), "step 5", kind=SaySeeError
+    )
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_a_gradient_that_is_not_finite_is_never_kept(tmp_path):
+    task = Task()
+
+    def loss_of(step):
+        loss, figures = task.loss_of(step)
+        if step == 5:
+            loss = loss + (0 * task.model[0].weight.sum()).sqrt()  # 0, with a gradient that is not a number
+        return loss, figures
+
+    refused(
+        lambda: run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate),
+        "gradient's norm is nan at step 6",
+        "lower loop.lr",
+        kind=SaySeeError,
+    )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 RUN = """
@@ -179,15 +240,7 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine():
     assert schedule(0, replace(settings, warmup_steps=0)) == 1
 
 
-def test_each_cycle_of_the_schedule_has_half_the_peak_of_the_one_before():
-    once = LoopSettings(steps=110, batch_size=1, lr=1.0, warmup_steps=10)
-    twice = replace(once, steps=220, cycles=2)
-    assert [schedule(step, twice) for step in range(110)] == [schedule(step, once) for step in range(110)]
-    assert [schedule(step + 110, twice) for step in range(110)] == pytest.approx(
-        [0.5 * schedule(step, once) for step in range(110)]
-    )
-
-
 @pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "checkpoint_every"])
 def test_numbers_that_no_run_can_have_are_refused(name):
     refused(lambda: replace(SETTINGS, **{name: 0}), f"loop.{name}", kind=ConfigError)
+    refused(lambda: replace(SETTINGS, seed=-1), "loop.seed", kind=ConfigError)

@@ -16,8 +16,7 @@ from saysee.pretraining.recipes import ENCODERS, load_settings
 TINY = {
     "clip": (
         "--width 32 --layers 1 --text_width 32 --text_layers 1 --projection 16 --image_size 32 --patch_size 8 "
-        "--scenes 8 --held_out 4 --seeing_steps 1 --seeing_batch 4 --loop.steps 2 --loop.batch_size 4 "
-        "--reading.steps 2 --reading.batch_size 4"
+        "--scenes 8 --held_out 4 --seeing_steps 1 --seeing_batch 4 --loop.steps 2 --loop.batch_size 4"
     ),
     "hubert": "--width 32 --layers 1 --utterances 4 --held_out 2 --words 10 --loop.steps 2 --loop.batch_size 2",
 }
@@ -87,8 +86,7 @@ def test_mistakes_in_a_file_are_told_in_one_line(text, words, tmp_path):
         (["words"], "words"),
         (["--width", "33"], "width"),
         (["--loop.batch_size", "0"], "loop.batch_size"),
-        (["--reading.steps", "0"], "reading.steps"),
-        (["--reading.batch_size", "5000"], "reading_candidates"),
+        (["--feed_forward", "0"], "feed_forward"),
     ],
 )
 def test_wrong_flags_are_told_in_one_line(flags, word):

@@ -82,6 +82,15 @@ def test_training_stops_early_when_the_score_stays(tiny_settings: dict[str, Any]
     assert (result["best_step"], result["steps"]) == (1, 3)
 
 
+def test_the_best_model_is_that_of_the_highest_recall_or_the_latest(tiny_settings: dict[str, Any]) -> None:
+    flags = ("--optimizer.lr=0", "--optimizer.encoder_lr=0", "--training.eval_every=1", "--training.steps=3")
+    assert train(tiny_settings, *flags)["best_step"] == 1
+    tiny_settings["output"] += "-latest"
+    assert train(tiny_settings, *flags, "--training.best_by=step")["best_step"] == 3
+    facts = json.loads((Path(tiny_settings["output"]) / "best" / "training.json").read_text())
+    assert facts["best"]["step"] == 3
+
+
 def test_accumulated_batches_give_the_mean_gradient(tiny_settings: dict[str, Any]) -> None:
     """Two batches a step at half the weight each: one step sees twice the clips."""
     result = train(tiny_settings, "--optimizer.accumulate=2", "--training.steps=3")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
+from saysee.cores import usable_cores
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError, MediaError
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
@@ -88,7 +89,7 @@ def verify(
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; set it to at least 1")
     checks = list(_checks(manifest, min_seconds, max_seconds, max_pixels))
-    processes = workers or _cores()
+    processes = workers or usable_cores()
     with progress_bar("opening files", len(checks)) as bar:
         if processes == 1 or len(checks) < _INLINE:
             return _collect(map(_open, checks), bar)
@@ -119,11 +120,6 @@ def problems_to_dict(manifest: Manifest, problems: Sequence[Problem]) -> dict[st
         "kinds": dict(Counter(problem.kind for problem in problems).most_common()),
         "problems": [asdict(problem) for problem in problems],
     }
-
-
-def _cores() -> int:
-    """Cores this process may use, where the system tells; Windows and macOS tell only how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(results: Iterable[Problem | None], bar: ProgressBar) -> list[Problem]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+from saysee.cores import usable_cores
 from saysee.data.scenes.making import start_worker
 from saysee.errors import SaySeeError
 from saysee.progress import progress_bar
 from saysee.training.checkpoint import clean_folder
 
 MOST_PROCESSES = 16
-"""That work at once, however many cores there are: each takes 300 MB."""
+"""Processes at most, however many cores there are: each takes 300 MB."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
         # Spawned, not forked: a fork would copy the synthesiser's state and any locks that other threads hold.
         context = multiprocessing.get_context("spawn")
         try:
-            cores = min(os.cpu_count() or 1, len(missing), MOST_PROCESSES)
+            cores = min(usable_cores(), len(missing), MOST_PROCESSES)
             with ProcessPoolExecutor(cores, mp_context=context, initializer=start_worker) as processes:
                 for chunk, _ in zip(missing, processes.map(make, missing), strict=True):
                     bar.advance(chunk.count)

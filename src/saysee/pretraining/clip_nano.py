@@ -3,8 +3,7 @@
 CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it, by linear
 layers that are dropped at the end: from the first transformer layer's features which of its pixels an object covers,
 from the last ones the object's shape, color, size and fill, where it lies, and what lies around it. A vision
-transformer this small, trained on processor cores, else spends most of its steps on learning to see. At the end the
-text tower, made deeper, learns on alone (:mod:`saysee.pretraining.reading`). What each of them is worth is in
+transformer this small else spends most of its steps on learning to see. What each of them is worth is in
 ``docs/nano.md``.
 """
 
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
@@ -27,13 +25,15 @@ from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, refuse_other_run, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
-from saysee.pretraining.reading import Reading, ReadingSettings, bounded_scale, deepen_text, text_vectors
 from saysee.pretraining.words import MAX_WORDS, word_tokenizer
-from saysee.tasks.contrastive import info_nce
+from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
 from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
 """Of an attention head, as in CLIP; half of it was a sixth slower and no better."""
+
+_ARRAYS = ("pixels", "labels", "silhouettes", "surroundings")
+"""What is kept of a pool to learn from, beside its captions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClipNanoSettings:
         width: width V of the vision tower; a multiple of 32 that its attention heads divide.
         layers: its transformer layers.
         text_width: width of the text tower; like ``width``.
-        text_layers: its transformer layers at first.
+        text_layers: its transformer layers.
         feed_forward: width of the feed-forward layers of both towers.
         projection: D, width of the joint space.
         image_size: side of the picture in pixels.
@@ -56,34 +56,28 @@ class ClipNanoSettings:
         surroundings_weight: weight of where the object lies and what lies around it within that.
         seeing_steps: steps at the start in which what the patches must tell is all that is learned.
         seeing_batch: pictures in a batch of these steps.
-        loop: of both towers; see :class:`saysee.pretraining.loop.LoopSettings`.
-        reading_layers: layers that the text tower gains before it learns on alone.
-        reading_candidates: pictures that a caption is then told from.
-        reading: of this last stage, like ``loop``.
+        loop: see :class:`saysee.pretraining.loop.LoopSettings`.
     """
 
-    width: int = 128
+    width: int = 192
     layers: int = 6
-    text_width: int = 128
-    text_layers: int = 3
+    text_width: int = 192
+    text_layers: int = 4
     feed_forward: int = 512
     projection: int = 256
     image_size: int = 64
     patch_size: int = 8
-    scenes: int = 64_000
+    scenes: int = 320_000
     held_out: int = 1_000
     patch_weight: float = 0.5
     silhouette_weight: float = 4.0
     surroundings_weight: float = 2.0
-    seeing_steps: int = 3000
-    seeing_batch: int = 64
+    seeing_steps: int = 1500
+    seeing_batch: int = 512
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=15_000, batch_size=192, lr=2e-3, warmup_steps=100, cycles=2)
-    )
-    reading_layers: int = 3
-    reading_candidates: int = 4096
-    reading: ReadingSettings = field(
-        default_factory=lambda: ReadingSettings(steps=4000, batch_size=256, lr=1e-3, warmup_steps=100)
+        default_factory=lambda: LoopSettings(
+            steps=10_500, batch_size=2048, lr=1.5e-3, warmup_steps=500, evaluate_every=500
+        )
     )
 
     def __post_init__(self) -> None:
@@ -105,13 +99,6 @@ class ClipNanoSettings:
             raise ConfigError(
                 f"scenes is {self.scenes}; it must be at least 2, so that there is something to tell apart"
             )
-        if self.reading_candidates < self.reading.batch_size:
-            raise ConfigError(
-                f"reading_candidates is {self.reading_candidates}; it must be at least reading.batch_size, "
-                f"{self.reading.batch_size}, because a batch's own pictures are among them"
-            )
-        if self.reading_layers < 0:
-            raise ConfigError(f"reading_layers is {self.reading_layers}; it must be at least 0")
 
 
 def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, Any]:
@@ -122,16 +109,13 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
         settings: see :class:`ClipNanoSettings`.
 
     Returns:
-        The last figures of the last stage's log.
+        The last figures of the log.
 
     Raises:
         SaySeeError: as :func:`saysee.pretraining.loop.run_steps` does.
     """
     whole = asdict(settings)
-    first = {name: value for name, value in whole.items() if not name.startswith(ReadingSettings.name)}
-    last_folder = folder / ReadingSettings.name
-    refuse_other_run(folder, settings.loop, first)
-    refuse_other_run(last_folder, settings.reading, whole)
+    refuse_other_run(folder, settings.loop, whole)
     grid = settings.image_size // settings.patch_size
     pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
     held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
@@ -139,24 +123,10 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     tokenizer = word_tokenizer(pool.words)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
-    run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, first)
-    model = training.clip
-    deepen_text(model, settings.reading_layers)
-    reading = Reading(
-        model, partial(training.vectors, pool), training.tokens, pool, settings.reading_candidates, settings.reading
-    )
-    figures = run_steps(
-        "clip-nano, reading",
-        last_folder,
-        reading.parts,
-        settings.reading,
-        reading.loss_of,
-        training.evaluate,
-        whole,
-    )
+    figures = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
 
     def save(temporary: Path) -> None:
-        model.to("cpu", torch.float16).save_pretrained(temporary)
+        training.clip.to("cpu", torch.float16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         processor.save_pretrained(temporary)
 
@@ -227,6 +197,7 @@ class _Training:
             }
         ).to(self.device)
         self.tokens, self.held_out_tokens = pool.tokens(tokenizer), held_out.tokens(tokenizer)
+        self.held_out_pixels = torch.from_numpy(held_out.pixels)
         self.mean = torch.tensor(processor.image_mean, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(processor.image_std, device=self.device).view(1, 3, 1, 1)
 
@@ -236,35 +207,33 @@ class _Training:
         noise = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         seeing = step < self.settings.seeing_steps
         size = self.settings.seeing_batch if seeing else self.settings.loop.batch_size
-        chosen = self.pool.draw(rng, size)
+        numbers = self.pool.draw(rng, size)
+        ids = self._moved(self.tokens.drawn(numbers, rng))
+        chosen = torch.from_numpy(numbers)
+        if self._kept["pixels"].device.type != "cpu":
+            chosen = self._moved(chosen)
         pixels = self._normalised(augmented(_pictures(self._rows("pixels", chosen)), noise))
         vision = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
         told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
             return told, figures
-        ids = self.tokens.drawn(chosen, rng)
         image = self.clip.visual_projection(vision.pooler_output)
-        scale = bounded_scale(self.clip)
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        scale = self.clip.logit_scale.exp()
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
         figures |= {"contrastive": contrast.detach(), "scale": scale.detach()}
         return contrast + self.settings.patch_weight * told, figures
 
-    @torch.no_grad()
-    def vectors(self, pool: PicturePool) -> Tensor:
-        """[N, D] unit vectors of a pool's pictures, unaltered."""
-        vectors = []
-        for start in range(0, len(pool.pixels), 250):
-            pixels = _pictures(torch.from_numpy(pool.pixels[start : start + 250]).to(self.device))
-            seen = self.clip.get_image_features(pixel_values=self._normalised(pixels))
-            vectors.append(functional.normalize(seen.pooler_output, dim=-1))
-        return torch.cat(vectors).float()
-
     def evaluate(self) -> dict[str, float]:
         """R@1 of the held-out scenes, one caption each, both ways, in percent."""
-        image = self.vectors(self.held_out)
-        starts = range(0, len(image), 250)
-        texts = [text_vectors(self.clip, self.held_out_tokens.firsts(start, start + 250)) for start in starts]
-        scores = functional.normalize(torch.cat(texts), dim=-1) @ image.T
+        images, texts = [], []
+        for start in range(0, len(self.held_out_pixels), 250):
+            pixels = _pictures(self.held_out_pixels[start : start + 250].to(self.device))
+            images.append(self.clip.get_image_features(pixel_values=self._normalised(pixels)).pooler_output)
+            texts.append(text_vectors(self.clip, self.held_out_tokens.firsts(start, start + 250)))
+        image, text = (functional.normalize(torch.cat(each), dim=-1) for each in (images, texts))
+        scores = text @ image.T
         own = scores.diagonal()
         return {
             "text_to_image_R@1": 100 * float(((scores >= own[:, None]).sum(dim=1) == 1).float().mean()),
@@ -282,12 +251,16 @@ class _Training:
             kept = {name: array.to(self.device) for name, array in kept.items()}
         return kept
 
-    def _rows(self, name: str, chosen: NDArray[np.intp]) -> Tensor:
-        """The chosen pictures' rows of one of the pool's arrays."""
-        array = self._kept[name]
-        return array[torch.from_numpy(chosen).to(array.device)].to(self.device)
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the device, without waiting for what it is at work on."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device == "cuda" else tensor
 
-    def _patch_loss(self, first: Tensor, last: Tensor, chosen: NDArray[np.intp]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rows(self, name: str, chosen: Tensor) -> Tensor:
+        """The chosen pictures' rows of one of the pool's arrays, on the device."""
+        rows = self._kept[name][chosen]
+        return rows if rows.device.type == self.device else self._moved(rows)
+
+    def _patch_loss(self, first: Tensor, last: Tensor, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the patches must tell of the chosen pictures, and the share of objects' patches that tell it right.
 
         The shape also tells whether there is an object at all, by its label 0. Patches with an object have a mean of
@@ -296,7 +269,7 @@ class _Training:
         Args:
             first: [B, P, V] features behind the first transformer layer.
             last: [B, P, V] features behind the last.
-            chosen: the B pictures' numbers.
+            chosen: [B] int, the pictures' numbers.
         """
         labels = self._rows("labels", chosen).long()
         scores = self.parts["label"](last).float().split([len(values) + 1 for values in LABELS.values()], dim=-1)
@@ -325,7 +298,13 @@ class _Training:
         return loss, figures | right
 
 
-_ARRAYS = ("pixels", "labels", "silhouettes", "surroundings")
+def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
+    """[B, D] vectors, of any length, of captions [B, N] int that are filled up behind the end mark.
+
+    No mask: attention is causal, and the vector is read at the end mark, which so sees no filling.
+    """
+    vector: Tensor = clip.get_text_features(input_ids=ids.to(clip.device)).pooler_output
+    return vector
 
 
 def _pictures(pixels: Tensor) -> Tensor:

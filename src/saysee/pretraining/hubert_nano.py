@@ -172,7 +172,7 @@ class _Training:
         self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
         self.middles = frame_middles(self.encoder)
 
-    def loss_of(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Masked prediction of labels, and words, on the batch of this step."""
         draw = Random(f"{self.settings.loop.seed} {step}")
         numbers = self._batch(step)
@@ -194,11 +194,11 @@ class _Training:
             loss = loss + self.settings.word_weight * word_loss
         right = (scores.detach().argmax(dim=-1) == labels)[behind].float().mean()
         return loss, {
-            "masked": round(float(masked_loss.detach()), 4),
-            "seen": round(float(seen_loss.detach()), 4),
-            "word": round(float(word_loss.detach()), 4),
-            "masked_right": round(float(right), 4),
-            "words_right": round(words_right, 4),
+            "masked": masked_loss.detach(),
+            "seen": seen_loss.detach(),
+            "word": word_loss.detach(),
+            "masked_right": right,
+            "words_right": words_right,
         }
 
     def evaluate(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
 
 LOG_FILE, CHECKPOINTS = "log.jsonl", "checkpoints"
-_SETTLED_EVERY = 20
-"""Steps whose figures are asked of an accelerator at once: asked after each step, it would idle till the next one."""
 _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike
 
 
@@ -32,21 +30,15 @@ class LoopSettings:
 
     Attributes:
         steps: optimiser steps. batch_size: items in a batch. lr: peak learning rate of AdamW (linear warm-up, then a
-        cosine to 0). warmup_steps: steps of the warm-up. cycles: the schedule is run through this many times in
-        ``steps``, each with half the peak of the one before (SGDR, arXiv 1608.03983): a finished run can so be gone on
-        with. weight_decay: of matrices alone. clip_norm: the gradient's norm is clipped to this. evaluate_every: steps
-        between figures on held-out data. checkpoint_every: steps between checkpoints. seed: of the weights, the order
-        and the augmentation.
+        cosine to 0). warmup_steps: steps of the warm-up. weight_decay: of matrices alone. clip_norm: the gradient's
+        norm is clipped to this. evaluate_every: steps between figures on held-out data. checkpoint_every: steps
+        between checkpoints. seed: of the weights, the order and the augmentation.
     """
-
-    name: ClassVar = "loop"
-    """What these settings are called among all of a pre-training."""
 
     steps: int
     batch_size: int
     lr: float
     warmup_steps: int
-    cycles: int = 1
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     evaluate_every: int = 250
@@ -55,9 +47,11 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         """Refuses numbers that no run can have."""
-        for name in ("steps", "cycles", "batch_size", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{self.name}.{name} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"loop.seed is {self.seed}; it must be at least 0")
 
 
 def run_steps(
@@ -76,11 +70,12 @@ def run_steps(
 
     Args:
         name: what the progress bar says.
-        folder: of the log (one JSON object a line) and the checkpoints.
+        folder: of the log (one JSON object a line) and the checkpoints. On an accelerator, steps whose figures were
+            asked for together have the same ``seconds``.
         model: all parts that are trained.
         settings: see :class:`LoopSettings`.
-        loss_of: the loss of a step (0 is the first) with figures for the log. It must draw what is random from the
-            step's number, so that a resumed run takes the same steps.
+        loss_of: the loss of a step (0 is the first) with figures for the log, without gradient. It must draw what is
+            random from the step's number, so that a resumed run takes the same steps.
         evaluate: figures on held-out data; called without gradient and in evaluation mode.
         whole: settings of the model and its data, as plain values; a run of others is refused too.
 
@@ -89,17 +84,20 @@ def run_steps(
 
     Raises:
         CheckpointError: the folder's checkpoint is of other settings.
-        SaySeeError: the loss is not finite.
+        SaySeeError: the loss or its gradient is not finite.
     """
     checkpoints, log = folder / CHECKPOINTS, folder / LOG_FILE
     folder.mkdir(parents=True, exist_ok=True)
     clean_folder(checkpoints)
     device = next(model.parameters()).device.type
-    optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS, fused=device == "cuda")
+    fused = True if device == "cuda" else None
+    optimizer = torch.optim.AdamW(_groups(model, settings), betas=_BETAS, fused=fused)
     done, seconds, lines = 0, 0.0, list[dict[str, Any]]()
     state = _last_checkpoint(folder, settings, whole)
     if state is not None:
         model.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            group["fused"] = fused  # the run may have begun on another device
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["step"], state["seconds"]
         lines = [line for line in _read_log(log) if line["step"] <= done]
@@ -118,7 +116,7 @@ def run_steps(
             with torch.autocast(device, torch.bfloat16, enabled=bf16), attention_kernel(device, bf16):
                 loss, figures = loss_of(done)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done += 1
@@ -126,18 +124,17 @@ def run_steps(
                 done == settings.steps or done % every == 0
                 for every in (settings.evaluate_every, settings.checkpoint_every)
             )
-            waiting.append({"step": done, "loss": loss.detach(), **figures})
-            if evaluates or keeps or device == "cpu" or len(waiting) == _SETTLED_EVERY:
+            waiting.append({"step": done, "loss": loss.detach(), "gradient_norm": norm, **figures})
+            if evaluates or keeps or len(waiting) >= _settled_every(device):
                 settled = [_settled(line) for line in waiting]
                 waiting.clear()
             else:
                 settled = []
             seconds += time.perf_counter() - started
             for line in settled:
-                if not math.isfinite(line["loss"]):
-                    raise SaySeeError(
-                        f"{name}: the loss is {line['loss']} at step {line['step']}; lower {settings.name}.lr"
-                    )
+                for what, value in (("loss", line["loss"]), ("gradient's norm", line["gradient_norm"])):
+                    if not math.isfinite(value):
+                        raise SaySeeError(f"{name}: the {what} is {value} at step {line['step']}; lower loop.lr")
                 line |= {"seconds": round(seconds, 2), "arithmetic": arithmetic}
                 if evaluates and line["step"] == done:
                     model.eval()
@@ -182,20 +179,21 @@ def _last_checkpoint(folder: Path, settings: LoopSettings, whole: dict[str, Any]
 
 
 def schedule(step: int, settings: LoopSettings) -> float:
-    """The share of ``lr`` at a step: a line up, then half a cosine down to 0; in each cycle half of the one before."""
-    length = math.ceil(settings.steps / settings.cycles)
-    cycle, place = divmod(step, length)
-    if place < settings.warmup_steps:
-        share = (place + 1) / settings.warmup_steps
-    else:
-        passed = (place - settings.warmup_steps) / max(length - settings.warmup_steps, 1)
-        share = 0.5 * (1 + math.cos(math.pi * passed))
-    return share * 0.5**cycle
+    """The share of ``lr`` at a step: a line up, then half a cosine down to 0."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    passed = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * passed))
+
+
+def _settled_every(device: str) -> int:
+    """Steps whose figures are asked for together. An accelerator that is asked after each would idle till the next."""
+    return 1 if device == "cpu" else 20
 
 
 def _settled(line: Mapping[str, Any]) -> dict[str, Any]:
     """The line with plain numbers in place of tensors, for which an accelerator finishes its work."""
-    return {name: round(float(value), 4) if isinstance(value, Tensor) else value for name, value in line.items()}
+    return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in line.items()}
 
 
 def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:

@@ -197,8 +197,7 @@ class PicturePool:
 
     def __init__(self, folder: Path, scenes: int, image_size: int, grid: int, seed: int) -> None:
         self.chunks = chunks_of(folder, scenes, CHUNK, seed)
-        make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed))
-        for chunk in self.chunks:
+        for chunk in (chunk for chunk in self.chunks if chunk.folder.exists()):
             if not (chunk.folder / "words.npy").exists():
                 raise CheckpointError(
                     f"{folder} holds scenes that an earlier version drew; give another folder, or remove it"
@@ -210,23 +209,24 @@ class PicturePool:
                     f"{folder} holds pictures of {side} pixels and {patches} patches, not {image_size} and "
                     f"{grid * grid}; give another folder, or remove it"
                 )
+        make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed))
 
-    @cached_property
+    @property
     def pixels(self) -> NDArray[np.uint8]:
-        """[N, H, W, 3]."""
+        """[N, H, W, 3]; this and the three below are read from the folder each time."""
         return self._joined("pixels")
 
-    @cached_property
+    @property
     def labels(self) -> NDArray[np.uint8]:
         """[N, len(LABELS), P], see :func:`patch_labels`."""
         return self._joined("labels")
 
-    @cached_property
+    @property
     def silhouettes(self) -> NDArray[np.uint8]:
         """[N, P, bytes], see :func:`patch_silhouettes`."""
         return self._joined("silhouettes")
 
-    @cached_property
+    @property
     def surroundings(self) -> NDArray[np.uint8]:
         """[N, P, bytes], see :func:`patch_surroundings`."""
         return self._joined("surroundings")

@@ -42,7 +42,7 @@ class DemoSettings:
 
     Attributes:
         images: pictures in all, five clips each.
-        val_images: of these, to choose the best step on.
+        val_images: of these, to watch the training by.
         test_images: of these, to score on.
         other_queries: captions that are asked again by other voices.
         recipe_overrides: dotted flags laid over the recipe ``nano``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from saysee.training.record import peak_memory_mib
 
@@ -61,10 +61,10 @@ class RunCount:
         sums, self._interval_sums = self._interval_sums, {}
         return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
 
-    def judge(self, recall: float, patience: int) -> bool:
-        """Notes an evaluation's mean R@1, in percent; True when it is the best so far."""
+    def judge(self, recall: float, patience: int, best_by: Literal["recall", "step"] = "recall") -> bool:
+        """Notes an evaluation's mean R@1, in percent; True when its model is the best so far."""
         self.recall = recall
-        if recall > self.best_recall:
+        if best_by == "step" or recall > self.best_recall:
             self.best_recall, self.best_step, self.worse_evaluations = recall, self.step, 0
             return True
         self.worse_evaluations += 1

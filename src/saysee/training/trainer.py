@@ -1,9 +1,8 @@
 """The training loop.
 
 A run is a folder: ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
-``checkpoints/``, ``best/`` (the model with the best mean R@1 on the validation split, ready for ``from_pretrained``)
-and, at its end, ``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never
-been killed.
+``checkpoints/``, ``best/`` (the model that ``training.best_by`` chose, ready for ``from_pretrained``) and, at its end,
+``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never been killed.
 """
 
 from __future__ import annotations
@@ -207,7 +206,7 @@ class Trainer:
         state.signs = sorted(signs)
         state.previous_contrastive = figures.get("contrastive_loss")
         record.write("val", state.step, {**figures, **{f"sign/{sign}": 1.0 for sign in signs}})
-        if state.judge(figures["mean_R@1"], settings.patience):
+        if state.judge(figures["mean_R@1"], settings.patience, settings.best_by):
 
             def save(folder: Path) -> None:
                 environment = self.folder / ENVIRONMENT_FILE

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from saysee.cores import usable_cores
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.drawing import PICTURE_SIZE
 from saysee.data.scenes.making import RECORDS, UNFINISHED, make_images, read_record, start_worker, write_whole
@@ -97,7 +98,7 @@ def build_scenes(
             leftover.unlink(missing_ok=True)
         todo = (each for each in plan(seed, sizes) if read_record(folder, each.index) is None)
         with progress_bar("drawing and speaking", images) as bar:
-            _make_all(_counted(todo, bar, images), folder, seed, picture_size, workers or _cores(), bar)
+            _make_all(_counted(todo, bar, images), folder, seed, picture_size, workers or usable_cores(), bar)
         rows = _rows(folder, images)
         if hasattr(os, "sync"):
             os.sync()  # else a power cut soon after could leave a manifest of files that are not on disk yet
@@ -165,11 +166,6 @@ def _refuse_others(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) 
 
 def _told(value: Any) -> str:
     return "/".join(f"{n} {split}" for split, n in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _counted(todo: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Iterator[PlannedScene]:
