@@ -89,7 +89,7 @@ def test_clip_nano_finds_pictures_of_the_corpus_by_their_captions(model, tiny_ma
         @ model.encode_images([tiny_manifest.image_path(row) for row in rows]).T
     )
     assert len(rows) == 24
-    assert (scores.argmax(axis=1) == np.arange(24)).mean() > 0.4
+    assert (scores.argmax(axis=1) == np.arange(24)).mean() > 0.9
 
 
 def test_frames_of_hubert_nano_tell_one_sound_from_another(model, tiny_manifest):

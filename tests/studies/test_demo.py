@@ -99,7 +99,7 @@ def test_other_ways_of_asking_are_scored_on_the_same_gallery(demo: tuple[Path, D
     ways = {each.way: each for each in result.others}
     assert ways["in writing"].queries == 100
     assert ways["in writing"].back_at_1 is not None
-    assert ways["in writing"].recall_at_1 > 25, "clip-nano reads captions; chance is 5"
+    assert ways["in writing"].recall_at_1 > 80, "clip-nano reads captions; chance is 5"
     assert ways["the same, fast"].queries == 3
     assert ways["the same, fast"].back_at_1 is None, "most pictures have no query here"
     text = (folder / "report.html").read_text(encoding="utf-8")
