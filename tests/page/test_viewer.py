@@ -77,7 +77,9 @@ def test_the_regions_that_a_moment_attends_to_are_those_that_are_lit(asked, trut
         veils.append(np.array(page.evaluate(VEIL, 8)))
         assert veils[-1].max() > 150
         assert np.corrcoef(veils[-1], weights[-1])[0, 1] < -0.5
-        assert veils[-1][weights[-1].argmax()] < 0.75 * veils[-1].max()
+        most = veils[-1][weights[-1].argmax()]
+        assert most < 0.85 * veils[-1].max()
+        assert most <= np.quantile(veils[-1], 0.2), "what is attended to most is lit as a fifth at most is"
     # What differs between the two moments tells them apart from any other.
     assert np.corrcoef(veils[0] - veils[1], weights[0] - weights[1])[0, 1] < -0.7
     page.uncheck("#lit")
