@@ -26,7 +26,7 @@ from saysee.model.processor import SpeechImageProcessor
 from saysee.pretraining.loop import LoopSettings, refuse_other_run, run_steps
 from saysee.pretraining.pictures import LABELS, SURROUNDINGS, PicturePool
 from saysee.pretraining.words import MAX_WORDS, word_tokenizer
-from saysee.tasks.contrastive import MAX_LOGIT_SCALE, info_nce
+from saysee.tasks.contrastive import bounded_scale, info_nce
 from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
@@ -208,7 +208,6 @@ class _Training:
         seeing = step < self.settings.seeing_steps
         size = self.settings.seeing_batch if seeing else self.settings.loop.batch_size
         numbers = self.pool.draw(rng, size)
-        ids = self._moved(self.tokens.drawn(numbers, rng))
         chosen = torch.from_numpy(numbers)
         if self._kept["pixels"].device.type != "cpu":
             chosen = self._moved(chosen)
@@ -217,10 +216,9 @@ class _Training:
         told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
             return told, figures
+        ids = self._moved(self.tokens.drawn(numbers, rng))
         image = self.clip.visual_projection(vision.pooler_output)
-        with torch.no_grad():
-            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        scale = self.clip.logit_scale.exp()
+        scale = bounded_scale(self.clip.logit_scale)
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
         figures |= {"contrastive": contrast.detach(), "scale": scale.detach()}
         return contrast + self.settings.patch_weight * told, figures

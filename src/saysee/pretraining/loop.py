@@ -125,16 +125,12 @@ def run_steps(
                 for every in (settings.evaluate_every, settings.checkpoint_every)
             )
             waiting.append({"step": done, "loss": loss.detach(), "gradient_norm": norm, **figures})
-            if evaluates or keeps or len(waiting) >= _settled_every(device):
-                settled = [_settled(line) for line in waiting]
-                waiting.clear()
-            else:
-                settled = []
+            due = evaluates or keeps or len(waiting) >= _settled_every(device)
+            settled = [_settled(line) for line in waiting] if due else []
+            waiting = waiting[len(settled) :]
             seconds += time.perf_counter() - started
             for line in settled:
-                for what, value in (("loss", line["loss"]), ("gradient's norm", line["gradient_norm"])):
-                    if not math.isfinite(value):
-                        raise SaySeeError(f"{name}: the {what} is {value} at step {line['step']}; lower loop.lr")
+                _refuse_infinite(name, line)
                 line |= {"seconds": round(seconds, 2), "arithmetic": arithmetic}
                 if evaluates and line["step"] == done:
                     model.eval()
@@ -194,6 +190,12 @@ def _settled_every(device: str) -> int:
 def _settled(line: Mapping[str, Any]) -> dict[str, Any]:
     """The line with plain numbers in place of tensors, for which an accelerator finishes its work."""
     return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in line.items()}
+
+
+def _refuse_infinite(name: str, line: Mapping[str, Any]) -> None:
+    for what, value in (("loss", line["loss"]), ("gradient's norm", line["gradient_norm"])):
+        if not math.isfinite(value):
+            raise SaySeeError(f"{name}: the {what} is {value} at step {line['step']}; lower loop.lr")
 
 
 def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:

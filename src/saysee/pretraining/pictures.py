@@ -247,14 +247,19 @@ class PicturePool:
             WordNumbers(_words_of(chunk), np.load(chunk.folder / "words.npy")).tokens(tokenizer)
             for chunk in self.chunks
         ]
-        return SceneTokens(np.concatenate(each), np.cumsum([0, *(len(item["captions"]) for item in self._items())]))
+        return SceneTokens(np.concatenate(each), np.concatenate([[0], np.cumsum(self._counts[:, 0])]))
 
     @cached_property
     def units(self) -> NDArray[np.intp]:
         """[U, 2] the numbers of the scenes that belong in one batch: two twins, or twice that of a scene alone."""
-        twin_of_next = np.array([item["twin"] for item in self._items()])
+        twin_of_next = self._counts[:, 1] > 0
         firsts = np.flatnonzero(~np.roll(twin_of_next, 1))  # the last scene is never the twin of a next one
         return np.stack([firsts, firsts + twin_of_next[firsts]], axis=1)
+
+    @cached_property
+    def _counts(self) -> NDArray[np.intp]:
+        """[N, 2] each scene's captions, and whether the next is its twin: what batches need of the scenes."""
+        return np.array([(len(item["captions"]), item["twin"]) for item in self._items()], dtype=np.intp)
 
     def draw(self, rng: np.random.Generator, size: int) -> NDArray[np.intp]:
         """The numbers of ``size`` scenes, each at most once; twins come together."""

@@ -62,6 +62,16 @@ def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Te
         return (functional.cross_entropy(a_to_b, target) + functional.cross_entropy(b_to_a, target)) / 2
 
 
+def bounded_scale(log_scale: nn.Parameter) -> Tensor:
+    """One over a learned temperature, in fp32.
+
+    The parameter itself is held back: a clamp behind it would stop its gradient, and with it the way back.
+    """
+    with torch.no_grad():
+        log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+    return log_scale.float().exp()
+
+
 class ContrastiveTask(Task):
     """InfoNCE between the global vectors of clips and pictures, over the pairs of all processes that train together.
 
@@ -84,11 +94,8 @@ class ContrastiveTask(Task):
 
     def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
         """See :meth:`Task.forward`; gives ``contrastive_loss`` and the ``temperature`` in force."""
-        if isinstance(self.log_scale, nn.Parameter):
-            # The parameter itself is held back: a clamp behind it would stop its gradient, and with it the way back.
-            with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-        scale = self.log_scale.float().exp()
+        log_scale = self.log_scale
+        scale = bounded_scale(log_scale) if isinstance(log_scale, nn.Parameter) else log_scale.float().exp()
         compare = info_nce_over_processes if in_several_processes() else info_nce
         return {
             "contrastive_loss": compare(speech.vector, images.vector, scale, image_ids),

@@ -61,7 +61,7 @@ class RunCount:
         sums, self._interval_sums = self._interval_sums, {}
         return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
 
-    def judge(self, recall: float, patience: int, best_by: Literal["recall", "step"] = "recall") -> bool:
+    def judge(self, recall: float, patience: int, best_by: Literal["recall", "step"]) -> bool:
         """Notes an evaluation's mean R@1, in percent; True when its model is the best so far."""
         self.recall = recall
         if best_by == "step" or recall > self.best_recall:
