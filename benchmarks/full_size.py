@@ -208,7 +208,7 @@ def last_step(run_folder: Path) -> int:
 
 def steps_of(run_folder: Path) -> dict[int, dict[str, Any]]:
     """The logged steps of a run, by number."""
-    from saysee.training.record import read_metrics
+    from saysee.training.log_records import read_metrics
 
     return {line["step"]: line for line in read_metrics(run_folder) if line["kind"] == "train"}
 
@@ -232,6 +232,7 @@ def table(found: dict[str, Any]) -> str:
 def write_encoders(options: argparse.Namespace, folder: Path) -> None:
     """A HuBERT in the old form and a CLIP with its image processor and tokenizer, as the hub has them."""
     import torch
+    from lab.nano.words import word_tokenizer
     from transformers import (
         CLIPConfig,
         CLIPImageProcessorPil,
@@ -241,7 +242,6 @@ def write_encoders(options: argparse.Namespace, folder: Path) -> None:
         Wav2Vec2FeatureExtractor,
     )
 
-    from saysee.pretraining.words import word_tokenizer
     from saysee.training.plan_encoders import KNOWN_CLIPS, KNOWN_HUBERTS
 
     if options.size in SIZES:
@@ -304,7 +304,7 @@ def write_corpus(options: argparse.Namespace, folder: Path) -> None:
     wavs.mkdir(parents=True)
     pictures.mkdir()
     tenth = max(2, options.pictures // 10)
-    splits = {"test": [], "dev": [], "train": []}
+    splits: dict[str, list[str]] = {"test": [], "dev": [], "train": []}
     clips, captions = [], []
     for number in range(options.pictures):
         stem = f"{1000268201 + number}_{random.integers(16**10):010x}"

@@ -38,7 +38,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) -> dict[str, Any]:
     """Takes turns; figures by name."""
-    from saysee.config import load_recipe
+    from saysee.settings.recipe import load_recipe
     from saysee.training.trainer import Trainer
 
     steps = options.warm_up + options.steps
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) ->
 
 def clips_per_second(run: Path, clips: int, warm_up: int) -> float:
     """Of the steps behind the warm-up of ``clips`` each, from the log's rates over all steps so far."""
-    from saysee.training.record import read_metrics
+    from saysee.training.log_records import read_metrics
 
     seconds = {
         line["step"]: line["step"] * clips / line["clips_per_second"]
@@ -87,7 +87,7 @@ def clips_per_second(run: Path, clips: int, warm_up: int) -> float:
         if line["kind"] == "train"
     }
     last = max(seconds)
-    return clips * (last - warm_up) / (seconds[last] - seconds.get(warm_up, 0.0))
+    return float(clips * (last - warm_up) / (seconds[last] - seconds.get(warm_up, 0.0)))
 
 
 def _clips_a_step(recipe: Any) -> int:

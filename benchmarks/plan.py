@@ -35,8 +35,8 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
     """The share that the first training reaches, and each training's planned and measured seconds a step."""
-    from saysee.config import load_recipe
-    from saysee.model.arithmetic import arithmetic_of
+    from saysee.encoding.precision import arithmetic_of
+    from saysee.settings.recipe import load_recipe
     from saysee.training.plan import plan_training
 
     recipe = load_recipe(options.recipe, [*overrides, "--training.device=cpu", "--data.manifest=none.parquet"])
@@ -69,7 +69,7 @@ def seconds_per_step(recipe: Any, seconds: float, steps: int) -> float:
     import torch
 
     from saysee.data.loader import Batch
-    from saysee.model.arithmetic import arithmetic_of
+    from saysee.encoding.precision import arithmetic_of
     from saysee.training.attention_kernel import attention_kernel
     from saysee.training.objective import Objective, build_model, build_tasks
     from saysee.training.plan_encoders import without_weights

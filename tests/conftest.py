@@ -45,9 +45,8 @@ def hubert_configs():
 @pytest.fixture
 def clip_config():
     """A tiny CLIP whose text side fits the words of ``CAPTIONS``."""
+    from lab.nano.words import MAX_WORDS, word_tokenizer
     from transformers import CLIPConfig
-
-    from saysee.pretraining.words import MAX_WORDS, word_tokenizer
 
     tokenizer = word_tokenizer(CAPTIONS)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -78,9 +77,8 @@ def hubert_folder(tmp_path, hubert_configs):
 def clip_folder(tmp_path, clip_config):
     """A CLIP checkpoint with image processor and tokenizer, as the hub has it."""
     import torch
+    from lab.nano.words import word_tokenizer
     from transformers import CLIPImageProcessorPil, CLIPModel
-
-    from saysee.pretraining.words import word_tokenizer
 
     torch.manual_seed(2)
     CLIPModel(clip_config).save_pretrained(tmp_path / "clip")

@@ -16,8 +16,8 @@ import soundfile
 from PIL import Image
 
 from saysee.cli import main
-from saysee.config import resolve_recipe
 from saysee.data.manifest import Manifest, Row
+from saysee.settings.recipe import resolve_recipe
 from saysee.training.trainer import Trainer
 
 

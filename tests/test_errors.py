@@ -15,5 +15,5 @@ def test_what_an_extra_brings_and_is_not_there_is_told_with_the_extra(error):
 
 def test_a_broken_import_of_saysee_itself_is_not_taken_for_a_missing_extra():
     with pytest.raises(ImportError) as raised, extra_needed("an index", "postgres"):
-        from saysee.search.store import nothing_of_this_name  # noqa: F401
+        from saysee.search.index.store import nothing_of_this_name  # noqa: F401
     assert not isinstance(raised.value, MissingExtraError)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
     from saysee.model.processor import SpeechImageProcessor
     from saysee.model.retriever import SpeechImageModel
-    from saysee.search.index import Index
+    from saysee.search.index.index import Index
 
 _HOMES = {
     "FusionConfig": "saysee.model.configuration",
     "HeadConfig": "saysee.model.configuration",
-    "Index": "saysee.search.index",
+    "Index": "saysee.search.index.index",
     "Manifest": "saysee.data.manifest",
     "SaySeeError": "saysee.errors",
     "SpeechImageConfig": "saysee.model.configuration",

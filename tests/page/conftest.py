@@ -23,13 +23,13 @@ from page_steps import DESK, PATIENCE, TOKEN, Corpus
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
 
-from saysee.config import load_recipe
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.corpus import build_scenes
+from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
-from saysee.search.encoding import Encoder
-from saysee.search.indexing import update_index
-from saysee.search.sources import find_source
+from saysee.search.index.sources import find_source
+from saysee.search.index.updating import update_index
+from saysee.settings.recipe import load_recipe
 from saysee.training.trainer import Trainer
 
 expect.set_options(timeout=PATIENCE)

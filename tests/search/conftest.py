@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from search_files import clip, picture
 
+from media_files import clip, picture
+from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
-from saysee.search.encoding import Encoder
 
 _SCHEMAS = itertools.count(1)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from search_files import clip, picture
 
+from media_files import clip, picture
 from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.model.retriever import SpeechImageModel
-from saysee.search.indexing import update_index
+from saysee.search.index.updating import update_index
 
 ODD_NAMES = (
     "قطة نائمة.png",

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from search_files import clip, picture
 
+from media_files import clip, picture
 from saysee import Index, SaySeeError
 from saysee.cli import main
+from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
-from saysee.search import fast_copy
-from saysee.search.encoding import Encoder
-from saysee.search.given_vectors import index_vectors
-from saysee.search.indexing import update_index
-from saysee.search.sqlite_store import SqliteStore
-from saysee.search.store import Item, open_store
+from saysee.search.index import nearest as fast_copy
+from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.store import Item, open_store
+from saysee.search.index.updating import update_index
 
 DIMENSION = 24
 

@@ -20,9 +20,9 @@ import torch
 import yaml
 
 from saysee.cli import main
-from saysee.config import RECIPES, load_recipe, recipe_names
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
+from saysee.settings.recipe import RECIPES, load_recipe, recipe_names
 from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation, share_of_pictures
 from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid

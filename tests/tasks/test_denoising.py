@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from saysee.config import DenoisingSettings, Recipe, check_recipe, resolve_recipe
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder, FusionOutput
+from saysee.settings.recipe import DenoisingSettings, Recipe, check_recipe, resolve_recipe
 from saysee.tasks import denoising
 from saysee.tasks.denoising import DenoisingTask, another_image
 from saysee.training.objective import Objective, build_model, build_tasks

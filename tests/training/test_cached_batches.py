@@ -9,10 +9,10 @@ import torch
 from gradients import assert_same_gradients
 from torch import Tensor
 
-from saysee.config import resolve_recipe
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.settings.recipe import resolve_recipe
 from saysee.training.chunks import slices
 from saysee.training.trainer import Trainer
 

@@ -19,19 +19,19 @@ import soundfile
 import torch
 from PIL import Image
 
-from saysee.config import FeatureSettings, Recipe, load_recipe, resolve_recipe, save_recipe
 from saysee.data.loader import Plan, build_loader
 from saysee.data.manifest import Manifest, Row
+from saysee.encoding.precision import arithmetic_of
 from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.evaluation.protocols import evaluate
 from saysee.media.audio import load_audio
-from saysee.model.arithmetic import arithmetic_of
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import FeatureSettings, Recipe, load_recipe, resolve_recipe, save_recipe
 from saysee.training import feature_computing
 from saysee.training.feature_loader import FeatureLoader
 from saysee.training.features import KeptFeatures, evaluate_kept, keep_features, why_recomputed
+from saysee.training.log_records import read_metrics
 from saysee.training.objective import build_model
-from saysee.training.record import read_metrics
 from saysee.training.trainer import Trainer
 
 PATIENCE = 300
@@ -287,13 +287,13 @@ def test_a_file_that_was_still_for_long_is_read_again_once_it_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the fingerprints remembered, as they are of files that were not written in the last seconds."""
-    monkeypatch.setattr("saysee.training.feature_store.STILL_SECONDS", -1.0)
+    monkeypatch.setattr("saysee.encoding.cache.STILL_SECONDS", -1.0)
     model = build_model(resolve_recipe(frozen_settings))
     keep(model, corpus)
     remembered = json.loads((corpus.root / "features" / "files.json").read_text())
     assert len(remembered) == 9
     assert computed(capsys) == (6, 3)
-    monkeypatch.setattr("saysee.training.feature_store._read_fingerprint", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr("saysee.encoding.cache._read_fingerprint", lambda path: pytest.fail(f"read {path}"))
     keep(model, corpus)
     assert computed(capsys) == (0, 0)
     monkeypatch.undo()
@@ -341,7 +341,7 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
 
 KEEPING = """
 import sys
-from saysee.config import load_recipe
+from saysee.settings.recipe import load_recipe
 from saysee.training import feature_computing
 feature_computing.SHARD_FILES = 4
 from saysee.training.trainer import Trainer

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from saysee.config import OptimizerSettings, resolve_recipe
+from saysee.settings.recipe import OptimizerSettings, resolve_recipe
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.optimization import learning_rate_factor, parameter_groups
 

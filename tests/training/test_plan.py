@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from saysee.cli import main
-from saysee.config import Recipe, load_recipe, resolve_recipe
 from saysee.data.loader import Batch
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError, SaySeeError
 from saysee.media.audio import SAMPLE_RATE
+from saysee.settings.recipe import Recipe, load_recipe, resolve_recipe
 from saysee.training.feature_loader import FeatureBatch
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.plan import TrainingPlan, plan_training

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore
 
 from saysee.cli import main
-from saysee.config import resolve_recipe, save_recipe
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
-from saysee.training.record import read_metrics
+from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
 from saysee.training.watch import Watch
 

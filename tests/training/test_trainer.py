@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from saysee.config import load_recipe, resolve_recipe
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import CheckpointError, ConfigError, MediaError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
-from saysee.training.record import read_metrics
+from saysee.settings.recipe import load_recipe, resolve_recipe
+from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
 
 

@@ -35,7 +35,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _search(options: argparse.Namespace) -> int:
     quiet_libraries()
-    from saysee.studies.search_speed.comparison import PARTS, SIZES, SearchSpeedSettings, compare_search
+    from benchmarks.search_speed.comparison import PARTS, SIZES, SearchSpeedSettings, compare_search
 
     settings = SearchSpeedSettings(
         parts=_chosen("--parts", options.parts, PARTS),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from saysee.search.index import Index
-    from saysee.search.queries import Answers
+    from saysee.search.index.index import Index
+    from saysee.search.terminal.queries import Answers
 
 
 def add_verbs(verbs: Any) -> None:
@@ -82,9 +82,9 @@ def _index(options: argparse.Namespace) -> int:
     if options.from_vectors is None:
         if options.model is None or options.source is None:
             raise ConfigError("which model and which files? 'saysee index MODEL FOLDER --to INDEX'")
-        from saysee.search.encoding import Encoder
-        from saysee.search.indexing import update_index
-        from saysee.search.sources import find_source
+        from saysee.encoding.encoder import Encoder
+        from saysee.search.index.sources import find_source
+        from saysee.search.index.updating import update_index
 
         source = find_source(options.source)  # what is wrong with it is told before a model is loaded
         encoder = Encoder.load(options.model, device(options.device))
@@ -92,8 +92,8 @@ def _index(options: argparse.Namespace) -> int:
     else:
         if options.ids is None or options.model is None or options.source is not None:
             raise ConfigError("--from-vectors VECTORS goes with --ids IDS.csv --model MODEL --to INDEX and no folder")
-        from saysee.search.encoding import Encoder
-        from saysee.search.given_vectors import index_vectors
+        from saysee.encoding.encoder import Encoder
+        from saysee.search.index.imported_vectors import index_vectors
 
         encoder = Encoder.load(options.model, device(options.device))
         report = index_vectors(encoder, options.from_vectors, options.ids, options.to)
@@ -105,7 +105,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _index_check(options: argparse.Namespace) -> int:
-    from saysee.search.index import Index
+    from saysee.search.index.index import Index
 
     index = Index.open(options.check)
     problems, counts = index.check(), index.counts()
@@ -121,7 +121,7 @@ def _index_check(options: argparse.Namespace) -> int:
 
 
 def _index_compact(options: argparse.Namespace) -> int:
-    from saysee.search.index import Index
+    from saysee.search.index.index import Index
 
     index = Index.open(options.compact)
     before, after = index.compact()
@@ -131,13 +131,13 @@ def _index_compact(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from saysee.search.index import Index
+    from saysee.search.index.index import Index
 
     if options.k < 1:
         raise ConfigError(f"-k is {options.k}; it must be at least 1")
     index = Index.open(options.index, model=options.model, device=device(options.device))
     quiet_libraries()
-    from saysee.search.queries import answer
+    from saysee.search.terminal.queries import answer
 
     recording = None if options.record is None else _recorded(index, options.record)
     kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
@@ -147,7 +147,7 @@ def _search(options: argparse.Namespace) -> int:
     result = {"index": index.place, **answers.to_dict()}
     sheet = None
     if options.sheet is not None or options.open:
-        from saysee.search.sheet import write_sheet
+        from saysee.search.terminal.sheet import write_sheet
 
         sheet = write_sheet(answers, options.sheet)
         result["sheet"] = str(sheet)
@@ -165,7 +165,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _recorded(index: Index, seconds: float) -> NDArray[np.float32]:
     """What is spoken; what stands in the way is told before anyone speaks."""
-    from saysee.search.microphone import Microphone
+    from saysee.search.terminal.microphone import Microphone
 
     if seconds < 0 or not math.isfinite(seconds):
         raise ConfigError(f"--record is {seconds:g} seconds; give a number above 0, or none")
@@ -177,7 +177,7 @@ def _recorded(index: Index, seconds: float) -> NDArray[np.float32]:
 
 
 def _print_found(answers: Answers, thumbnails: bool) -> None:
-    from saysee.search.terminal_pictures import protocol_of, show_hits
+    from saysee.search.terminal.thumbnails import protocol_of, show_hits
 
     protocol = protocol_of(sys.stdout) if thumbnails else None
     for found in answers.found:

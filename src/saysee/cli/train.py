@@ -11,7 +11,7 @@ from saysee.cli.printing import EXIT_DONE, print_result, print_rich, quiet_libra
 from saysee.errors import ConfigError
 
 if TYPE_CHECKING:
-    from saysee.config import Recipe
+    from saysee.settings.recipe import Recipe
 
 
 def add_verbs(verbs: Any) -> None:
@@ -72,13 +72,13 @@ def add_verbs(verbs: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     if options.settings:
-        from saysee.config import recipe_help
+        from saysee.settings.recipe import recipe_help
 
         print(recipe_help())
         return EXIT_DONE
     if options.recipe is None:
         raise ConfigError("which recipe? 'saysee train RECIPE.yaml'; 'saysee train --settings' lists every setting")
-    from saysee.config import load_recipe
+    from saysee.settings.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.rest)
     quiet_libraries()
@@ -145,7 +145,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     quiet_libraries()
-    from saysee.pretraining.recipes import ENCODERS, load_settings
+    from lab.nano.recipes import ENCODERS, load_settings
 
     settings = load_settings(options.encoder, options.recipe, options.rest)
     figures = ENCODERS[options.encoder].pretrain(Path(options.to), settings)

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaError
+from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, load_audio
 from saysee.media.images import load_image
-from saysee.progress import progress_bar
 
 PrepareSpeech = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PrepareImage = Callable[[Image.Image], Tensor]

@@ -15,12 +15,12 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from saysee.cores import usable_cores
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError, MediaError
+from saysee.hardware import usable_cores
+from saysee.log import ProgressBar, progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.images import MAX_PIXELS, load_image
-from saysee.progress import ProgressBar, progress_bar
 
 Column = Literal["clip", "image"]
 

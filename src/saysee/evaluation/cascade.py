@@ -26,12 +26,12 @@ from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.evaluation.word_errors import count_word_errors
+from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.images import load_image
 from saysee.model.loading import MEND, first_line, load_clip, load_weights, read_config
 from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
-from saysee.progress import progress_bar
 
 File: TypeAlias = os.PathLike[str]
 ENCODER_DECODERS = ("whisper",)

@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel
 from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
+from saysee.log import progress_bar
 from saysee.media.audio import check_waveform, load_audio
 from saysee.media.images import load_image
 from saysee.model.card import TRAINING_FILE, read_training, save_card
@@ -27,7 +28,6 @@ from saysee.model.loading import first_line, load_clip, load_hubert, load_weight
 from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
-from saysee.progress import progress_bar
 
 SpeechInput = str | os.PathLike[str] | bytes | NDArray[np.generic]
 ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image

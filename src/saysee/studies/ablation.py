@@ -25,10 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saysee.config import Recipe, load_recipe, recipe_to_dict, resolve_recipe
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_text
+from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, resolve_recipe
 from saysee.studies.ablation_grid import DEFAULT_GRID, choose_rows, flat, read_grid, refuse_flags_of_rows, slug
 from saysee.studies.ablation_table import (
     EQUAL_STEPS,
@@ -40,7 +40,7 @@ from saysee.studies.ablation_table import (
     write_tables,
 )
 from saysee.studies.processes import alone, terminated_like_interrupted, train_alone
-from saysee.training.record import read_metrics
+from saysee.training.log_records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saysee.config import DENOISING_PRESETS, RECIPES
 from saysee.errors import ConfigError
+from saysee.settings.recipe import DENOISING_PRESETS, RECIPES
 
 DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
 BASELINE = "baseline"

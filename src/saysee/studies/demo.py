@@ -16,12 +16,12 @@ from typing import Any
 
 from rich.table import Table
 
-from saysee.config import Recipe, load_recipe
 from saysee.data.manifest import Manifest
 from saysee.data.scenes.corpus import build_scenes
 from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import Recipe, load_recipe
 from saysee.studies.other_queries import OtherQueries, ask_otherwise
 from saysee.studies.processes import alone, train_alone
 from saysee.studies.report import DemoReport, write_report

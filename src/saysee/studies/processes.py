@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from saysee.config import Recipe, save_recipe
 from saysee.errors import SaySeeError
+from saysee.settings.recipe import Recipe, save_recipe
 
 PATIENCE_SECONDS = 10
 """How long an interrupted training may take to end its step and write its checkpoint before it is told again."""

@@ -16,16 +16,16 @@ from markupsafe import Markup
 from PIL import Image
 
 from saysee.data.manifest import Manifest
-from saysee.evaluation.attention import attention_on_object, word_maps
+from saysee.encoding.attention import attention_map
+from saysee.evaluation.localization import attention_on_object, word_maps
 from saysee.evaluation.protocols import EvaluationResult
 from saysee.files import write_text
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
-from saysee.model.attention import attention_map
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.figures import attention_picture, curves_svg
 from saysee.studies.other_queries import OtherQueries
-from saysee.training.record import read_metrics
+from saysee.training.log_records import read_metrics
 
 QUERIES, TOP, ATTENTION_PICTURES = 10, 5, 3
 THUMBNAIL = 132

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saysee.config import DenoisingSettings
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder, FusionOutput
+from saysee.settings.recipe import DenoisingSettings
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import info_nce
 from saysee.tasks.noise import corrupt
@@ -32,7 +32,7 @@ class DenoisingTask(Task):
     """Rebuilds clean features of one modality from noisy ones by looking at the other.
 
     Args:
-        settings: every option; see :class:`saysee.config.DenoisingSettings`.
+        settings: every option; see :class:`saysee.settings.recipe.DenoisingSettings`.
         fusion: the model's fusion encoder.
         width: D, width of the global vectors and of the frames.
         patch_width: V, width of the patches.

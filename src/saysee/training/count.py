@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from saysee.training.record import peak_memory_mib
+from saysee.training.log_records import peak_memory_mib
 
 
 class RunCount:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saysee.config import Recipe, recipe_to_dict
 from saysee.data.manifest import Manifest
+from saysee.settings.recipe import Recipe, recipe_to_dict
 
 _RUN = ("seed", "git_commit", "python", "device", "versions", "arithmetic")
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from saysee.data.loader import start_worker
+from saysee.encoding.cache import FeatureStore, Values, chunks
 from saysee.errors import MediaError
 from saysee.files import fingerprint
+from saysee.log import progress_bar
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.model.processor import SpeechImageProcessor
-from saysee.progress import progress_bar
-from saysee.training.feature_store import FeatureStore, Values, chunks
 
 SHARD_BYTES = 256 * 2**20
 SHARD_FILES = 256

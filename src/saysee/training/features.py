@@ -32,17 +32,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from saysee.config import FeatureSettings, Recipe
 from saysee.data.loader import Plan, clip_seconds
 from saysee.data.manifest import Manifest
+from saysee.encoding.cache import FeatureStore, FileFingerprints, Values, folder_bytes
+from saysee.encoding.precision import Arithmetic
+from saysee.encoding.streams import Streams, takes_several
 from saysee.errors import ConfigError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.files import fingerprint
+from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
-from saysee.model.arithmetic import Arithmetic
 from saysee.model.retriever import SpeechImageModel
-from saysee.model.streams import Streams, takes_several
-from saysee.progress import progress_bar
+from saysee.settings.recipe import FeatureSettings, Recipe
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.feature_computing import (
     SHARD_BYTES,
@@ -54,7 +55,6 @@ from saysee.training.feature_computing import (
     prepare_image,
 )
 from saysee.training.feature_loader import FeatureBatch
-from saysee.training.feature_store import FeatureStore, FileFingerprints, Values, folder_bytes
 
 FORMAT = 1
 """Part of every place: raise it when this package's encoders come to give something else for the same input."""

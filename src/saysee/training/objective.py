@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, HubertConfig
 
-from saysee.config import Recipe
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import Recipe
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from saysee.config import OptimizerSettings
+from saysee.settings.recipe import OptimizerSettings
 from saysee.training.objective import Objective
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.table import Table
 
-from saysee.config import Recipe
+from saysee.encoding.precision import Arithmetic, arithmetic_of
 from saysee.errors import ConfigError
-from saysee.model.arithmetic import Arithmetic, arithmetic_of
+from saysee.settings.recipe import Recipe
 from saysee.training.objective import Objective
 from saysee.training.plan_chips import HERE, Chip, chip_of
 from saysee.training.plan_data import ClipLengths, DiskNeed, clip_lengths, disk_need, why_not_kept

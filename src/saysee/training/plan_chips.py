@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from saysee.encoding.precision import Arithmetic, arithmetic_of
 from saysee.errors import ConfigError
-from saysee.model.arithmetic import Arithmetic, arithmetic_of
 
 HERE = "here"
 MEASURED_SECONDS = 1.0

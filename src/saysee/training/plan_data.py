@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saysee.config import Recipe
 from saysee.data.loader import Plan
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import Recipe
 from saysee.training.features import why_recomputed
 
 VALUE_BYTES = 2

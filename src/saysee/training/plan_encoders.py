@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig
 
-from saysee.config import ModelSettings
 from saysee.errors import CheckpointError, ConfigError
 from saysee.model.loading import read_config
 from saysee.model.packaged import place_of
+from saysee.settings.recipe import ModelSettings
 
 _LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 _HUBERT_LARGE = _LAYER_NORM | {

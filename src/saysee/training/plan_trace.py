@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from saysee.config import Recipe
 from saysee.data.loader import Batch
+from saysee.encoding.precision import Arithmetic
 from saysee.media.audio import SAMPLE_RATE
-from saysee.model.arithmetic import Arithmetic
 from saysee.model.dropout import plain_dropout
+from saysee.settings.recipe import Recipe
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.chunks import slices
 from saysee.training.feature_loader import FeatureBatch

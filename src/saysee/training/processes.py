@@ -21,8 +21,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from saysee.encoding.precision import Arithmetic
 from saysee.errors import ConfigError, LostProcessError, SaySeeError
-from saysee.model.arithmetic import Arithmetic
 from saysee.training.watch import EXIT_LOST, Watch, lost
 
 Result = TypeVar("Result")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saysee.config import Recipe
 from saysee.data.loader import Batch
 from saysee.errors import SaySeeError
+from saysee.settings.recipe import Recipe
 from saysee.training.chunks import Chunk, RandomState, slices
 from saysee.training.feature_loader import FeatureBatch
 from saysee.training.objective import Objective

@@ -21,21 +21,21 @@ from typing import Any
 
 import torch
 
-from saysee.config import Recipe, load_recipe, recipe_to_dict, save_recipe
 from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
 from saysee.data.manifest import Manifest
+from saysee.encoding.precision import Arithmetic, arithmetic_of
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import write_text
-from saysee.model.arithmetic import Arithmetic, arithmetic_of
+from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
 from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import clean_folder, find_checkpoints, save_checkpoint, write_folder
 from saysee.training.count import RunCount
 from saysee.training.facts import training_facts
 from saysee.training.feature_loader import FeatureBatch, FeatureLoader
 from saysee.training.features import KeptFeatures, keep_features, why_recomputed
+from saysee.training.log_records import NoRecord, ProgressLine, RunRecord, surroundings
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.processes import Processes
-from saysee.training.record import NoRecord, ProgressLine, RunRecord, surroundings
 from saysee.training.sharding import WholeCopy
 from saysee.training.signs import find_signs
 from saysee.training.state import RunState
@@ -61,7 +61,7 @@ class Trainer:
     """Trains what a recipe describes.
 
     Args:
-        recipe: every setting; see :class:`saysee.config.Recipe`.
+        recipe: every setting; see :class:`saysee.settings.recipe.Recipe`.
         name: what the progress line calls the run; None takes the folder's name.
 
     Raises:

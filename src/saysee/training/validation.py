@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from saysee.config import Recipe
 from saysee.data.loader import Batch, build_loader
 from saysee.data.manifest import Manifest
-from saysee.evaluation.attention import attention_on_rows
+from saysee.evaluation.localization import attention_on_rows
 from saysee.evaluation.protocols import evaluate
 from saysee.model.retriever import SpeechImageModel
+from saysee.settings.recipe import Recipe
 from saysee.training.feature_loader import FeatureBatch, FeatureLoader
 from saysee.training.features import KeptFeatures
 from saysee.training.objective import Objective

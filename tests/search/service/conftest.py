@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from saysee import Index
-from saysee.search.indexing import update_index
+from saysee.search.index.updating import update_index
 from saysee.search.service.app import make_app
 from saysee.search.service.core import Service
 from saysee.search.service.settings import ServiceSettings

@@ -8,12 +8,12 @@ import sqlite3
 from pathlib import Path
 
 from PIL import Image
-from search_files import clip, picture
 
+from media_files import clip, picture
 from saysee import Index, Manifest
 from saysee.data.manifest import Row
 from saysee.files import fingerprint
-from saysee.search.indexing import update_index
+from saysee.search.index.updating import update_index
 from saysee.search.service.files import Thumbnails
 from saysee.search.service.items import Items
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from search_files import clip
 from service_tools import run_apart
 from starlette.requests import Request
 
+from media_files import clip
 from saysee.search.service.answering import Answerer, Query, to_text
 from saysee.search.service.forms import Field, read_form
 from saysee.search.service.refusals import Refusal

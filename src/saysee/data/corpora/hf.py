@@ -35,7 +35,7 @@ from saysee.data.corpora.records import (
 from saysee.data.corpora.tables import read_table
 from saysee.data.corpora.webdataset import expand, read_tar
 from saysee.errors import ConfigError, ManifestError, SaySeeError
-from saysee.progress import progress_bar
+from saysee.log import progress_bar
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".tgz": "tar", ".gz": "tar"}
 _HUB_NAME = re.compile(r"^(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?$")

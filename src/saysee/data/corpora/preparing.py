@@ -18,7 +18,7 @@ from saysee.data.corpora.finding import FileIndex
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.files import write_text
-from saysee.progress import progress_bar
+from saysee.log import progress_bar
 
 _SHOWN = 5  # names in a line of notes: enough to see a pattern; the file beside the manifest has all
 

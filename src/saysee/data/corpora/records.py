@@ -11,7 +11,7 @@ from pathlib import Path
 from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.errors import ManifestError
 from saysee.files import fingerprint
-from saysee.media.kinds import file_kind
+from saysee.media.formats import file_kind
 
 FLAGS = {
     "clip": "--audio-column",

@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saysee.cores import usable_cores
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.drawing import PICTURE_SIZE
 from saysee.data.scenes.making import RECORDS, UNFINISHED, make_images, read_record, start_worker, write_whole
 from saysee.data.scenes.planning import PlannedScene, plan, split_sizes
 from saysee.data.scenes.speech import synthesiser_version
 from saysee.errors import ConfigError, SaySeeError
-from saysee.progress import ProgressBar, progress_bar
+from saysee.hardware import usable_cores
+from saysee.log import ProgressBar, progress_bar
 
 GENERATOR_VERSION = 2
 """Goes up with any change that gives other pictures, captions or clips for the same seed."""

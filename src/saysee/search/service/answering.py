@@ -14,9 +14,9 @@ from PIL import Image
 
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE
-from saysee.search.index import Hit, Index
+from saysee.search.index.index import Hit, Index
+from saysee.search.index.store import Item, Kind
 from saysee.search.service.refusals import Refusal, told
-from saysee.search.store import Item, Kind
 
 Sort = Literal["clip", "image", "text", "vector"]
 """Of a query: speech, a picture, a text, or a vector of a query asked before."""

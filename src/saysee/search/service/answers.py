@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from saysee.search.index import Hit
-from saysee.search.store import Item, Kind
-from saysee.search.uploads import UPLOADS_FOLDER, is_upload
+from saysee.search.index.index import Hit
+from saysee.search.index.store import Item, Kind
+from saysee.search.index.uploads import UPLOADS_FOLDER, is_upload
 
 
 class LimitsAnswer(BaseModel):

@@ -13,23 +13,23 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from saysee.encoding.attention import AttentionSource, attention_source
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.kinds import file_kind
-from saysee.model.attention import AttentionSource, attention_source
-from saysee.search.attending import Attending, attend
-from saysee.search.index import Index
+from saysee.media.formats import file_kind
+from saysee.search.index.index import Index
+from saysee.search.index.store import KINDS, Kind
+from saysee.search.index.uploads import UPLOADS_FOLDER
 from saysee.search.service.answering import Answerer, Query, Sort, from_text, to_text
 from saysee.search.service.answers import hit_answer, item_answer
+from saysee.search.service.attending import Attending, attend
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.files import Thumbnails, file_of, picture_at, row_of
 from saysee.search.service.items import Items, read_metadata
 from saysee.search.service.metrics import Metrics
 from saysee.search.service.refusals import Refusal, refusing
 from saysee.search.service.settings import ServiceSettings
-from saysee.search.store import KINDS, Kind
-from saysee.search.uploads import UPLOADS_FOLDER
 from saysee.version import __version__
 
 P = ParamSpec("P")

@@ -11,13 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from saysee.errors import MediaError
+from saysee.media.formats import file_kind
 from saysee.media.images import load_image
-from saysee.media.kinds import file_kind
-from saysee.search.index import Index
+from saysee.media.thumbnails import thumbnail
+from saysee.search.index.index import Index
+from saysee.search.index.store import Item, Kind
+from saysee.search.index.uploads import place_of_upload
 from saysee.search.service.refusals import Refusal
-from saysee.search.store import Item, Kind
-from saysee.search.thumbnails import thumbnail
-from saysee.search.uploads import place_of_upload
 
 THUMBNAIL_SIDE = 320
 THUMBNAIL_TYPE = "image/webp"

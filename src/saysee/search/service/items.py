@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.files import flush
-from saysee.search.index import Index
+from saysee.search.index.index import Index
+from saysee.search.index.sources import root_of
+from saysee.search.index.store import Item, Kind
+from saysee.search.index.uploads import path_from, place_of_upload
 from saysee.search.service.refusals import Refusal, told
-from saysee.search.sources import root_of
-from saysee.search.store import Item, Kind
-from saysee.search.uploads import path_from, place_of_upload
 
 METADATA_BYTES = 16 * 2**10
 

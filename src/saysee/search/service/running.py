@@ -9,7 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from saysee.errors import SaySeeError
-from saysee.search.index import Index
+from saysee.search.index.index import Index
 from saysee.search.service.app import make_app
 from saysee.search.service.core import Service
 from saysee.search.service.settings import ServiceSettings

@@ -1,0 +1,173 @@
+"""Pictures and seconds of speech a second: ``saysee index`` against the loop that transformers' documentation shows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+from transformers import HubertModel
+
+from benchmarks.search_speed.models import Size, model_of
+from benchmarks.search_speed.turns import processor_ratio, ratio, take_turns
+from saysee.encoding.encoder import Encoder
+from saysee.media.audio import SAMPLE_RATE
+from saysee.model.retriever import SpeechImageModel
+from saysee.search.index.index import Index
+from saysee.search.index.sources import kind_of
+from saysee.search.index.updating import update_index
+
+PICTURE_SIZE = (640, 480)
+"""Of the pictures of COCO, and near those of Flickr8k."""
+CLIP_SECONDS = (2.0, 8.0)
+"""Shortest and longest: spoken captions."""
+_QUALITY = 90
+
+
+def compare_encoding(
+    size: Size, pictures: int, clips: int, rounds: int, scratch: Path, picture_size: tuple[int, int] = PICTURE_SIZE
+) -> dict[str, Any]:
+    """Times both ways on the same files, from the files to the vectors.
+
+    Args:
+        size: of the model.
+        pictures: how many, as JPEG.
+        clips: how many, as WAV.
+        rounds: turns of each way; before them each has one that does not count.
+        scratch: a folder for the files and indexes.
+        picture_size: width and height in pixels.
+
+    Returns:
+        figures of pictures and speech: rates, ratios, and the least cosine between the vectors of both ways.
+    """
+    encoder = Encoder(model_of(size), f"{size} size")
+    folders = {"pictures": scratch / "pictures", "speech": scratch / "clips"}
+    write_pictures(folders["pictures"], pictures, picture_size)
+    seconds = write_clips(folders["speech"], clips)
+    arithmetic = encoder.inference.image_arithmetic, encoder.inference.speech_arithmetic
+    return {
+        "size": size,
+        "threads": torch.get_num_threads(),
+        "pictures": {"count": pictures, "pixels": list(picture_size), "arithmetic": arithmetic[0]}
+        | _compare(encoder, folders["pictures"], plain_pictures, float(pictures), rounds),
+        "speech": {"count": clips, "seconds": round(seconds, 1), "arithmetic": arithmetic[1]}
+        | _compare(encoder, folders["speech"], plain_speech, seconds, rounds),
+    }
+
+
+def _compare(
+    encoder: Encoder,
+    folder: Path,
+    plain: Callable[[SpeechImageModel, list[Path]], NDArray[np.float32]],
+    amount: float,
+    rounds: int,
+) -> dict[str, Any]:
+    paths = sorted(folder.iterdir())
+    index = folder.with_name(f"{folder.name}.index")
+    found: dict[str, NDArray[np.float32]] = {}
+
+    def by_loop() -> None:
+        found["loop"] = plain(encoder.model, paths)
+
+    def by_index() -> None:
+        shutil.rmtree(index, ignore_errors=True)
+        update_index(encoder, folder, index)
+
+    ways = {"loop": by_loop, "index": by_index}
+    take_turns(ways, 1)
+    spent = take_turns(ways, rounds)
+    cosines = _cosines(index, paths, found["loop"])
+    return {
+        "loop_per_second": round(amount / spent["loop"].median(), 2),
+        "index_per_second": round(amount / spent["index"].median(), 2),
+        "ratio": round(ratio(spent["loop"], spent["index"]), 2),
+        "processor_ratio": round(processor_ratio(spent["loop"], spent["index"]), 2),
+        "least_cosine": round(min(cosines), 5),
+        "rounds": {name: [round(seconds, 2) for seconds in times.seconds] for name, times in spent.items()},
+    }
+
+
+def _cosines(index: Path, paths: list[Path], vectors: NDArray[np.float32]) -> list[float]:
+    """Of each file's vector with that in the index."""
+    kind = kind_of(paths[0])
+    results = Index.open(index).search(vectors=vectors, k=len(paths), kind=kind)
+    return [next(hit.score for hit in hits if hit.path == str(path)) for path, hits in zip(paths, results, strict=True)]
+
+
+# ---------------------------------------------------------------------- the loops that documentation shows
+
+
+@torch.no_grad()
+def plain_pictures(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
+    """One picture at a time in fp32, as CLIP's page shows it: unit vectors [N, D]."""
+    clip, processor = model.image_encoder.clip, model.processor.image_processor
+
+    def vectors() -> Iterator[torch.Tensor]:
+        for path in paths:
+            inputs = processor(images=Image.open(path), return_tensors="pt")
+            yield clip.visual_projection(clip.vision_model(**inputs).pooler_output)
+
+    return _unit(vectors())
+
+
+@torch.no_grad()
+def plain_speech(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
+    """One clip at a time in fp32, as HuBERT's page shows it, and the speech head behind: unit vectors [N, D]."""
+    encoder, extractor = model.speech_encoder, model.processor.feature_extractor
+    hubert = HubertModel(encoder.hubert.config).eval()  # as transformers makes it, without what SaySee mends
+    hubert.load_state_dict(encoder.hubert.state_dict())
+
+    def vectors() -> Iterator[torch.Tensor]:
+        for path in paths:
+            sound, rate = soundfile.read(path, dtype="float32")
+            values = extractor(sound, sampling_rate=rate, return_tensors="pt").input_values
+            output = hubert(values, output_hidden_states=True)
+            states = (*output.hidden_states[:-1], output.last_hidden_state)
+            mask = torch.ones(states[0].shape[:2], dtype=torch.bool)
+            yield encoder.from_layer_states([states[layer] for layer in encoder.layers], mask).vector
+
+    return _unit(vectors())
+
+
+def _unit(vectors: Iterator[torch.Tensor]) -> NDArray[np.float32]:
+    return functional.normalize(torch.cat(list(vectors)), dim=-1).numpy()
+
+
+# ---------------------------------------------------------------------- files
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEGs of coloured shapes with the grain of a photo."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 8, (size[1], size[0], 1))
+        picture = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{number:05}.jpg", quality=_QUALITY)
+
+
+def write_clips(folder: Path, count: int) -> float:
+    """WAVs of noise with rhythms of their own; the seconds of all."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    total = 0.0
+    for number in range(count):
+        seconds = float(rng.uniform(*CLIP_SECONDS))
+        soundfile.write(folder / f"{number:05}.wav", noise(rng, seconds), SAMPLE_RATE)
+        total += seconds
+    return total
+
+
+def noise(rng: np.random.Generator, seconds: float) -> NDArray[np.float32]:
+    """[T] samples at 16 kHz of noise that rises and falls."""
+    samples = round(seconds * SAMPLE_RATE)
+    rise = 1 + np.sin(np.arange(samples) / rng.uniform(200, 2_000))
+    return np.asarray(0.1 * rise * rng.standard_normal(samples), np.float32)

@@ -1,0 +1,114 @@
+"""A whole spoken query, from the sound file to the answer over HTTP, against the encoder's forward pass alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from benchmarks.search_speed.encoding import noise
+from benchmarks.search_speed.models import Size, model_of
+from benchmarks.search_speed.turns import ratio, take_turns
+from benchmarks.search_speed.vectors import write_vectors
+from saysee.encoding.encoder import Encoder
+from saysee.errors import SaySeeError
+from saysee.media.audio import SAMPLE_RATE
+from saysee.search.index.imported_vectors import index_vectors
+
+SECONDS = 5.0
+WARM_UP = 3
+_BOUNDARY = "saysee-benchmark"
+_PATIENCE_SECONDS = 60.0
+
+
+def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    """Times ``POST /search`` of ``saysee serve`` and the forward pass of the same encoder in this process, in turn.
+
+    Args:
+        size: of the model.
+        rows: vectors in the index.
+        rounds: turns that count.
+        scratch: a folder for model, vectors and index.
+
+    Returns:
+        p50 and p99 of both in milliseconds, and the ratio of the p50.
+
+    Raises:
+        SaySeeError: the service does not start.
+    """
+    model = model_of(size)
+    model.save_pretrained(scratch / "model")
+    encoder = Encoder(model, str(scratch / "model"))
+    vectors, ids, _ = write_vectors(scratch / "vectors", rows, 1, encoder.dimension)
+    index_vectors(encoder, vectors, ids, scratch / "index")
+    sound = noise(np.random.default_rng(0), SECONDS)
+    prepared = encoder.model.processor.pad([encoder.model.processor.prepare_speech(sound)])
+    body = _form(sound)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        encoder.inference.speech(*prepared)
+
+    with _served(scratch / "index") as address:
+        turns = {"forward": forward, "http": lambda: _ask(address, body)}
+        take_turns(turns, WARM_UP)
+        spent = take_turns(turns, rounds)
+    return {
+        "size": size,
+        "rows": rows,
+        "seconds_of_speech": SECONDS,
+        "arithmetic": encoder.inference.speech_arithmetic,
+        "rounds": rounds,
+        "forward_p50_ms": round(1000 * spent["forward"].median(), 1),
+        "http_p50_ms": round(1000 * spent["http"].median(), 1),
+        "http_p99_ms": round(1000 * spent["http"].percentile(99), 1),
+        "ratio_of_p50": round(spent["http"].median() / spent["forward"].median(), 3),
+        "median_ratio": round(ratio(spent["http"], spent["forward"]), 3),
+    }
+
+
+@contextmanager
+def _served(index: Path) -> Iterator[str]:
+    """The address of ``saysee serve`` in a process of its own, for the time of a ``with`` block."""
+    command = [sys.executable, "-m", "saysee", "serve", str(index), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SaySeeError("'saysee serve' did not start, for the reason above; mend it and give the command again")
+        yield json.loads(line)["url"].rstrip("/")
+    finally:
+        process.terminate()
+        try:
+            process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ask(address: str, body: bytes) -> None:
+    request = urllib.request.Request(
+        f"{address}/search", body, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    )
+    with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
+        if not json.load(answer)["hits"]:
+            raise SaySeeError(f"{address}: the service found nothing; its index must have rows")
+
+
+def _form(sound: Any) -> bytes:
+    """A sound as browsers send a file."""
+    wav = io.BytesIO()
+    soundfile.write(wav, sound, SAMPLE_RATE, format="WAV")
+    head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="audio"; filename="query.wav"\r\n\r\n'
+    return head.encode() + wav.getvalue() + f"\r\n--{_BOUNDARY}--\r\n".encode()

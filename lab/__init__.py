@@ -1,0 +1,1 @@
+"""Workshops outside the package."""

@@ -1,0 +1,211 @@
+"""Synthesised speech for hubert-nano, with phones and words in time, and what may befall it on its way to an ear."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from lab.nano.chunks import Chunk, chunks_of, make_missing
+from lab.nano.sentences import sentences
+from saysee.data.scenes.speakers import Speaker, speaker_pools
+from saysee.data.scenes.speech import SAMPLE_RATE, synthesise
+from saysee.errors import SaySeeError
+from saysee.files import write_text
+from saysee.training.checkpoint import write_folder
+
+CHUNK = 250  # sentences that are spoken and written at once
+PITCHES, RATES = (25, 75), (125, 215)
+"""Wider than the corpus's speakers."""
+VOCAL_TRACT = 0.22
+"""Octaves by which all of a voice, its formants too, is moved up or down at most: from a man's to a child's is some
+0.4."""
+
+
+@dataclass(frozen=True)
+class SpokenItem:
+    """One utterance of the pool: where its samples lie, and its (label, start, end) in seconds."""
+
+    offset: int
+    length: int
+    phones: list[tuple[str, float, float]]
+    words: list[tuple[str, float, float]]
+
+
+class SpeechPool:
+    """Sentences, spoken once and kept in a folder; a pool that was broken off is gone on with.
+
+    Args:
+        folder: of the chunks.
+        utterances: how many.
+        seed: another seed gives other sentences and speakers.
+        voices: the split of the scenes corpus whose accents and voice variants speak.
+
+    Attributes:
+        samples: [all samples] int16 at 16 kHz.
+        items: one for each utterance.
+
+    Raises:
+        MissingExtraError: the synthesiser is not installed.
+        SaySeeError: a process died.
+    """
+
+    def __init__(self, folder: Path, utterances: int, seed: int, voices: str) -> None:
+        chunks = chunks_of(folder, utterances, CHUNK, seed)
+        make_missing("speaking sentences", chunks, partial(_speak_chunk, seed, voices))
+        self.items: list[SpokenItem] = []
+        offset = 0
+        for chunk in chunks:
+            for item in json.loads((chunk.folder / "items.json").read_text(encoding="utf-8")):
+                self.items.append(SpokenItem(offset, item["length"], item["phones"], item["words"]))
+                offset += item["length"]
+        self.samples: NDArray[np.int16] = np.concatenate([np.load(chunk.folder / "samples.npy") for chunk in chunks])
+
+    def waveform(self, number: int) -> NDArray[np.float32]:
+        """[T] samples of an utterance, between -1 and 1."""
+        item = self.items[number]
+        samples = self.samples[item.offset : item.offset + item.length]
+        return samples.astype(np.float32) / np.float32(32768)
+
+
+def _speak_chunk(seed: int, voices: str, chunk: Chunk) -> None:
+    rng = Random(f"saysee pretraining speakers {seed} {chunk.number}")
+    pool = speaker_pools()[voices]
+    items: list[dict[str, Any]] = []
+    samples: list[NDArray[np.int16]] = []
+    for text in sentences(seed, chunk.number, chunk.count):
+        voice = pool[rng.randrange(len(pool))]
+        speaker = Speaker(voice.accent, voice.variant, rng.randint(*PITCHES), rng.randint(*RATES))
+        spoken = synthesise(text, speaker)
+        samples.append(np.clip(np.rint(spoken.samples * 32768), -32768, 32767).astype(np.int16))
+        items.append(
+            {
+                "length": len(spoken.samples),
+                "phones": [(phone_name(each.phone), each.start, each.end) for each in spoken.phones],
+                "words": [(each.word.lower(), each.start, each.end) for each in spoken.words],
+            }
+        )
+
+    def write(temporary: Path) -> None:
+        np.save(temporary / "samples.npy", np.concatenate(samples))
+        write_text(temporary / "items.json", json.dumps(items))
+
+    write_folder(chunk.folder, write)
+
+
+def phone_name(name: str) -> str:
+    """A phone of the synthesiser without its marks of stress."""
+    return name.lstrip("',%=") or name
+
+
+# ---------------------------------------------------------------------- augmentation
+
+
+def vocal_tract(clean: NDArray[np.float32], rng: Random) -> tuple[NDArray[np.float32], float]:
+    """Half of the clips as a throat of another length might have spoken them: played up to a sixth faster or slower.
+
+    Returns:
+        The samples, and the speed: what was said at t seconds is now said at t / speed.
+    """
+    if rng.random() < 0.5:
+        return clean, 1.0
+    speed = 2 ** rng.uniform(-VOCAL_TRACT, VOCAL_TRACT)
+    played = soxr.resample(clean, SAMPLE_RATE * speed, SAMPLE_RATE, quality="LQ")
+    return np.asarray(played, dtype=np.float32), speed
+
+
+def augmented(clean: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random) -> NDArray[np.float32]:
+    """One clip as it might arrive: echoing, noisy, through a telephone or a codec; a third of them as they are.
+
+    The length stays, and so do the times of what is said.
+
+    Args:
+        clean: [T] samples.
+        others: clips whose babble may be mixed in.
+        rng: what is random.
+    """
+    if rng.random() < 1 / 3:
+        return clean
+    noise = np.random.default_rng(rng.getrandbits(63))
+    sound = clean
+    if rng.random() < 0.3:
+        sound = _echoing(sound, rng.uniform(0.1, 0.6), noise)
+    if rng.random() < 0.6:
+        sound = _noisy(sound, others, rng, noise)
+    if rng.random() < 0.15:
+        sound = _through_telephone(sound)
+    if rng.random() < 0.1:
+        sound = _through_codec(sound)
+    if rng.random() < 0.1:  # too loud for the microphone
+        limit = rng.uniform(0.3, 0.8) * float(np.abs(sound).max() + 1e-6)
+        sound = np.clip(sound, -limit, limit)
+    return np.asarray(sound * rng.uniform(0.1, 1.0), dtype=np.float32)
+
+
+def _echoing(sound: NDArray[np.float32], seconds: float, noise: np.random.Generator) -> NDArray[np.float32]:
+    """A room whose echo falls by 60 dB in ``seconds``; the direct sound stays in front."""
+    length = int(seconds * SAMPLE_RATE)
+    tail = noise.standard_normal(length).astype(np.float32) * 10 ** (-3 * np.arange(length) / length)
+    tail *= 0.5 / np.sqrt((tail**2).sum())
+    tail[0] = 1.0
+    size = 1 << (len(sound) + length - 1).bit_length()
+    wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(tail, size), size)[: len(sound)]
+    return np.asarray(wet, dtype=np.float32)
+
+
+def _noisy(
+    sound: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random, noise: np.random.Generator
+) -> NDArray[np.float32]:
+    """White or pink noise, hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
+    kind = rng.choice(("white", "pink", "hum", "voices"))
+    if kind == "white":
+        added = noise.standard_normal(len(sound))
+    elif kind == "pink":
+        spectrum = np.fft.rfft(noise.standard_normal(len(sound)))
+        added = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(sound))
+    elif kind == "hum":
+        time = np.arange(len(sound)) / SAMPLE_RATE
+        base = rng.uniform(45, 130)
+        added = np.sum([rng.random() * np.sin(2 * np.pi * base * n * time) for n in range(1, 6)], axis=0)
+    else:
+        added = np.zeros(len(sound))
+        for other in rng.sample(others, min(3, len(others))):
+            added += np.resize(other, len(sound))
+    decibels = rng.uniform(8 if kind == "voices" else 0, 30)
+    scale = np.sqrt((sound**2).mean() / ((added**2).mean() + 1e-12)) * 10 ** (-decibels / 20)
+    return np.asarray(sound + scale * added, dtype=np.float32)
+
+
+def _through_telephone(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """8 kHz and eight bits of mu-law, as the telephone has it (ITU-T G.711)."""
+    narrow = soxr.resample(sound, SAMPLE_RATE, 8000)
+    peak = float(np.abs(narrow).max() + 1e-6)
+    packed = np.sign(narrow) * np.log1p(255 * np.abs(narrow) / peak) / np.log(256)
+    coarse = np.round(packed * 127) / 127
+    narrow = np.sign(coarse) * np.expm1(np.abs(coarse) * np.log(256)) / 255 * peak
+    return _fitted(soxr.resample(narrow.astype(np.float32), 8000, SAMPLE_RATE), len(sound))
+
+
+def _through_codec(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Ogg Vorbis at its lowest quality, there and back."""
+    packed = io.BytesIO()
+    soundfile.write(packed, np.clip(sound, -1, 1), SAMPLE_RATE, format="OGG", subtype="VORBIS", compression_level=1.0)
+    packed.seek(0)
+    heard, rate = soundfile.read(packed, dtype="float32")
+    if rate != SAMPLE_RATE:
+        raise SaySeeError(f"the codec gave {rate} Hz")
+    return _fitted(heard, len(sound))
+
+
+def _fitted(sound: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Cut or filled up with silence to a length."""
+    return np.asarray(np.pad(sound[:length], (0, max(0, length - len(sound)))), dtype=np.float32)

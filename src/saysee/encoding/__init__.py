@@ -1,0 +1,1 @@
+"""The one way from a file or a text to a vector."""

@@ -1,0 +1,243 @@
+"""Arrays kept on disk by key, safe when runs share them and when one is killed.
+
+A store is a folder. It grows by whole shards: ``NAME.values`` holds the arrays end to end, ``NAME.json`` says where
+each lies. Both are written under another name, flushed to the disk and renamed, the index last, and never changed
+again: who finds an index finds its values. Each shard has a name of its own, so runs that write at once do not meet; a
+key that two of them wrote lies there twice, which costs room and nothing else. A shard whose size is not what its index
+says is removed, and its keys are missing again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saysee.errors import SaySeeError
+from saysee.files import STILL_SECONDS, fingerprint
+from saysee.log import progress_bar
+
+Values = NDArray[np.int16]
+"""The bits of 16-bit floating-point numbers; numpy has no bf16."""
+
+ABOUT_FILE = "about.json"
+_UNFINISHED = ".writing-"
+LEFTOVER_SECONDS = 3600
+"""An unfinished file is a killed run's when it is older: writing a shard takes seconds."""
+OPEN_SHARDS = 256
+"""Shards mapped at once, well below the usual limit of 1,024 open files."""
+
+
+class FeatureStore:
+    """A folder of arrays by key.
+
+    Args:
+        folder: made if it is not there.
+        about: what the arrays are, for people who look into the folder.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._places: dict[str, tuple[str, int, int]] = {}
+        self._read_shards: set[str] = set()
+        self._maps: OrderedDict[str, Values] = OrderedDict()
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / ABOUT_FILE).exists():
+            _write_whole(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
+        self._remove_leftovers()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes notice of the shards that other runs have finished meanwhile."""
+        for index in sorted(self.folder.glob("*.json")):
+            if index.name != ABOUT_FILE and index.stem not in self._read_shards:
+                self._read_index(index)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def size(self, key: str) -> int:
+        """How many values a key has."""
+        return self._places[key][2]
+
+    def read(self, key: str) -> Values:
+        """The values of a key [n]; mapped, not read: they come from the disk when they are looked at.
+
+        Raises:
+            SaySeeError: there is no such key.
+        """
+        if key not in self._places:
+            raise SaySeeError(f"{self.folder}: features of a file are gone, or the file has just changed; start again")
+        shard, start, count = self._places[key]
+        values = self._maps.get(shard)
+        if values is None:
+            values = np.memmap(self.folder / f"{shard}.values", np.int16, "r")
+            self._maps[shard] = values
+            if len(self._maps) > OPEN_SHARDS:
+                self._maps.popitem(last=False)
+        return values[start : start + count]
+
+    def write(self, arrays: Mapping[str, Values]) -> None:
+        """Adds one shard.
+
+        Raises:
+            SaySeeError: it cannot be written.
+        """
+        if not arrays:
+            return
+        places, start = {}, 0
+        for key, array in arrays.items():
+            places[key] = (start, array.size)
+            start += array.size
+        shard = f"{time.time_ns():x}-{secrets.token_hex(4)}"
+        index = {"bytes": 2 * start, "places": places}
+        try:
+            _write_whole(self.folder / f"{shard}.values", *(array.data for array in arrays.values()))
+            _write_whole(self.folder / f"{shard}.json", json.dumps(index).encode())
+        except OSError as error:
+            raise SaySeeError(
+                f"{self.folder}: features cannot be written ({error.strerror or error}); make room, name another place "
+                "by features.folder, or set features.keep to off"
+            ) from None
+        self.refresh()
+
+    def _read_index(self, index: Path) -> None:
+        values = index.with_suffix(".values")
+        try:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            places = {key: (index.stem, int(start), int(count)) for key, (start, count) in content["places"].items()}
+            whole = values.stat().st_size == content["bytes"]
+        except (OSError, ValueError, KeyError, TypeError):
+            places, whole = {}, False
+        if whole:
+            self._places |= places
+            self._read_shards.add(index.stem)
+            return
+        print(f"features: {values} is damaged; what it held is computed again", file=sys.stderr)
+        index.unlink(missing_ok=True)
+        values.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        for path in self.folder.iterdir():
+            unfinished = path.name.startswith(_UNFINISHED)
+            unfinished |= path.suffix == ".values" and not path.with_suffix(".json").exists()
+            try:
+                if unfinished and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
+            except FileNotFoundError:  # another run was quicker
+                continue
+
+
+class FileFingerprints:
+    """Fingerprints of files' contents, remembered for files that have not been touched since.
+
+    A file is read again when its size, its times or its inode differ from what was remembered. Two runs may write what
+    they remember at once: the later one's stays, and the other's is read again.
+
+    Args:
+        path: the JSON file that remembers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def of(self, paths: Iterable[str], progress: bool = True) -> dict[str, str | None]:
+        """Path to fingerprint; None for a file that cannot be read."""
+        found: dict[str, str | None] = {}
+        unread = []
+        remembered = self._remembered()
+        for path in dict.fromkeys(paths):
+            known = remembered.get(os.path.abspath(path))
+            if known is not None and known[:-1] == _touched(path):
+                found[path] = known[-1]
+            else:
+                unread.append(path)
+        new: dict[str, list[Any]] = {}
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+            with progress_bar("fingerprints of files", len(unread), enabled=progress) as bar:
+                for path, (content, touched) in zip(unread, threads.map(_read_fingerprint, unread), strict=True):
+                    found[path] = content
+                    if touched is not None:
+                        new[os.path.abspath(path)] = [*touched, content]
+                    bar.advance()
+        if new:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._path, json.dumps(self._remembered() | new).encode())
+        return found
+
+    def _remembered(self) -> dict[str, list[Any]]:
+        try:
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # none yet, or damaged: every file is read again
+            return {}
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files below a folder hold, in bytes."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:  # another run has just renamed it
+                continue
+    return total
+
+
+def _touched(path: str) -> list[int] | None:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+
+
+def _read_fingerprint(path: str) -> tuple[str | None, list[int] | None]:
+    """A file's fingerprint, and by what to know that it was not touched since; None where that is not sure."""
+    before = _touched(path)
+    try:
+        with open(path, "rb") as file:
+            found = fingerprint(file)
+    except (OSError, ValueError):
+        return None, None
+    if before is None or before != _touched(path):
+        return found, None
+    still = time.time_ns() - max(before[1], before[2]) > STILL_SECONDS * 1e9
+    return found, before if still else None
+
+
+def _write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file under a name of its own, flushes it to the disk and renames it."""
+    temporary = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def chunks(sizes: Sequence[int], most: int, count: int) -> list[list[int]]:
+    """Numbers 0, 1, … in runs whose sizes sum up to at most ``most``, of at most ``count`` numbers; none is empty."""
+    found: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not found or size > room or len(found[-1]) == count:
+            found.append([])
+            room = most
+        found[-1].append(number)
+        room -= size
+    return found

@@ -1,0 +1,1 @@
+"""The index: its rows, its vectors and their upkeep."""

@@ -1,0 +1,190 @@
+"""An index of vectors that the user has already, from CLIP's image encoder: no picture is encoded again."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from saysee.encoding.encoder import Encoder
+from saysee.errors import MediaError, SaySeeError
+from saysee.search.index.sources import kind_of
+from saysee.search.index.store import Item, open_store
+from saysee.search.index.updating import IndexReport, begin_about, check_same_source, finish
+from saysee.search.index.uploads import is_upload
+
+_PATH_COLUMNS = ("path", "image_path", "image", "file", "filename", "url", "id")
+_CHUNK = 8_192
+"""Vectors read and committed together."""
+_SAMPLES = 8
+"""Pictures that are encoded to see whether the vectors are of this model."""
+_ALIKE = 0.9
+"""Least median cosine of these. A choice: another program's resizing moves vectors a little, another model's lie
+anywhere."""
+
+
+def index_vectors(
+    encoder: Encoder, vectors: str | os.PathLike[str], ids: str | os.PathLike[str], to: str | os.PathLike[str]
+) -> IndexReport:
+    """Makes an index of given vectors, or brings one up to date.
+
+    Args:
+        encoder: the model whose image encoder they came from.
+        vectors: ``.npy`` [N, D], or ``.parquet`` with one column of lists; fp16 or fp32, of any length but 0.
+        ids: a CSV with a header and N lines in the same order: a column ``path`` (or image_path, image, file, filename,
+            url, id), from its folder on or absolute; further columns become metadata.
+        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
+
+    Raises:
+        SaySeeError: a file cannot be read; another number of lines; another dimension; vectors that are not this
+            model's, as far as the pictures can be found.
+    """
+    rows = _read_ids(Path(ids))
+    matrix = _read_vectors(Path(vectors))
+    if len(rows) != len(matrix):
+        raise SaySeeError(f"{ids}: {len(rows):,} lines for the {len(matrix):,} vectors of {vectors}; give one for each")
+    if matrix.shape[1] != encoder.dimension:
+        raise SaySeeError(
+            f"{vectors}: {matrix.shape[1]} dimensions, and the model {encoder.name} has {encoder.dimension}; give the "
+            "model whose image encoder made them"
+        )
+    root = Path(os.path.abspath(Path(ids).parent))
+    store = open_store(to)
+    report = IndexReport(index=store.place, notes=_check_space(encoder, root, rows, matrix))
+    with store.writing() as writer:
+        before = writer.about
+        known = writer.known() if before else {}
+        if before is not None:
+            encoder.check(before, writer.place)
+            check_same_source(writer, before, root, Path(ids).name, known)
+        precision = before.precision if before else str(np.dtype(matrix.dtype).name)
+        about = begin_about(writer, encoder, root, Path(ids).name, precision)
+        if about != before:
+            writer.set_about(about)
+        scaled = 0
+        for items, block in _blocks(rows, matrix):
+            lengths = np.linalg.norm(block, axis=1, keepdims=True)
+            good = np.flatnonzero(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0))
+            bad = sorted(set(range(len(items))) - set(good.tolist()))
+            report.refused += [(items[row].path, "its vector is zero or not finite") for row in bad]
+            scaled += int((np.abs(lengths[good] - 1) > 1e-2).sum())
+            kept = [items[row] for row in good]
+            for item in kept:
+                item.encoded_by = encoder.fingerprints[item.kind]
+            with writer.transaction():
+                writer.put(kept, block[good] / lengths[good])
+            for item in kept:
+                known.pop((item.kind, item.path), None)
+        leaving = [item for item in known.values() if not is_upload(item)]
+        report.removed = len(leaving)
+        writer.remove(leaving)
+        if scaled:
+            report.notes.append(f"{scaled:,} vectors were not of length 1; all are kept as unit vectors")
+        finish(writer, about, report)
+    return report
+
+
+def _read_ids(path: Path) -> list[Item]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            column = next((name for name in _PATH_COLUMNS if name in (reader.fieldnames or ())), None)
+            if column is None:
+                raise SaySeeError(f"{path}: no column {_PATH_COLUMNS[0]!r} in its first line; add one")
+            items = [_item(row, column) for row in reader]
+    except OSError as error:
+        raise SaySeeError(f"{path}: cannot be read ({error.strerror or error}); check --ids") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SaySeeError(f"{path}: is not a CSV in UTF-8 ({error}); save it as one") from None
+    seen: set[str] = set()
+    for number, item in enumerate(items, 2):
+        if not item.path or item.path in seen:
+            what = f"{item.path!r} is there twice" if item.path else "no path"
+            raise SaySeeError(f"{path}: line {number}: {what}; give each vector a path of its own")
+        seen.add(item.path)
+    if not items:
+        raise SaySeeError(f"{path}: no lines; give one for each vector")
+    return items
+
+
+def _item(row: dict[str, str], column: str) -> Item:
+    metadata: dict[str, Any] = {name: value for name, value in row.items() if name and name != column and value}
+    path = row[column] or ""
+    return Item(kind_of(path) or "image", path, metadata=metadata)
+
+
+def _read_vectors(path: Path) -> NDArray[Any]:
+    """The vectors [N, D] as fp16 or fp32; a .npy is mapped, not read."""
+    try:
+        if path.suffix.lower() == ".npy":
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix.lower() == ".parquet":
+            matrix = _read_parquet(path)
+        else:
+            raise SaySeeError(f"{path}: give the vectors as .npy or .parquet")
+    except OSError as error:
+        raise SaySeeError(f"{path}: cannot be read ({error.strerror or error}); check --from-vectors") from None
+    except (ValueError, EOFError, pa.ArrowException) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SaySeeError(f"{path}: holds no vectors that can be read ({why}); save it again") from None
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
+        raise SaySeeError(f"{path}: shape {list(matrix.shape)} of {matrix.dtype}; give [N, D] of float16 or float32")
+    return np.asarray(matrix) if matrix.dtype == np.float16 else np.asarray(matrix, np.float32)
+
+
+def _read_parquet(path: Path) -> NDArray[Any]:
+    schema = pq.read_schema(path)
+    lists = [field.name for field in schema if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)]
+    if len(lists) != 1:
+        raise SaySeeError(f"{path}: {len(lists)} columns of lists; keep the one that holds the vectors")
+    column = pq.read_table(path, columns=lists).column(0).combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if column.null_count or len(values) % len(column):
+        raise SaySeeError(f"{path}: vectors of several lengths; leave out the rows without one")
+    return np.asarray(values).reshape(len(column), -1)
+
+
+def _blocks(rows: list[Item], matrix: NDArray[Any]) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK], np.asarray(matrix[start : start + _CHUNK], np.float32)
+
+
+def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray[Any]) -> list[str]:
+    """Compares some vectors with those that the model gives for their pictures.
+
+    Returns:
+        what could not be checked.
+
+    Raises:
+        SaySeeError: they are of another model.
+    """
+    prepared: list[Any] = []
+    places: list[int] = []
+    for place in np.linspace(0, len(rows) - 1, 4 * _SAMPLES, dtype=int).tolist():
+        if len(places) < _SAMPLES and place not in places and rows[place].kind == "image":
+            try:
+                prepared.append(encoder.prepare("image", root / rows[place].path))
+                places.append(place)
+            except MediaError:  # given vectors need no files
+                continue
+    if not places:
+        return [
+            "no picture was found at its path, so that only the dimension was checked: whether the vectors are of this "
+            "model's image encoder is not known"
+        ]
+    given = np.asarray(matrix[places], np.float32)
+    given /= np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
+    cosine = float(np.median((encoder.encode("image", prepared) * given).sum(axis=1)))
+    if not cosine >= _ALIKE:
+        raise SaySeeError(
+            f"the vectors are not of the image encoder of {encoder.name}: of {len(places)} pictures encoded to "
+            f"compare, the median cosine is {cosine:.2f}; give the model that made them, or index the pictures"
+        )
+    return []

@@ -1,0 +1,235 @@
+"""Index: speech, pictures and texts to the rows of an index that are nearest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from saysee.errors import SaySeeError
+from saysee.search.index.sources import model_of, root_of
+from saysee.search.index.store import KINDS, Found, Item, Kind, Store, Vectors, open_store
+
+if TYPE_CHECKING:
+    from saysee.encoding.encoder import Encoder
+    from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that was found.
+
+    Attributes:
+        id: of the row, as long as its file stays in the index.
+        kind: "image" or "clip".
+        path: of the file, absolute.
+        score: cosine similarity with the query, −1 to 1.
+        metadata: further columns, of the manifest or table that the index was made from.
+    """
+
+    id: int
+    kind: Kind
+    path: str
+    score: float
+    metadata: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Index:
+    """An index of pictures and clips, for searching. It may be searched while another process writes it.
+
+    Make one with :meth:`open`; ``saysee index`` and :func:`saysee.search.index.updating.update_index` write it.
+
+    Attributes:
+        place: where it is, for messages: its folder, or its database's address without a password.
+        store: what holds its rows and vectors.
+        about: model, dimension and the like, as they were when it was opened.
+    """
+
+    def __init__(self, store: Store, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
+        self.place = store.place
+        self.store = store
+        self.about = store.about()
+        self._model, self._device = model, device
+        self._encoder: Encoder | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, model: SpeechImageModel | str | None = None, device: str = "cpu"
+    ) -> Index:
+        """Opens an index.
+
+        Args:
+            path: its folder, or ``postgresql://user@host/database?schema=name``.
+            model: in place of the one that the index names: the same model, loaded or where it lies now. It is loaded
+                at the first query that needs it.
+            device: where a model that is loaded here runs, as torch names it.
+
+        Raises:
+            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
+        """
+        return cls(open_store(path), model, device)
+
+    @property
+    def folder(self) -> Path:
+        """Where an index of this machine lies.
+
+        Raises:
+            SaySeeError: it is in a database.
+        """
+        if self.store.folder is None:
+            raise SaySeeError(f"{self.place}: an index in a database has no folder; name one for this use")
+        return self.store.folder
+
+    def __len__(self) -> int:
+        return sum(self.counts().values())
+
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
+        return self.store.counts()
+
+    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+        """The rows of ids, by id; those that are not there are left out."""
+        return self.store.rows(ids)
+
+    def path_of(self, item: Item) -> str:
+        """Where a row's file lies now, or its address on the web."""
+        return self._path(root_of(self.about, self.store.folder, item.path), item)
+
+    @staticmethod
+    def _path(root: Path, item: Item) -> str:
+        if "://" in item.path:  # given vectors may be of pictures on the web
+            return item.path
+        return os.path.normpath(root / item.path)
+
+    # ------------------------------------------------------------------ searching
+
+    def search(
+        self,
+        *,
+        speech: Sequence[SpeechInput] | None = None,
+        images: Sequence[ImageInput] | None = None,
+        texts: Sequence[str] | None = None,
+        vectors: ArrayLike | None = None,
+        k: int = 10,
+        where: str | None = None,
+        kind: Kind | None = None,
+    ) -> list[list[Hit]]:
+        """The nearest rows of several queries of one sort.
+
+        Args:
+            speech: clips, as for ``SpeechImageModel.encode_speech``.
+            images: pictures, as for ``SpeechImageModel.encode_images``.
+            texts: in writing.
+            vectors: [Q, D] of the index's own model, of any length but 0.
+            k: most rows for each query.
+            where: an SQL expression that rows must fulfil, over the columns id, kind, path, folder, name, size,
+                mtime_ns, hash and metadata (JSON).
+            kind: what to find. Left out: for pictures clips where the index has any, else pictures.
+
+        Returns:
+            for each query up to ``k`` hits, the best first; of equal scores the earlier row.
+
+        Raises:
+            MediaError: a file of a query cannot be used.
+            SaySeeError: not exactly one sort of query; a bad condition or vector; another model than the index's.
+        """
+        given = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            raise SaySeeError(f"search takes exactly one of {', '.join(given)}; {len(chosen)} were given")
+        if k < 1:
+            raise SaySeeError(f"k is {k}; it must be at least 1")
+        if kind is not None and kind not in KINDS:
+            raise SaySeeError(f"kind is {kind!r}; it is one of {', '.join(KINDS)}")
+        if kind is None:
+            kind = "clip" if images is not None and self.counts()["clip"] else "image"
+        if vectors is not None:
+            queries = self._checked(vectors)
+        else:
+            if kind == "clip":  # another process may have gone over to another model meanwhile
+                self.encoder.check(self.store.about(), self.place, kind)
+            queries = self._encode(speech, images, texts)
+        return self._hits(self.store.nearest(queries, kind, k, where))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The index's model, loaded when first asked for.
+
+        Raises:
+            SaySeeError: it is gone, or another.
+        """
+        if self._encoder is None:
+            from saysee.encoding.encoder import Encoder
+
+            given = self._model if self._model is not None else model_of(self.about, self.place, self.store.folder)
+            encoder = Encoder.load(given, self._device) if isinstance(given, str) else Encoder(given, "given")
+            encoder.check(self.about, self.place)
+            self._encoder = encoder
+        return self._encoder
+
+    def _encode(
+        self,
+        speech: Sequence[SpeechInput] | None,
+        images: Sequence[ImageInput] | None,
+        texts: Sequence[str] | None,
+    ) -> Vectors:
+        model = self.encoder.model
+        encoded: Vectors
+        if speech is not None:
+            encoded = model.encode_speech(speech)
+        elif images is not None:
+            encoded = model.encode_images(images)
+        else:
+            encoded = model.encode_text(texts or [])
+        return encoded
+
+    def _checked(self, vectors: ArrayLike) -> Vectors:
+        queries = np.asarray(vectors, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.about.dimension:
+            raise SaySeeError(
+                f"{self.place}: its vectors have {self.about.dimension} dimensions, the queries' shape is "
+                f"{list(queries.shape)}; give [Q, {self.about.dimension}]"
+            )
+        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise SaySeeError("a query's vector is zero or not finite; leave it out")
+        return np.asarray(queries / lengths)
+
+    def _hits(self, found: list[list[Found]]) -> list[list[Hit]]:
+        """Rows with the paths that their files have now."""
+        first = next((item.path for rows in found for item, _ in rows), None)
+        root = root_of(self.about, self.store.folder, first)
+        return [
+            [Hit(item.id, item.kind, self._path(root, item), score, item.metadata) for item, score in rows]
+            for rows in found
+        ]
+
+    # ------------------------------------------------------------------ upkeep
+
+    def check(self) -> list[str]:
+        """Reads the whole index and tells what is wrong with it, a line each; empty when all is well.
+
+        Raises:
+            SaySeeError: it is too damaged to be read.
+        """
+        return self.store.check()
+
+    def compact(self) -> tuple[int, int]:
+        """Gives back the room of removed rows, and makes the fast copy anew where it does not fit.
+
+        Returns:
+            bytes of the index before and after.
+
+        Raises:
+            SaySeeError: another process writes it, or there is no room.
+        """
+        return self.store.compact()

@@ -1,0 +1,130 @@
+"""Which files an index is of: those of a folder, or of a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Listing
+from saysee.data.manifest import Manifest, Row
+from saysee.errors import SaySeeError
+from saysee.search.index.store import About, Item, Kind, is_database
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is to be indexed.
+
+    Attributes:
+        root: folder that relative paths start from, absolute.
+        name: "." for the folder itself, else the manifest's name in it.
+        items: the pictures and clips, each once.
+        place: the folder or manifest as it was given, for messages.
+    """
+
+    root: Path
+    name: str
+    items: list[Item]
+    place: str
+
+
+def find_source(place: str | os.PathLike[str]) -> Source:
+    """The pictures and clips of a folder, or of a manifest (.parquet, .jsonl).
+
+    A clip of a manifest has all columns of its row as metadata. A picture has those on which all its rows agree.
+
+    Raises:
+        SaySeeError: no such place, or no picture and no clip in it.
+    """
+    if is_database(place):  # it may hold a password, so it is not repeated
+        raise SaySeeError("a database's address is no folder and no manifest; name what to index, then --to ADDRESS")
+    path = Path(place)
+    if path.is_dir() or not path.exists():
+        return _of_folder(path)
+    manifest = Manifest.read(path)
+    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(manifest), os.fspath(place))
+
+
+def kind_of(path: str | os.PathLike[str]) -> Kind | None:
+    """Picture or clip, by the suffix; None for anything else."""
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in AUDIO_SUFFIXES else None
+
+
+def root_of(about: About, folder: Path | None, first: str | None) -> Path:
+    """Where an index's relative paths start from now.
+
+    Index and files may have moved together: then the root lies beside the index as it did, and that is looked at first.
+    Where a file of the index is found decides.
+
+    Args:
+        about: of the index.
+        folder: the index; None for one in a database.
+        first: a path of the index, or None for an empty one.
+    """
+    for root in _places(about.root, about.root_beside, folder):
+        if (root / first).exists() if first is not None else root.is_dir():
+            return root
+    return Path(about.root)
+
+
+def model_of(about: About, index: str, folder: Path | None) -> str:
+    """Folder or hub name of the index's model, as it lies now; a place that is gone is told with the index's name."""
+    if about.model_beside is None and not os.path.isabs(about.model):
+        return about.model
+    for place in _places(about.model, about.model_beside, folder):
+        if place.is_dir():
+            return os.fspath(place)
+    raise SaySeeError(f"{index}: its model is no longer at {about.model}; name where it lies by --model")
+
+
+def beside(place: Path, folder: Path | None) -> str | None:
+    """A place as seen from the index; None on another drive, and for an index in a database."""
+    try:
+        return None if folder is None else os.path.relpath(os.path.abspath(place), os.path.abspath(folder))
+    except ValueError:
+        return None
+
+
+def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterable[Path]:
+    if relative is not None and folder is not None:
+        yield Path(os.path.normpath(os.path.join(os.path.abspath(folder), relative)))
+    yield Path(absolute)
+
+
+def _of_folder(folder: Path) -> Source:
+    listing = Listing(folder, "what to index")
+    items = [Item("image", listing.relative(path)) for path in listing.files(IMAGE_SUFFIXES)]
+    items += [Item("clip", listing.relative(path)) for path in listing.files(AUDIO_SUFFIXES)]
+    if not items:
+        raise SaySeeError(f"{folder}: no picture and no clip there; name the folder that holds them")
+    return Source(Path(os.path.abspath(folder)), ".", items, os.fspath(folder))
+
+
+def _of_manifest(manifest: Manifest) -> list[Item]:
+    items: dict[tuple[Kind, str], Item] = {}
+    for row in manifest:
+        values = _metadata(row)
+        picture = items.setdefault(("image", _normal(row.image)), Item("image", _normal(row.image), metadata=values))
+        picture.metadata = {name: value for name, value in picture.metadata.items() if values.get(name) == value}
+        items["clip", _normal(row.clip)] = Item("clip", _normal(row.clip), metadata=values)
+    return list(items.values())
+
+
+def _metadata(row: Row) -> dict[str, Any]:
+    columns: Mapping[str, Any] = {
+        "image_id": row.image_id,
+        "split": row.split,
+        "text": row.text,
+        "speaker": row.speaker,
+        "language": row.language,
+        **row.extra,
+    }
+    return {name: value for name, value in columns.items() if value is not None}
+
+
+def _normal(path: str) -> str:
+    return os.path.normpath(path).replace(os.sep, "/")

@@ -1,0 +1,384 @@
+"""Bringing an index up to date with its files: only what is new or changed goes through the model.
+
+Threads read and decode ahead while the model encodes. Each batch is one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saysee.encoding.encoder import Encoder
+from saysee.errors import SaySeeError
+from saysee.files import STILL_SECONDS, fingerprint
+from saysee.log import ProgressBar, progress_bar
+from saysee.media.source import printable
+from saysee.search.index.sources import Source, beside, find_source, root_of
+from saysee.search.index.store import About, Item, Kind, Vectors, Writer, open_store
+from saysee.search.index.uploads import with_uploads
+
+_AHEAD = 2
+"""Batches that are decoded ahead of the model."""
+
+
+@dataclass(slots=True)
+class IndexReport:
+    """What an indexing run did.
+
+    Attributes:
+        index: where it is.
+        images, clips: rows that the index holds now.
+        encoded: files that went through the model.
+        kept: files that had not changed.
+        moved: files found at a new place, with the vector they had.
+        removed: rows whose file is gone or can no longer be used.
+        refused: path and reason of each file that cannot be used.
+        search: how the index is searched, by kind.
+        notes: what could not be checked.
+    """
+
+    index: str
+    images: int = 0
+    clips: int = 0
+    encoded: int = 0
+    kept: int = 0
+    moved: int = 0
+    removed: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    search: dict[Kind, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        refused = [{"path": path, "reason": reason} for path, reason in self.refused]
+        return asdict(self) | {"refused": refused}
+
+    def to_line(self) -> str:
+        """One line for the terminal."""
+        how = "; ".join(f"{kind}s: {text}" for kind, text in self.search.items())
+        return (
+            f"{self.index}: {self.images:,} pictures and {self.clips:,} clips ({self.encoded:,} encoded, "
+            f"{self.kept:,} unchanged, {self.moved:,} moved, {self.removed:,} removed, {len(self.refused):,} refused); "
+            f"{how}"
+        )
+
+
+def update_index(
+    encoder: Encoder,
+    place: str | os.PathLike[str] | Source,
+    to: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    workers: int | None = None,
+) -> IndexReport:
+    """Makes an index of a folder's or manifest's files, or brings one up to date.
+
+    Killed at any moment, it loses the batch in flight at most; the same call goes on. Bad files are reported and leave
+    the others alone.
+
+    Args:
+        encoder: the model.
+        place: a folder or a manifest, or what :func:`saysee.search.index.sources.find_source` found there.
+        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
+        batch_size: files encoded, and committed, together.
+        workers: threads that decode; none for as many as there are cores.
+
+    Raises:
+        SaySeeError: nothing to index, nothing of it usable, an index of another model or of other files, another
+            writer, no room.
+    """
+    if batch_size < 1 or (workers is not None and workers < 1):
+        raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
+    source = place if isinstance(place, Source) else find_source(place)
+    store = open_store(to)
+    with store.writing() as writer:
+        report = IndexReport(index=store.place)
+        known = writer.known() if writer.about else {}
+        source = replace(source, items=with_uploads(source.items, known.values(), source.root, writer.folder))
+        about = _begin(writer, encoder, source, known, report)
+        _Run(writer, encoder, source, known, report).go(batch_size, workers or min(8, os.cpu_count() or 1))
+        finish(writer, about, report)
+    if not report.images and not report.clips:
+        path, reason = report.refused[0]
+        raise SaySeeError(
+            f"{source.place}: none of {len(report.refused)} files can be used; the first is {path} ({reason})"
+        )
+    return report
+
+
+def finish(writer: Writer, about: About, report: IndexReport) -> None:
+    """Tells whose vectors they all are now, makes the fast copies of what is there, and counts it."""
+    if writer.about != about:
+        writer.set_about(about)
+    report.search = writer.make_ready(about)
+    counts = writer.counts()
+    report.images, report.clips = counts["image"], counts["clip"]
+
+
+def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, precision: str) -> About:
+    """What holds for an index of these files by this model from now on."""
+    local = os.path.isdir(encoder.name)
+    return About(
+        model=os.path.abspath(encoder.name) if local else encoder.name,
+        model_beside=beside(Path(encoder.name), writer.folder) if local else None,
+        fingerprints=encoder.fingerprints,
+        dimension=encoder.dimension,
+        precision=precision,
+        root=os.fspath(root),
+        root_beside=beside(root, writer.folder),
+        source=source,
+    )
+
+
+def _begin(
+    writer: Writer, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item], report: IndexReport
+) -> About:
+    """What holds for the index once this run is finished."""
+    before = writer.about
+    if before is not None:
+        encoder.check(before, writer.place)
+        check_same_source(writer, before, source.root, source.name, known)
+    about = begin_about(writer, encoder, source.root, source.name, before.precision if before else "float32")
+    others = Counter(item.kind for item in known.values() if item.encoded_by != about.fingerprints[item.kind])
+    for kind, count in others.items():
+        report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded anew")
+    now = replace(about, fingerprints=before.fingerprints) if before and others else about
+    if now != before:
+        writer.set_about(now)
+    return about
+
+
+def check_same_source(
+    writer: Writer, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
+) -> None:
+    """Refuses files of another place while those of the index are still at theirs: they would all be taken out.
+
+    Raises:
+        SaySeeError: so it is.
+    """
+    first = next((item.path for item in known.values()), None)
+    old = root_of(before, writer.folder, first)
+    there = (old / before.source).exists()
+    if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), name):
+        raise SaySeeError(
+            f"{writer.place}: is an index of {os.path.normpath(old / before.source)}; name another place by --to"
+        )
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A file that a thread has looked at: of known content, or prepared for the model, or refused."""
+
+    item: Item
+    prepared: Any = None
+    reason: str | None = None
+
+
+class _Run:
+    """One run over the files that are new or may have changed."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        encoder: Encoder,
+        source: Source,
+        known: dict[tuple[Kind, str], Item],
+        report: IndexReport,
+    ) -> None:
+        self.writer, self.encoder, self.source = writer, encoder, source
+        self.known, self.report = known, report
+        self.wanted = {(item.kind, item.path) for item in source.items}
+        self.contents = {(item.kind, item.hash) for item in known.values() if self._is_mine(item)}
+        self.leaving = {key: item for key, item in known.items() if key not in self.wanted}
+        self.homeless = {
+            (item.kind, item.hash): key
+            for key, item in self.leaving.items()
+            if item.hash is not None and self._is_mine(item)
+        }
+
+    def go(self, batch_size: int, workers: int) -> None:
+        todo = self._compare()
+        with progress_bar("indexing", len(todo)) as bar, ThreadPoolExecutor(workers) as threads:
+            try:
+                for batch in self._prepared(todo, batch_size, threads):
+                    self._commit(batch, bar)
+            except BaseException:  # Ctrl-C too: do not decode the rest first
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+        leaving = [item for key, item in self.leaving.items() if self._is_gone(key)]
+        self.writer.remove(leaving)
+        self.report.removed += len(leaving)
+
+    def _is_gone(self, key: tuple[Kind, str]) -> bool:
+        """Whether a row that is not wanted has nothing behind it.
+
+        A file that came into the folder after it was listed may have been put into the index by another process.
+        """
+        by_listing = self.source.name != "." or key in self.wanted
+        return by_listing or not (self.source.root / key[1]).exists()
+
+    def _is_mine(self, row: Item) -> bool:
+        """Whether this run's model made the vector of a row."""
+        return row.encoded_by == self.encoder.fingerprints[row.kind]
+
+    def _compare(self) -> list[Item]:
+        """What is not, by size and time, as it was; what is gets its metadata anew."""
+        todo: list[Item] = []
+        renewed: list[Item] = []
+        for item in self.source.items:
+            before = self.known.get((item.kind, item.path))
+            status = self._status(item)
+            if (
+                before is None
+                or status is None
+                or (before.size, before.mtime_ns) != status
+                or not self._is_mine(before)
+            ):
+                todo.append(item)
+                continue
+            self.report.kept += 1
+            if before.metadata != item.metadata:
+                renewed.append(replace(before, metadata=item.metadata))
+        todo += self._refresh(renewed)
+        return todo
+
+    def _refresh(self, items: list[Item]) -> list[Item]:
+        """Writes rows anew, and gives back those that another process has taken out, which have to be made again."""
+        gone = self.writer.refresh(items) if items else []
+        self.report.kept -= len(gone)
+        for item in gone:
+            self.known.pop((item.kind, item.path), None)
+        return gone
+
+    def _status(self, item: Item) -> tuple[int, int] | None:
+        try:
+            status = os.stat(self.source.root / item.path)
+        except (OSError, ValueError):
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def _prepared(self, todo: list[Item], size: int, threads: ThreadPoolExecutor) -> Iterator[list[_Ready]]:
+        """The files in batches of one kind, each looked at by a thread while the model works on those before."""
+        waiting: deque[list[Future[_Ready]]] = deque()
+        for batch in _batches(todo, size):
+            waiting.append([threads.submit(self._look, item) for item in batch])
+            if len(waiting) > _AHEAD:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+
+    def _look(self, item: Item) -> _Ready:
+        path = self.source.root / item.path
+        try:
+            item.path.encode()
+            status = self._status(item)
+            if status is not None and path.is_file():
+                item.size, item.mtime_ns = status
+                if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
+                    item.mtime_ns = None
+                item.hash = _content(path)
+                if (item.kind, item.hash) in self.contents:
+                    return _Ready(item)
+            return _Ready(item, self.encoder.prepare(item.kind, path))
+        except UnicodeEncodeError:
+            return _Ready(item, reason=f"{printable(path)}: its name is not valid Unicode; rename it")
+        except SaySeeError as error:
+            return _Ready(item, reason=str(error))
+        except OSError as error:
+            return _Ready(item, reason=f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again")
+
+    def _commit(self, batch: list[_Ready], bar: ProgressBar) -> None:
+        """Writes a batch: first what only has a new time or place, then what needs a vector."""
+        renewed, new = [], []
+        for ready in batch:
+            if ready.reason is not None:
+                self._refuse(ready)
+            elif (before := self._same(ready)) is not None:
+                ready.item.id = before.id
+                renewed.append(ready.item)
+            else:
+                new.append(ready)
+        new += [_Ready(item) for item in self._refresh(renewed)]
+        self._write_new(new)
+        bar.advance(len(batch))
+
+    def _refuse(self, ready: _Ready) -> None:
+        assert ready.reason is not None
+        self.report.refused.append((printable(self.source.root / ready.item.path), ready.reason))
+        key = (ready.item.kind, ready.item.path)
+        if key in self.known:  # its vector is of a content that is gone
+            self.leaving[key] = self.known[key]
+
+    def _same(self, ready: _Ready) -> Item | None:
+        """The row that holds this content already: the file's own, or one whose file has left its place."""
+        item = ready.item
+        before = self.known.get((item.kind, item.path))
+        if before is not None:
+            if before.hash != item.hash or item.hash is None or not self._is_mine(before):
+                return None
+            self.report.kept += 1
+            return before
+        key = self.homeless.pop((item.kind, item.hash), None) if item.hash is not None else None
+        if key is None:
+            return None
+        self.report.moved += 1
+        return self.leaving.pop(key)
+
+    def _write_new(self, new: list[_Ready]) -> None:
+        """Vectors by the model, or of another file of the same content, in one transaction."""
+        items: list[Item] = []
+        vectors: list[Vectors] = []
+        unknown = []
+        for ready in new:
+            item = ready.item
+            item.encoded_by = self.encoder.fingerprints[item.kind]
+            found = None
+            if ready.prepared is None and item.hash is not None:
+                found = self.writer.vector_of(item.kind, item.hash, item.encoded_by)
+            if found is not None:
+                items.append(item)
+                vectors.append(found)
+            elif ready.prepared is not None or self._prepare_late(ready):
+                unknown.append(ready)
+        self.report.kept += len(items)
+        self.report.encoded += len(unknown)
+        if unknown:
+            vectors += list(self.encoder.encode(unknown[0].item.kind, [ready.prepared for ready in unknown]))
+            items += [ready.item for ready in unknown]
+        if items:
+            with self.writer.transaction():
+                self.writer.put(items, np.stack(vectors))
+
+    def _prepare_late(self, ready: _Ready) -> bool:
+        """For files that changed places: the row that had this content has been written over or taken out meanwhile."""
+        try:
+            ready.prepared = self.encoder.prepare(ready.item.kind, self.source.root / ready.item.path)
+        except SaySeeError as error:
+            ready.reason = str(error)
+            self._refuse(ready)
+            return False
+        return True
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == size or item.kind != batch[0].kind):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return fingerprint(file)

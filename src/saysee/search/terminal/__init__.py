@@ -1,0 +1,1 @@
+"""Search from the terminal: queries, the HTML sheet, the microphone."""

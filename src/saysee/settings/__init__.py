@@ -1,0 +1,1 @@
+"""Every setting, once: typed, described, with its default."""

@@ -1,0 +1,147 @@
+"""Attention against truth, with values worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from saysee.evaluation.localization import attention_on_object, patch_grid, word_maps
+
+LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
+TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
+HOP = 0.02  # seconds from frame to frame
+EMPTY = {"box": (0.3, 0.3, 0.3, 0.6)}
+
+
+def word(start, end, *objects):
+    return {"start": start, "end": end, "objects": list(objects)}
+
+
+def test_patches_are_counted_row_by_row_from_the_top_left():
+    assert patch_grid([(0.5, 0.0, 1.0, 0.5)], 2).tolist() == [0, 1, 0, 0]
+    assert patch_grid([(0.0, 0.5, 0.5, 1.0)], 2).tolist() == [0, 0, 1, 0]
+
+
+def test_a_patch_counts_by_the_area_that_is_covered():
+    # Width 0.25 to 0.75 of the picture, height 0 to 0.25: half of each upper patch's width and half of its height.
+    assert patch_grid([(0.25, 0.0, 0.75, 0.25)], 2) == pytest.approx([0.25, 0.25, 0, 0])
+    assert patch_grid([(0.1, 0.2, 0.6, 0.7)], 1) == pytest.approx([0.25])
+
+
+def test_boxes_that_overlap_count_once():
+    assert patch_grid([(0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 0.75, 1.0)], 1) == pytest.approx([0.75])
+    assert patch_grid([(0.0, 0.0, 1.0, 1.0)] * 2, 3) == pytest.approx(np.ones(9))
+
+
+def test_area_over_all_patches_is_the_area_of_the_box():
+    rng = np.random.default_rng(0)
+    for grid in (1, 2, 7, 16):
+        (left, right), (top, bottom) = np.sort(rng.uniform(size=(2, 2)), axis=1)
+        share = patch_grid([(left, top, right, bottom)], grid)
+        assert share.mean() == pytest.approx((right - left) * (bottom - top))
+        assert share.max() <= 1 + 1e-9
+
+
+def test_what_lies_outside_the_picture_is_cut_off():
+    assert patch_grid([(-1.0, -1.0, 0.5, 2.0)], 2) == pytest.approx([1, 0, 1, 0])
+    assert patch_grid([], 2).tolist() == [0, 0, 0, 0]
+
+
+def test_even_attention_has_lift_1():
+    attention = np.full((10, 49), 1 / 49)
+    found = attention_on_object(attention, [word(0, 0.1, 0), word(0.1, 0.2, 1)], [LEFT_HALF, TOP_LEFT], HOP)
+    assert found.mass == pytest.approx((0.5 + 0.25) / 2)
+    assert found.lift == pytest.approx(1)
+    assert found.words == 2
+
+
+def test_mass_is_averaged_over_the_frames_of_the_word_and_then_over_words():
+    # Patches: top left, top right, bottom left, bottom right. Frames of 20 ms.
+    attention = np.array([[0.6, 0.4, 0, 0], [0.2, 0.2, 0.6, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    words = [word(0.0, 0.04, 0), word(0.04, 0.06), word(0.06, 0.08, 1)]
+    found = attention_on_object(attention, words, [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 1.0)}], HOP)
+    # The first word: (0.6 + 0.2) / 2 in a quarter of the picture; the third: all of it in a half.
+    assert found.mass == pytest.approx((0.4 + 1.0) / 2)
+    assert found.lift == pytest.approx((0.4 / 0.25 + 1.0 / 0.5) / 2)
+    assert found.words == 2
+    assert json.loads(json.dumps(found.to_dict())) == {"mass": found.mass, "lift": found.lift, "words": 2}
+
+
+def test_attention_beside_the_object_has_no_mass():
+    found = attention_on_object([[0, 0, 0, 1.0]], [word(0, 0.02, 0)], [TOP_LEFT], HOP)
+    assert (found.mass, found.lift) == (0, 0)
+
+
+def test_a_patch_half_covered_gives_half_its_attention():
+    found = attention_on_object([[1.0, 0, 0, 0]], [word(0, 0.02, 0)], [{"box": (0.0, 0.0, 0.25, 0.5)}], HOP)
+    assert found.mass == pytest.approx(0.5)
+    assert found.lift == pytest.approx(0.5 / 0.125)
+
+
+def test_a_word_that_names_two_objects_counts_both():
+    attention = [[0.5, 0.25, 0.25, 0]]
+    objects = [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 0.5)}]
+    assert attention_on_object(attention, [word(0, 0.02, 0, 1)], objects, HOP).mass == pytest.approx(0.75)
+
+
+def test_none_when_no_word_names_an_object():
+    attention = [[0.25] * 4]
+    assert attention_on_object(attention, [], [TOP_LEFT], HOP) is None
+    assert attention_on_object(attention, [word(0, 1)], [TOP_LEFT], HOP) is None
+    assert attention_on_object(attention, [word(0, 1, 0)], [EMPTY], HOP) is None
+
+
+def test_a_word_takes_the_frames_whose_middle_lies_in_it():
+    attention = np.eye(5)  # frame f looks at patch f alone; middles at 10, 30, 50, 70, 90 ms
+    maps = word_maps(attention, [word(0.0, 0.04), word(0.011, 0.03), word(0.03, 0.071), word(0.01, 0.03)], HOP)
+    assert maps[0].tolist() == [0.5, 0.5, 0, 0, 0]
+    assert maps[1].tolist() == [0, 1, 0, 0, 0]  # too short to hold a middle: the nearest frame
+    assert maps[2] == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0])
+    assert maps[3].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_a_word_past_the_last_frame_takes_the_last():
+    assert word_maps(np.eye(3), [word(0.5, 0.6), word(0.05, 9)], HOP).tolist() == [[0, 0, 1], [0, 0, 1]]
+
+
+def test_word_maps_are_one_row_a_word_that_sums_to_1():
+    attention = np.random.default_rng(0).dirichlet(np.ones(49), size=100)
+    maps = word_maps(attention, [word(0.1 * n, 0.1 * n + 0.35) for n in range(12)], HOP)
+    assert maps.shape == (12, 49)
+    assert maps.sum(axis=1) == pytest.approx(np.ones(12))
+    assert word_maps(attention, [], HOP).shape == (0, 49)
+
+
+def test_torch_maps_of_low_precision_are_read():
+    attention = torch.softmax(torch.randn(8, 256, generator=torch.Generator().manual_seed(0)), dim=1).bfloat16()
+    found = attention_on_object(attention.requires_grad_(), [word(0, 0.1, 0)], [LEFT_HALF], HOP)
+    assert found.mass == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("attention", "words", "objects", "message"),
+    [
+        ([[0.5, 0.5, 0.5, 0.5]], [word(0, 1, 0)], [TOP_LEFT], "sum to 1"),
+        ([[np.nan] * 4], [word(0, 1, 0)], [TOP_LEFT], "sum to 1"),
+        ([[0.2] * 5], [word(0, 1, 0)], [TOP_LEFT], "leave the class token out"),
+        (np.zeros((0, 4)), [word(0, 1, 0)], [TOP_LEFT], "at least one frame"),
+        ([[0.25] * 4], [word(0, 1, 1)], [TOP_LEFT], "names object 1, but the picture has 1"),
+        ([[0.25] * 4], [word(0, 1, -1)], [TOP_LEFT], "names object -1"),
+        ([[0.25] * 4], [word(1, 0, 0)], [TOP_LEFT], "has to end after it starts"),
+        ([[0.25] * 4], [word(0, 1, 0)], [{"box": (0.5, 0, 0.2, 1)}], "left <= right"),
+        ([[0.25] * 4], [word(0, 1, 0)], [{"box": (0.5, 0, 1)}], "four finite numbers"),
+        ([[0.25] * 4], [word(0, 1, 0)], [{"box": (0, 0, 1, np.inf)}], "four finite numbers"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(attention, words, objects, message):
+    with pytest.raises(ValueError, match=message):
+        attention_on_object(attention, words, objects, HOP)
+
+
+def test_words_find_their_frames_at_any_hop():
+    attention = np.eye(4)
+    assert word_maps(attention, [word(0.04, 0.08)], 0.04).tolist() == [[0, 1, 0, 0]]
+    assert word_maps(attention, [word(0.04, 0.08)], 0.02).tolist() == [[0, 0, 0.5, 0.5]]

@@ -1,0 +1,251 @@
+"""Speech for hubert-nano: whose voices it has, where its phones lie, and what augmentation does to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from random import Random
+
+import numpy as np
+import pytest
+from lab.nano.sentences import sentences
+from lab.nano.speech import SpeechPool, augmented, phone_name, vocal_tract
+
+from lab.nano import speech
+from saysee.data.scenes.speakers import speaker_pools
+from saysee.data.scenes.speech import SAMPLE_RATE
+
+pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
+
+
+def voices(split):
+    return {(speaker.accent, speaker.variant) for speaker in speaker_pools()[split]}
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return SpeechPool(tmp_path_factory.mktemp("speech"), 24, 0, "train")
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """The speakers whom the pool lets speak."""
+    found = []
+
+    def recorded(text, speaker):
+        found.append(speaker)
+        return speech_of(text, speaker)
+
+    speech_of = speech.synthesise
+    monkeypatch.setattr(speech, "synthesise", recorded)
+    return found
+
+
+# ---------------------------------------------------------------------- the pool
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_only_voices_of_the_split_speak_and_never_one_of_the_test(split, heard, tmp_path):
+    SpeechPool(tmp_path, 40, 3, split)
+    spoken = {(speaker.accent, speaker.variant) for speaker in heard}
+    assert len(heard) == 40
+    assert len(spoken) > 20
+    assert spoken <= voices(split)
+    assert not spoken & voices("test")
+    assert not voices("train") & voices("val")
+    assert len({speaker.pitch for speaker in heard}) > 10
+    assert len({speaker.rate for speaker in heard}) > 10
+
+
+def test_pre_training_takes_the_voices_of_train_and_its_curve_those_of_val(monkeypatch, tmp_path):
+    from lab.nano import hubert_nano
+
+    asked = []
+
+    class Stop(Exception):
+        pass
+
+    def recorded(folder, utterances, seed, split, *rest):
+        asked.append((split, seed))
+        if len(asked) == 2:
+            raise Stop
+
+    monkeypatch.setattr(hubert_nano, "SpeechPool", recorded)
+    with pytest.raises(Stop):
+        hubert_nano.pretrain_hubert_nano(tmp_path, hubert_nano.HubertNanoSettings())
+    assert [split for split, _ in asked] == ["train", "val"]
+    assert asked[0][1] != asked[1][1]
+
+
+def test_items_lie_one_after_the_other_and_phones_and_words_inside_them(pool):
+    assert len(pool.items) == 24
+    end = 0
+    texts = sentences(0, 0, 24)
+    for number, (item, text) in enumerate(zip(pool.items, texts, strict=True)):
+        assert item.offset == end
+        end += item.length
+        sound = pool.waveform(number)
+        assert sound.dtype == np.float32
+        assert len(sound) == item.length
+        assert 0.02 < np.abs(sound).max() <= 1
+        for found in (item.phones, item.words):
+            assert all(0 <= start < stop <= item.length / SAMPLE_RATE + 1e-3 for _, start, stop in found)
+        assert [word for word, _, _ in item.words] == [word.strip(",?").lower() for word in text.split()]
+        assert len(item.phones) > len(item.words)
+    assert end == len(pool.samples)
+
+
+def test_stress_is_no_phone_of_its_own(pool):
+    assert phone_name("'a") == "a"
+    assert phone_name("=") == "="
+    names = {name for item in pool.items for name, _, _ in item.phones}
+    assert 25 < len(names) < 120
+    assert not any(name[0] in "',%" and len(name) > 1 for name in names)
+
+
+def test_the_same_seed_gives_the_same_pool_and_a_missing_chunk_comes_back(pool, tmp_path, monkeypatch):
+    again = SpeechPool(tmp_path / "again", 24, 0, "train")
+    assert (again.samples == pool.samples).all()
+    assert again.items == pool.items
+    assert SpeechPool(tmp_path / "other", 4, 1, "train").items[0] != pool.items[0]
+
+    monkeypatch.setattr(speech, "CHUNK", 4)
+    monkeypatch.setattr(speech, "make_missing", one_after_the_other)
+    first = SpeechPool(tmp_path / "c", 10, 0, "train")
+    chunks = sorted((tmp_path / "c").iterdir())
+    assert [len(json.loads((chunk / "items.json").read_text())) for chunk in chunks] == [4, 4, 2]
+    times = [(chunk / "samples.npy").stat().st_mtime_ns for chunk in chunks]
+    shutil.rmtree(chunks[1])
+    (tmp_path / "c" / f".writing-{chunks[1].name}").mkdir()
+    second = SpeechPool(tmp_path / "c", 10, 0, "train")
+    assert second.items == first.items
+    assert (second.samples == first.samples).all()
+    assert sorted((tmp_path / "c").iterdir()) == chunks
+    assert [(chunks[i] / "samples.npy").stat().st_mtime_ns for i in (0, 2)] == [times[0], times[2]]
+
+
+def one_after_the_other(what, chunks, make):
+    from lab.nano.chunks import make_missing
+
+    for chunk in chunks:
+        make_missing(what, [chunk], make)
+
+
+# ---------------------------------------------------------------------- augmentation
+
+
+def power(sound):
+    return float(np.mean(np.square(sound, dtype=np.float64)))
+
+
+@pytest.fixture(scope="module")
+def clean(pool):
+    return pool.waveform(0)
+
+
+@pytest.fixture(scope="module")
+def others(pool):
+    return [pool.waveform(number) for number in range(1, 7)]
+
+
+def test_augmentation_keeps_the_length_and_follows_its_numbers(clean, others):
+    same = 0
+    for seed in range(60):
+        once, again = (augmented(clean, others, Random(seed)) for _ in range(2))
+        assert once.dtype == np.float32
+        assert once.shape == clean.shape
+        assert np.isfinite(once).all()
+        assert (once == again).all()
+        same += (once == clean).all()
+    assert 8 <= same <= 32  # a third stay as they are
+    assert len({augmented(clean, others, Random(seed)).tobytes() for seed in range(60)}) == 61 - same
+
+
+def test_augmentation_leaves_the_clip_that_it_was_given_alone(clean, others):
+    before = clean.copy()
+    for seed in range(20):
+        augmented(clean, others, Random(seed))
+    assert (clean == before).all()
+
+
+class Fixed(Random):
+    """Draws as ever, but the kind of noise and how far below the speech it lies are told."""
+
+    def __init__(self, kind, decibels):
+        super().__init__(5)
+        self.kind, self.decibels = kind, decibels
+
+    def choice(self, values):
+        assert self.kind in values
+        return self.kind
+
+    def uniform(self, low, high):
+        return self.decibels if high == 30 else super().uniform(low, high)
+
+
+@pytest.mark.parametrize("decibels", [8, 20, 30])
+@pytest.mark.parametrize("kind", ["white", "pink", "hum", "voices"])
+def test_noise_lies_as_far_below_the_speech_as_asked(kind, decibels, clean, others):
+    noisy = speech._noisy(clean, others, Fixed(kind, decibels), np.random.default_rng(1))
+    added = noisy - clean
+    assert 10 * np.log10(power(clean) / power(added)) == pytest.approx(decibels, abs=0.2)
+
+
+def test_kinds_of_noise_are_what_they_are_called(clean, others):
+    def spectrum(kind):
+        noisy = speech._noisy(clean, others, Fixed(kind, 8), np.random.default_rng(1))
+        return np.abs(np.fft.rfft((noisy - clean).astype(np.float64))) ** 2
+
+    frequency = np.fft.rfftfreq(len(clean), 1 / SAMPLE_RATE)
+    low, high = (frequency > 100) & (frequency < 900), frequency > 4000
+    white, pink, hum = spectrum("white"), spectrum("pink"), spectrum("hum")
+    assert 0.5 < white[low].mean() / white[high].mean() < 2
+    assert pink[low].mean() / pink[high].mean() > 5
+    assert hum[frequency < 700].sum() > 0.99 * hum.sum()
+    assert hum.max() > 0.1 * hum.sum()
+
+
+def test_an_echo_comes_after_the_sound_and_dies_away():
+    click = np.zeros(SAMPLE_RATE, np.float32)
+    click[1000] = 1
+    wet = speech._echoing(click, 0.3, np.random.default_rng(0))
+    assert (np.abs(wet[:1000]) < 1e-4).all()
+    assert wet[1000] == pytest.approx(1, abs=1e-4)
+    early, late = power(wet[1001:2600]), power(wet[4201:5800])
+    # 60 dB in 0.3 s: 40 dB in the 0.2 s between the two windows.
+    assert 10 * np.log10(early / late) == pytest.approx(40, abs=3)
+    assert (np.abs(wet[1000 + 4800 :]) < 1e-4).all()
+
+
+def test_a_telephone_passes_nothing_above_4_khz():
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    low, high = (np.sin(2 * np.pi * hertz * time).astype(np.float32) * 0.5 for hertz in (1000, 6000))
+    for sound, share in ((low, 1.0), (high, 0.0)):
+        heard = speech._through_telephone(sound)
+        assert len(heard) == len(sound)
+        assert power(heard) / power(sound) == pytest.approx(share, abs=0.03)
+    assert 0 < power(speech._through_telephone(low) - low) < 0.01 * power(low)
+
+
+def test_a_codec_gives_nearly_the_same_sound_at_the_same_times(clean):
+    heard = speech._through_codec(clean)
+    assert len(heard) == len(clean)
+    assert not (heard == clean).all()
+    shifts = [float(np.dot(clean[2000:-2000], heard[2000 + by : len(heard) - 2000 + by])) for by in range(-80, 81, 8)]
+    assert int(np.argmax(shifts)) == 10  # not moved
+    assert np.corrcoef(clean, heard)[0, 1] > 0.5
+
+
+def test_another_throat_moves_pitch_and_formants_and_the_times_with_them():
+    second = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    speeds = []
+    for seed in range(60):
+        played, speed = vocal_tract(second, Random(seed))
+        assert len(played) == pytest.approx(16_000 / speed, abs=2)
+        loudest = np.abs(np.fft.rfft(played)).argmax() * 16_000 / len(played)
+        assert loudest == pytest.approx(1000 * speed, rel=0.002)
+        speeds.append(speed)
+    assert 0.3 < np.mean(np.array(speeds) == 1.0) < 0.7
+    assert min(speeds) < 0.9
+    assert max(speeds) > 1.1
+    assert all(2**-0.22 <= speed <= 2**0.22 for speed in speeds)

@@ -1,0 +1,455 @@
+"""What only an index in PostgreSQL has: several writers, HNSW, the ways in which a server refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from media_files import picture, rows
+from saysee import Index, SaySeeError
+from saysee.cli import main
+from saysee.search.index.store import About, Item, open_store
+from saysee.search.index.updating import update_index
+
+psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+from saysee.search.index import postgres as postgres_store  # noqa: E402
+from saysee.search.index import postgres_connection, postgres_search  # noqa: E402
+
+DIMENSION = 24
+PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+PATIENCE = 120
+ABOUT = About("model", None, {"image": "1", "clip": "2"}, DIMENSION, "float32", "/root", None, ".")
+
+
+def clustered(count: int) -> np.ndarray:
+    """Unit vectors around centres around centres, as those of pictures lie."""
+    rng = np.random.default_rng(0)
+    topics = rng.standard_normal((20, DIMENSION))
+    scenes = topics[rng.integers(0, 20, 400)] + 0.6 * rng.standard_normal((400, DIMENSION))
+    vectors = scenes[rng.integers(0, 400, count)] + 0.4 * rng.standard_normal((count, DIMENSION))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def fill(place: str, vectors: np.ndarray) -> dict[str, str]:
+    """Rows "0.jpg" and so on with these vectors."""
+    items = [Item("image", f"{n}.jpg", n, metadata={"week": n % 7}) for n in range(len(vectors))]
+    with open_store(place).writing() as writer:
+        if writer.about is None:
+            writer.set_about(ABOUT)
+        with writer.transaction():
+            writer.put(items, vectors)
+        return writer.make_ready(ABOUT)
+
+
+def admin(place: str, *statements: str) -> None:
+    """Runs statements in the index's schema."""
+    address = postgres_connection.read_address(place)
+    connection = postgres_connection.connect(address)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+# ---------------------------------------------------------------------- several writers
+
+
+WRITER = """
+import sys
+import numpy as np
+from saysee.search.index.store import About, Item, open_store
+place, me = sys.argv[1], int(sys.argv[2])
+about = About("model", None, {"image": "1", "clip": "2"}, 24, "float32", "/root", None, ".")
+print("ready", flush=True)
+sys.stdin.readline()  # so that all begin at once
+while True:
+    try:
+        with open_store(place).writing() as writer:
+            if writer.about is None:
+                writer.set_about(about)
+            for start in range(0, 200, 50):
+                items = [Item("image", f"shared/{n}.jpg", n) for n in range(start, start + 50)]
+                items += [Item("image", f"{me}/{n}.jpg", n) for n in range(start, start + 50)]
+                if me % 2:
+                    items.reverse()  # each takes the rows in another order
+                with writer.transaction():
+                    writer.put(items, np.eye(24, dtype=np.float32)[[item.size % 24 for item in items]])
+        break
+    except Exception as error:
+        if "has just changed this index" not in str(error):
+            raise
+"""
+
+
+def test_several_processes_write_at_once_and_no_row_is_lost_or_doubled(database):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITER, database, str(me)], **PIPES, text=True) for me in range(3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors
+    found = rows(database)
+    wanted = {f"{folder}/{n}.jpg" for folder in ("shared", 0, 1, 2) for n in range(200)}
+    assert {path for _, path in found} == wanted
+    assert open_store(database).counts()["image"] == len(wanted)
+    assert len({number for number, _ in found.values()}) == len(wanted)
+    assert open_store(database).check() == []
+
+
+def test_two_runs_over_one_folder_give_what_one_gives(encoder, photos, database, tmp_path):
+    for number in range(30):
+        picture(photos / f"more/{number}.png", 50 + number)
+    update_index(encoder, photos, tmp_path / "alone")
+    with open_store(database).writing() as writer:  # begun, so that neither finds it begun meanwhile
+        about = open_store(tmp_path / "alone").about()
+        assert writer.about is None
+        writer.set_about(About(**{name: getattr(about, name) for name in About.__dataclass_fields__}))
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            update_index(encoder, photos, database, batch_size=2, workers=1)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    alone, together = rows(tmp_path / "alone"), rows(database)
+    assert together.keys() == alone.keys()
+    for key, (_, vector) in alone.items():
+        np.testing.assert_allclose(np.frombuffer(together[key][1], "<f4"), np.frombuffer(vector, "<f4"), atol=2e-6)
+
+
+def test_what_another_writer_takes_out_or_puts_meanwhile_is_made_right(encoder, photos, database, monkeypatch):
+    update_index(encoder, photos, database)
+    before = rows(database)
+    (photos / "holiday/0.png").rename(photos / "holiday/new.png")
+    (photos / "holiday/1.png").rename(photos / "holiday/newer.png")
+    refresh = postgres_store.PostgresWriter.refresh
+
+    def late(self, items):
+        """Another run has come first: one row is gone, and one of the new places is taken."""
+        items = list(items)
+        with open_store(database).writing() as other:
+            known = other.known()
+            if ("image", "holiday/0.png") in known:
+                other.remove([known["image", "holiday/0.png"]])
+                assert other.about is not None
+                with other.transaction():
+                    other.put([Item("image", "holiday/newer.png", hash="x")], np.ones((1, DIMENSION), np.float32))
+        return refresh(self, items)
+
+    monkeypatch.setattr(postgres_store.PostgresWriter, "refresh", late)
+    report = update_index(encoder, photos, database)
+    after = rows(database)
+    assert len(after) == 9
+    assert report.encoded == 1
+    assert after["image", "holiday/newer.png"] == before["image", "holiday/1.png"]
+    np.testing.assert_allclose(
+        np.frombuffer(after["image", "holiday/new.png"][1], "<f4"),
+        np.frombuffer(before["image", "holiday/0.png"][1], "<f4"),
+        atol=2e-6,
+    )
+
+
+def test_file_that_came_after_the_listing_keeps_the_row_that_another_gave_it(encoder, photos, database):
+    from saysee.search.index.sources import find_source
+
+    listed = find_source(photos)
+    picture(photos / "late.png", 77)
+    update_index(encoder, photos, database)
+    assert update_index(encoder, listed, database).removed == 0
+    assert ("image", "late.png") in rows(database)
+    (photos / "late.png").unlink()
+    assert update_index(encoder, listed, database).removed == 1
+
+
+def test_index_that_another_changed_since_it_was_read_is_not_written_over(database):
+    with open_store(database).writing() as one, open_store(database).writing() as other:
+        assert one.about is None
+        assert other.about is None
+        one.set_about(ABOUT)
+        with pytest.raises(SaySeeError, match="another process has just changed this index"):
+            other.set_about(About("other", None, {"image": "3", "clip": "2"}, 7, "float32", "/root", None, "."))
+        other.set_about(ABOUT)
+    assert open_store(database).about() == ABOUT
+
+
+def test_killed_it_goes_on(encoder, model_folder, photos, database):
+    for number in range(60):
+        picture(photos / f"more/{number}.png", 50 + number)
+    command = [sys.executable, "-m", "saysee", "index", model_folder, photos, "--to", database, "--batch-size", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        try:
+            if sum(open_store(database).counts().values()) >= 5:
+                break
+        except SaySeeError:  # not yet begun
+            time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = sum(open_store(database).counts().values())
+    report = update_index(encoder, photos, database)
+    assert 5 <= done < 69
+    assert (report.kept, report.encoded) == (done, 69 - done)
+    assert Index.open(database).check() == []
+
+
+# ---------------------------------------------------------------------- the fast way
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """HNSW from 300 rows on."""
+    monkeypatch.setattr(postgres_search, "EXACT_ROWS", 300)
+
+
+def recall(store, vectors: np.ndarray, where: str | None = None, rest: slice | None = None) -> float:
+    rng = np.random.default_rng(1)
+    queries = vectors[rng.integers(0, len(vectors), 50)] + 0.1 * rng.standard_normal((50, DIMENSION)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    candidates = np.arange(len(vectors))[rest or slice(None)]
+    truth = candidates[np.argsort(-(queries @ vectors[candidates].T), axis=1, kind="stable")[:, :10]]
+    found = store.nearest(queries, "image", 10, where)
+    numbers = [{int(item.path.removesuffix(".jpg")) for item, _ in got} for got in found]
+    return float(np.mean([len(got & set(right.tolist())) / 10 for got, right in zip(numbers, truth, strict=True)]))
+
+
+def test_hnsw_finds_what_exact_search_finds(database, few):
+    vectors = clustered(1_200)
+    methods = fill(database, vectors)
+    assert methods["image"].startswith("approximate, HNSW with ")
+    store = open_store(database)
+    assert recall(store, vectors) >= 0.99
+    assert recall(store, vectors, "metadata ->> 'week' = 3", slice(3, None, 7)) == 1.0  # so few are compared one by one
+    assert recall(store, vectors, "id > 0 AND size % 2 = 1", slice(1, None, 2)) >= 0.99
+    (many,) = store.nearest(vectors[:1], "image", 700, None)  # more than HNSW holds
+    assert many[0][0].path == "0.jpg"
+    assert len(many) == 700
+
+
+def test_hnsw_is_what_is_searched(database, few):
+    fill(database, clustered(400))
+    with open_store(database).reading() as connection:
+        fast = postgres_search._fast(connection, "image")
+        assert fast.cast in ("vector", "halfvec")
+        plans = []
+        execute = connection.execute
+
+        def explained(sql, parameters=None, **options):
+            if "<#>" in sql:
+                plans.append("\n".join(row[0] for row in execute(f"EXPLAIN {sql}", parameters)))
+            return execute(sql, parameters, **options)
+
+        connection.execute = explained
+        query = clustered(1)
+        for where in (None, "size >= 0"):
+            postgres_search.nearest(connection, ABOUT, query, "image", 3, where)
+        postgres_search._exactly(connection, query[0], ("kind = 'image'", ()), 3)
+    assert ["items_image_hnsw" in plan for plan in plans] == [True, True, False]
+
+
+def test_missing_or_broken_hnsw_is_told_and_made_anew(database, few):
+    vectors = clustered(400)
+    fill(database, vectors)
+    store = open_store(database)
+    for harm in (
+        "DROP INDEX items_image_hnsw",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_image_hnsw'::regclass",  # as one broken off
+    ):
+        assert store.check() == []
+        admin(database, harm)
+        (problem,) = store.check()
+        assert "the HNSW index of its images is missing or was broken off; run 'saysee index --compact" in problem
+        assert store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
+        store.compact()
+        assert store.check() == []
+
+
+def test_compact_gives_room_back_and_damage_is_found(database):
+    vectors = clustered(3_000)
+    fill(database, vectors)
+    store = open_store(database)
+    with store.writing() as writer:
+        writer.remove([item for item in writer.known().values() if item.id > 10])
+    before, after = store.compact()
+    assert after < before / 3
+    admin(database, f"UPDATE items SET vector = '[{','.join(['0'] * DIMENSION)}]' WHERE id = 1")
+    assert store.check() == [f"{store.place}: the vector of row 1 is damaged; index anew"]
+    admin(
+        database,
+        "ALTER TABLE items DROP CONSTRAINT items_kind_path_key",
+        "UPDATE items SET path = '1.jpg' WHERE id = 3",
+    )
+    assert f"{store.place}: the image 1.jpg is there twice; index anew" in store.check()
+
+
+# ---------------------------------------------------------------------- what a client may ask
+
+
+def test_condition_that_takes_long_is_stopped(database, monkeypatch):
+    monkeypatch.setattr(postgres_search, "SECONDS", 0.2)
+    fill(database, clustered(3))
+    with open_store(database).writing() as writer:
+        assert writer.about is not None
+        with writer.transaction():
+            items = [Item("image", f"long {n}.jpg", metadata={"text": "a" * 20_000}) for n in range(60)]
+            writer.put(items, clustered(60))
+    began = time.monotonic()
+    with pytest.raises(SaySeeError, match=r"cannot be used \(it takes over 0.2 s\)"):
+        open_store(database).nearest(clustered(1), "image", 1, f"metadata ->> 'text' LIKE '%{'a' * 5_000}b%'")
+    assert time.monotonic() - began < 20
+
+
+def test_condition_over_values_that_do_not_fit_is_refused(database):
+    fill(database, clustered(3))
+    for condition in (
+        "size * 9000000000000000000 * 9 > 1",
+        "substr(name, 9999999999) = ''",
+        "round(1, 99999999999) = 1",
+    ):
+        with pytest.raises(SaySeeError, match="cannot be used") as refused:
+            open_store(database).nearest(clustered(1), "image", 1, condition)
+        assert "\n" not in str(refused.value)
+
+
+def test_reader_cannot_write(database):
+    fill(database, clustered(3))
+    with pytest.raises(SaySeeError, match="cannot be written"):
+        with open_store(database).reading() as connection:
+            connection.execute("DELETE FROM items")
+    assert open_store(database).counts()["image"] == 3
+
+
+def test_search_outlives_a_lost_connection(database):
+    fill(database, clustered(3))
+    store = open_store(database)
+    store.counts()
+    (connection,) = store._idle
+    admin(database, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+    assert store.counts()["image"] == 3
+
+
+# ---------------------------------------------------------------------- what a server refuses
+
+
+@pytest.fixture(scope="module")
+def locked(postgres):
+    """Addresses of a user that must give a password ("right"), without the database's name and options."""
+    folder = urlsplit(postgres).query.removeprefix("host=")
+    connection = psycopg.connect(postgres, autocommit=True)
+    (file,) = connection.execute("SHOW hba_file").fetchone()
+    connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+    rules = Path(file).read_text(encoding="utf-8")
+    Path(file).write_text(f"local all locked scram-sha-256\n{rules}", encoding="utf-8")
+    connection.execute("SELECT pg_reload_conf()")
+    connection.execute("CREATE DATABASE bare")
+    connection.close()
+    return lambda password, database="postgres": f"postgresql://locked:{password}@/{database}?host={folder}"
+
+
+def refusal(place: str, write: bool = False) -> str:
+    def begin() -> None:
+        with open_store(place).writing() as writer:
+            assert writer.about is None
+            writer.set_about(ABOUT)
+
+    with pytest.raises(SaySeeError) as refused:
+        begin() if write else Index.open(place)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, monkeypatch):
+    folder = urlsplit(postgres).query
+    for place, words in (
+        (locked("s3cret-wrong"), "password authentication failed.*check user and password"),
+        (locked("right", "nowhere"), '"nowhere" does not exist.*make it, or correct the address'),
+        (f"postgresql://locked:s3cret@/postgres?host={tmp_path}", "no connection.*check that the server runs there"),
+        ("postgresql://locked:s3cret@127.0.0.1:1/postgres", "no connection.*check that the server runs there"),
+        (locked("right"), "no index there; make one with 'saysee index MODEL FOLDER --to postgresql://locked@"),
+        (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=x'; DROP TABLE items", "schema .* cannot be used"),
+        (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=pg_catalog", "schema .* cannot be used"),
+        ("postgresql://postgres:s3#cret@/postgres", "cannot be understood.*%23"),
+        ("postgresql://postgres:s3cret@host:port/postgres", "cannot be understood"),
+        (f"postgresql://postgres:s3cret@/postgres?{folder}&colour=s3cret", "has an option that libpq does not know"),
+    ):
+        text = refusal(place)
+        assert "s3" not in text, text
+        assert "right" not in text, text
+        assert re.search(words, text), text
+    text = refusal(locked("right"), write=True)
+    assert "may not be used so" in text
+    assert "right@" not in text
+    with monkeypatch.context() as patched:
+        patched.setattr(postgres_connection, "_OLDEST_SERVER", 99)
+        assert "the server is PostgreSQL" in refusal(postgres)
+    admin(postgres, "CREATE EXTENSION IF NOT EXISTS vector")
+    with monkeypatch.context() as patched:
+        patched.setattr(postgres_connection, "_OLDEST_VECTOR", (99,))
+        assert "run ALTER EXTENSION vector UPDATE" in refusal(postgres)
+    monkeypatch.setattr(postgres_store, "EXTENSION", "vector_of_another_name")
+    assert "the server has no pgvector; install it there" in refusal(
+        f"postgresql://postgres@/bare?{folder}", write=True
+    )
+
+
+def test_schema_of_other_tables_is_left_alone(database):
+    schema = postgres_connection.read_address(database).schema
+    admin(database, f"CREATE SCHEMA {schema}", f"CREATE TABLE {schema}.mine (a int)")
+    assert "holds other tables (mine) and no index; name another by ?schema=" in refusal(database, write=True)
+
+
+def test_other_format_is_refused(database):
+    fill(database, clustered(3))
+    admin(database, "UPDATE about SET value = '9' WHERE name = 'format'")
+    assert "has format 9, and this release knows format 2; upgrade SaySee" in refusal(database)
+
+
+def test_commands_never_show_the_password(model_folder, photos, postgres, locked, capsys):
+    admin(postgres, "CREATE SCHEMA IF NOT EXISTS shown AUTHORIZATION locked", "CREATE EXTENSION IF NOT EXISTS vector")
+    place = f"{locked('right')}&schema=shown"
+    words = (
+        ["index", model_folder, photos, "--to", place],
+        ["index", model_folder, photos, "--to", place, "--json"],
+        ["search", place, "--text", "two green stars", "--json"],
+        ["search", place, photos / "clips/0.wav"],
+        ["index", "--check", place],
+        ["index", "--check", place, "--json"],
+        ["index", "--compact", place],
+        ["index", "--compact", place, "--json"],
+        ["search", place, "--text", "a", "--where", "no"],
+        ["search", place, place],
+        ["index", model_folder, place, "--to", place],
+        ["index", "--check", place, "--to", place],
+    )
+    for line in words:
+        code = main([str(word) for word in line])
+        output, errors = capsys.readouterr()
+        assert code == (0 if line in words[:8] else 2), errors
+        assert "right@" not in (output + errors)
+        assert ":right" not in (output + errors)
+        if "--json" in line:
+            assert json.loads(output)["index"].startswith("postgresql://locked@/postgres?host=")

@@ -1,0 +1,113 @@
+"""The regions of a picture that speech attends to: what is told, and where on the picture it lies."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from saysee.errors import MediaError, SaySeeError
+from saysee.model.configuration import FusionConfig
+from saysee.model.processor import SpeechImageProcessor
+from saysee.model.retriever import SpeechImageModel
+from saysee.search.service.attending import attend, grid_box
+
+
+@pytest.fixture
+def model(hubert_configs, clip_config):
+    torch.manual_seed(6)
+    return SpeechImageModel.from_encoders(hubert_configs["base"], clip_config, text=False)
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8))
+
+
+def test_it_tells_source_grid_times_and_weights(model, sounds, picture):
+    found = attend(model, sounds[0], picture)
+    assert (found.source, found.rows, found.columns) == ("similarity", 4, 4)
+    assert (found.frame_seconds, found.seconds) == (0.02, 1.0)
+    assert found.frames.shape == (49, 16)
+    assert found.frames.sum(axis=1) == pytest.approx(np.ones(49), abs=1e-5)
+    assert found.box == (0.25, 0.0, 0.75, 1.0)
+    model.add_fusion(FusionConfig(width=16, layers=1, heads=2))
+    assert attend(model.eval(), sounds[0], picture).source == "fusion"
+
+
+def test_as_json_it_says_the_same(model, sounds, picture):
+    found = attend(model, sounds[0], picture)
+    told = json.loads(json.dumps(found.to_dict()))
+    assert np.array(told.pop("frames")) == pytest.approx(found.frames, abs=1e-4)
+    assert told == {
+        "source": "similarity",
+        "rows": 4,
+        "columns": 4,
+        "frame_seconds": 0.02,
+        "seconds": 1.0,
+        "box": [0.25, 0.0, 0.75, 1.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        ((240, 240), {}),
+        ((400, 240), {}),
+        ((240, 500), {}),
+        ((400, 240), {"do_resize": False}),
+        ((400, 240), {"do_center_crop": False, "size": {"height": 64, "width": 64}}),
+        ((400, 240), {"size": {"shortest_edge": 80}}),
+        ((400, 240), {"size": {"shortest_edge": 48}}),  # the crop is larger than what it crops: a margin is added
+    ],
+)
+def test_the_grid_lies_on_the_picture_where_the_processor_takes_its_pixels_from(size, settings):
+    """A picture that grows red to the right and green downwards tells where each of its pixels ends up."""
+    pictures = CLIPImageProcessorPil(
+        **{
+            "size": {"shortest_edge": 64},
+            "crop_size": {"height": 64, "width": 64},
+            "do_normalize": False,
+            "do_rescale": False,
+            **settings,
+        }
+    )
+    width, height = size
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, width)
+    ramp[..., 1] = np.linspace(0, 255, height)[:, None]
+    ramp[..., 2] = 255
+    processor = SpeechImageProcessor.from_sources(None, None, 64, text=False)
+    processor.image_processor = pictures
+    seen = np.asarray(pictures(Image.fromarray(ramp), return_tensors="np")["pixel_values"][0], np.float64)
+    assert seen.shape == (3, 64, 64)
+    left, top, right, bottom = grid_box(processor, size, 64)
+    shown = seen[2] > 250  # not of a margin
+    across = (np.arange(64) + 0.5) / 64
+    x, y = np.meshgrid(left + (right - left) * across, top + (bottom - top) * across)
+    assert np.abs(seen[0] / 255 - x)[shown].max() < 0.02
+    assert np.abs(seen[1] / 255 - y)[shown].max() < 0.02
+    assert shown[(x > 0.02) & (x < 0.98) & (y > 0.02) & (y < 0.98)].all()
+
+
+def test_patches_that_do_not_fill_what_the_model_sees_leave_its_right_and_bottom_out():
+    processor = SpeechImageProcessor.from_sources(None, None, 64, text=False)
+    assert grid_box(processor, (128, 128), 56) == (0, 0, 56 / 64, 56 / 64)
+
+
+def test_files_are_read_and_refused_as_everywhere(model, tmp_path, picture):
+    with pytest.raises(MediaError, match=r"nothing\.wav: no such file"):
+        attend(model, tmp_path / "nothing.wav", picture)
+    with pytest.raises(MediaError, match="not a picture"):
+        attend(model, np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 10, b"words")
+
+
+def test_weights_that_are_not_finite_are_refused(model, sounds, picture):
+    model.add_fusion(FusionConfig(width=16, layers=1, heads=2))
+    torch.nn.init.constant_(model.fusion.image_in[1].weight, torch.nan)
+    with pytest.raises(SaySeeError, match="attention that is not finite"):
+        attend(model.eval(), sounds[0], picture)
