@@ -252,5 +252,8 @@ def test_help_tells_every_setting():
 
 
 def test_settings_are_read_without_torch():
-    code = "import saysee.settings.recipe as c, sys; c.load_recipe('nano'); c.recipe_help(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import saysee.settings.recipe as c, sys; c.load_recipe('nano'); c.recipe_help(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
