@@ -10,7 +10,7 @@ from saysee import SpeechImageModel
 
 STEP = """
 import sys
-from saysee.cli.printing import quiet_libraries
+from saysee.log import configure_command_line
 from saysee.studies.processes import alone
 from saysee import SpeechImageModel
 
@@ -20,7 +20,7 @@ def made(make, *arguments):
 
 
 if __name__ == "__main__":
-    quiet_libraries()
+    configure_command_line()
     print(alone(made, SpeechImageModel.from_encoders, "saysee/hubert-nano", "saysee/clip-nano"))
     print(alone(made, SpeechImageModel.from_pretrained, sys.argv[1]))
 """

@@ -16,6 +16,7 @@ from saysee.cli import benchmark, card, data, demo, evaluate, search, serve, tra
 from saysee.cli.parsing import Parser
 from saysee.cli.printing import EXIT_INTERRUPTED, refuse
 from saysee.errors import ConfigError, SaySeeError
+from saysee.log import configure_command_line
 from saysee.version import __version__
 
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # oneDNN keeps what it compiled for the last 1,024 shapes. Batches of speech hardly ever have the same one twice, so
     # that only filled memory: half a gigabyte in sixteen steps of a small HuBERT.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    configure_command_line()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     parser = build_parser()

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from saysee.cli.parsing import Parser, numbers, verb
-from saysee.cli.printing import EXIT_DONE, quiet_libraries
+from saysee.cli.printing import EXIT_DONE
 from saysee.errors import ConfigError
 
 
@@ -34,7 +34,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _search(options: argparse.Namespace) -> int:
-    quiet_libraries()
     from benchmarks.search_speed.comparison import PARTS, SIZES, SearchSpeedSettings, compare_search
 
     settings = SearchSpeedSettings(

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from saysee.cli.parsing import verb
-from saysee.cli.printing import EXIT_DONE, print_result, quiet_libraries
+from saysee.cli.printing import EXIT_DONE, print_result
 
 
 def add_verbs(verbs: Any) -> None:
@@ -26,7 +26,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _card(options: argparse.Namespace) -> int:
-    quiet_libraries()
     from saysee.model.card import read_scores, write_card
 
     scores = [score for path in options.scores for score in read_scores(path)]

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from saysee.cli.parsing import verb
-from saysee.cli.printing import EXIT_DONE, print_rich, quiet_libraries
+from saysee.cli.printing import EXIT_DONE, print_rich
 
 
 def add_verbs(verbs: Any) -> None:
@@ -18,7 +18,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    quiet_libraries()
     from saysee.studies.demo import DemoSettings, run_demo
 
     result = run_demo(options.to, DemoSettings(seed=options.seed))

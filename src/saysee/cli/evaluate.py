@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saysee.cli.parsing import device, verb
-from saysee.cli.printing import EXIT_DONE, print_rich, quiet_libraries
+from saysee.cli.parsing import verb
+from saysee.cli.printing import EXIT_DONE, print_rich
 from saysee.errors import ConfigError, ManifestError
+from saysee.hardware import torch_device
 
 if TYPE_CHECKING:
     from saysee.data.manifest import Manifest
@@ -67,7 +68,6 @@ def _evaluate(options: argparse.Namespace) -> int:
             manifest.select(split)  # before the long work
         except ManifestError as error:
             raise ManifestError(f"{path}: {error}") from None
-    quiet_libraries()
     from saysee.evaluation.protocols import corpus_names, to_matrix, to_table
 
     system, score = _cascade(options, manifests) if options.cascade else _model(options)
@@ -123,7 +123,7 @@ def _model(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     from saysee.evaluation.protocols import evaluate
     from saysee.model.retriever import SpeechImageModel
 
-    model = SpeechImageModel.from_pretrained(options.places[0]).to(device(options.device))
+    model = SpeechImageModel.from_pretrained(options.places[0]).to(torch_device(options.device))
     return {"model": options.places[0]}, partial(evaluate, model)
 
 
@@ -133,7 +133,7 @@ def _cascade(options: argparse.Namespace, manifests: Sequence[Manifest]) -> tupl
 
     from saysee.evaluation.cascade import Cascade, ManifestTexts, SpeechRecognizer, evaluate_cascade
 
-    place = device(options.device)
+    place = torch_device(options.device)
     transcriber = (
         ManifestTexts(manifests)
         if options.asr is None

@@ -52,14 +52,3 @@ def refuse_beside(flag: str, options: argparse.Namespace, others: Sequence[str])
     for name in others:
         if getattr(options, name) is not None:
             raise ConfigError(f"{flag} INDEX stands alone; leave out {name.replace('_', '-')}")
-
-
-def device(name: str) -> str:
-    """The device that ``--device`` means, as torch names it."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    return name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -41,16 +39,3 @@ def refuse(message: object) -> int:
     """Tells a mistake in one line on stderr, and gives its exit code."""
     print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
     return EXIT_MISTAKE
-
-
-def quiet_libraries() -> None:
-    """Silences what libraries print beside our own progress, in this process and in those that it starts."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

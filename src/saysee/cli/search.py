@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saysee.cli.parsing import device, refuse_beside, verb
-from saysee.cli.printing import EXIT_DONE, print_refused, print_result, print_rich, quiet_libraries, refuse
+from saysee.cli.parsing import refuse_beside, verb
+from saysee.cli.printing import EXIT_DONE, print_refused, print_result, print_rich, refuse
 from saysee.errors import ConfigError
+from saysee.hardware import torch_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,6 @@ def _index(options: argparse.Namespace) -> int:
         return _index_check(options) if options.check else _index_compact(options)
     if options.to is None:
         raise ConfigError("where to? 'saysee index MODEL FOLDER --to INDEX'")
-    quiet_libraries()
     if options.from_vectors is None:
         if options.model is None or options.source is None:
             raise ConfigError("which model and which files? 'saysee index MODEL FOLDER --to INDEX'")
@@ -87,7 +87,7 @@ def _index(options: argparse.Namespace) -> int:
         from saysee.search.index.updating import update_index
 
         source = find_source(options.source)  # what is wrong with it is told before a model is loaded
-        encoder = Encoder.load(options.model, device(options.device))
+        encoder = Encoder.load(options.model, torch_device(options.device))
         report = update_index(encoder, source, options.to, batch_size=options.batch_size, workers=options.workers)
     else:
         if options.ids is None or options.model is None or options.source is not None:
@@ -95,7 +95,7 @@ def _index(options: argparse.Namespace) -> int:
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 
-        encoder = Encoder.load(options.model, device(options.device))
+        encoder = Encoder.load(options.model, torch_device(options.device))
         report = index_vectors(encoder, options.from_vectors, options.ids, options.to)
     for note in report.notes:
         print(f"saysee: {note}", file=sys.stderr)
@@ -135,8 +135,7 @@ def _search(options: argparse.Namespace) -> int:
 
     if options.k < 1:
         raise ConfigError(f"-k is {options.k}; it must be at least 1")
-    index = Index.open(options.index, model=options.model, device=device(options.device))
-    quiet_libraries()
+    index = Index.open(options.index, model=options.model, device=torch_device(options.device))
     from saysee.search.terminal.queries import answer
 
     recording = None if options.record is None else _recorded(index, options.record)

@@ -9,9 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from saysee.cli.parsing import device, verb
-from saysee.cli.printing import EXIT_DONE, quiet_libraries
+from saysee.cli.parsing import verb
+from saysee.cli.printing import EXIT_DONE
 from saysee.errors import extra_needed
+from saysee.hardware import torch_device
 
 _TOKEN_VARIABLE = "SAYSEE_TOKEN"
 
@@ -62,8 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
         batch=options.batch,
         wait_ms=options.wait,
     )
-    quiet_libraries()
-    index = Index.open(options.index, model=options.model, device=device(options.device))
+    index = Index.open(options.index, model=options.model, device=torch_device(options.device))
 
     def ready(address: str) -> None:
         told = {"url": address, "pid": os.getpid()}

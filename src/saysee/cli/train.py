@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from saysee.cli.parsing import numbers, verb
-from saysee.cli.printing import EXIT_DONE, print_result, print_rich, quiet_libraries
+from saysee.cli.printing import EXIT_DONE, print_result, print_rich
 from saysee.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +81,6 @@ def _train(options: argparse.Namespace) -> int:
     from saysee.settings.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.rest)
-    quiet_libraries()
     figures = {name: getattr(options, name) for name in ("peak", "share", "cards", "clip_seconds")}
     figures = {name: value for name, value in figures.items() if value is not None}
     if options.plan:
@@ -144,7 +143,6 @@ def _ablate(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    quiet_libraries()
     from lab.nano.recipes import ENCODERS, load_settings
 
     settings = load_settings(options.encoder, options.recipe, options.rest)
