@@ -87,15 +87,15 @@ def bad_clips(folder: Path) -> dict[str, str]:
     (folder / "folder.wav").mkdir()
     (folder / "nowhere.wav").symlink_to(folder / "gone.wav")
     return {
-        "short.wav": "too short",
-        "long.wav": "too long",
+        "short.wav": "too-short",
+        "long.wav": "too-long",
         "silent.wav": "silent",
-        "nan.wav": "not finite",
+        "nan.wav": "not-finite",
         "truncated.flac": "truncated",
         "text.wav": "undecodable",
         "empty.wav": "empty",
         "folder.wav": "directory",
-        "nowhere.wav": "broken link",
+        "nowhere.wav": "broken-link",
         "missing.wav": "missing",
     }
 
@@ -114,7 +114,7 @@ def bad_pictures(folder: Path) -> dict[str, str]:
         "text.png": "undecodable",
         "empty.png": "empty",
         "folder.png": "directory",
-        "bomb.png": "too large",
+        "bomb.png": "too-large",
         "missing.png": "missing",
     }
 

@@ -1,71 +1,90 @@
-"""The errors a user may meet.
+"""Errors for users: each message is one line that says what is wrong, where, and how to fix it.
 
-Each message is one line that says what is wrong, where, and the mend; the command line prints it and exits with 2.
+The command line prints the message and exits with 2. The HTTP service answers with the message and its ``code``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, TypeAlias, get_args
+
+MediaCode: TypeAlias = Literal[
+    "missing",
+    "broken-link",
+    "directory",
+    "unreadable",
+    "empty",
+    "undecodable",
+    "truncated",
+    "silent",
+    "not-finite",
+    "too-short",
+    "too-long",
+    "too-large",
+]
 
 
 class SaySeeError(Exception):
-    """A mistake in what was given to SaySee (a file, a setting, a manifest), told in one line."""
+    """Something that the user can fix: a file, a setting, a manifest, an index.
+
+    Attributes:
+        code: what went wrong, for programs: kebab-case, stable across releases.
+    """
+
+    code: str = "error"
 
 
 class MediaError(SaySeeError):
-    """A sound or a picture was refused.
+    """An audio or image file that cannot be used.
 
     Attributes:
-        kind: the reason as one of ``MediaError.KINDS``, for tables and counts.
+        code: the reason, one of ``MediaError.CODES``.
     """
 
-    KINDS = (
-        "missing",
-        "broken link",
-        "directory",
-        "unreadable",
-        "empty",
-        "undecodable",
-        "truncated",
-        "silent",
-        "not finite",
-        "too short",
-        "too long",
-        "too large",
-    )
+    CODES: tuple[str, ...] = get_args(MediaCode)
 
-    def __init__(self, kind: str, message: str) -> None:
-        if kind not in self.KINDS:
-            raise ValueError(f"unknown kind of media error: {kind!r}")
+    def __init__(self, code: MediaCode, message: str) -> None:
+        if code not in self.CODES:
+            raise ValueError(f"unknown code of a media error: {code!r}")
         super().__init__(message)
-        self.kind = kind
+        self.code: MediaCode = code
 
     def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
-        return MediaError, (self.kind, str(self))  # pickle, which brings errors back from worker processes
+        return MediaError, (self.code, str(self))  # pickle: worker processes return their errors
 
 
 class ManifestError(SaySeeError):
     """A manifest breaks its schema; the message names the row."""
 
+    code = "invalid-manifest"
+
 
 class ConfigError(SaySeeError):
-    """A setting is unknown, of the wrong type, or does not go with another."""
+    """A setting is unknown, has the wrong type, or cannot be combined with another."""
+
+    code = "invalid-setting"
 
 
 class CheckpointError(SaySeeError):
-    """A model folder or a checkpoint is missing, incomplete or of another run."""
+    """A model folder or checkpoint is missing, incomplete or belongs to another run."""
+
+    code = "invalid-checkpoint"
 
 
 class LostProcessError(SaySeeError):
-    """Another of the processes that train together is gone."""
+    """Another process of the same training has ended."""
+
+    code = "lost-process"
 
 
 class MissingExtraError(SaySeeError):
     """A feature needs an optional extra that is not installed."""
 
+    code = "missing-extra"
+
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional part: pip install 'saysee[{extra}]'")
+        super().__init__(f"{feature} needs an optional extra; install it with: pip install 'saysee[{extra}]'")
         self.feature, self.extra = feature, extra
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
@@ -74,13 +93,13 @@ class MissingExtraError(SaySeeError):
 
 @contextmanager
 def extra_needed(feature: str, extra: str) -> Iterator[None]:
-    """Around imports: what an optional extra brings and is not there is a :class:`MissingExtraError`.
+    """Turns the ImportError of a missing extra into a :class:`MissingExtraError`.
 
-    What is wrong with an import of SaySee itself stays as it is: no installation would mend that.
+    An ImportError of SaySee itself passes unchanged: no installation would fix it.
     """
     try:
         yield
-    except ImportError as error:  # psycopg raises a plain one, without a name, where its libpq is missing
+    except ImportError as error:  # psycopg raises one without a name where its libpq is missing
         if error.name is not None and error.name.partition(".")[0] == "saysee":
             raise
         raise MissingExtraError(feature, extra) from error

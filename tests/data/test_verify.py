@@ -52,14 +52,14 @@ def test_every_bad_file_is_found_once(spoiled: Manifest, monkeypatch: pytest.Mon
     for problem in problems:
         assert problem.path in problem.message
         assert "\n" not in problem.message
-        assert problem.kind in MediaError.KINDS
+        assert problem.kind in MediaError.CODES
 
 
 def test_limits_of_length_are_kept(spoiled: Manifest) -> None:
-    assert (8, "clip", "too short") in found(verify(spoiled, min_seconds=0.2))
-    assert (8, "clip", "too short") not in found(verify(spoiled, min_seconds=0.1))
-    assert found(verify(spoiled, max_seconds=0.4)).count((1, "clip", "too long")) == 1
-    assert found(verify(spoiled, max_pixels=63)).count((1, "image", "too large")) == 1
+    assert (8, "clip", "too-short") in found(verify(spoiled, min_seconds=0.2))
+    assert (8, "clip", "too-short") not in found(verify(spoiled, min_seconds=0.1))
+    assert found(verify(spoiled, max_seconds=0.4)).count((1, "clip", "too-long")) == 1
+    assert found(verify(spoiled, max_pixels=63)).count((1, "image", "too-large")) == 1
     with pytest.raises(ConfigError, match="leave no clip"):
         verify(spoiled, min_seconds=3, max_seconds=2)
     with pytest.raises(ConfigError, match="workers is 0"):

@@ -113,7 +113,7 @@ def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
 
 def test_pixels_of_32_bits_are_refused() -> None:
     for values in (np.zeros((4, 4), np.int32), np.zeros((4, 4), np.float32)):
-        assert refusal(saved(Image.fromarray(values), "TIFF")).kind == "undecodable"
+        assert refusal(saved(Image.fromarray(values), "TIFF")).code == "undecodable"
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -134,7 +134,7 @@ def test_the_image_that_was_handed_in_is_not_changed_nor_shared() -> None:
 def test_a_picture_cut_short_is_refused(form: str, keep: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     data = saved(noise, form)
-    assert refusal(data[: int(len(data) * keep)]).kind == "truncated"
+    assert refusal(data[: int(len(data) * keep)]).code == "truncated"
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -149,19 +149,19 @@ def png_header(width: int, height: int) -> bytes:
 def test_a_bomb_is_refused_by_its_header_and_without_a_warning(side: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert refusal(png_header(side, side)).kind == "too large"
-        assert refusal(png_header(8_000, 8_000)).kind == "truncated"  # under the limit: read on, to no data
+        assert refusal(png_header(side, side)).code == "too-large"
+        assert refusal(png_header(8_000, 8_000)).code == "truncated"  # under the limit: read on, to no data
 
 
 def test_the_limit_can_be_set() -> None:
-    assert refusal(scene(), max_pixels=2_399).kind == "too large"
+    assert refusal(scene(), max_pixels=2_399).code == "too-large"
     assert load_image(scene(), max_pixels=2_400).size == (60, 40)
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 def test_a_picture_as_thin_as_a_line_is_refused() -> None:
-    assert refusal(Image.new("RGB", (1, 101))).kind == "too large"
-    assert refusal(Image.new("RGB", (0, 5))).kind == "empty"
+    assert refusal(Image.new("RGB", (1, 101))).code == "too-large"
+    assert refusal(Image.new("RGB", (0, 5))).code == "empty"
 
 
 def test_not_a_picture() -> None:
@@ -173,7 +173,7 @@ def test_not_a_picture() -> None:
         b"%PDF-1.7",
         b"P6 1 1",
     ):
-        assert refusal(data).kind == "undecodable"
+        assert refusal(data).code == "undecodable"
 
 
 def test_garbage_behind_good_first_bytes_never_leaks_a_library_error() -> None:
@@ -192,10 +192,10 @@ def test_paths_that_hold_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "broken.png").symlink_to("nowhere.png")
     (tmp_path / "folder.png").mkdir()
-    kinds = {"empty": "empty", "broken": "broken link", "folder": "directory", "nothing": "missing"}
+    kinds = {"empty": "empty", "broken": "broken-link", "folder": "directory", "nothing": "missing"}
     for stem, kind in kinds.items():
         error = refusal(tmp_path / f"{stem}.png")
-        assert error.kind == kind
+        assert error.code == kind
         assert f"{stem}.png" in str(error)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from saysee.data.manifest import Manifest
-from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaError
+from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaCode, MediaError
 from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, load_audio
 from saysee.media.images import load_image
@@ -55,7 +55,7 @@ class Loaded(Generic[BatchT]):
 
     batch: BatchT | None
     bad: dict[str, str]
-    refused: tuple[str, str] | None = None
+    refused: tuple[MediaCode, str] | None = None
 
 
 @dataclass(slots=True)
@@ -414,7 +414,7 @@ class _Reader(Dataset[_Read]):
                 picture = self._pixels(row)
             except MediaError as error:
                 if not self.skip:
-                    return _Read(None, {}, (error.kind, str(error)))
+                    return _Read(None, {}, (error.code, str(error)))
                 bad[path] = str(error)
                 continue
             waveforms.append(waveform)

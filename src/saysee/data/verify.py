@@ -36,7 +36,7 @@ class Problem:
         row: the first row that names it, from 1.
         column: "clip" or "image".
         path: the file.
-        kind: one of ``MediaError.KINDS``.
+        kind: one of ``MediaError.CODES``.
         message: what is wrong, where, and the mend, in one line.
     """
 
@@ -151,8 +151,8 @@ def _open(check: _Check) -> Problem | None:
             if seconds < check.min_seconds and not math.isclose(seconds, check.min_seconds, abs_tol=1e-4):
                 mend = "record it again or lower min_seconds"
                 raise MediaError(
-                    "too short", f"{check.path}: lasts {seconds:.2f} s, under {check.min_seconds:g} s; {mend}"
+                    "too-short", f"{check.path}: lasts {seconds:.2f} s, under {check.min_seconds:g} s; {mend}"
                 )
     except MediaError as error:
-        return Problem(check.row, check.column, check.path, error.kind, str(error))
+        return Problem(check.row, check.column, check.path, error.code, str(error))
     return None

@@ -68,9 +68,9 @@ def load_audio(source: Source, *, max_seconds: float = MAX_SECONDS) -> NDArray[n
         [T] samples at 16 kHz, mono, float32, in −1..1.
 
     Raises:
-        MediaError: of every kind but "too large". "truncated" is a file cut short or damaged behind its header,
+        MediaError: of every kind but "too-large". "truncated" is a file cut short or damaged behind its header,
             which all formats show but streams that count nothing (live WebM, plain AAC) and are cut between frames;
-            "not finite", a single NaN or infinite sample; "silent", a departure of at most ``SILENCE_PEAK``.
+            "not-finite", a single NaN or infinite sample; "silent", a departure of at most ``SILENCE_PEAK``.
     """
     with opened(source, "sound") as (file, name), _decoder(file, name) as sound:
         if sound.seconds is not None:
@@ -156,7 +156,7 @@ def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.fl
     if not np.isfinite([low, high]).all():  # minimum and maximum carry any NaN
         bad = int((~np.isfinite(samples)).sum())
         raise MediaError(
-            "not finite", f"{name}: {bad:,} of {samples.size:,} samples are NaN or infinite; export it again"
+            "not-finite", f"{name}: {bad:,} of {samples.size:,} samples are NaN or infinite; export it again"
         )
     if max(high, -low) > _LOUDEST:
         raise MediaError(
@@ -166,7 +166,7 @@ def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.fl
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
     if samples.size < FRAME_SAMPLES:
         lasts = 1000 * samples.size / SAMPLE_RATE
-        raise MediaError("too short", f"{name}: lasts {lasts:.1f} ms, under one frame of 25 ms; record it again")
+        raise MediaError("too-short", f"{name}: lasts {lasts:.1f} ms, under one frame of 25 ms; record it again")
     if (high - low) / 2 <= SILENCE_PEAK:
         raise MediaError("silent", f"{name}: is silent (peak at most {SILENCE_PEAK:g}); check the microphone")
     return np.ascontiguousarray(samples, np.float32)
@@ -174,7 +174,7 @@ def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.fl
 
 def _check_length(seconds: float, max_seconds: float, name: str) -> None:
     if seconds > max_seconds:
-        raise MediaError("too long", f"{name}: lasts over the limit of {max_seconds:g} s; cut it or raise max_seconds")
+        raise MediaError("too-long", f"{name}: lasts over the limit of {max_seconds:g} s; cut it or raise max_seconds")
 
 
 def _check_rate(rate: int, name: str) -> None:

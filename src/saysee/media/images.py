@@ -96,7 +96,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if not width or not height:
         raise MediaError("empty", f"{name}: has no pixels ({width} × {height}); save it again")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise MediaError("too large", f"{name}: its sides differ over {MAX_ASPECT}-fold ({width} × {height}); crop it")
+        raise MediaError("too-large", f"{name}: its sides differ over {MAX_ASPECT}-fold ({width} × {height}); crop it")
 
 
 def _reduced(picture: Image.Image, at_least: int) -> Image.Image:
@@ -136,5 +136,5 @@ def _damaged(name: str, error: Exception | str) -> MediaError:
 
 def _too_large(name: str, size: str, max_pixels: int) -> MediaError:
     return MediaError(
-        "too large", f"{name}: {size}, over the limit of {max_pixels:,}; scale it down or raise max_pixels"
+        "too-large", f"{name}: {size}, over the limit of {max_pixels:,}; scale it down or raise max_pixels"
     )

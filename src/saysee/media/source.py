@@ -78,7 +78,7 @@ def _refused_path(error: OSError | ValueError, path: Path, name: str) -> MediaEr
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
         target = printable(os.readlink(path))
-        return MediaError("broken link", f"{name}: links to {target}, which leads nowhere; mend or remove the link")
+        return MediaError("broken-link", f"{name}: links to {target}, which leads nowhere; mend or remove the link")
     if number in (errno.ENOENT, errno.ENOTDIR):
         return MediaError("missing", f"{name}: no such file; check the path")
     if number in (errno.EACCES, errno.EPERM):

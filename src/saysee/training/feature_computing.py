@@ -150,7 +150,7 @@ class _Files(Dataset[_Prepared]):
                 return "", self.prepare(Path(path))  # refuses it in its own words
             return fingerprint(content), self.prepare(_Named(content, path))
         except MediaError as error:
-            return "", (error.kind, str(error))
+            return "", (error.code, str(error))
 
 
 class _Named(io.BytesIO):

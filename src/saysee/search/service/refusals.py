@@ -47,7 +47,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except MediaError as error:
-        raise Refusal(413 if error.kind in ("too large", "too long") else 422, told(error)) from None
+        raise Refusal(413 if error.code in ("too-large", "too-long") else 422, told(error)) from None
     except SaySeeError as error:
         raise Refusal(422, told(error)) from None
 
