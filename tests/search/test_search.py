@@ -361,6 +361,11 @@ def test_commands(model_folder, photos, place, tmp_path, capsys):
     assert code == 0
     assert "work/4.png" in output
     assert "holiday" not in output
+    code, output, _ = run("search", index, photos / "clips/0.wav", "--filter", "folder:holi*", "--filter", "name:0*")
+    assert code == 0
+    assert "holiday/0.png" in output
+    assert "holiday/1.png" not in output
+    assert "work" not in output
     assert run("index", "--check", index)[:2] == (0, f"{shown}: 6 pictures and 3 clips, all well\n")
     assert run("index", "--compact", index)[0] == 0
     for words in (
@@ -369,6 +374,7 @@ def test_commands(model_folder, photos, place, tmp_path, capsys):
         ("search", index, "a.txt"),
         ("search", tmp_path / "nowhere", "--text", "a"),
         ("search", index, "--text", "a", "--where", "1); --"),
+        ("search", index, "--text", "a", "--filter", "holiday"),
         ("index", model_folder, "--to", index),
         ("index", "--check", index, "--to", index),
         ("index", model_folder, tmp_path / "nowhere", "--to", index),

@@ -54,6 +54,13 @@ def add_verbs(verbs: Any) -> None:
     search.add_argument("-k", type=int, default=10, metavar="N", help="most hits for each query (%(default)s)")
     search.add_argument("--where", metavar="CONDITION", help="an SQL expression, such as \"folder LIKE 'holiday%%'\"")
     search.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="only matching rows: folder:holiday*, speaker:s1, taken:2024-06..2024-08, size:1000..; repeatable",
+    )
+    search.add_argument(
         "--for",
         dest="find",
         choices=("images", "clips"),
@@ -141,7 +148,14 @@ def _search(options: argparse.Namespace) -> int:
     recording = None if options.record is None else _recorded(index, options.record)
     kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
     answers = answer(
-        index, options.queries, options.text, recording, k=options.k, where=options.where, kind=kinds[options.find]
+        index,
+        options.queries,
+        options.text,
+        recording,
+        k=options.k,
+        where=options.where,
+        filters=options.filter,
+        kind=kinds[options.find],
     )
     result = {"index": index.place, **answers.to_dict()}
     sheet = None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saysee.errors import SaySeeError
+from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.store import KINDS, Found, Item, Kind, Store, Vectors, open_store
 
@@ -121,6 +122,7 @@ class Index:
         vectors: ArrayLike | None = None,
         k: int = 10,
         where: str | None = None,
+        filters: Sequence[str | Filter] = (),
         kind: Kind | None = None,
     ) -> list[list[Hit]]:
         """The nearest rows of several queries of one sort.
@@ -133,6 +135,8 @@ class Index:
             k: most rows for each query.
             where: an SQL expression that rows must fulfil, over the columns id, kind, path, folder, name, size,
                 mtime_ns, hash and metadata (JSON).
+            filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
+                keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
             kind: what to find. Left out: for pictures clips where the index has any, else pictures.
 
         Returns:
@@ -140,7 +144,8 @@ class Index:
 
         Raises:
             MediaError: a file of a query cannot be used.
-            SaySeeError: not exactly one sort of query; a bad condition or vector; another model than the index's.
+            SaySeeError: not exactly one sort of query; a bad condition, filter or vector; another model than that of
+                the index.
         """
         given = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
         chosen = [name for name, value in given.items() if value is not None]
@@ -150,6 +155,7 @@ class Index:
             raise SaySeeError(f"k is {k}; it must be at least 1")
         if kind is not None and kind not in KINDS:
             raise SaySeeError(f"kind is {kind!r}; it is one of {', '.join(KINDS)}")
+        parsed = parse_filters(filters)
         if kind is None:
             kind = "clip" if images is not None and self.counts()["clip"] else "image"
         if vectors is not None:
@@ -158,7 +164,7 @@ class Index:
             if kind == "clip":  # another process may have gone over to another model meanwhile
                 self.encoder.check(self.store.about(), self.place, kind)
             queries = self._encode(speech, images, texts)
-        return self._hits(self.store.nearest(queries, kind, k, where))
+        return self._hits(self.store.nearest(queries, kind, k, where, parsed))
 
     @property
     def encoder(self) -> Encoder:

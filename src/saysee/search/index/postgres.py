@@ -18,6 +18,7 @@ from pgvector import Vector
 from psycopg.types.json import Jsonb
 
 from saysee.errors import SaySeeError
+from saysee.search.index.filters import Filter
 from saysee.search.index.postgres_connection import (
     Address,
     Connection,
@@ -135,10 +136,12 @@ class PostgresStore(Store):
             rows = connection.execute(sql, ([int(number) for number in ids],))
             return {row[0]: Item(row[1], row[2], None, None, row[3], row[4], row[0]) for row in rows}
 
-    def nearest(self, queries: Vectors, kind: Kind, k: int, where: str | None) -> list[list[Found]]:
+    def nearest(
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+    ) -> list[list[Found]]:
         """See :meth:`Store.nearest`."""
         with self.reading() as connection:
-            return nearest(connection, self._read_about(connection), queries, kind, k, where)
+            return nearest(connection, self._read_about(connection), queries, kind, k, where, filters)
 
     # ------------------------------------------------------------------ writing
 

@@ -7,6 +7,7 @@ measured when it is made, on queries that lie off the indexed vectors.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pgvector import Vector
 from saysee.errors import SaySeeError
 from saysee.search.index.calibration import RECALL, K, recall, trial_queries
 from saysee.search.index.conditions import SECONDS, not_usable
+from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter
 from saysee.search.index.postgres_conditions import translate
 from saysee.search.index.postgres_connection import Address, Connection, find_vectors
 from saysee.search.index.store import KINDS, SPARE, About, Found, Item, Kind, Vectors, ranked
@@ -59,16 +61,27 @@ class _Fast:
 
 
 def nearest(
-    connection: Connection, about: About, queries: Vectors, kind: Kind, k: int, where: str | None
+    connection: Connection,
+    about: About,
+    queries: Vectors,
+    kind: Kind,
+    k: int,
+    where: str | None = None,
+    filters: Sequence[Filter] = (),
 ) -> list[list[Found]]:
     """As :meth:`saysee.search.index.store.Store.nearest`, over a connection within a transaction that cannot write."""
     condition: Condition = ("kind = %s", (kind,))
     fast = _fast(connection, kind)
     wanted = SPARE * k
     ef = max(fast.ef, wanted) if fast is not None and fast.ef else _MOST_EF + 1
-    if where is not None:
-        sql, parameters = translate(where)
-        condition = (f"kind = %s AND {sql}", (kind, *parameters))
+    if where is not None or filters:
+        conditions = [condition, *map(_filter_condition, filters)]
+        if where is not None:
+            conditions.append(translate(where))
+        condition = (
+            " AND ".join(f"({sql})" for sql, _ in conditions),
+            tuple(value for _, parameters in conditions for value in parameters),
+        )
         ids = [
             row[0] for row in _asked(connection, f"id FROM items WHERE {{}} LIMIT {EXACT_ROWS + 1}", condition, where)
         ]
@@ -86,15 +99,69 @@ def nearest(
     return ranked(queries, found, rows, ids_there, vectors, k)
 
 
-def _asked(connection: Connection, what: str, condition: Condition, where: str) -> list[tuple[Any, ...]]:
+def _filter_condition(one: Filter) -> Condition:
+    """A filter as SQL over the rows that gives what :meth:`Filter.matches` gives."""
+    if one.name in NUMBER_COLUMNS:
+        return _number_condition(one, one.name)
+    if one.is_column:
+        return _text_condition(one, f"normalize({one.name}, NFC)")
+    number, number_values = _number_condition(one, "(value #>> '{}')::numeric")
+    text, text_values = _text_condition(one, "normalize(value #>> '{}', NFC)")
+    sql = (
+        "EXISTS (SELECT 1 FROM jsonb_each(metadata) AS pair (key, value) WHERE normalize(key, NFC) = %s AND "
+        f"CASE jsonb_typeof(value) WHEN 'number' THEN {number} WHEN 'string' THEN {text} "
+        f"WHEN 'boolean' THEN {text} ELSE false END)"
+    )
+    return sql, (one.name, *number_values, *text_values, *text_values)
+
+
+def _number_condition(one: Filter, value: str) -> Condition:
+    if one.parts:
+        return f"({value})::text LIKE %s", (_like_pattern(one),)
+    if one.equal is not None:
+        return (f"{value} = %s::numeric", (one.equal,)) if one.equal_is_number else ("false", ())
+    if not one.bounds_are_numbers:
+        return "false", ()
+    bounds = [(sign, bound) for sign, bound in ((">=", one.low), ("<=", one.high)) if bound is not None]
+    return " AND ".join(f"{value} {sign} %s::numeric" for sign, _ in bounds), tuple(bound for _, bound in bounds)
+
+
+def _text_condition(one: Filter, value: str) -> Condition:
+    if one.parts:
+        return f"{value} LIKE %s", (_like_pattern(one),)
+    if one.equal is not None:
+        return f"{value} = %s", (one.equal,)
+    conditions: list[str] = []
+    values: list[Any] = []
+    if one.low is not None:
+        conditions.append(f'{value} COLLATE "C" >= %s')
+        values.append(one.low)
+    if one.high is not None:
+        conditions.append(f'left({value}, %s) COLLATE "C" <= %s')
+        values += [len(one.high), one.high]
+    text = " AND ".join(conditions)
+    if not one.bounds_are_numbers:
+        return text, tuple(values)
+    number, number_values = _number_condition(one, f"({value})::numeric")
+    return (
+        f"CASE WHEN {value} ~ '^{NUMBER_PATTERN}$' THEN {number} ELSE {text} END",
+        (*number_values, *values),
+    )
+
+
+def _like_pattern(one: Filter) -> str:
+    return "%".join(re.sub(r"([\\%_])", r"\\\1", part) for part in one.parts)
+
+
+def _asked(connection: Connection, what: str, condition: Condition, where: str | None) -> list[tuple[Any, ...]]:
     """What a condition chooses; it comes from whoever asks, so it gets little time."""
     try:
         with connection.transaction(), _settings(connection, statement_timeout=f"{SECONDS:g}s"):
             return connection.execute(f"SELECT {what.format(condition[0])}", condition[1]).fetchall()
     except psycopg.errors.QueryCanceled:
-        raise SaySeeError(not_usable(where, f"it takes over {SECONDS:g} s")) from None
+        raise SaySeeError(not_usable(where or "", f"it takes over {SECONDS:g} s")) from None
     except (psycopg.DataError, psycopg.ProgrammingError) as error:
-        raise SaySeeError(not_usable(where, error.diag.message_primary or "not understood")) from None
+        raise SaySeeError(not_usable(where or "", error.diag.message_primary or "not understood")) from None
 
 
 @contextmanager

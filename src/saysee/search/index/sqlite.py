@@ -13,8 +13,10 @@ import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.conditions import ids_where
+from saysee.search.index.filters import Filter
 from saysee.search.index.sqlite_tables import (
     SCHEMA,
     UNWRITABLE,
@@ -110,12 +113,16 @@ class SqliteStore(Store):
         with self.reading() as connection:
             return items_of(connection, ids)
 
-    def nearest(self, queries: Vectors, kind: Kind, k: int, where: str | None) -> list[list[Found]]:
+    def nearest(
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+    ) -> list[list[Found]]:
         """See :meth:`Store.nearest`."""
         allowed = None
-        if where is not None:
+        if where is not None or filters:
             with self.reading() as connection:
-                allowed = ids_where(connection, kind, where)
+                allowed = _filtered(connection, kind, filters)
+                if where is not None:
+                    allowed = np.intersect1d(allowed, ids_where(connection, kind, where), assume_unique=True)
         searcher = None if allowed is not None and len(allowed) <= fast_copy.MEMORY_ROWS else self.searcher(kind)
         with self.reading() as connection:
             about = self._read_about(connection)
@@ -356,6 +363,22 @@ class SqliteWriter(Writer):
     def make_ready(self, about: About) -> dict[Kind, str]:
         """See :meth:`Writer.make_ready`."""
         return fast_copy.write_all(self.folder, self.connection, about, self.note)
+
+
+def _filtered(connection: sqlite3.Connection, kind: Kind, filters: Sequence[Filter]) -> NDArray[np.int64]:
+    """The ids [N] of a kind for which all filters hold, ascending."""
+    conditions = ["kind = ?"]
+    for number, one in enumerate(filters):
+        matches = one.matches if one.is_column else partial(_matches_metadata, one)
+        connection.create_function(f"filter_{number}", 1, matches, deterministic=True)
+        conditions.append(f"filter_{number}({one.name if one.is_column else 'metadata'})")
+    rows = connection.execute(f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id", (kind,))
+    return np.fromiter((row[0] for row in rows), np.int64)
+
+
+def _matches_metadata(one: Filter, metadata: str) -> bool:
+    values = json.loads(metadata)
+    return any(one.matches(value) for key, value in values.items() if normalize("NFC", key) == one.name)
 
 
 def _present(

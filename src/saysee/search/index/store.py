@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError, extra_needed
+from saysee.search.index.filters import Filter
 from saysee.version import __version__
 
 Kind = Literal["image", "clip"]
@@ -152,10 +153,12 @@ class Store(ABC):
         """The rows of ids, without size, time and what encoded them; those that are not there are left out."""
 
     @abstractmethod
-    def nearest(self, queries: Vectors, kind: Kind, k: int, where: str | None) -> list[list[Found]]:
+    def nearest(
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+    ) -> list[list[Found]]:
         """For each unit vector of [Q, D] the up to ``k`` rows of a kind that are nearest, the best first.
 
-        Of equal scores the earlier row comes first.
+        Of equal scores the earlier row comes first. The condition and all filters must hold.
 
         Raises:
             SaySeeError: the condition is not one expression over the rows.

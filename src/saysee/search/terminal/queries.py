@@ -79,6 +79,7 @@ def answer(
     *,
     k: int = 10,
     where: str | None = None,
+    filters: Sequence[str] = (),
     kind: Kind | None = None,
 ) -> Answers:
     """Searches for files, folders of files, texts and a recording.
@@ -92,6 +93,7 @@ def answer(
         recording: [T] samples at 16 kHz from the microphone.
         k: most hits for each query.
         where: as for :meth:`Index.search`.
+        filters: likewise.
         kind: likewise.
 
     Raises:
@@ -104,7 +106,7 @@ def answer(
         )
     answers = Answers()
     if recording is not None:
-        (hits,) = index.search(speech=[recording], k=k, where=where, kind=kind)
+        (hits,) = index.search(speech=[recording], k=k, where=where, filters=filters, kind=kind)
         answers.found.append(Found(NAME, "clip", hits, recording))
     found: dict[str, Found] = {}
     for sort in KINDS:
@@ -113,11 +115,11 @@ def answer(
             loaded = _load(mine[start : start + _CHUNK], named, answers)
             if loaded:
                 sought: dict[str, Any] = {"speech" if sort == "clip" else "images": list(loaded.values())}
-                results = index.search(**sought, k=k, where=where, kind=kind)
+                results = index.search(**sought, k=k, where=where, filters=filters, kind=kind)
                 found |= {path: Found(path, sort, hits) for path, hits in zip(loaded, results, strict=True)}
     answers.found += [found[path] for path in files if path in found]
     if texts:
-        results = index.search(texts=texts, k=k, where=where, kind=kind)
+        results = index.search(texts=texts, k=k, where=where, filters=filters, kind=kind)
         answers.found += [Found(text, "text", hits) for text, hits in zip(texts, results, strict=True)]
     if not answers.found:
         raise SaySeeError(f"none of {len(files)} files can be searched for; the first: {answers.refused[0]}")
