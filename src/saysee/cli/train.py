@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from saysee.cli.parsing import numbers, verb
@@ -32,13 +33,11 @@ def add_verbs(verbs: Any) -> None:
         default="never",
         help="auto goes on with the run in the output folder; never refuses a folder that holds one (%(default)s)",
     )
-    train.add_argument("--plan", action="store_true", help="train nothing: tell parameters, memory, hours, disk")
     train.add_argument(
-        "--peak", metavar="CARD|TFLOPS|here", help="of a plan: what it runs on, such as h100 (a100); here measures"
+        "--dry-run",
+        action="store_true",
+        help="take a few steps and save nothing: print parameters, seconds a step, memory, disk, hours to the end",
     )
-    train.add_argument("--share", type=float, metavar="S", help="of a plan: share of the peak that is reached (0.3)")
-    train.add_argument("--cards", type=int, metavar="N", help="of a plan: cards that share the batch (1)")
-    train.add_argument("--clip-seconds", type=float, metavar="S", help="of a plan: what a clip lasts on average")
     train.add_argument("--settings", action="store_true", help="list every setting with its default")
 
     ablate = verb(
@@ -81,12 +80,8 @@ def _train(options: argparse.Namespace) -> int:
     from saysee.settings.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.rest)
-    figures = {name: getattr(options, name) for name in ("peak", "share", "cards", "clip_seconds")}
-    figures = {name: value for name, value in figures.items() if value is not None}
-    if options.plan:
-        return _plan(options, recipe, figures)
-    if figures:
-        raise ConfigError(f"--{next(iter(figures)).replace('_', '-')} is of a plan; add --plan, or leave it out")
+    if options.dry_run:
+        return _dry_run(options, recipe)
     from saysee.training.trainer import Trainer
 
     trainer = Trainer(recipe)
@@ -101,14 +96,16 @@ def _train(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _plan(options: argparse.Namespace, recipe: Recipe, figures: dict[str, Any]) -> int:
-    from saysee.training.plan import plan_training
+def _dry_run(options: argparse.Namespace, recipe: Recipe) -> int:
+    from saysee.training.dry_run import dry_run
 
-    plan = plan_training(recipe, **figures)
+    result = dry_run(recipe)
+    if int(os.environ.get("RANK", "0")):
+        return EXIT_DONE
     if options.json:
-        print(json.dumps(plan.to_dict()))
+        print(json.dumps(result.to_dict()))
     else:
-        print_rich(plan.to_table())
+        print_rich(result.to_table())
     return EXIT_DONE
 
 
