@@ -19,9 +19,9 @@ from benchmarks.search_speed.models import Size, model_of
 from benchmarks.search_speed.turns import processor_ratio, ratio, take_turns
 from saysee.encoding.encoder import Encoder
 from saysee.media.audio import SAMPLE_RATE
+from saysee.media.formats import kind_by_suffix
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.index import Index
-from saysee.search.index.sources import kind_of
 from saysee.search.index.updating import update_index
 
 PICTURE_SIZE = (640, 480)
@@ -96,7 +96,7 @@ def _compare(
 
 def _cosines(index: Path, paths: list[Path], vectors: NDArray[np.float32]) -> list[float]:
     """Of each file's vector with that in the index."""
-    kind = kind_of(paths[0])
+    kind = kind_by_suffix(paths[0])
     results = Index.open(index).search(vectors=vectors, k=len(paths), kind=kind)
     return [next(hit.score for hit in hits if hit.path == str(path)) for path, hits in zip(paths, results, strict=True)]
 

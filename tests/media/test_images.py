@@ -1,4 +1,4 @@
-"""Pictures of every format and mode come out upright and RGB; every bad one is refused with its reason."""
+"""Images of every format and mode decode to upright RGB; every bad one is rejected with its reason."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def saved(image: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int], within: int = 12) -> bool:
-    return bool(np.abs(np.subtract(image.getpixel(at), colour)).max() <= within)
+def near(image: Image.Image, at: tuple[int, int], color: tuple[int, int, int], within: int = 12) -> bool:
+    return bool(np.abs(np.subtract(image.getpixel(at), color)).max() <= within)
 
 
-def refusal(source: Any, **options: Any) -> MediaError:
+def rejection(source: Any, **options: Any) -> MediaError:
     with pytest.raises(MediaError) as caught:
         load_image(source, **options)
     assert "\n" not in str(caught.value)
-    assert ";" in str(caught.value), "the message holds a mend"
+    assert ";" in str(caught.value), "the message holds a fix"
     return caught.value
 
 
@@ -61,7 +61,7 @@ def test_every_format_comes_out_as_rgb_from_any_source(tmp_path: Path, form: str
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_stands_upright_by_its_exif(form: str, orientation: int) -> None:
+def test_the_exif_orientation_is_applied(form: str, orientation: int) -> None:
     undo = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]
     upright = scene()
     stored = upright if undo is None else upright.transpose(Image.Transpose(undo))
@@ -72,11 +72,11 @@ def test_a_picture_stands_upright_by_its_exif(form: str, orientation: int) -> No
     assert near(image, (5, 20), (255, 0, 0))
 
 
-def test_exif_that_cannot_be_parsed_does_not_lose_the_picture() -> None:
-    assert load_image(saved(scene(), "JPEG", exif=b"Exif\0\0garbage that is no TIFF")).size == (60, 40)
+def test_an_image_whose_exif_cannot_be_parsed_is_still_read() -> None:
+    assert load_image(saved(scene(), "JPEG", exif=b"Exif\0\0garbage, not a TIFF")).size == (60, 40)
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     clear = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
     half = Image.new("RGBA", (40, 40), (0, 0, 0, 128))
     palette = Image.new("P", (40, 40), 0)
@@ -100,30 +100,30 @@ def test_any_mode_becomes_rgb(mode: str) -> None:
     assert near(image, (4, 4), (255, 255, 255), 2)
 
 
-def test_cmyk_jpeg_keeps_its_colours() -> None:
+def test_cmyk_jpeg_keeps_its_colors() -> None:
     assert near(load_image(saved(scene().convert("CMYK"), "JPEG", quality=95)), (5, 20), (255, 0, 0))
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_grey_of_16_bits_is_scaled_and_not_clipped(form: str) -> None:
+def test_16_bit_gray_is_scaled_and_not_clipped(form: str) -> None:
     values = np.array([[0, 257, 128 * 257, 65535]] * 4, np.uint16)
     image = load_image(saved(Image.fromarray(values), form))
     assert [image.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
 
 
-def test_pixels_of_32_bits_are_refused() -> None:
+def test_32_bit_pixels_are_rejected() -> None:
     for values in (np.zeros((4, 4), np.int32), np.zeros((4, 4), np.float32)):
-        assert refusal(saved(Image.fromarray(values), "TIFF")).code == "undecodable"
+        assert rejection(saved(Image.fromarray(values), "TIFF")).code == "undecodable"
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_an_animation_gives_its_first_frame(form: str) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime")]
     data = saved(frames[0], form, save_all=True, append_images=frames[1:])
     assert near(load_image(data), (8, 8), (255, 0, 0))
 
 
-def test_the_image_that_was_handed_in_is_not_changed_nor_shared() -> None:
+def test_the_image_passed_in_is_neither_modified_nor_shared() -> None:
     given = scene()
     load_image(given).paste("white", (0, 0, 60, 40))
     assert near(given, (5, 20), (255, 0, 0))
@@ -131,10 +131,10 @@ def test_the_image_that_was_handed_in_is_not_changed_nor_shared() -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("keep", [0.5, 0.9])
-def test_a_picture_cut_short_is_refused(form: str, keep: float) -> None:
+def test_an_image_cut_short_is_rejected(form: str, keep: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     data = saved(noise, form)
-    assert refusal(data[: int(len(data) * keep)]).code == "truncated"
+    assert rejection(data[: int(len(data) * keep)]).code == "truncated"
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -146,25 +146,25 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000, 60_000])
-def test_a_bomb_is_refused_by_its_header_and_without_a_warning(side: int) -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header_without_a_warning(side: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert refusal(png_header(side, side)).code == "too-large"
-        assert refusal(png_header(8_000, 8_000)).code == "truncated"  # under the limit: read on, to no data
+        assert rejection(png_header(side, side)).code == "too-large"
+        assert rejection(png_header(8_000, 8_000)).code == "truncated"  # under the limit: decoding finds no data
 
 
 def test_the_limit_can_be_set() -> None:
-    assert refusal(scene(), max_pixels=2_399).code == "too-large"
+    assert rejection(scene(), max_pixels=2_399).code == "too-large"
     assert load_image(scene(), max_pixels=2_400).size == (60, 40)
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
-def test_a_picture_as_thin_as_a_line_is_refused() -> None:
-    assert refusal(Image.new("RGB", (1, 101))).code == "too-large"
-    assert refusal(Image.new("RGB", (0, 5))).code == "empty"
+def test_an_image_as_thin_as_a_line_is_rejected() -> None:
+    assert rejection(Image.new("RGB", (1, 101))).code == "too-large"
+    assert rejection(Image.new("RGB", (0, 5))).code == "empty"
 
 
-def test_not_a_picture() -> None:
+def test_files_that_are_not_images() -> None:
     for data in (
         b"hello",
         os.urandom(3) + bytes(100),
@@ -173,10 +173,10 @@ def test_not_a_picture() -> None:
         b"%PDF-1.7",
         b"P6 1 1",
     ):
-        assert refusal(data).code == "undecodable"
+        assert rejection(data).code == "undecodable"
 
 
-def test_garbage_behind_good_first_bytes_never_leaks_a_library_error() -> None:
+def test_garbage_after_valid_first_bytes_never_leaks_a_library_error() -> None:
     rng = np.random.default_rng(0)
     for form in FORMATS:
         good = saved(scene(), form)
@@ -184,7 +184,7 @@ def test_garbage_behind_good_first_bytes_never_leaks_a_library_error() -> None:
             bad = bytearray(good)
             for at in rng.integers(0, min(len(bad), 200), 4):
                 bad[at] = rng.integers(256)
-            with contextlib.suppress(MediaError):  # nothing else may come out
+            with contextlib.suppress(MediaError):  # no other error may be raised
                 load_image(bytes(bad))
 
 
@@ -194,11 +194,11 @@ def test_paths_that_hold_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     kinds = {"empty": "empty", "broken": "broken-link", "folder": "directory", "nothing": "missing"}
     for stem, kind in kinds.items():
-        error = refusal(tmp_path / f"{stem}.png")
+        error = rejection(tmp_path / f"{stem}.png")
         assert error.code == kind
         assert f"{stem}.png" in str(error)
 
 
-def test_a_text_file_object_is_the_callers_mistake() -> None:
+def test_a_text_file_object_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="binary file"):
         load_image(io.StringIO("text"))  # type: ignore[arg-type]

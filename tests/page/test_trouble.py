@@ -54,7 +54,7 @@ def test_files_that_cannot_be_asked_with(visit, tmp_path):
     expect(notice(page)).to_have_text(re.compile("^notes.txt is neither a sound nor a picture. Choose"))
     (tmp_path / "false.wav").write_text("words that are no sound")
     page.set_input_files("#file", tmp_path / "false.wav")
-    expect(notice(page)).to_have_text(re.compile("^false.wav is not a sound that can be read; convert it"))
+    expect(notice(page)).to_have_text(re.compile("^false.wav is not an audio file; convert it"))
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
     page.set_input_files("#file", tmp_path / "silent.wav")
     expect(notice(page)).to_have_text(re.compile("^silent.wav is silent"))
@@ -67,7 +67,7 @@ def test_files_beyond_the_limits(visit, services, tmp_path):
     noise = np.random.default_rng(0).standard_normal(16_000 * 5) / 10
     soundfile.write(tmp_path / "long.wav", noise, 16_000)
     page.set_input_files("#file", tmp_path / "long.wav")
-    expect(notice(page)).to_have_text(re.compile("^long.wav lasts over the limit of 3 s"))
+    expect(notice(page)).to_have_text(re.compile("^long.wav is longer than the limit of 3 s"))
     soundfile.write(tmp_path / "large.wav", np.tile(noise, 4), 16_000)
     page.set_input_files("#file", tmp_path / "large.wav")
     expect(notice(page)).to_have_text(re.compile(r"^large.wav has over 0\.38 MB, the most that is taken here"))

@@ -349,7 +349,7 @@ def test_commands(model_folder, photos, place, tmp_path, capsys):
     (photos / "bad.png").write_text("no picture")
     code, output, errors = run("index", model_folder, photos, "--to", index, "--json")
     assert (code, json.loads(output)["encoded"]) == (0, 9)
-    assert "bad.png: is not a picture" in errors
+    assert "bad.png: is not an image" in errors
     code, output, _ = run("search", index, photos / "clips/0.wav", "--text", "two green stars", "-k", 3, "--json")
     assert [len(result["hits"]) for result in json.loads(output)["results"]] == [3, 3]
     code, output, errors = run("search", index, photos, "--for", "images", "-k", "1", "--json")

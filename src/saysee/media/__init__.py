@@ -1,1 +1,1 @@
-"""Decoding of sounds and pictures, and every refusal of a bad file."""
+"""Decoding of audio and images, the list of formats, and walking folders."""

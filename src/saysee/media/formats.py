@@ -1,55 +1,112 @@
-"""Which kind of file bytes are of: by the bytes themselves, and never by a name."""
+"""The audio and image formats that SaySee reads: recognized by content, and the suffixes of their files.
+
+This is the only list of formats; decoders, folder walks, the service and its page all use it.
+"""
 
 from __future__ import annotations
 
-from typing import BinaryIO, Literal, NamedTuple
+import os
+import warnings
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from saysee.media.audio import container_of
-from saysee.media.images import picture_format
+from PIL import Image
 
-_SOUNDS = {
-    "wav": ("audio/wav", ".wav"),
-    "flac": ("audio/flac", ".flac"),
-    "streamed flac": ("audio/flac", ".flac"),
-    "ogg": ("audio/ogg", ".ogg"),
-    "matroska": ("audio/webm", ".webm"),
-    "mov": ("audio/mp4", ".m4a"),
-    "mp3": ("audio/mpeg", ".mp3"),
-    "aac": ("audio/aac", ".aac"),
-}
-_PICTURES = {
-    "PNG": ("image/png", ".png"),
-    "JPEG": ("image/jpeg", ".jpg"),
-    "MPO": ("image/jpeg", ".jpg"),  # what Pillow calls a camera's JPEG that holds more pictures behind the first
-    "WEBP": ("image/webp", ".webp"),
-    "GIF": ("image/gif", ".gif"),
-    "BMP": ("image/bmp", ".bmp"),
-    "TIFF": ("image/tiff", ".tif"),
-}
+Kind: TypeAlias = Literal["image", "clip"]
 
 
 class FileKind(NamedTuple):
     """What a file is.
 
     Attributes:
-        kind: picture or clip.
-        media_type: as HTTP names it.
-        suffix: that its name should have, with the dot.
+        kind: image or clip.
+        media_type: its MIME type.
+        suffix: the suffix for its name, with the dot.
     """
 
-    kind: Literal["image", "clip"]
+    kind: Kind
     media_type: str
     suffix: str
 
 
-def file_kind(file: BinaryIO) -> FileKind | None:
-    """What a file is, by its head; None for all that is no picture and no sound which SaySee reads.
+_AUDIO = {
+    "wav": FileKind("clip", "audio/wav", ".wav"),
+    "flac": FileKind("clip", "audio/flac", ".flac"),
+    "streamed flac": FileKind("clip", "audio/flac", ".flac"),
+    "ogg": FileKind("clip", "audio/ogg", ".ogg"),  # Vorbis or Opus
+    "matroska": FileKind("clip", "audio/webm", ".webm"),
+    "mov": FileKind("clip", "audio/mp4", ".m4a"),
+    "mp3": FileKind("clip", "audio/mpeg", ".mp3"),
+    "aac": FileKind("clip", "audio/aac", ".aac"),
+}
+_IMAGES = {
+    "PNG": FileKind("image", "image/png", ".png"),
+    "JPEG": FileKind("image", "image/jpeg", ".jpg"),
+    "MPO": FileKind("image", "image/jpeg", ".jpg"),  # Pillow's name for a JPEG that holds more images after the first
+    "WEBP": FileKind("image", "image/webp", ".webp"),
+    "GIF": FileKind("image", "image/gif", ".gif"),
+    "BMP": FileKind("image", "image/bmp", ".bmp"),
+    "TIFF": FileKind("image", "image/tiff", ".tif"),
+}
 
-    So whatever a file is called, a page of HTML or a drawing in SVG is never taken for one. What comes behind the head
-    may be damaged all the same.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""The decoders that Pillow may use. It has thirty more, which are less proven."""
+
+AUDIO_SUFFIXES = frozenset({kind.suffix for kind in _AUDIO.values()} | {".opus", ".mp4"})
+IMAGE_SUFFIXES = frozenset({kind.suffix for kind in _IMAGES.values()} | {".jpeg", ".tiff"})
+
+READABLE_AUDIO = "WAV, FLAC, Ogg, MP3, WebM, M4A, MP4, AAC"
+READABLE_IMAGES = "PNG, JPEG, WebP, GIF, BMP, TIFF"
+
+
+def file_kind(file: BinaryIO) -> FileKind | None:
+    """What a file is, by its first bytes; None for anything that SaySee does not read, such as HTML or SVG.
+
+    Only the header is read; the rest of the file may still be damaged.
     """
-    picture = _PICTURES.get(picture_format(file) or "")
-    if picture is not None:
-        return FileKind("image", *picture)
-    sound = _SOUNDS.get(container_of(file) or "")
-    return None if sound is None else FileKind("clip", *sound)
+    image = _IMAGES.get(image_format(file) or "")
+    return image or _AUDIO.get(audio_container(file) or "")
+
+
+def kind_by_suffix(path: str | os.PathLike[str]) -> Kind | None:
+    """Whether a file's name is that of an image or a clip; None for any other name."""
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in AUDIO_SUFFIXES else None
+
+
+def image_format(file: BinaryIO) -> str | None:
+    """Pillow's name for the format of an image, by its first bytes; None for anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Image.open(file, formats=IMAGE_FORMATS).format
+    except Exception:  # damaged headers raise errors of many classes
+        return None
+
+
+def audio_container(file: BinaryIO) -> str | None:
+    """The container format of an audio file, by its first bytes; None for anything else. ID3 tags are skipped."""
+    start = id3_end(file)
+    file.seek(start)
+    head = file.read(26)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
+        return "wav"
+    if head[:4] == b"fLaC":  # libsndfile fails at the end of a FLAC file whose header does not count its samples
+        return "flac" if len(head) < 26 or head[21] & 0x0F or any(head[22:]) else "streamed flac"
+    if head[:4] == b"OggS":
+        return "ogg"
+    if head[:4] == b"\x1aE\xdf\xa3":  # WebM is a subset of Matroska
+        return "matroska"
+    if head[4:8] == b"ftyp":
+        return "mov"
+    if len(head) >= 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:  # MPEG audio; layer 0 is ADTS, which holds AAC
+        return "mp3" if head[1] & 0x06 else "aac"
+    return "mp3" if start else None
+
+
+def id3_end(file: BinaryIO) -> int:
+    """The position after an ID3 tag at the start of the file; 0 without a tag."""
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))

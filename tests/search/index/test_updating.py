@@ -122,7 +122,7 @@ def test_bad_files_are_told_and_stop_nothing(encoder, photos, place):
     report = update_index(encoder, photos, place, batch_size=2)
     reasons = " ".join(reason for _, reason in report.refused)
     assert len(report.refused) == 5
-    for words in ("is not a picture", "has no bytes", "leads nowhere", "cut short", "not valid Unicode"):
+    for words in ("is not an image", "is an empty file", "does not exist", "cut short", "not valid Unicode"):
         assert words in reasons
     assert (report.images, report.clips, report.removed) == (5, 3, 1)
     assert ("image", "holiday/0.png") not in rows(place)

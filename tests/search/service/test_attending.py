@@ -102,7 +102,7 @@ def test_patches_that_do_not_fill_what_the_model_sees_leave_its_right_and_bottom
 def test_files_are_read_and_refused_as_everywhere(model, tmp_path, picture):
     with pytest.raises(MediaError, match=r"nothing\.wav: no such file"):
         attend(model, tmp_path / "nothing.wav", picture)
-    with pytest.raises(MediaError, match="not a picture"):
+    with pytest.raises(MediaError, match="is not an image"):
         attend(model, np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 10, b"words")
 
 

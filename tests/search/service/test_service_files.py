@@ -201,7 +201,7 @@ def test_an_item_that_cannot_be_used_is_refused(ask, index):
         ({"metadata": (None, "{}")}, 422, "'file' is missing"),
         ({"file": ("a.png", b"<html>")}, 422, "neither a picture nor a sound"),
         ({"file": ("a.png", b"\x89PNG\r\n\x1a\nrubbish")}, 422, "neither a picture nor a sound"),
-        ({"file": ("a.wav", b"RIFF....WAVErubbish")}, 422, "sound of 19 bytes"),
+        ({"file": ("a.wav", b"RIFF....WAVErubbish")}, 422, "audio of 19 bytes"),
         ({"file": ("a.png", b""), "metadata": (None, "[1]")}, 422, "not a JSON object"),
         ({"file": ("a.png", b""), "metadata": (None, '{"a": NaN}')}, 422, "not a JSON object"),
         ({"file": ("a.png", b""), "metadata": (None, '{"a": "\\ud800"}')}, 422, "not a JSON object"),

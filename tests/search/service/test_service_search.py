@@ -102,9 +102,9 @@ def test_a_query_that_cannot_be_used_is_refused_in_a_sentence(ask):
         ({"text": (None, "a"), "image": ("x", b"y")}, 422, "exactly one of audio, image, text, vector; 2 came"),
         ({"text": ("file.txt", b"a")}, 422, "'text' as a plain field"),
         ({"audio": (None, "a")}, 422, "'audio' as a file"),
-        ({"audio": ("x", b"")}, 422, "no bytes"),
-        ({"audio": ("x", b"RIFF....WAVE")}, 422, "sound of 12 bytes"),
-        ({"image": ("x", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "not a picture"),
+        ({"audio": ("x", b"")}, 422, "is an empty file"),
+        ({"audio": ("x", b"RIFF....WAVE")}, 422, "audio of 12 bytes"),
+        ({"image": ("x", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "is not an image"),
         ({"text": (None, "  ")}, 422, "text is empty"),
         ({"text": (None, "a" * 1_001)}, 413, "over 1,000 characters"),
         ({"text": (None, "a" * 100_000)}, 400, "cannot be read"),
@@ -224,7 +224,7 @@ def test_attention(ask, photos, index):
         ({"audio": ("x", audio)}, 422, "'id' is missing"),
         ({"audio": ("x", audio), "id": (None, "99")}, 404, "no picture 99"),
         ({"audio": ("x", audio), "id": (None, "-1")}, 422, "'id' is a whole number"),
-        ({"audio": ("x", b"rubbish"), "id": (None, "1")}, 422, "not a sound"),
+        ({"audio": ("x", b"rubbish"), "id": (None, "1")}, 422, "is not an audio file"),
         ({"audio": ("x", audio), "id": (None, str(_a_clip(index)))}, 404, "is a clip, not a picture"),
     ):
         answer = client.post("/attention", files=files)

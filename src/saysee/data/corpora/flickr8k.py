@@ -18,12 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saysee.data.corpora.finding import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     FileIndex,
-    Listing,
     find_lists,
-    list_both,
+    list_folders,
     read_json_records,
     read_lines,
     read_utf8,
@@ -31,6 +28,8 @@ from saysee.data.corpora.finding import (
 )
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
 from saysee.errors import ManifestError, SaySeeError
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 ALLOW_MISSING = 10
 """Copies are known to lack a few clips, or to have them empty; a bad download lacks hundreds."""
@@ -99,7 +98,7 @@ def prepare_flickr8k(
         ConfigError: ``allow_missing`` is negative.
     """
     target = check_target(to, allow_missing)
-    sounds, pictures = list_both(audio, images)
+    sounds, pictures = list_folders(audio, images)
     listings = [sounds, pictures] if text is None else [Listing(text, "--text"), sounds, pictures]
     clips = FileIndex(sounds, AUDIO_SUFFIXES)
     lists = _read_lists(listings, clips)

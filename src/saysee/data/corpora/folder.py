@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from saysee.data.corpora.finding import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     FileIndex,
-    Listing,
     plain,
     read_utf8,
     role_of,
@@ -32,6 +29,8 @@ from saysee.data.corpora.finding import (
 )
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
 from saysee.errors import ConfigError, ManifestError, SaySeeError
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 Way = Literal["auto", "csv", "stem", "sub-folder"]
 WAYS: tuple[Way, ...] = ("auto", "csv", "stem", "sub-folder")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from saysee.data.corpora.finding import Listing
 from saysee.data.corpora.folder import check_shares, split_by_hash
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, Problems, check_target, write_prepared
 from saysee.data.corpora.records import (
@@ -36,6 +35,7 @@ from saysee.data.corpora.tables import read_table
 from saysee.data.corpora.webdataset import expand, read_tar
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.log import progress_bar
+from saysee.media.folders import Listing
 
 _KINDS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".tgz": "tar", ".gz": "tar"}
 _HUB_NAME = re.compile(r"^(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?$")

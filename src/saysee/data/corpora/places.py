@@ -12,16 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saysee.data.corpora.finding import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     FileIndex,
-    Listing,
-    list_both,
+    list_folders,
     read_json_records,
     split_families,
 )
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 EXPECTED = Expected(
     "Places audio (400k)",
@@ -54,7 +53,7 @@ def prepare_places(
     """
     target = check_target(to, allow_missing)
     files, notes = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    sounds, pictures = list_both(audio, images)
+    sounds, pictures = list_folders(audio, images)
     return prepare(
         [caption for split, path in files for caption in _captions(path, split)],
         FileIndex(sounds, AUDIO_SUFFIXES),

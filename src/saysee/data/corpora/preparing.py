@@ -220,7 +220,7 @@ def prepare(
     problems.missing["images"] += [f"the picture of {name}" for name in unseen]
     sounds = _usable("clips", [caption.clip for caption in listed], unseen, clips, problems)
     pictures = _usable("images", [caption.image for caption in listed], unspoken, images, problems)
-    twice = [_tell_twice(index) for index in (clips, images) if index.twice]
+    twice = [_tell_twice(index) for index in (clips, images) if index.ambiguous]
     return write_prepared(
         listed, sounds, pictures, to, problems, allow_missing=allow_missing, expected=expected, notes=[*notes, *twice]
     )
@@ -411,11 +411,10 @@ def _notes(problems: Problems, left_out: int, doubled: int, names: Path | None) 
 
 
 def _tell_twice(index: FileIndex) -> str:
-    name, taken, other = index.twice[0]
+    name, taken, other = index.ambiguous[0]
     here = index.listing.relative
-    return (
-        f"{len(index.twice):,} names have several files; for {name!r}, {here(taken)!r} was taken, not {here(other)!r}"
-    )
+    first = f"{here(taken)!r} was taken for {name!r}, not {here(other)!r}"
+    return f"{len(index.ambiguous):,} names have several files; {first}"
 
 
 def _count(names: Mapping[str, list[str]]) -> int:

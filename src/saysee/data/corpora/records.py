@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.errors import ManifestError
 from saysee.files import fingerprint
-from saysee.media.formats import file_kind
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
 
 FLAGS = {
     "clip": "--audio-column",

@@ -16,18 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from saysee.data.corpora.finding import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
     FileIndex,
-    Listing,
     find_lists,
-    list_both,
+    list_folders,
     read_json_records,
     split_families,
     stem_key,
 )
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 _WITHIN = 0.02  # published counts of clips lie between 605,495 and 617,222, by who counted which release
 OFFICIAL = Expected(
@@ -78,7 +77,7 @@ def prepare_spokencoco(
     """
     target = check_target(to, allow_missing)
     splits = None if karpathy is None else _karpathy_splits(Path(karpathy))
-    sounds, pictures = list_both(audio, images)
+    sounds, pictures = list_folders(audio, images)
     files, notes = _choose_files([sounds, pictures], official=splits is not None)
     captions: list[Caption] = []
     unspoken: list[str] = []

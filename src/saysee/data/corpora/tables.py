@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, role_of
+from saysee.data.corpora.finding import role_of
 from saysee.data.corpora.records import (
     FLAGS,
     BrokenShardError,
@@ -29,6 +29,7 @@ from saysee.data.corpora.records import (
     texts_of_sounds,
 )
 from saysee.errors import ManifestError
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 ROLES = ("clip", "image", "text", "speaker", "language", "image_id", "split")
 _ROWS = 64  # rows of Parquet in memory at once: a picture and some seconds of sound each

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, role_of
+from saysee.data.corpora.finding import role_of
 from saysee.data.corpora.records import (
     FLAGS,
     BrokenShardError,
@@ -29,6 +29,7 @@ from saysee.data.corpora.records import (
     texts_of_sounds,
 )
 from saysee.errors import ManifestError
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 _TAR_BLOCK = 512
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
-from saysee.search.index.sources import kind_of
+from saysee.media.formats import kind_by_suffix
 from saysee.search.index.store import Item, open_store
 from saysee.search.index.updating import IndexReport, begin_about, check_same_source, finish
 from saysee.search.index.uploads import is_upload
@@ -117,7 +117,7 @@ def _read_ids(path: Path) -> list[Item]:
 def _item(row: dict[str, str], column: str) -> Item:
     metadata: dict[str, Any] = {name: value for name, value in row.items() if name and name != column and value}
     path = row[column] or ""
-    return Item(kind_of(path) or "image", path, metadata=metadata)
+    return Item(kind_by_suffix(path) or "image", path, metadata=metadata)
 
 
 def _read_vectors(path: Path) -> NDArray[Any]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Listing
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.search.index.store import About, Item, Kind, is_database
 
 
@@ -46,12 +47,6 @@ def find_source(place: str | os.PathLike[str]) -> Source:
         return _of_folder(path)
     manifest = Manifest.read(path)
     return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(manifest), os.fspath(place))
-
-
-def kind_of(path: str | os.PathLike[str]) -> Kind | None:
-    """Picture or clip, by the suffix; None for anything else."""
-    suffix = os.path.splitext(os.fspath(path))[1].lower()
-    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in AUDIO_SUFFIXES else None
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:

@@ -117,7 +117,7 @@ function find(kind) {
 /** The service cannot know what a file is called, and says how large it is instead. */
 function named(trouble, query) {
   const name = query.title.startsWith("What you said") ? "What you said" : query.title;
-  trouble.message = trouble.message.replace(/^(sound|picture) of [\d,]+ bytes: /, `${name} `);
+  trouble.message = trouble.message.replace(/^(audio|image) of [\d,]+ bytes: /, `${name} `);
   return trouble;
 }
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from saysee.data.corpora.finding import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Listing
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.audio import load_audio
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, kind_by_suffix
 from saysee.media.images import load_image
 from saysee.search.index.index import Hit, Index
-from saysee.search.index.sources import kind_of
 from saysee.search.index.store import KINDS, Kind, is_database
 from saysee.search.terminal.microphone import NAME
 
@@ -110,7 +110,7 @@ def answer(
         answers.found.append(Found(NAME, "clip", hits, recording))
     found: dict[str, Found] = {}
     for sort in KINDS:
-        mine = [path for path in files if kind_of(path) == sort]
+        mine = [path for path in files if kind_by_suffix(path) == sort]
         for start in range(0, len(mine), _CHUNK):
             loaded = _load(mine[start : start + _CHUNK], named, answers)
             if loaded:
@@ -139,7 +139,7 @@ def _expand(places: Sequence[str]) -> tuple[list[str], set[str]]:
             continue
         if is_database(place):  # it may hold a password, so it is not repeated
             raise SaySeeError("a database's address is no query; name it once, before the queries")
-        if kind_of(place) is None:
+        if kind_by_suffix(place) is None:
             raise SaySeeError(f"{place}: neither a sound nor a picture by its suffix; write --text before a text")
         files[place] = None
         named.add(os.fspath(place))
@@ -150,7 +150,7 @@ def _load(paths: Sequence[str], named: set[str], answers: Answers) -> dict[str, 
     loaded: dict[str, Any] = {}
     for path in paths:
         try:
-            loaded[path] = load_image(path) if kind_of(path) == "image" else load_audio(path)
+            loaded[path] = load_image(path) if kind_by_suffix(path) == "image" else load_audio(path)
         except MediaError as error:
             if path in named:
                 raise
