@@ -133,8 +133,9 @@ class Index:
             texts: in writing.
             vectors: [Q, D] of the index's own model, of any length but 0.
             k: most rows for each query.
-            where: an SQL expression that rows must fulfil, over the columns id, kind, path, folder, name, size,
-                mtime_ns, hash and metadata (JSON).
+            where: an SQL expression of the store's own database (SQLite or PostgreSQL) that rows must fulfill, over
+                the columns id, kind, path, folder, name, size, mtime_ns, hash and metadata (JSON). It runs in a
+                read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
             filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
                 keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
             kind: what to find. Left out: for pictures clips where the index has any, else pictures.

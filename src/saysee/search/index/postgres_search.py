@@ -19,13 +19,21 @@ import psycopg
 from numpy.typing import NDArray
 from pgvector import Vector
 
-from saysee.errors import SaySeeError
 from saysee.search.index.calibration import RECALL, K, recall, trial_queries
-from saysee.search.index.conditions import SECONDS, not_usable
 from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter
-from saysee.search.index.postgres_conditions import translate
 from saysee.search.index.postgres_connection import Address, Connection, find_vectors
-from saysee.search.index.store import KINDS, SPARE, About, Found, Item, Kind, Vectors, ranked
+from saysee.search.index.store import (
+    KINDS,
+    SPARE,
+    WHERE_SECONDS,
+    About,
+    Found,
+    Item,
+    Kind,
+    Vectors,
+    condition_error,
+    ranked,
+)
 
 EXACT_ROWS = 20_000
 """Up to here every vector is compared. A choice, not measured."""
@@ -77,7 +85,7 @@ def nearest(
     if where is not None or filters:
         conditions = [condition, *map(_filter_condition, filters)]
         if where is not None:
-            conditions.append(translate(where))
+            conditions.append((where.replace("%", "%%") + "\n", ()))
         condition = (
             " AND ".join(f"({sql})" for sql, _ in conditions),
             tuple(value for _, parameters in conditions for value in parameters),
@@ -154,14 +162,17 @@ def _like_pattern(one: Filter) -> str:
 
 
 def _asked(connection: Connection, what: str, condition: Condition, where: str | None) -> list[tuple[Any, ...]]:
-    """What a condition chooses; it comes from whoever asks, so it gets little time."""
+    """What a condition chooses, within the time limit."""
     try:
-        with connection.transaction(), _settings(connection, statement_timeout=f"{SECONDS:g}s"):
+        with connection.transaction(), _settings(connection, statement_timeout=f"{WHERE_SECONDS * 1_000:.0f}"):
             return connection.execute(f"SELECT {what.format(condition[0])}", condition[1]).fetchall()
     except psycopg.errors.QueryCanceled:
-        raise SaySeeError(not_usable(where or "", f"it takes over {SECONDS:g} s")) from None
-    except (psycopg.DataError, psycopg.ProgrammingError) as error:
-        raise SaySeeError(not_usable(where or "", error.diag.message_primary or "not understood")) from None
+        raise condition_error(where or "", f"it takes over {WHERE_SECONDS:g} s") from None
+    except (psycopg.Error, UnicodeError) as error:
+        if where is None or isinstance(error, psycopg.OperationalError):
+            raise
+        reason = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+        raise condition_error(where, reason or str(error)) from None
 
 
 @contextmanager

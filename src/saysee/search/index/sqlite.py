@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.search.index import nearest as fast_copy
-from saysee.search.index.conditions import ids_where
 from saysee.search.index.filters import Filter
 from saysee.search.index.sqlite_tables import (
     SCHEMA,
@@ -46,6 +46,7 @@ from saysee.search.index.store import (
     SPARE,
     STALE,
     UNIT_TOLERANCE,
+    WHERE_SECONDS,
     About,
     Found,
     Item,
@@ -53,11 +54,14 @@ from saysee.search.index.store import (
     Store,
     Vectors,
     Writer,
+    condition_error,
     ranked,
 )
 
 ITEMS_FILE = "items.sqlite"
 _COLUMNS = "kind, path, size, mtime_ns, hash, metadata, id, encoded_by"
+_STEPS_BETWEEN_CHECKS = 10_000
+"""Instructions of SQLite between two looks at the clock."""
 _LOCK_FILE, _HOLDER_FILE = "writer.lock", "writer.json"
 _BEGUN = (_LOCK_FILE, f"{_LOCK_FILE}-journal", _HOLDER_FILE, f".writing-{_HOLDER_FILE}")
 """What a writer leaves that is killed before the index is begun."""
@@ -120,9 +124,7 @@ class SqliteStore(Store):
         allowed = None
         if where is not None or filters:
             with self.reading() as connection:
-                allowed = _filtered(connection, kind, filters)
-                if where is not None:
-                    allowed = np.intersect1d(allowed, ids_where(connection, kind, where), assume_unique=True)
+                allowed = _chosen_ids(connection, kind, where, filters)
         searcher = None if allowed is not None and len(allowed) <= fast_copy.MEMORY_ROWS else self.searcher(kind)
         with self.reading() as connection:
             about = self._read_about(connection)
@@ -365,15 +367,44 @@ class SqliteWriter(Writer):
         return fast_copy.write_all(self.folder, self.connection, about, self.note)
 
 
-def _filtered(connection: sqlite3.Connection, kind: Kind, filters: Sequence[Filter]) -> NDArray[np.int64]:
-    """The ids [N] of a kind for which all filters hold, ascending."""
+def _chosen_ids(
+    connection: sqlite3.Connection, kind: Kind, where: str | None, filters: Sequence[Filter]
+) -> NDArray[np.int64]:
+    """The ids [N] of a kind for which the condition and all filters hold, ascending.
+
+    The condition is the user's own SQL: the connection only reads, and cannot load code or open other files.
+
+    Raises:
+        SaySeeError: SQLite refuses the condition, or it takes too long.
+    """
     conditions = ["kind = ?"]
     for number, one in enumerate(filters):
         matches = one.matches if one.is_column else partial(_matches_metadata, one)
         connection.create_function(f"filter_{number}", 1, matches, deterministic=True)
         conditions.append(f"filter_{number}({one.name if one.is_column else 'metadata'})")
-    rows = connection.execute(f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id", (kind,))
-    return np.fromiter((row[0] for row in rows), np.int64)
+    if where is not None:
+        conditions.append(f"({where}\n)")
+    sql = f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id"
+    if where is None:
+        return np.fromiter((row[0] for row in connection.execute(sql, (kind,))), np.int64)
+    end = time.monotonic() + WHERE_SECONDS
+    connection.execute("PRAGMA query_only = ON")
+    connection.set_authorizer(_allow_reading)
+    connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_BETWEEN_CHECKS)
+    try:
+        return np.fromiter((row[0] for row in connection.execute(sql, (kind,))), np.int64)
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        reason = f"it takes over {WHERE_SECONDS:g} s" if str(error) == "interrupted" else str(error)
+        raise condition_error(where, reason) from None
+    finally:
+        connection.set_progress_handler(None, 0)
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_OK)  # Python 3.10 cannot remove an authorizer
+
+
+def _allow_reading(action: int, _: str | None, name: str | None, *__: str | None) -> int:
+    reading = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
+    calling = action == sqlite3.SQLITE_FUNCTION and str(name).lower() != "load_extension"
+    return sqlite3.SQLITE_OK if reading or calling else sqlite3.SQLITE_DENY
 
 
 def _matches_metadata(one: Filter, metadata: str) -> bool:

@@ -34,6 +34,11 @@ SPARE = 2
 UNIT_TOLERANCE = 0.01
 """How far a kept vector's length may be from 1: fp16 is within 0.001."""
 
+COLUMNS = ("id", "kind", "path", "folder", "name", "size", "mtime_ns", "hash", "metadata")
+"""Of the rows, for conditions."""
+WHERE_SECONDS = 10.0
+"""Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
+
 STALE = "{}: {:,} {}s were encoded by another model than the rest; give 'saysee index' again"
 
 
@@ -161,7 +166,7 @@ class Store(ABC):
         Of equal scores the earlier row comes first. The condition and all filters must hold.
 
         Raises:
-            SaySeeError: the condition is not one expression over the rows.
+            SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.
         """
 
     @abstractmethod
@@ -258,6 +263,15 @@ class Writer(ABC):
         Returns:
             how each kind that has rows is searched, for people.
         """
+
+
+def condition_error(where: str, reason: str) -> SaySeeError:
+    """The error of an SQL condition that the database refuses, in one line."""
+    shown, reason = (text if len(text) <= 200 else f"{text[:197]}..." for text in (where, " ".join(reason.split())))
+    return SaySeeError(
+        f"the condition {shown!r} cannot be used ({reason}); give an SQL expression over "
+        f"{', '.join(COLUMNS)}, such as \"folder LIKE 'holiday%'\""
+    )
 
 
 def is_database(place: str | os.PathLike[str]) -> bool:
