@@ -1,6 +1,7 @@
 # Each target makes its own .venv if there is none, installs what constraints.txt pins, and runs.
 #   make demo   the whole way: scenes, training of baseline and CMD, scores, demo/report.html
 #   make test   the tests
+#   make docs   the documentation, at build/site/index.html
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -9,13 +10,18 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/saysee demo --to demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
