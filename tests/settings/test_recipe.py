@@ -206,6 +206,11 @@ def test_values_that_do_not_go_together_are_refused_by_name(settings, setting):
     refused(lambda: resolve_recipe(settings), setting)
 
 
+def test_a_recipe_of_an_older_release_loads_unless_it_spread_encoders(write):
+    assert load_recipe(write("training: {shard: false}")) == Recipe()
+    refused(lambda: load_recipe(write("training: {shard: true}")), "training.shard")
+
+
 def test_denoising_that_is_off_is_not_judged_by_its_target():
     check_recipe(resolve_recipe({"denoising": {"preset": "off", "target": "replaced"}}))
 

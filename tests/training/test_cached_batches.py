@@ -140,7 +140,6 @@ def test_slices_cover_everything_once_and_are_as_equal_as_they_can_be(count: int
     [
         (["--data.chunk_size=1"], "at least 2 pairs"),
         (["--data.chunk_size=4", "--contrastive.weight=0"], "nothing compares all pairs"),
-        (["--training.shard=true", "--model.speech_trainable=0", "--model.image_trainable=0"], "none is trained"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], overrides: list[str], words: str) -> None:

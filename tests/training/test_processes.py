@@ -17,7 +17,6 @@ import pytest
 import torch
 from gradients import assert_same_gradients
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore
 
 from saysee.cli import main
 from saysee.errors import ConfigError
@@ -27,7 +26,6 @@ from saysee.settings.recipe import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
 from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
-from saysee.training.watch import Watch
 
 PATIENCE = 240
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
@@ -109,15 +107,15 @@ def test_two_processes_have_the_loss_and_gradient_of_one_with_the_whole_batch(
     assert_same_gradients(two_gradients, one_gradients)
 
 
-def test_spread_encoders_and_chunks_have_that_gradient_too_with_denoising_on_each_part(
+def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against the same mathematics in one graph: the contrastive loss of all vectors, the mean of the denoising loss of
-    the four parts. What two processes leave is whole: one goes on with it, and the best model loads."""
+    the four chunks. One process resumes what two have left, and the best model loads."""
     settings["denoising"] = {"preset": "paper", "share": 0.0}
     settings["data"]["chunk_size"] = 2
     settings["training"] |= {"steps": 2, "eval_every": 2}
-    recipe = write(settings, tmp_path, shard=True)
+    recipe = write(settings, tmp_path)
     two = start(recipe)
 
     trainer = Trainer(resolve_recipe(settings))
@@ -152,7 +150,7 @@ def test_spread_encoders_and_chunks_have_that_gradient_too_with_denoising_on_eac
     lines = read_metrics(run)
     find_checkpoints(run / "checkpoints")[-1].rename(tmp_path / "aside")
     (run / "result.json").unlink()
-    resumed = resolve_recipe(settings, [f"--output={run}", "--training.shard=true"])
+    resumed = resolve_recipe(settings, [f"--output={run}"])
     Trainer(resumed).fit("auto")
     assert "1 processes go on with a run of 2" in capsys.readouterr().err
     again = [line for line in read_metrics(run) if line["kind"] == "train"]
@@ -241,27 +239,18 @@ def own_lines(errors: str) -> list[str]:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_other_with_one_line_and_the_run_goes_on(
+def test_a_killed_process_ends_the_other_within_a_minute(
     never_killed: tuple[dict[str, Any], Path], tmp_path: Path, rank: int
 ) -> None:
-    settings, whole_run = never_killed
-    recipe, run = write(settings, tmp_path), tmp_path / "run"
+    recipe, run = write(never_killed[0], tmp_path), tmp_path / "run"
     process = start(recipe)
     wait_for(lambda: steps_logged(run) >= 3, process)
     victims = children_of(process)
     assert len(victims) == 2
     os.kill(victims[rank], signal.SIGKILL)
-    killed = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 60
+    process.communicate(timeout=60)
     assert process.returncode != 0
-    (line,) = own_lines(errors)
-    assert "another of the 2 processes is gone" in line
-    assert "--resume auto" in line
     assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
-    if rank == 1:
-        finish(start(recipe, "--resume", "auto"))
-        assert_same_end(whole_run, run)
 
 
 def test_told_to_stop_both_end_at_one_step_and_go_on_from_there(
@@ -281,64 +270,6 @@ def test_told_to_stop_both_end_at_one_step_and_go_on_from_there(
     assert_same_end(whole_run, run)
 
 
-class Ends:
-    """Notes how a watch would end its process."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def __call__(self, line: str) -> None:
-        self.lines.append(line)
-
-    def wait(self, seconds: float) -> list[str]:
-        deadline = time.monotonic() + seconds
-        while not self.lines and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return self.lines
-
-
-@pytest.fixture
-def store() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-
-def connect(store: TCPStore) -> PrefixStore:
-    return PrefixStore("training", TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False))
-
-
-def test_a_silent_process_is_named(store: TCPStore) -> None:
-    """Frozen, or on a machine that is gone: no connection breaks, nothing comes back."""
-    ends = Ends()
-    watch = Watch(connect(store), rank=0, count=2, silence_seconds=2.5, end=ends)
-    (line,) = ends.wait(6)
-    watch.stop()
-    assert "process 1 of 2 gave no sign of life" in line
-
-
-def test_processes_that_live_or_are_done_are_left_alone(store: TCPStore) -> None:
-    ends = [Ends(), Ends()]
-    first, second = (Watch(connect(store), rank, 2, silence_seconds=2.5, end=ends[rank]) for rank in range(2))
-    assert ends[0].wait(3.5) == []
-    second.stop()
-    assert ends[0].wait(3.5) == []
-    first.stop()
-
-
-def test_a_process_that_tells_why_it_ends_ends_the_others_in_silence(
-    store: TCPStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("saysee.training.watch.GRACE_SECONDS", 0.5)
-    ends = Ends()
-    watch = Watch(connect(store), rank=0, count=2, end=ends)
-    other = Watch(connect(store), rank=1, count=2, end=Ends())
-    assert other.may_tell()
-    assert not watch.may_tell()
-    other.tell_end()
-    assert ends.wait(4) == [""]
-    watch.stop()
-    other.stop()
-
-
 def test_what_does_not_go_in_several_processes_is_refused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,5 +280,5 @@ def test_what_does_not_go_in_several_processes_is_refused(
         Trainer(resolve_recipe(settings))
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"--training\.shard true"):
+    with pytest.raises(ConfigError, match="FSDP"):
         Trainer(resolve_recipe(settings))

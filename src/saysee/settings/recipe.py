@@ -205,9 +205,6 @@ class TrainingSettings:
     """Keep the fusion encoder in the best model, for pictures of attention; retrieval does not need it."""
     device: Literal["auto", "cpu"] = "auto"
     """auto takes the accelerator that torch sees; cpu stays on the processor."""
-    shard: bool = False
-    """With several processes, spread the layers of trained encoders over them (FSDP), with their gradients and their
-    optimiser state, in place of a copy in each."""
 
 
 @dataclass
@@ -300,6 +297,8 @@ def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), w
     features = merged.get("features")
     if isinstance(features, dict) and features.get("keep") is False:
         features["keep"] = "off"  # YAML 1.1 reads a bare off as false
+    if merged.get("training", {}).pop("shard", False):
+        raise ConfigError(f"{where}: training.shard (FSDP) is no longer supported; remove it")
     preset, overrides = _take_preset(merged, overrides)
     if preset is not None:
         if preset not in DENOISING_PRESETS:
@@ -391,9 +390,6 @@ def _at_odds(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     denoising, fusion, contrastive = recipe.denoising, recipe.fusion, recipe.contrastive
     if fusion.width % fusion.heads:
         yield "fusion.width", fusion.width, f"it must be a multiple of fusion.heads ({fusion.heads})"
-    if recipe.training.shard and recipe.model.speech_trainable == 0 and recipe.model.image_trainable == 0:
-        mend = "it spreads trained encoders, and none is trained (model.speech_trainable, model.image_trainable)"
-        yield "training.shard", True, mend
     if recipe.training.best_by == "step" and recipe.training.patience:
         yield "training.patience", recipe.training.patience, "it waits for a better R@1: set training.best_by to recall"
     if contrastive.weight == 0 and denoising.weight == 0:

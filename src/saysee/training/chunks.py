@@ -46,7 +46,7 @@ class Chunk:
         share: C / B.
         random: the random generators before the chunk was first encoded.
         speech, images: [C, D] gradients of the tasks on vectors with respect to the chunk's vectors.
-        own: parameters of these tasks with their gradients; in one chunk of a batch, empty in the others.
+        own: parameters of these tasks with their gradients; in the last chunk of a batch, empty in the others.
     """
 
     share: float

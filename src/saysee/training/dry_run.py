@@ -131,7 +131,6 @@ def dry_run(recipe: Recipe) -> DryRun:
             bar.advance()
             if processes.any(sum(step_seconds) > MEASURED_SECONDS):
                 break
-    processes.close()
     rows = [trainer.train_rows, trainer.val_rows]
     seconds_per_step = float(np.median(step_seconds))
     encoded = clips * (1 + len(step_seconds))

@@ -1,14 +1,12 @@
-"""The processes that train together: one, or several that torchrun has started.
+"""The processes that train together: one, or several started by torchrun.
 
-Each has its part of every batch and a copy of the weights (or a share of them, see ``sharding``). The first one also
-scores, writes and speaks; the others wait for it without a limit, as long as it gives signs of life.
+Each process trains on its share of every batch and holds a copy of the weights (DistributedDataParallel). Rank 0 also
+scores, writes and logs. torchrun supervises them: when one ends, it stops the others within half a minute.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,19 +17,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import distributed
-from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from saysee.encoding.precision import Arithmetic
-from saysee.errors import ConfigError, LostProcessError, SaySeeError
-from saysee.training.watch import EXIT_LOST, Watch, lost
+from saysee.errors import ConfigError, LostProcessError
 
 Result = TypeVar("Result")
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long processes that live may wait for each other within a step: for the slowest disk, say. A dead process is
-noticed sooner, by :class:`saysee.training.watch.Watch`."""
-REASON_SECONDS = 3.0
-"""How long to wait for the word of a process whose connection is gone: it may have told why it ends."""
+STEP_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others within a step, such as for the slowest disk."""
+RANK_0_TIMEOUT = timedelta(days=7)
+"""How long the others wait while rank 0 scores, computes features or writes. The connection to a process that is killed
+breaks at once, so this does not delay the end of the run."""
 EXIT_INTERRUPTED = 130
 
 
@@ -40,33 +36,30 @@ class Processes:
 
     Args:
         arithmetic: of the training.
-        cpu: stay on the processor.
+        cpu: stay on the CPU.
 
     Raises:
-        ConfigError: torchrun has started several processes, but they cannot find each other; or Accelerate's own
-            FSDP is asked for, which does not go on a processor.
+        ConfigError: torchrun has started several processes, but they cannot find each other; or Accelerate is
+            configured to use FSDP.
 
     Attributes:
         accelerator: device, arithmetic and data parallelism.
-        rank: which process this is, from 0.
-        count: how many there are.
-        is_first: this is the one that scores, writes and speaks.
+        rank: number of this process, from 0.
+        count: number of processes.
+        is_first: this is rank 0.
     """
-
-    _groups = 0
-    """Trainings of several processes that this process has begun: each has a store of its own."""
 
     def __init__(self, arithmetic: Arithmetic, cpu: bool) -> None:
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise ConfigError("accelerate was told to use FSDP; start by torchrun with --training.shard true instead")
+            raise ConfigError("Accelerate is configured to use FSDP, which is not supported; start with torchrun")
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        AcceleratorState._reset_state()  # Accelerate keeps the arithmetic of the first trainer of a process otherwise
+        AcceleratorState._reset_state()  # otherwise Accelerate keeps the arithmetic of the process's first trainer
         self.accelerator = Accelerator(
             mixed_precision="bf16" if arithmetic == "bf16" else "no",
-            # Without a GPU, Accelerate makes several processes know of each other only when told that there is none.
+            # Without a GPU, Accelerate connects several processes only when it is asked for the CPU.
             cpu=cpu or (several and not torch.cuda.is_available()),
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+                InitProcessGroupKwargs(timeout=STEP_TIMEOUT),
                 # Which parameters a step uses depends on the tasks in force.
                 DistributedDataParallelKwargs(find_unused_parameters=True),
             ],
@@ -74,109 +67,71 @@ class Processes:
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.is_first = self.rank == 0
         if several and self.count == 1:
-            raise ConfigError(
-                "torchrun started several processes, but each is alone; see that RANK and LOCAL_RANK are set"
-            )
-        self._results = 0
-        self._store: Store | None = None
-        self._watch: Watch | None = None
-        if self.count > 1:
-            self._store = self._open_store()
-            self._watch = Watch(self._store, self.rank, self.count)
+            raise ConfigError("torchrun started several processes, but each is alone; check that RANK is set")
+        # Plain values go over the CPU, whatever the gradients go over.
+        self._group = distributed.new_group(backend="gloo", timeout=RANK_0_TIMEOUT) if self.count > 1 else None
 
     def seed_draws(self, seed: int) -> None:
-        """Seeds torch's draws (dropout, noise): others in each process, in the first those of a process alone."""
+        """Seeds torch's draws (dropout, noise), differently in each process; rank 0 draws what a process alone does."""
         torch.manual_seed(seed + (self.rank << 32))
 
-    def mean(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Each figure's mean over the processes; all must have the same ones."""
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each value over the processes; all must have the same keys."""
         if self.count == 1:
-            return dict(figures)
-        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.accelerator.device)
-        distributed.all_reduce(values)
-        return dict(zip(figures, (values / self.count).tolist(), strict=True))
+            return dict(values)
+        sums = torch.tensor(list(values.values()), dtype=torch.float64)
+        distributed.all_reduce(sums, group=self._group)
+        return dict(zip(values, (sums / self.count).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return flag if self.count == 1 else self.mean({"flag": float(flag)})["flag"] > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in their order; plain values and tensors on the processor."""
+        """The value of each rank: plain values and CPU tensors."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=self._group)
         return values
 
-    def first_does(self, action: Callable[[], Result]) -> Result:
-        """Lets the first process do something, however long it takes; all get what it gives (plain values)."""
-        if self._store is None:
+    def on_rank_0(self, action: Callable[[], Result]) -> Result:
+        """Runs ``action`` on rank 0 and returns its result (plain values) on every rank."""
+        if self.count == 1:
             return action()
-        key = f"result {self._results}"
-        self._results += 1
-        if self.is_first:
-            result = action()
-            self._store.set(key, pickle.dumps(result).hex())
-            return result
-        assert self._watch is not None
-        while not self._store.check([key]):
-            if self._watch.was_told():
-                raise SystemExit(EXIT_LOST)
-            time.sleep(0.05)
-        answer: Result = pickle.loads(bytes.fromhex(self._store.get(key).decode()))
-        return answer
+        results = [action() if self.is_first else None]
+        distributed.broadcast_object_list(results, src=0, group=self._group)
+        return results[0]  # type: ignore[return-value]
 
-    def first_then_others(self, action: Callable[[], Result]) -> Result:
-        """Lets the first process do something, and then the others, who find what it has left on the disk."""
-        of_first: list[Result] = []
-        self.first_does(lambda: of_first.append(action()))
-        return of_first[0] if of_first else action()
+    def on_rank_0_first(self, action: Callable[[], Result]) -> Result:
+        """Runs ``action`` on rank 0 and then on the others, which find on disk what rank 0 has written."""
+        of_rank_0: list[Result] = []
+        self.on_rank_0(lambda: of_rank_0.append(action()))
+        return of_rank_0[0] if of_rank_0 else action()
 
     @contextmanager
     def ending_together(self) -> Iterator[None]:
-        """Within a ``with`` block: when one process ends for a reason that it tells, the others end in silence.
+        """Around everything in which processes wait for each other: ends this one when another has ended.
 
         Raises:
-            LostProcessError: another process is gone without a word.
-            SystemExit: another process has told, or tells, why it ends.
+            LostProcessError: the connection to another process broke.
+            SystemExit: interrupted, and rank 0 reports it.
         """
-        if self._watch is None:
-            yield
-            return
         try:
             yield
-        except (SaySeeError, KeyboardInterrupt) as error:
-            self._watch.tell_end()
-            if not self._watch.may_tell():
-                raise SystemExit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_LOST) from None
+        except KeyboardInterrupt:
+            if not self.is_first:
+                raise SystemExit(EXIT_INTERRUPTED) from None
             raise
         except RuntimeError as error:
-            if not _of_a_connection(error):
-                self._watch.tell_end()
+            if self.count == 1 or not _is_connection_error(error):
                 raise
-            if self._watch.was_told(REASON_SECONDS) or not self._watch.may_tell():
-                raise SystemExit(EXIT_LOST) from None
-            raise LostProcessError(lost(f"another of the {self.count} processes is gone (was it killed?)")) from error
-        except Exception:
-            self._watch.tell_end()
-            raise
-
-    def close(self) -> None:
-        """This training is over: the processes need not watch each other any more."""
-        if self._watch is not None:
-            self._watch.stop()
-
-    def _open_store(self) -> Store:
-        # A connection beside torch's own, which may be taken by a long wait.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(  # type: ignore[attr-defined]  # public all the same
-            address, port, is_master=False, wait_for_workers=False
-        )
-        Processes._groups += 1
-        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return PrefixStore(f"saysee {start} {Processes._groups}", store)
+            raise LostProcessError(
+                f"another of the {self.count} processes has ended; if it printed no reason, it was killed: start all "
+                "again with --resume auto"
+            ) from error
 
 
-def _of_a_connection(error: RuntimeError) -> bool:
-    """Whether an error says that another process cannot be reached; gloo's have no kind of their own."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Whether another process could not be reached. Errors of gloo have no class of their own."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()

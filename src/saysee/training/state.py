@@ -14,7 +14,6 @@ from saysee.training.checkpoint import load_checkpoint
 from saysee.training.count import RunCount
 from saysee.training.objective import Objective
 from saysee.training.processes import Processes
-from saysee.training.sharding import spread_optimizer_state, spread_weights, whole
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,13 @@ class RunState:
     processes: Processes
 
     def take(self) -> dict[str, Any]:
-        """Everything as tensors and plain values, whole even where it is spread. All processes must call it."""
+        """Everything as tensors and plain values. All processes must call it."""
         frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
         weights = {name: value for name, value in self.objective.state_dict().items() if name not in frozen}
         draws = self.processes.gather((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
         return {
-            "weights": whole(weights),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "weights": weights,
+            "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "progress": self.progress.state_dict(),
             "torch_rng": draws[0][0],
@@ -57,12 +56,11 @@ class RunState:
             CheckpointError: it cannot be read, or is of another model or another order of the data.
         """
         state = load_checkpoint(checkpoint)
-        weights = spread_weights(state["weights"], self.objective)
-        missing, unexpected = self.objective.load_state_dict(weights, strict=False)
+        missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
         trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
         if unexpected or trained & set(missing):
             raise CheckpointError(f"{checkpoint} is of another model; give another --output")
-        self.optimizer.load_state_dict(spread_optimizer_state(state["optimizer"], self.optimizer))
+        self.optimizer.load_state_dict(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
         self.progress.load_state_dict(state["progress"])
         draws = [(state["torch_rng"], state["cuda_rng"]), *state.get("rng_of_others", [])]

@@ -17,7 +17,6 @@ from saysee.training.feature_loader import FeatureBatch
 from saysee.training.objective import Objective
 from saysee.training.optimization import learning_rate_factor, parameter_groups
 from saysee.training.processes import Processes
-from saysee.training.sharding import average_gradients, shard_encoders
 
 TrainingBatch = Batch | FeatureBatch
 
@@ -26,28 +25,22 @@ class Steps:
     """Takes optimiser steps.
 
     Args:
-        objective: what is minimised; moved to the device, and spread where the recipe asks for it.
+        objective: what is minimised; moved to the device.
         recipe: every setting.
         processes: that train together.
 
     Attributes:
         optimizer: AdamW.
-        sharded: the trained encoders are spread over the processes.
     """
 
     def __init__(self, objective: Objective, recipe: Recipe, processes: Processes) -> None:
         self._objective, self._recipe, self._processes = objective, recipe, processes
         self._accelerator = processes.accelerator
-        self.sharded = recipe.training.shard and processes.count > 1
-        self._prepared = self._accelerator.prepare_model(objective, evaluation_mode=self.sharded)
-        if self.sharded:  # Accelerate has given it device and arithmetic, and no copy in each process
-            shard_encoders(objective, self._accelerator.device)
+        self._prepared = self._accelerator.prepare_model(objective)
         self.optimizer: Any = self._accelerator.prepare_optimizer(
             torch.optim.AdamW(
                 parameter_groups(objective, recipe.optimizer),
                 betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-                # Spread and whole parameters stand side by side in a group; torch's faster ways take one kind only.
-                foreach=False if self.sharded else None,
             )
         )
 
@@ -82,8 +75,6 @@ class Steps:
             raise SaySeeError(
                 f"the loss is {means['loss']} at step {step + 1}; lower optimizer.lr, or use training.precision fp32"
             )
-        if self.sharded:
-            average_gradients(self._objective)
         norm = self._accelerator.clip_grad_norm_(self._objective.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -135,7 +126,7 @@ class Steps:
         for part, state in zip(parts, states, strict=True):
             rows = slice(start, start + len(part))
             start = rows.stop
-            of_own = list(zip(own, to_own, strict=True)) if rows.start == 0 else []
+            of_own = list(zip(own, to_own, strict=True)) if rows.stop == len(ids) else []
             chunks.append(Chunk(len(part) / len(ids), state, to_speech[rows], to_images[rows], of_own))
         return {key: value.detach() for key, value in figures.items()}, chunks
 
@@ -144,7 +135,7 @@ class Steps:
 
     def _together(self, last: bool) -> AbstractContextManager[None]:
         """Gradients go over all processes in the last backward of a step; before, each adds up its own."""
-        if last or self.sharded:
+        if last:
             return nullcontext()
         together: AbstractContextManager[None] = self._accelerator.no_sync(self._prepared)
         return together

@@ -36,7 +36,6 @@ from saysee.training.features import KeptFeatures, keep_features, why_recomputed
 from saysee.training.log_records import NoRecord, ProgressLine, RunRecord, surroundings
 from saysee.training.objective import Objective, build_model, build_tasks
 from saysee.training.processes import Processes
-from saysee.training.sharding import WholeCopy
 from saysee.training.signs import find_signs
 from saysee.training.state import RunState
 from saysee.training.steps import Steps
@@ -48,7 +47,6 @@ FREE_TO_CHANGE = (
     "training.log_every",
     "data.workers",
     "data.cache_images_mb",
-    "training.shard",
     "features.keep",
     "features.folder",
     "features.limit_gb",
@@ -89,8 +87,6 @@ class Trainer:
         _refuse_small_shares(recipe, processes.count)
         self.model = build_model(recipe)
         self.objective = Objective(self.model, build_tasks(recipe, self.model))
-        sharded = recipe.training.shard and processes.count > 1
-        self._copy = WholeCopy(self.objective, processes.is_first, self.accelerator.device) if sharded else None
         self.steps = Steps(self.objective, recipe, processes)
         # Dropout and noise start from the same place whatever was built before, and from another in each process.
         processes.seed_draws(recipe.training.seed + 1)
@@ -118,17 +114,15 @@ class Trainer:
         """
         processes = self.processes
         with processes.ending_together():
-            result = processes.first_does(partial(self._result_there, resume))
+            result = processes.on_rank_0(partial(self._result_there, resume))
             if result is None:
                 self.keep_features()  # before the folder holds a run: what is refused here asks for other settings
-                processes.first_does(self._claim_folder)
+                processes.on_rank_0(self._claim_folder)
                 self._restore()
         if result is None:
-            # A stop is held back until it is known why another process is gone: torchrun then stops this one, too.
             with self._stopping_gently(), processes.ending_together():
                 self._run()
-                result = processes.first_does(self._write_result)
-        processes.close()
+                result = processes.on_rank_0(self._write_result)
         return result
 
     # ------------------------------------------------------------------ the loop
@@ -196,8 +190,8 @@ class Trainer:
 
     def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
         state, settings = self.progress, self.recipe.training
-        objective = self.objective if self._copy is None else self._copy.take(self.objective)
-        measured = self.processes.first_does(lambda: self.validation.figures(objective))
+        objective = self.objective
+        measured = self.processes.on_rank_0(lambda: self.validation.figures(objective))
         figures = {**measured, **state.take_interval_means()}
         signs = find_signs(figures, state.previous_contrastive, state.step / settings.steps)
         for sign, why in signs.items():
@@ -213,9 +207,7 @@ class Trainer:
                 objective.model.trained = training_facts(self.recipe, self.manifest, environment, state.step, figures)
                 objective.model.save_pretrained(folder, fusion=settings.save_fusion)
 
-            self.processes.first_does(lambda: write_folder(self.folder / "best", save))
-        if self._copy is not None:
-            self._copy.put_back()
+            self.processes.on_rank_0(lambda: write_folder(self.folder / "best", save))
 
     # ------------------------------------------------------------------ the folder and its checkpoints
 
@@ -255,7 +247,7 @@ class Trainer:
 
     def _save(self) -> None:
         state, keep = self._state().take(), self.recipe.training.keep_checkpoints
-        self.processes.first_does(lambda: save_checkpoint(self.folder / "checkpoints", self.progress.step, state, keep))
+        self.processes.on_rank_0(lambda: save_checkpoint(self.folder / "checkpoints", self.progress.step, state, keep))
 
     def _restore(self) -> None:
         checkpoints = find_checkpoints(self.folder / "checkpoints")
@@ -287,7 +279,7 @@ class Trainer:
                 print(f"{self.name}: features are recomputed at each step: {self.recomputed}", file=sys.stderr)
             return
         # The others find the features computed; on a machine that does not share the folder, they compute them.
-        train, val, bad = self.processes.first_then_others(self._kept_features)
+        train, val, bad = self.processes.on_rank_0_first(self._kept_features)
         if first:
             print(f"{self.name}: features of the frozen encoders are taken from {train.folder}", file=sys.stderr)
         processes = self.processes
@@ -362,8 +354,7 @@ def _refuse_small_shares(recipe: Recipe, processes: int) -> None:
 def _shares(recipe: Recipe, processes: int) -> str:
     """How several processes share the work, in words for people."""
     batch = recipe.data.batch_size
-    text = f"{processes} processes, {batch // processes} pairs each, {batch} together (global batch)"
-    return f"{text}, encoders spread" if recipe.training.shard else text
+    return f"{processes} processes, {batch // processes} pairs each, {batch} together (global batch)"
 
 
 def _refuse_other_recipe(there: Recipe, here: Recipe, folder: Path) -> None:
