@@ -2,6 +2,7 @@
 #   make demo   the whole way: scenes, training of baseline and CMD, scores, demo/report.html
 #   make test   the tests
 #   make docs   the documentation, at build/site/index.html
+#   make benchmark   speed of an index on this machine: a quarter of an hour or more
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
 BIN := .venv/Scripts
@@ -10,7 +11,7 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test benchmark docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/saysee demo --to demo
@@ -22,6 +23,9 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(INSTALLED)
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo build/site/index.html
+
+benchmark: $(INSTALLED)
+	$(BIN)/python -m benchmarks.search
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

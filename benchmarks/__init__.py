@@ -1,1 +1,1 @@
-"""What the project says of its speed, measured. Not part of the package."""
+"""Programs that measure the speed that the documentation reports. Not part of the package."""

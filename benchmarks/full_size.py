@@ -1,16 +1,15 @@
-"""A whole run at the published sizes, with random weights in the published formats: what it takes, and that it goes.
+"""A whole training at the published sizes, with random weights in the published formats: time and memory of each stage.
 
-    python benchmarks/full_size.py --size base --steps 20 --batch-size 8
-    python benchmarks/full_size.py --size large --steps 2 --batch-size 2 --pictures 20
+    python -m benchmarks.full_size --size base --steps 20 --batch-size 8
+    python -m benchmarks.full_size --size large --steps 2 --batch-size 2 --images 20
 
-In a folder of its own (``--to`` keeps it) it writes encoders as the hub has them and a corpus in Flickr8k's layout,
-makes the manifest, trains the corpus's recipe, kills the training (SIGKILL) once half of its steps are in a
+In a temporary folder (or ``--to``) it writes encoders as the hub has them and a corpus in the layout of Flickr8k,
+prepares the manifest, trains the corpus's recipe, kills the training (SIGKILL) once half of its steps are in a
 checkpoint, resumes it, scores the best model, saves it without the fusion encoder and loads it. Each stage is a process
-of its own, so that the memory it says is its own. Speed does not depend on what the weights are; scores do, and those
-here mean nothing.
+of its own, so that its peak memory is its own. Speed does not depend on the weights; the scores are meaningless.
 
-HuBERT is written in the old form that the hub still has: ``pytorch_model.bin`` with ``weight_g`` and ``weight_v``; CLIP
-as safetensors, or with ``--old-clip`` as ``pytorch_model.bin`` too.
+HuBERT is written in the old format that the hub still has: ``pytorch_model.bin`` with ``weight_g`` and ``weight_v``;
+CLIP as safetensors, or with ``--old-clip`` as ``pytorch_model.bin`` too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # A HuBERT and a CLIP that a test can afford: the published shape, few channels.
+    # For tests: the published architecture with few channels.
     "tiny": (
         {
             "hidden_size": 32,
@@ -89,22 +88,22 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }
-CLIPS_A_PICTURE = 5
-PATIENCE_SECONDS = 3600
-"""No stage takes longer."""
+CLIPS_PER_IMAGE = 5
+TIMEOUT_SECONDS = 3600
+"""Limit on the time of a stage."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage took.
+    """Time and memory of one stage.
 
     Attributes:
-        what: was done.
-        seconds: on the wall's clock.
-        peak_mib: the most memory that its largest process held, in MiB.
+        name: of the stage.
+        seconds: wall time.
+        peak_mib: peak memory of its largest process in MiB.
     """
 
-    what: str
+    name: str
     seconds: float
     peak_mib: float
 
@@ -115,20 +114,20 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="base", help="of the encoders (%(default)s)")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="training steps, 2 or more (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pairs in a batch (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=60, metavar="N", help="five clips each (%(default)s)")
+    parser.add_argument("--images", type=int, default=60, metavar="N", help="images, five clips each (%(default)s)")
     parser.add_argument(
         "--seconds", type=float, nargs=2, default=(2.0, 8.0), metavar="S", help="shortest and longest clip (2 8)"
     )
     parser.add_argument("--old-clip", action="store_true", help="CLIP as pytorch_model.bin, not safetensors")
-    parser.add_argument("--to", metavar="DIR", help="an empty folder that is kept; left out, a temporary one")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--to", metavar="DIR", help="an empty folder to keep the files in; default: a temporary one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--stage", choices=sorted(STAGES), help=argparse.SUPPRESS)  # how this program calls itself
     options, overrides = parser.parse_known_args()
     if options.stage:
         STAGES[options.stage](options, Path(options.to))
         return
     if options.steps < 2:
-        parser.error("--steps must be 2 or more: the run is killed between two of them")
+        parser.error("--steps must be at least 2: the run is killed between two steps")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.to or scratch).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,8 +136,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """All stages, one after the other; what each took, and what the training says of itself."""
-    own = [sys.executable, __file__, f"--size={options.size}", f"--to={folder}", f"--pictures={options.pictures}"]
+    """Runs all stages in order; returns time and memory of each, and the metrics of the training."""
+    own = [sys.executable, "-m", "benchmarks.full_size", f"--size={options.size}", f"--to={folder}"]
+    own += [f"--images={options.images}"]
     own += ["--seconds", *map(str, options.seconds), *(["--old-clip"] if options.old_clip else [])]
     saysee = [sys.executable, "-m", "saysee"]
     manifest, run_folder = folder / "flickr8k.parquet", folder / "run"
@@ -155,19 +155,17 @@ def run(options: argparse.Namespace, overrides: list[str], folder: Path) -> dict
     ]
     half = options.steps // 2
     stages.append(
-        stage(
-            folder, f"saysee train, killed behind step {half}", train, kill_when=lambda: last_step(run_folder) >= half
-        )
+        stage(folder, f"saysee train, killed after step {half}", train, kill_when=lambda: last_step(run_folder) >= half)
     )
     kept, before = last_step(run_folder), steps_of(run_folder)
     if (run_folder / "result.json").exists():
-        sys.exit("full_size: the training ended before it could be killed; give more --steps")
+        sys.exit("full_size: the training ended before it was killed; give more --steps")
     stages.append(stage(folder, f"saysee train, resumed at step {kept}", train))
     after = steps_of(run_folder)
     if sorted(after) != list(range(1, options.steps + 1)) or any(
         after[step] != before[step] for step in after if step <= kept
     ):
-        sys.exit(f"full_size: the resumed run has other steps than it should: {sorted(after)} behind {sorted(before)}")
+        sys.exit(f"full_size: the resumed run logged steps {sorted(after)} after {sorted(before)}")
     evaluate = [*saysee, "evaluate", run_folder / "best", manifest, f"--batch-size={options.batch_size}"]
     stages.append(stage(folder, "saysee evaluate", evaluate))
     stages.append(stage(folder, "saved without fusion encoder, loaded, compared", [*own, "--stage=export"]))
@@ -185,7 +183,7 @@ def run(options: argparse.Namespace, overrides: list[str], folder: Path) -> dict
 
 
 def settings(options: argparse.Namespace, folder: Path) -> list[str]:
-    """What differs from the recipe: places, size, and how often things are written."""
+    """Overrides of the recipe: paths, size, and intervals of checkpoints and logs."""
     chosen = {
         "data.manifest": folder / "flickr8k.parquet",
         "data.batch_size": options.batch_size,
@@ -202,9 +200,9 @@ def settings(options: argparse.Namespace, folder: Path) -> list[str]:
     return [f"--{name}={value}" for name, value in chosen.items()]
 
 
-def stage(folder: Path, what: str, command: list[Any], *, kill_when: Callable[[], bool] | None = None) -> Stage:
-    """Runs a command to its end, or until it is time to kill it. Stops the program where it fails."""
-    print(f"full_size: {what} …", file=sys.stderr)
+def stage(folder: Path, name: str, command: list[Any], *, kill_when: Callable[[], bool] | None = None) -> Stage:
+    """Runs a command until it ends or ``kill_when`` is true, and exits if it fails."""
+    print(f"full_size: {name} …", file=sys.stderr)
     log = folder / "log.txt"
     start = time.perf_counter()
     with log.open("ab") as output:
@@ -214,19 +212,19 @@ def stage(folder: Path, what: str, command: list[Any], *, kill_when: Callable[[]
             if not killed and kill_when is not None and kill_when():
                 process.kill()
                 killed = True
-            elif time.perf_counter() - start > PATIENCE_SECONDS:
+            elif time.perf_counter() - start > TIMEOUT_SECONDS:
                 process.kill()
             time.sleep(0.01)
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0 and not killed:
-        sys.exit(f"full_size: {what} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
+        sys.exit(f"full_size: {name} failed:\n{log.read_text(encoding='utf-8')[-3000:]}")
     kibibytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return Stage(what, round(time.perf_counter() - start, 1), round(kibibytes / 1024))
+    return Stage(name, round(time.perf_counter() - start, 1), round(kibibytes / 1024))
 
 
 def last_step(run_folder: Path) -> int:
-    """The step of the newest checkpoint, 0 where there is none."""
+    """Step of the newest checkpoint, 0 if there is none."""
     from saysee.training.checkpoint import find_checkpoints
 
     checkpoints = find_checkpoints(run_folder / "checkpoints")
@@ -234,30 +232,27 @@ def last_step(run_folder: Path) -> int:
 
 
 def steps_of(run_folder: Path) -> dict[int, dict[str, Any]]:
-    """The logged steps of a run, by number."""
+    """Log records of the training steps of a run, by step."""
     from saysee.training.log_records import read_metrics
 
     return {line["step"]: line for line in read_metrics(run_folder) if line["kind"] == "train"}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as a table of Markdown."""
+    """The result as a Markdown table."""
     lines = [
         f"{found['size']}, {found['steps']} steps of {found['batch_size']} pairs: {found['seconds_per_step']:.2f} s a "
         f"step, {found['clips_per_second']:.2f} clips/s",
         "",
-        "| what | seconds | peak memory, MiB |",
+        "| stage | seconds | peak memory, MiB |",
         "|---|---:|---:|",
     ]
-    lines += [f"| {done['what']} | {done['seconds']:.1f} | {done['peak_mib']:,.0f} |" for done in found["stages"]]
+    lines += [f"| {done['name']} | {done['seconds']:.1f} | {done['peak_mib']:,.0f} |" for done in found["stages"]]
     return "\n".join(lines)
 
 
-# --- stages of this program's own -------------------------------------------------------------------------------------
-
-
 def write_encoders(options: argparse.Namespace, folder: Path) -> None:
-    """A HuBERT in the old form and a CLIP with its image processor and tokenizer, as the hub has them."""
+    """Writes a HuBERT in the old format and a CLIP with its image processor and tokenizer, as the hub has them."""
     import torch
     from lab.nano.words import word_tokenizer
     from transformers import (
@@ -287,11 +282,11 @@ def write_encoders(options: argparse.Namespace, folder: Path) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
         folder / "clip"
     )
-    word_tokenizer(["a picture"]).save_pretrained(folder / "clip")
+    word_tokenizer(["an image"]).save_pretrained(folder / "clip")
 
 
 def old_hubert(state: dict[str, Any]) -> dict[str, Any]:
-    """Weights under the names that checkpoints had before torch's parametrizations."""
+    """Weights under the names that checkpoints had before torch introduced parametrizations."""
     names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
     renamed = {}
     for name, value in state.items():
@@ -302,7 +297,7 @@ def old_hubert(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def old_clip(state: dict[str, Any]) -> dict[str, Any]:
-    """Weights with the position numbers that checkpoints of CLIP used to hold."""
+    """Weights with the position numbers that old checkpoints of CLIP hold."""
     import torch
 
     tables = {name: value for name, value in state.items() if name.endswith("position_embedding.weight")}
@@ -314,29 +309,29 @@ def old_clip(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_corpus(options: argparse.Namespace, folder: Path) -> None:
-    """Noise and colours under Flickr8k's names and lists, clips as long and pictures as large as its own."""
+    """Writes noise and colors under the file names and lists of Flickr8k, with its clip lengths and image size."""
     import numpy as np
     import soundfile
     from PIL import Image
 
     random = np.random.default_rng(0)
     corpus = folder / "corpus"
-    wavs, pictures = corpus / "flickr_audio" / "wavs", corpus / "Flicker8k_Dataset"
+    wavs, images = corpus / "flickr_audio" / "wavs", corpus / "Flicker8k_Dataset"
     wavs.mkdir(parents=True)
-    pictures.mkdir()
-    tenth = max(2, options.pictures // 10)
+    images.mkdir()
+    tenth = max(2, options.images // 10)
     splits: dict[str, list[str]] = {"test": [], "dev": [], "train": []}
     clips, captions = [], []
-    for number in range(options.pictures):
+    for number in range(options.images):
         stem = f"{1000268201 + number}_{random.integers(16**10):010x}"
         splits["test" if number < tenth else "dev" if number < 2 * tenth else "train"].append(f"{stem}.jpg\n")
-        colours = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(colours).resize((500, 375), Image.Resampling.BICUBIC).save(pictures / f"{stem}.jpg")
-        for clip in range(CLIPS_A_PICTURE):
+        colors = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(colors).resize((500, 375), Image.Resampling.BICUBIC).save(images / f"{stem}.jpg")
+        for clip in range(CLIPS_PER_IMAGE):
             samples = int(16_000 * random.uniform(*options.seconds))
             soundfile.write(wavs / f"{stem}_{clip}.wav", 0.1 * random.standard_normal(samples), 16_000)
             clips.append(f"{stem}_{clip}.wav {stem}.jpg #{clip}\n")
-            captions.append(f"{stem}.jpg#{clip}\tA picture .\n")
+            captions.append(f"{stem}.jpg#{clip}\tAn image .\n")
     (corpus / "flickr_audio" / "wav2capt.txt").write_text("".join(clips))
     (corpus / "flickr_audio" / "wav2spk.txt").write_text("".join(f"{line.split()[0]} 1\n" for line in clips))
     (corpus / "Flickr8k_text").mkdir()
@@ -346,20 +341,20 @@ def write_corpus(options: argparse.Namespace, folder: Path) -> None:
 
 
 def export(options: argparse.Namespace, folder: Path) -> None:
-    """Loads the best model, saves it without its fusion encoder, loads that and compares what both give."""
+    """Saves the best model without its fusion encoder, loads the copy and compares the vectors of both."""
     del options
     import numpy as np
 
     from saysee import Manifest, SpeechImageModel
 
     test = Manifest.read(folder / "flickr8k.parquet").select("test")
-    clips, pictures = [test.clip_path(row) for row in test][:2], [test.image_path(row) for row in test.images()][:2]
+    clips, images = [test.clip_path(row) for row in test][:2], [test.image_path(row) for row in test.images()][:2]
 
     def vectors(place: Path) -> list[Any]:
         model = SpeechImageModel.from_pretrained(place)
         if place.name == "best":
             model.save_pretrained(folder / "exported", fusion=False)
-        return [model.encode_speech(clips), model.encode_images(pictures), model.encode_text(["a picture"])]
+        return [model.encode_speech(clips), model.encode_images(images), model.encode_text(["an image"])]
 
     best = vectors(folder / "run" / "best")
     for one, other in zip(best, vectors(folder / "exported"), strict=True):

@@ -1,11 +1,11 @@
-"""Clips a second of a training step with kept features against recomputed ones: same recipe, same batches, one run.
+"""Training speed with kept features against recomputed ones: same recipe, same batches, one run.
 
-    python benchmarks/kept_features.py RECIPE --data.manifest scenes/manifest.parquet --steps 40
+    python -m benchmarks.kept_features RECIPE --data.manifest scenes/manifest.parquet --steps 40
 
-RECIPE is as for ``saysee train``, with its dotted overrides; both encoders must be frozen. Speed does not depend on
-what the weights are, so encoders given as values of a configuration, with random weights, do. The two ways take turns,
-so that what else the machine does falls on both; the first steps of each turn are not counted. Features are kept in a
-temporary folder, unless ``--features.folder`` names one, and computing them is timed apart.
+RECIPE is as for ``saysee train``, with its dotted overrides; both encoders must be frozen. Speed does not depend on the
+weights, so encoders given as values of a configuration, with random weights, are enough. Both take turns, so that other
+load on the machine affects both; the first steps of each turn are not timed. Features are kept in a temporary folder,
+unless ``--features.folder`` names one, and computing them is timed separately.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def main() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package")
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="steps counted a turn (%(default)s)")
-    parser.add_argument("--warm-up", type=int, default=10, metavar="N", help="steps before these (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each way (%(default)s)")
+    parser.add_argument("--steps", type=int, default=40, metavar="N", help="timed steps of each turn (%(default)s)")
+    parser.add_argument("--warm-up", type=int, default=10, metavar="N", help="steps before them (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each (%(default)s)")
     options, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as scratch:
         print(json.dumps(measure(options, overrides, Path(scratch))))
 
 
 def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) -> dict[str, Any]:
-    """Takes turns; figures by name."""
+    """Trains both in turn; returns rates in clips a second, and their ratio."""
     from saysee.settings.recipe import load_recipe
     from saysee.training.trainer import Trainer
 
@@ -73,12 +73,12 @@ def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) ->
         "rounds": {keep: [round(rate, 1) for rate in found] for keep, found in rates.items()},
         "seconds_to_keep": round(keeping, 1),
         "steps": options.steps,
-        "processors": os.cpu_count(),
+        "cpus": os.cpu_count(),
     }
 
 
 def clips_per_second(run: Path, clips: int, warm_up: int) -> float:
-    """Of the steps behind the warm-up of ``clips`` each, from the log's rates over all steps so far."""
+    """Rate of the steps after the warm-up, of ``clips`` each; the log has the rate over all steps so far."""
     from saysee.training.log_records import read_metrics
 
     seconds = {

@@ -1,1 +1,1 @@
-"""Workshops outside the package."""
+"""Experiments that use the package and are no part of it."""

@@ -1,1 +1,1 @@
-"""How the encoders that come with the package were made: hubert-nano and clip-nano, from nothing but this package."""
+"""How the encoders in the package, hubert-nano and clip-nano, are pre-trained, from nothing but this repository."""

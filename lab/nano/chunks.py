@@ -1,4 +1,4 @@
-"""Data that pre-training makes for itself: in chunks, on several cores, and gone on with after a kill."""
+"""Training data generated in chunks on several cores; finished chunks are kept when the process is killed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from saysee.log import progress_bar
 from saysee.training.checkpoint import clean_folder
 
 MOST_PROCESSES = 16
-"""Processes at most, however many cores there are: each takes 300 MB."""
+"""Limit on the number of processes: each takes 300 MB."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of the data: where it is kept, its number from 0, and how many items it holds."""
+    """Part of the data: its folder, its number from 0, and its number of items."""
 
     folder: Path
     number: int
@@ -29,7 +29,7 @@ class Chunk:
 
 
 def chunks_of(folder: Path, items: int, size: int, seed: int) -> list[Chunk]:
-    """The chunks of so many items below ``folder``, ``size`` in each but the last, which has what is left."""
+    """The chunks of ``items`` below ``folder``: ``size`` in each, the rest in the last."""
     chunks = []
     for number in range(max(1, -(-items // size))):
         count = max(1, min(size, items - number * size))
@@ -39,12 +39,12 @@ def chunks_of(folder: Path, items: int, size: int, seed: int) -> list[Chunk]:
 
 
 def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) -> None:
-    """Makes the chunks that are not there, on all cores (16 at most).
+    """Makes the missing chunks on all cores, 16 at most.
 
     Args:
-        what: what the progress bar says.
+        what: title of the progress bar.
         chunks: all of one folder.
-        make: makes one; it must write its folder as a whole (``checkpoint.write_folder``), and other processes run it.
+        make: makes one, in another process; it must write its folder atomically (``checkpoint.write_folder``).
 
     Raises:
         SaySeeError: a process died.
@@ -57,11 +57,11 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
         return
     with progress_bar(what, sum(chunk.count for chunk in chunks)) as bar:
         bar.advance(sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in missing))
-        if len(missing) == 1:  # a process takes longer to start
+        if len(missing) == 1:  # starting a process takes longer
             make(missing[0])
             bar.advance(missing[0].count)
             return
-        # Spawned, not forked: a fork would copy the synthesiser's state and any locks that other threads hold.
+        # Spawned, not forked: a fork would copy the synthesizer's state and any locks that other threads hold.
         context = multiprocessing.get_context("spawn")
         try:
             cores = min(usable_cores(), len(missing), MOST_PROCESSES)
@@ -69,4 +69,4 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
                 for chunk, _ in zip(missing, processes.map(make, missing), strict=True):
                     bar.advance(chunk.count)
         except BrokenProcessPool:
-            raise SaySeeError(f"{parent}: a worker process died; run it again, what is finished is kept") from None
+            raise SaySeeError(f"{parent}: a worker process died; run it again, finished chunks are kept") from None

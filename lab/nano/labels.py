@@ -1,7 +1,7 @@
-"""What hubert-nano must tell of each frame: the synthesiser's phones, or HuBERT's own clusters.
+"""The labels that hubert-nano predicts: the synthesizer's phones, or clusters as in HuBERT.
 
-HuBERT (arXiv 2106.07447, section IV-B) knows no phones: its first labels are clusters of MFCC frames, its second ones
-clusters of a hidden state of the model that the first gave. ``docs/nano.md`` compares both with the phones.
+HuBERT (arXiv 2106.07447, section IV-B) has no phones: its first labels are clusters of MFCC frames, its second ones
+clusters of a hidden state of the model that the first gave. ``docs/nano.md`` compares both with phones.
 
 Shapes: F frames, W width of what is clustered, K clusters.
 """
@@ -28,10 +28,10 @@ from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
 SILENCE = 0
-"""Label of a frame in which nothing is said."""
+"""Label of a frame without speech."""
 FITTED_UTTERANCES = 2_000
 """Utterances whose frames the clusters are fitted to: some 80,000 frames for 100 clusters."""
-ROUNDS = 30  # of Lloyd's algorithm; the last ones moved no centre by more than a hundredth of its distance to the next
+ROUNDS = 30  # of Lloyd's algorithm; the last ones moved no center by more than a hundredth of its distance to the next
 CEPSTRA = 13  # with their first and second differences 39 values, as in HuBERT's first labels
 MEL_BANDS = 40
 
@@ -40,23 +40,23 @@ class FrameLabels(Protocol):
     """Labels of the utterances of a pool, 0 to ``classes`` - 1.
 
     Attributes:
-        classes: how many there are.
-        least: the first that counts when it is asked how many are told: silence, which is easy, does not.
+        classes: number of labels.
+        least: the first label that counts for accuracy: silence, which is easy, does not.
     """
 
     classes: int
     least: int
 
     def at(self, pool: SpeechPool, number: int, times: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The labels of an utterance at these times, in rising seconds of the clean clip."""
+        """Labels of an utterance at these times, in seconds of the clean clip, ascending."""
         ...
 
 
 class PhoneLabels:
-    """The synthesiser's phones, and :data:`SILENCE`.
+    """The synthesizer's phones, and :data:`SILENCE`.
 
     Args:
-        pool: its phones are the ones that are known.
+        pool: its phones are the labels.
     """
 
     def __init__(self, pool: SpeechPool) -> None:
@@ -73,14 +73,14 @@ class PhoneLabels:
 
 
 class ClusterLabels:
-    """The nearest of K centres that k-means finds among the frames of a pool.
+    """The nearest of K centers that k-means finds among the frames of a pool.
 
     Args:
         pool: its first ``FITTED_UTTERANCES`` are clustered.
         features: a clean clip's frames [F, W], one every ``frame_seconds``.
         frame_seconds: see ``features``.
         clusters: K.
-        seed: of the first centres.
+        seed: of the initial centers.
     """
 
     def __init__(
@@ -98,18 +98,18 @@ class ClusterLabels:
         frames = torch.from_numpy(np.concatenate([features(pool.waveform(number)) for number in fitted]))
         self._mean, self._std = frames.mean(dim=0), frames.std(dim=0) + 1e-5
         generator = torch.Generator().manual_seed(seed)
-        self._centres = k_means((frames - self._mean) / self._std, clusters, ROUNDS, generator)
+        self._centers = k_means((frames - self._mean) / self._std, clusters, ROUNDS, generator)
 
     def at(self, pool: SpeechPool, number: int, times: NDArray[np.float64]) -> NDArray[np.int64]:
         """See :class:`FrameLabels`."""
         if id(pool) not in self._labels:
-            self._labels[id(pool)] = [self._told(pool.waveform(each)) for each in range(len(pool.items))]
+            self._labels[id(pool)] = [self._nearest_labels(pool.waveform(each)) for each in range(len(pool.items))]
         labels = self._labels[id(pool)][number]
         return labels[np.clip((times / self._frame_seconds).astype(np.int64), 0, len(labels) - 1)]
 
-    def _told(self, waveform: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _nearest_labels(self, waveform: NDArray[np.float32]) -> NDArray[np.int64]:
         frames = (torch.from_numpy(self._features(waveform)) - self._mean) / self._std
-        nearest: NDArray[np.int64] = _nearest(frames, self._centres).numpy()
+        nearest: NDArray[np.int64] = _nearest(frames, self._centers).numpy()
         return nearest
 
 
@@ -125,7 +125,7 @@ def hubert_labels(pool: SpeechPool, folder: Path, clusters: int, seed: int) -> C
         pool: as for :class:`ClusterLabels`.
         folder: the earlier model, as ``HubertModel.from_pretrained`` reads it.
         clusters: K.
-        seed: of the first centres.
+        seed: of the initial centers.
 
     Raises:
         CheckpointError: there is no such model.
@@ -162,39 +162,39 @@ def mfcc(waveform: NDArray[np.float32], frame_seconds: float) -> NDArray[np.floa
 
 
 def k_means(points: Tensor, clusters: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """Lloyd's algorithm from centres drawn as k-means++ does; a centre without points moves to a point drawn anew.
+    """Lloyd's algorithm from centers drawn as k-means++ does; a center without points moves to a random point.
 
     Args:
         points: [N, W].
         clusters: K, at most N.
-        rounds: how often the centres move.
-        generator: what is random.
+        rounds: number of updates of the centers.
+        generator: of the random draws.
 
     Returns:
         [K, W].
     """
-    centres = points[torch.randint(len(points), (1,), generator=generator)]
-    distances = (points - centres).square().sum(dim=1)
+    centers = points[torch.randint(len(points), (1,), generator=generator)]
+    distances = (points - centers).square().sum(dim=1)
     for _ in range(clusters - 1):
         drawn = torch.multinomial(distances.clamp_min(1e-12), 1, generator=generator)
-        centres = torch.cat([centres, points[drawn]])
+        centers = torch.cat([centers, points[drawn]])
         distances = torch.minimum(distances, (points - points[drawn]).square().sum(dim=1))
     with progress_bar("clustering", rounds) as bar:
         for _ in range(rounds):
-            nearest = _nearest(points, centres)
+            nearest = _nearest(points, centers)
             counts = torch.bincount(nearest, minlength=clusters)
-            sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+            sums = torch.zeros_like(centers).index_add_(0, nearest, points)
             empty = points[torch.randint(len(points), (clusters,), generator=generator)]
-            centres = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], empty)
+            centers = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], empty)
             bar.advance()
-    return centres
+    return centers
 
 
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """The number of the nearest centre for each point: [N]."""
-    return (centres.square().sum(dim=1) - 2 * points @ centres.T).argmin(dim=1)
+def _nearest(points: Tensor, centers: Tensor) -> Tensor:
+    """[N] number of the nearest center of each point."""
+    return (centers.square().sum(dim=1) - 2 * points @ centers.T).argmin(dim=1)
 
 
 def numbered(names: Iterable[str], most: int | None = None) -> dict[str, int]:
-    """The names with numbers from 1, the most frequent first."""
+    """Names and their numbers from 1, by descending frequency."""
     return {name: number for number, (name, _) in enumerate(Counter(names).most_common(most), start=1)}

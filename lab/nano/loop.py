@@ -1,4 +1,4 @@
-"""The step loop that both pre-trainings share: schedule, log, checkpoints; a run that is killed goes on."""
+"""The training loop of both encoders: schedule, log, checkpoints, and resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXi
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast.
+    """Length and optimization of a run.
 
     Attributes:
-        steps: optimiser steps. batch_size: items in a batch. lr: peak learning rate of AdamW (linear warm-up, then a
-        cosine to 0). warmup_steps: steps of the warm-up. weight_decay: of matrices alone. clip_norm: the gradient's
-        norm is clipped to this. evaluate_every: steps between figures on held-out data. checkpoint_every: steps
-        between checkpoints. seed: of the weights, the order and the augmentation.
+        steps: optimizer steps.
+        batch_size: items in a batch.
+        lr: peak learning rate of AdamW; linear warm-up, then a cosine to 0.
+        warmup_steps: steps of the warm-up.
+        weight_decay: of matrices only.
+        clip_norm: the norm of the gradient is clipped to this.
+        evaluate_every: steps between evaluations on held-out data.
+        checkpoint_every: steps between checkpoints.
+        seed: of the weights, the order of the data and the augmentation.
     """
 
     steps: int
@@ -46,7 +51,7 @@ class LoopSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no run can have."""
+        """Raises ConfigError for a number that no run can have."""
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
@@ -63,27 +68,27 @@ def run_steps(
     evaluate: Callable[[], dict[str, float]],
     whole: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains ``model`` in place, or goes on where the folder's last checkpoint was written.
+    """Trains ``model`` in place, from the folder's last checkpoint if there is one.
 
-    Steps are computed in bf16 where the chip has it, else in fp32, which the log's ``arithmetic`` tells; ``evaluate``
-    is in fp32 always.
+    Steps are computed in bf16 where the hardware has it, else in fp32; the log has it as ``arithmetic``. ``evaluate``
+    always runs in fp32.
 
     Args:
-        name: what the progress bar says.
-        folder: of the log (one JSON object a line) and the checkpoints. On an accelerator, steps whose figures were
-            asked for together have the same ``seconds``.
+        name: title of the progress bar.
+        folder: of the log (one JSON object a line) and the checkpoints. On a GPU, steps whose metrics were fetched
+            together have the same ``seconds``.
         model: all parts that are trained.
         settings: see :class:`LoopSettings`.
-        loss_of: the loss of a step (0 is the first) with figures for the log, without gradient. It must draw what is
-            random from the step's number, so that a resumed run takes the same steps.
-        evaluate: figures on held-out data; called without gradient and in evaluation mode.
-        whole: settings of the model and its data, as plain values; a run of others is refused too.
+        loss_of: the loss of a step (0 is the first) and metrics for the log, without gradient. It must seed what is
+            random with the number of the step, so that a resumed run takes the same steps.
+        evaluate: metrics on held-out data; called without gradient and in evaluation mode.
+        whole: settings of the model and its data, as plain values; a checkpoint must have the same.
 
     Returns:
-        The last figures, and the seconds that the steps took.
+        The last metrics, and the seconds that the steps took.
 
     Raises:
-        CheckpointError: the folder's checkpoint is of other settings.
+        CheckpointError: the folder's checkpoint was written with other settings.
         SaySeeError: the loss or its gradient is not finite.
     """
     checkpoints, log = folder / CHECKPOINTS, folder / LOG_FILE
@@ -101,7 +106,7 @@ def run_steps(
         optimizer.load_state_dict(state["optimizer"])
         done, seconds = state["step"], state["seconds"]
         lines = [line for line in _read_log(log) if line["step"] <= done]
-    # What a kill left behind the checkpoint (all of it where there is none) is done, and logged, again.
+    # Steps after the last checkpoint are repeated, and logged again.
     write_text(log, "".join(json.dumps(line) + "\n" for line in lines))
     arithmetic = arithmetic_of("auto", device)
     bf16 = arithmetic == "bf16"
@@ -114,23 +119,23 @@ def run_steps(
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * schedule(done, settings)
             with torch.autocast(device, torch.bfloat16, enabled=bf16), attention_kernel(device, bf16):
-                loss, figures = loss_of(done)
+                loss, metrics = loss_of(done)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done += 1
-            evaluates, keeps = (
+            evaluates, saves = (
                 done == settings.steps or done % every == 0
                 for every in (settings.evaluate_every, settings.checkpoint_every)
             )
-            waiting.append({"step": done, "loss": loss.detach(), "gradient_norm": norm, **figures})
-            due = evaluates or keeps or len(waiting) >= _settled_every(device)
-            settled = [_settled(line) for line in waiting] if due else []
-            waiting = waiting[len(settled) :]
+            waiting.append({"step": done, "loss": loss.detach(), "gradient_norm": norm, **metrics})
+            due = evaluates or saves or len(waiting) >= _fetch_every(device)
+            fetched = [_plain(line) for line in waiting] if due else []
+            waiting = waiting[len(fetched) :]
             seconds += time.perf_counter() - started
-            for line in settled:
-                _refuse_infinite(name, line)
+            for line in fetched:
+                _check_finite(name, line)
                 line |= {"seconds": round(seconds, 2), "arithmetic": arithmetic}
                 if evaluates and line["step"] == done:
                     model.eval()
@@ -139,9 +144,9 @@ def run_steps(
                     model.train()
                 writer.write(json.dumps(line) + "\n")
             writer.flush()
-            lines += settled
+            lines += fetched
             bar.advance()
-            if keeps:
+            if saves:
                 state = {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -155,11 +160,11 @@ def run_steps(
     return {**(lines[-1] if lines else {"step": done}), "seconds": seconds}
 
 
-def refuse_other_run(folder: Path, settings: LoopSettings, whole: dict[str, Any] | None = None) -> None:
-    """Refuses at once what :func:`run_steps` would refuse when it comes to this folder; arguments as there.
+def check_same_run(folder: Path, settings: LoopSettings, whole: dict[str, Any] | None = None) -> None:
+    """Checks the folder as :func:`run_steps` does, before the long work; arguments as there.
 
     Raises:
-        CheckpointError: the folder's checkpoint is of other settings.
+        CheckpointError: the folder's checkpoint was written with other settings.
     """
     _last_checkpoint(folder, settings, whole)
 
@@ -170,30 +175,30 @@ def _last_checkpoint(folder: Path, settings: LoopSettings, whole: dict[str, Any]
         return None
     state = load_checkpoint(found[-1])
     if state["settings"] != asdict(settings) or state.get("whole", whole) != whole:
-        raise CheckpointError(f"{folder} holds a run of other settings; give another --to, or remove it")
+        raise CheckpointError(f"{folder} holds a run with other settings; give another --to, or remove it")
     return state
 
 
 def schedule(step: int, settings: LoopSettings) -> float:
-    """The share of ``lr`` at a step: a line up, then half a cosine down to 0."""
+    """Share of ``lr`` at a step: linear warm-up, then half a cosine to 0."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     passed = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
     return 0.5 * (1 + math.cos(math.pi * passed))
 
 
-def _settled_every(device: str) -> int:
-    """Steps whose figures are asked for together. An accelerator that is asked after each would idle till the next."""
+def _fetch_every(device: str) -> int:
+    """Steps whose metrics are fetched together. A GPU that is asked after each step idles until the next."""
     return 1 if device == "cpu" else 20
 
 
-def _settled(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The line with plain numbers in place of tensors, for which an accelerator finishes its work."""
+def _plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with numbers in place of tensors; a GPU finishes its work for that."""
     return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in line.items()}
 
 
-def _refuse_infinite(name: str, line: Mapping[str, Any]) -> None:
-    for what, value in (("loss", line["loss"]), ("gradient's norm", line["gradient_norm"])):
+def _check_finite(name: str, line: Mapping[str, Any]) -> None:
+    for what, value in (("loss", line["loss"]), ("gradient norm", line["gradient_norm"])):
         if not math.isfinite(value):
             raise SaySeeError(f"{name}: the {what} is {value} at step {line['step']}; lower loop.lr")
 
@@ -208,7 +213,7 @@ def _groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, Any]]:
 
 
 def _read_log(log: Path) -> list[dict[str, Any]]:
-    """The lines that are whole: a kill may have broken off the last."""
+    """The complete lines: a kill may have cut the last."""
     lines = []
     for text in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
         try:

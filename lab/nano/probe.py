@@ -1,4 +1,4 @@
-"""How well phones can be read from a frozen HuBERT: by a linear layer on each hidden state, of voices never heard."""
+"""Linear probe: how well phones of unseen voices can be read from each hidden state of a frozen HuBERT."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from saysee.model.speech_encoder import SpeechEncoder
 
 BATCH = 25
 FRAMES = 30_000
-"""Frames that the linear layer is fitted to, drawn from all."""
+"""Number of frames that the linear layer is fitted to, drawn at random."""
 ITERATIONS = 60
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found.
+    """Accuracy of a probe.
 
     Attributes:
-        right: for each hidden state, the input of the first layer first, percent of held-out spoken frames whose phone
-            is right.
-        chance: percent that the most frequent phone alone would get.
-        frames: how many held-out frames were asked.
+        right: percent of held-out frames of speech whose phone is right, for each hidden state, from the input of the
+            first layer on.
+        chance: percent that the most frequent phone would get.
+        frames: number of held-out frames.
     """
 
     right: list[float]
@@ -52,11 +52,11 @@ def probe_phones(
     """Fits a linear layer to each hidden state on ``fit``, and scores it on ``held_out``.
 
     Args:
-        encoder: the HuBERT in question, with all its hidden states.
-        fit: its first ``utterances`` are taken.
-        held_out: other sentences by other voices; all of it is taken.
+        encoder: the HuBERT, with all its hidden states.
+        fit: pool whose first ``utterances`` the layers are fitted to.
+        held_out: other sentences by other voices; all of them are scored.
         utterances: see ``fit``.
-        seed: of the frames that are drawn.
+        seed: of the drawn frames.
     """
     labels = PhoneLabels(fit)
     train_states, train_phones = _frames(encoder, fit, min(utterances, len(fit.items)), labels)
@@ -74,7 +74,7 @@ def probe_phones(
 def _frames(
     encoder: SpeechEncoder, pool: SpeechPool, utterances: int, labels: PhoneLabels
 ) -> tuple[list[Tensor], Tensor]:
-    """The spoken frames' hidden states of the first utterances, (L + 1) x [N, S], and their phones [N], from 0."""
+    """Hidden states of the first utterances' frames of speech, (L + 1) x [N, S], and their phones [N], from 0."""
     processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
     parts: list[list[Tensor]] = []
     phones: list[Tensor] = []
@@ -84,15 +84,15 @@ def _frames(
         clips = [processor.prepare_speech(pool.waveform(number)) for number in numbers]
         states, mask = encoder.layer_states(*processor.pad(clips))
         times = middles[: mask.shape[1]]
-        told = torch.from_numpy(np.stack([labels.at(pool, number, times) for number in numbers]))
-        spoken = mask & (told != SILENCE)
+        phone = torch.from_numpy(np.stack([labels.at(pool, number, times) for number in numbers]))
+        spoken = mask & (phone != SILENCE)
         parts.append([state[spoken].float() for state in states])
-        phones.append(told[spoken] - 1)
+        phones.append(phone[spoken] - 1)
     return [torch.cat(layer) for layer in zip(*parts, strict=True)], torch.cat(phones)
 
 
 def frame_middles(encoder: SpeechEncoder) -> NDArray[np.float64]:
-    """The middle of each frame in seconds, for clips of up to two minutes."""
+    """Middle of each frame in seconds, for clips of up to two minutes."""
     config = encoder.hubert.config
     stride, field = 1, 1
     for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -102,7 +102,7 @@ def frame_middles(encoder: SpeechEncoder) -> NDArray[np.float64]:
 
 
 def _linear_probe(train: Tensor, train_phones: Tensor, test: Tensor, test_phones: Tensor, classes: int) -> float:
-    """Multinomial logistic regression on standardised features, by L-BFGS with a little weight decay."""
+    """Multinomial logistic regression on standardized features, by L-BFGS with a little weight decay."""
     mean, std = train.mean(dim=0), train.std(dim=0) + 1e-5
     train, test = (train - mean) / std, (test - mean) / std
     weight = torch.zeros(classes, train.shape[1], requires_grad=True)

@@ -1,8 +1,8 @@
-"""English sentences for hubert-nano: far wider than what the scenes corpus says.
+"""English sentences for hubert-nano: far more varied than the captions of the scenes corpus.
 
-Words come from ``lexicon.txt`` (some 1,400, with their forms 2,700), beside names, places, numbers, spellings
-and captions of wide scenes. No caption is of a scene that a corpus's test split may show, and no phrase has a pair of
-color and shape that only tests show.
+Words come from ``lexicon.txt`` (about 1,400, with their forms 2,700), with names, places, numbers, spellings and
+captions of wide scenes. No caption describes a scene that a corpus's test split may show, and no phrase has a pair of
+color and shape that only test splits show.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from lab.nano.pictures import wide_scenes
+from lab.nano.images import wide_scenes
 from saysee.data.scenes.planning import novel_pairs
 
 LEXICON = Path(__file__).with_name("lexicon.txt")
 CAPTION_SHARE = 0.3
-"""Of the sentences, those that are captions of wide scenes."""
+"""Share of the sentences that are captions of wide scenes."""
 
 _ONES = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -41,7 +41,7 @@ def lexicon() -> dict[str, tuple[str, ...]]:
 
 
 def sentences(seed: int, chunk: int, count: int) -> list[str]:
-    """``count`` sentences of a chunk; the same for the same numbers."""
+    """``count`` sentences of a chunk; the same arguments give the same sentences."""
     rng = Random(f"saysee sentences {seed} {chunk}")
     captions = [text for scene in wide_scenes(seed + 1_000_003, chunk, max(1, count // 8)) for text in scene.captions]
     rng.shuffle(captions)
@@ -75,7 +75,7 @@ _PLURALS = {
 _PASTS = {"hang": "hung", "pay": "paid", "shake": "shook"}
 _STRESSED_AT_THE_END = frozenset({"admit"})
 _ONE_SHORT_SYLLABLE = re.compile(r"(?:qu|[^aeiou])*[aeiou][^aeiouwxyh]")
-"""One vowel letter and one consonant at the end: "stop", not "visit", "look" or "help"."""
+"""Ends in one vowel letter and one consonant: "stop", not "visit", "look" or "help"."""
 
 
 def plural(noun: str) -> str:
@@ -98,13 +98,13 @@ def past(verb: str) -> str:
     return _doubled(verb) + "ed"
 
 
-def going_on(verb: str) -> str:
-    """The form in -ing of a verb of the lexicon."""
+def present_participle(verb: str) -> str:
+    """The -ing form of a verb of the lexicon."""
     return (verb[:-1] if verb.endswith("e") and not verb.endswith("ee") else _doubled(verb)) + "ing"
 
 
 def _doubled(verb: str) -> str:
-    """The verb with its last consonant twice where English doubles it: "stop" to "stopp"."""
+    """The verb with its last consonant doubled where English doubles it: "stop" to "stopp"."""
     return verb + verb[-1] if _ONE_SHORT_SYLLABLE.fullmatch(verb) or verb in _STRESSED_AT_THE_END else verb
 
 
@@ -116,7 +116,7 @@ def _word(rng: Random, part: str) -> str:
 def _noun_phrase(rng: Random) -> str:
     noun, adjective = _word(rng, "nouns"), _word(rng, "adjectives")
     if (adjective, noun) in novel_pairs():
-        adjective = "old"  # no other draw: what only tests show together is not spoken of together either
+        adjective = "old"  # not drawn again, so that other draws stay the same
     kind = rng.randrange(5)
     if kind == 0:
         return f"the {noun}"
@@ -143,7 +143,7 @@ def _where(rng: Random) -> str:
 
 _FORMS: tuple[Callable[[Random], str], ...] = (
     lambda rng: f"{_who(rng)} {past(_word(rng, 'verbs'))} {_noun_phrase(rng)}",
-    lambda rng: f"{_who(rng)} is {going_on(_word(rng, 'verbs'))} {_where(rng)}",
+    lambda rng: f"{_who(rng)} is {present_participle(_word(rng, 'verbs'))} {_where(rng)}",
     lambda rng: f"{_word(rng, 'adverbs')} {_who(rng)} {past(_word(rng, 'verbs'))} {_where(rng)}",
     lambda rng: f"can you {_word(rng, 'verbs')} {_noun_phrase(rng)}?",
     lambda rng: f"there is {_noun_phrase(rng)} {_where(rng)}",

@@ -1,4 +1,4 @@
-"""Synthesised speech for hubert-nano, with phones and words in time, and what may befall it on its way to an ear."""
+"""Synthesized speech for hubert-nano, with the times of phones and words, and its augmentation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VOCAL_TRACT = 0.22
 
 @dataclass(frozen=True)
 class SpokenItem:
-    """One utterance of the pool: where its samples lie, and its (label, start, end) in seconds."""
+    """One utterance of the pool: place of its samples, and (label, start, end) of phones and words, in seconds."""
 
     offset: int
     length: int
@@ -42,20 +42,20 @@ class SpokenItem:
 
 
 class SpeechPool:
-    """Sentences, spoken once and kept in a folder; a pool that was broken off is gone on with.
+    """Sentences, synthesized once and kept in a folder; an interrupted pool is completed.
 
     Args:
         folder: of the chunks.
-        utterances: how many.
+        utterances: number of sentences.
         seed: another seed gives other sentences and speakers.
-        voices: the split of the scenes corpus whose accents and voice variants speak.
+        voices: split of the scenes corpus whose accents and voice variants are used.
 
     Attributes:
-        samples: [all samples] int16 at 16 kHz.
+        samples: int16 samples at 16 kHz of all utterances, one after the other.
         items: one for each utterance.
 
     Raises:
-        MissingExtraError: the synthesiser is not installed.
+        MissingExtraError: the synthesizer is not installed.
         SaySeeError: a process died.
     """
 
@@ -71,7 +71,7 @@ class SpeechPool:
         self.samples: NDArray[np.int16] = np.concatenate([np.load(chunk.folder / "samples.npy") for chunk in chunks])
 
     def waveform(self, number: int) -> NDArray[np.float32]:
-        """[T] samples of an utterance, between -1 and 1."""
+        """[T] samples of an utterance at 16 kHz, between -1 and 1."""
         item = self.items[number]
         samples = self.samples[item.offset : item.offset + item.length]
         return samples.astype(np.float32) / np.float32(32768)
@@ -103,18 +103,15 @@ def _speak_chunk(seed: int, voices: str, chunk: Chunk) -> None:
 
 
 def phone_name(name: str) -> str:
-    """A phone of the synthesiser without its marks of stress."""
+    """A phone of the synthesizer without its stress marks."""
     return name.lstrip("',%=") or name
 
 
-# ---------------------------------------------------------------------- augmentation
-
-
 def vocal_tract(clean: NDArray[np.float32], rng: Random) -> tuple[NDArray[np.float32], float]:
-    """Half of the clips as a throat of another length might have spoken them: played up to a sixth faster or slower.
+    """Half of the clips as if from a vocal tract of another length: played up to a sixth faster or slower.
 
     Returns:
-        The samples, and the speed: what was said at t seconds is now said at t / speed.
+        The samples, and the speed: a sound at t seconds is now at t / speed.
     """
     if rng.random() < 0.5:
         return clean, 1.0
@@ -124,21 +121,21 @@ def vocal_tract(clean: NDArray[np.float32], rng: Random) -> tuple[NDArray[np.flo
 
 
 def augmented(clean: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random) -> NDArray[np.float32]:
-    """One clip as it might arrive: echoing, noisy, through a telephone or a codec; a third of them as they are.
+    """A clip with reverberation, noise, a telephone or a codec; a third of the clips are unchanged.
 
-    The length stays, and so do the times of what is said.
+    The length and the times of phones and words stay the same.
 
     Args:
         clean: [T] samples.
-        others: clips whose babble may be mixed in.
-        rng: what is random.
+        others: clips that may be mixed in as babble.
+        rng: of all random draws.
     """
     if rng.random() < 1 / 3:
         return clean
     noise = np.random.default_rng(rng.getrandbits(63))
     sound = clean
     if rng.random() < 0.3:
-        sound = _echoing(sound, rng.uniform(0.1, 0.6), noise)
+        sound = _reverberant(sound, rng.uniform(0.1, 0.6), noise)
     if rng.random() < 0.6:
         sound = _noisy(sound, others, rng, noise)
     if rng.random() < 0.15:
@@ -151,8 +148,8 @@ def augmented(clean: NDArray[np.float32], others: list[NDArray[np.float32]], rng
     return np.asarray(sound * rng.uniform(0.1, 1.0), dtype=np.float32)
 
 
-def _echoing(sound: NDArray[np.float32], seconds: float, noise: np.random.Generator) -> NDArray[np.float32]:
-    """A room whose echo falls by 60 dB in ``seconds``; the direct sound stays in front."""
+def _reverberant(sound: NDArray[np.float32], seconds: float, noise: np.random.Generator) -> NDArray[np.float32]:
+    """Reverberation that falls by 60 dB in ``seconds``, after the direct sound."""
     length = int(seconds * SAMPLE_RATE)
     tail = noise.standard_normal(length).astype(np.float32) * 10 ** (-3 * np.arange(length) / length)
     tail *= 0.5 / np.sqrt((tail**2).sum())
@@ -186,26 +183,26 @@ def _noisy(
 
 
 def _through_telephone(sound: NDArray[np.float32]) -> NDArray[np.float32]:
-    """8 kHz and eight bits of mu-law, as the telephone has it (ITU-T G.711)."""
+    """8 kHz and eight bits of mu-law, as in telephony (ITU-T G.711)."""
     narrow = soxr.resample(sound, SAMPLE_RATE, 8000)
     peak = float(np.abs(narrow).max() + 1e-6)
     packed = np.sign(narrow) * np.log1p(255 * np.abs(narrow) / peak) / np.log(256)
     coarse = np.round(packed * 127) / 127
     narrow = np.sign(coarse) * np.expm1(np.abs(coarse) * np.log(256)) / 255 * peak
-    return _fitted(soxr.resample(narrow.astype(np.float32), 8000, SAMPLE_RATE), len(sound))
+    return _of_length(soxr.resample(narrow.astype(np.float32), 8000, SAMPLE_RATE), len(sound))
 
 
 def _through_codec(sound: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Ogg Vorbis at its lowest quality, there and back."""
+    """Encoded as Ogg Vorbis at its lowest quality, and decoded."""
     packed = io.BytesIO()
     soundfile.write(packed, np.clip(sound, -1, 1), SAMPLE_RATE, format="OGG", subtype="VORBIS", compression_level=1.0)
     packed.seek(0)
     heard, rate = soundfile.read(packed, dtype="float32")
     if rate != SAMPLE_RATE:
-        raise SaySeeError(f"the codec gave {rate} Hz")
-    return _fitted(heard, len(sound))
+        raise SaySeeError(f"Ogg Vorbis of {SAMPLE_RATE} Hz was decoded at {rate} Hz; install another libsndfile")
+    return _of_length(heard, len(sound))
 
 
-def _fitted(sound: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Cut or filled up with silence to a length."""
+def _of_length(sound: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Cut or padded with silence to a length."""
     return np.asarray(np.pad(sound[:length], (0, max(0, length - len(sound)))), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A tokenizer of whole words, for a text tower that has learned few of them."""
+"""A tokenizer of whole words, for a text encoder with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 MAX_WORDS = 40
-"""Longest caption in tokens, the begin and end marks included; longer ones are cut."""
+"""Longest caption in tokens, the begin and end marks included; longer ones are cut off."""
 
 
 def split_words(text: str) -> list[str]:
@@ -22,7 +22,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the words of ``texts``, in the frame that CLIP's text encoder expects."""
+    """A tokenizer whose tokens are the words of ``texts``, between the marks that CLIP's text encoder expects."""
     marks = ["<pad>", "<unknown>", "<begin>"]
     words = sorted({word for text in texts for word in split_words(text)})
     # CLIP's text encoder reads its vector at the end mark, which has the highest number.
@@ -46,11 +46,11 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class WordNumbers:
-    """Captions by the numbers of their words in a list of them: what can be told of captions before all are known.
+    """Captions as numbers of their words in a sorted list: tokens for captions before the whole vocabulary is known.
 
     Attributes:
         words: the list, sorted.
-        numbers: [C, MAX_WORDS - 2] uint16, counted from 1 and filled up with 0.
+        numbers: [C, MAX_WORDS - 2] uint16, counted from 1 and padded with 0.
     """
 
     words: list[str]
@@ -58,7 +58,7 @@ class WordNumbers:
 
     @classmethod
     def of(cls, captions: list[str]) -> WordNumbers:
-        """Those of C captions."""
+        """The word numbers of C captions."""
         split = [split_words(text)[: MAX_WORDS - 2] for text in captions]
         words = sorted({word for caption in split for word in caption})
         number = {word: 1 + place for place, word in enumerate(words)}
@@ -68,7 +68,7 @@ class WordNumbers:
         return cls(words, numbers)
 
     def tokens(self, tokenizer: PreTrainedTokenizerFast) -> NDArray[np.uint16]:
-        """[C, MAX_WORDS] what the tokenizer gives for the captions, filled up with its padding."""
+        """[C, MAX_WORDS] tokens of the captions, as the tokenizer gives them, padded."""
         vocabulary = tokenizer.get_vocab()
         token = [tokenizer.pad_token_id, *(vocabulary.get(word, tokenizer.unk_token_id) for word in self.words)]
         tokens = np.full((len(self.numbers), MAX_WORDS), tokenizer.pad_token_id, dtype=np.uint16)
@@ -83,7 +83,7 @@ class SceneTokens:
     """The captions of N scenes as token numbers.
 
     Attributes:
-        tokens: [C, MAX_WORDS] uint16, filled up with 0, the tokenizer's padding; a scene's captions follow each other.
+        tokens: [C, MAX_WORDS] uint16, padded with 0; the captions of a scene are adjacent.
         first: [N + 1] the number of each scene's first caption, and C.
     """
 
@@ -91,7 +91,7 @@ class SceneTokens:
     first: NDArray[np.intp]
 
     def drawn(self, chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """[B, W] int: of each chosen scene one of its captions, drawn at random; as wide as the longest."""
+        """[B, W] int: one random caption of each chosen scene; W is the length of the longest."""
         return self._rows(rng.integers(self.first[chosen], self.first[chosen + 1]))
 
     def firsts(self, start: int, stop: int) -> Tensor:

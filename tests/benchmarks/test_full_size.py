@@ -1,4 +1,4 @@
-"""The programs of the full-size proof, at a size that a test can afford."""
+"""The benchmark of a whole training at published sizes, at a tiny size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+import pytest
 
 
-def output_of(program: str, *words: str) -> dict[str, Any]:
-    command = [sys.executable, str(BENCHMARKS / program), *words]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+def output_of(*words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.full_size", *words]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=Path(__file__).parents[2])
     assert process.returncode == 0, process.stderr
     found: dict[str, Any] = json.loads(process.stdout)
     return found
 
 
+@pytest.mark.nightly  # eight processes; kill and resume are tested in tests/training
 def test_a_run_in_the_published_formats_is_killed_resumed_scored_exported_and_loaded(tmp_path: Path) -> None:
-    """The program itself compares the steps before and behind the kill, and what the exported model gives."""
-    sizes = ("--size=tiny", "--steps=20", "--batch-size=4", "--pictures=8", "--seconds", "0.5", "1")
-    found = output_of("full_size.py", *sizes, "--old-clip", f"--to={tmp_path}", "--json")
+    """The program itself compares the steps before and after the kill, and the vectors of the exported model."""
+    sizes = ("--size=tiny", "--steps=20", "--batch-size=4", "--images=8", "--seconds", "0.5", "1")
+    found = output_of(*sizes, "--old-clip", f"--to={tmp_path}", "--json")
     assert found["steps"] == 20
     assert 10 <= found["killed_at"] < 20
     assert len(found["stages"]) == 7
@@ -41,18 +42,14 @@ def tensors(folder: Path) -> list[str]:
         return list(file.keys())
 
 
-def test_old_forms_load_with_no_missing_key_and_the_same_values(tmp_path: Path, hubert_configs, clip_config) -> None:
+def test_old_formats_load_with_no_missing_key_and_the_same_values(tmp_path: Path, hubert_configs, clip_config) -> None:
     """``weight_g``, ``weight_v``, ``position_ids`` and ``pytorch_model.bin``, of both kinds of HuBERT."""
     import torch
+    from benchmarks.full_size import old_clip, old_hubert
     from transformers import CLIPModel, HubertModel
 
     from saysee.model.loading import load_clip, load_hubert
 
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        from full_size import old_clip, old_hubert
-    finally:
-        sys.path.remove(str(BENCHMARKS))
     for kind, config in hubert_configs.items():
         new, folder = HubertModel(config), tmp_path / kind
         old = old_hubert(new.state_dict())

@@ -115,7 +115,7 @@ def test_the_card_says_what_it_is_how_it_was_made_and_what_it_is_not_for(name):
     for word in ("What it is for", "What it is not for", "test split", "docs/nano.md", f"saysee/{name}"):
         assert word in body, word
     kind = name.split("-")[0]
-    assert f"saysee pretrain {kind} --to runs/{name}" in body
+    assert f"python -m lab.nano.{kind} --to runs/{name}" in body
     assert "espeak-ng" in body if kind == "hubert" else "drawn scenes" in body
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from saysee.cli import benchmark, card, data, demo, evaluate, search, serve, train
+from saysee.cli import card, data, demo, evaluate, search, serve, train
 from saysee.cli.parsing import Parser
 from saysee.cli.printing import EXIT_INTERRUPTED, refuse
 from saysee.errors import ConfigError, SaySeeError
@@ -76,6 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"saysee {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
-    for room in (data, train, evaluate, card, search, serve, benchmark, demo):
+    for room in (data, train, evaluate, card, search, serve, demo):
         room.add_verbs(verbs)
     return parser

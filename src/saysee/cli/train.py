@@ -1,4 +1,4 @@
-"""``saysee train``, ``ablate`` and ``pretrain``."""
+"""``saysee train`` and ``ablate``."""
 
 from __future__ import annotations
 
@@ -56,17 +56,6 @@ def add_verbs(verbs: Any) -> None:
         "--sizes", default="", metavar="SHARE,SHARE", help="train on shares of the pictures too, such as 0.25,0.5,1"
     )
     ablate.add_argument("--split", default="test", help="which split scores them: val to choose (%(default)s)")
-
-    pretrain = verb(
-        verbs,
-        "pretrain",
-        _pretrain,
-        "make an encoder like the package's own; --loop.steps 100 and the like override",
-        takes_settings=True,
-    )
-    pretrain.add_argument("encoder", choices=("hubert", "clip"), help="which: hubert-nano or clip-nano")
-    pretrain.add_argument("--to", required=True, metavar="DIR", help="folder of data, log, checkpoints and model")
-    pretrain.add_argument("--recipe", metavar="FILE", help="a YAML file of settings; left out, the package's own")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -134,18 +123,4 @@ def _ablate(options: argparse.Namespace) -> int:
         for table in result.to_tables():
             print_rich(table)
         print(f"table: {result.folder / 'table.md'}")
-    return EXIT_DONE
-
-
-def _pretrain(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from lab.nano.recipes import ENCODERS, load_settings
-
-    settings = load_settings(options.encoder, options.recipe, options.rest)
-    figures = ENCODERS[options.encoder].pretrain(Path(options.to), settings)
-    model = Path(options.to) / "model"
-    shown = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
-    told = ", ".join(f"{name} {value}" for name, value in shown.items())
-    print_result(options, {"model": str(model), **figures}, f"{model}: {told}")
     return EXIT_DONE

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lab.nano.clip_nano import ClipNanoSettings, pretrain_clip_nano, text_vectors
+from lab.nano.clip import ClipNanoSettings, pretrain_clip_nano, text_vectors
+from lab.nano.images import LABELS, SURROUNDINGS
 from lab.nano.loop import LoopSettings
-from lab.nano.pictures import LABELS, SURROUNDINGS
 from lab.nano.words import MAX_WORDS, SceneTokens, WordNumbers, word_tokenizer
 from PIL import Image
 from safetensors.torch import load_file
 
-from lab.nano import clip_nano
+from lab.nano import clip as clip_nano
 from saysee.errors import ConfigError
 from saysee.model.retriever import SpeechImageModel
 
@@ -37,40 +37,41 @@ TINY = ClipNanoSettings(
 )
 
 
-@pytest.fixture
-def trained(monkeypatch, tmp_path):
-    """A tiny run, with what it trained kept in hand."""
-    kept = {}
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run: its folder, its metrics, and the trained parts with their vectors."""
+    folder, kept = tmp_path_factory.mktemp("clip"), {}
     run_steps = clip_nano.run_steps
 
     def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
-        figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
+        metrics = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
         kept["training"] = loss_of.__self__
         with torch.no_grad():
             kept.update(vectors_of(kept["training"]))
-        return figures
+        return metrics
 
-    monkeypatch.setattr(clip_nano, "run_steps", recorded)
-    figures = pretrain_clip_nano(tmp_path / "clip", TINY)
-    kept["training"].parts.float()  # saving made it fp16
-    return tmp_path / "clip", figures, kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip_nano, "run_steps", recorded)
+        metrics = pretrain_clip_nano(folder, TINY)
+    kept["training"].parts.float()  # saving converted them to fp16
+    return folder, metrics, kept
 
 
 def vectors_of(training):
     pixels = torch.from_numpy(training.held_out.pixels).permute(0, 3, 1, 2).float() / 255
-    image = training.clip.get_image_features(pixel_values=training._normalised(pixels)).pooler_output
+    image = training.clip.get_image_features(pixel_values=training._normalized(pixels)).pooler_output
     text = text_vectors(training.clip, training.held_out_tokens.firsts(0, TINY.held_out))
     unit = torch.nn.functional.normalize
     return {"images": unit(image, dim=-1).numpy(), "texts": unit(text, dim=-1).numpy()}
 
 
 def test_what_is_saved_loads_like_any_clip_and_gives_the_same_vectors(trained, hubert_configs):
-    folder, figures, kept = trained
-    assert figures["step"] == 4
+    folder, metrics, kept = trained
+    assert metrics["step"] == 4
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"contrastive", "labels", "silhouettes", "surroundings", "shapes_right", "fills_right"} <= set(log[-1])
-    for last in (log[-1], figures):
+    for last in (log[-1], metrics):
         assert {"text_to_image_R@1", "image_to_text_R@1"} <= set(last)
         assert all(math.isfinite(value) for value in last.values() if not isinstance(value, str))
     model = SpeechImageModel.from_encoders(hubert_configs["base"], folder / "model")
@@ -172,12 +173,12 @@ def one_object(trained, monkeypatch):
 def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     sizes = [len(values) + 1 for values in LABELS.values()]
     covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS))
-    loss, figures = one_object._patch_loss(covered, scores, torch.tensor([0]))
+    loss, metrics = one_object._patch_loss(covered, scores, torch.tensor([0]))
     # Nothing told: the log of each label's values, the shape's on empty patches once more; half a chance a pixel.
     labels = sum(math.log(size) for size in sizes) + math.log(sizes[0])
-    assert figures["labels"] == pytest.approx(labels, abs=1e-3)
-    assert figures["silhouettes"] == pytest.approx(2 * math.log(2), abs=1e-3)
-    assert figures["surroundings"] == pytest.approx(2 * math.log(2), abs=1e-3)
+    assert metrics["labels"] == pytest.approx(labels, abs=1e-3)
+    assert metrics["silhouettes"] == pytest.approx(2 * math.log(2), abs=1e-3)
+    assert metrics["surroundings"] == pytest.approx(2 * math.log(2), abs=1e-3)
     weights = TINY.silhouette_weight + TINY.surroundings_weight
     assert float(loss) == pytest.approx(labels + weights * 2 * math.log(2), rel=1e-4)
     starts = np.cumsum([0, *sizes[:-1]])
@@ -189,9 +190,9 @@ def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
     scores[0, 5, [sum(sizes) + 1, sum(sizes) + 40]] = 30
     covered -= 30
     covered[0, 5, :32] = 30
-    loss, figures = one_object._patch_loss(covered, scores, torch.tensor([0]))
+    loss, metrics = one_object._patch_loss(covered, scores, torch.tensor([0]))
     assert float(loss) == pytest.approx(0, abs=1e-4)
-    assert [figures[f"{name}s_right"] for name in LABELS] == [1, 1, 1, 1]
+    assert [metrics[f"{name}s_right"] for name in LABELS] == [1, 1, 1, 1]
 
 
 def test_position_embeddings_start_apart_and_alike_where_patches_are_near():
@@ -244,9 +245,6 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
 def test_sizes_that_no_network_can_have_are_refused(wrong, name):
     with pytest.raises(ConfigError, match=f"^{name} is"):
         replace(TINY, **wrong)
-
-
-# ---------------------------------------------------------------------- words
 
 
 def test_words_are_tokens_between_the_marks_and_unknown_words_are_told_apart_from_none():

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lab.nano.hubert_nano import MASK_SPAN, HubertNanoSettings, hubert_nano_config, pretrain_hubert_nano
+from lab.nano.hubert import MASK_SPAN, HubertNanoSettings, hubert_nano_config, pretrain_hubert_nano
 from lab.nano.loop import LoopSettings
 from lab.nano.probe import frame_middles
 from lab.nano.speech import SpokenItem
 
-from lab.nano import hubert_nano
+from lab.nano import hubert as hubert_nano
 from saysee.errors import CheckpointError, ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.retriever import SpeechImageModel
@@ -40,23 +40,23 @@ def trained(tmp_path_factory):
         run_steps = hubert_nano.run_steps
 
         def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
-            figures = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
+            metrics = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
             # A copy, because saving makes it fp16, and says that nothing is to be hidden any more.
             training = kept["training"] = copy.deepcopy(loss_of.__self__)
             clips = [training.pool.waveform(number) for number in range(3)]
             with torch.no_grad():
                 kept["states"], kept["frames"] = training._encode(clips, None)
             kept["clips"] = clips
-            return figures
+            return metrics
 
         patch.setattr(hubert_nano, "run_steps", recorded)
-        figures = pretrain_hubert_nano(folder, TINY)
-    return folder, figures, kept
+        metrics = pretrain_hubert_nano(folder, TINY)
+    return folder, metrics, kept
 
 
 def test_what_is_saved_loads_like_any_hubert_and_gives_the_same_frames(trained, clip_config):
-    folder, figures, kept = trained
-    assert figures["step"] == 3
+    folder, metrics, kept = trained
+    assert metrics["step"] == 3
     expected = {
         "masked",
         "seen",
@@ -66,8 +66,8 @@ def test_what_is_saved_loads_like_any_hubert_and_gives_the_same_frames(trained, 
         "held_out_labels_right",
         "held_out_words_right",
     }
-    assert expected <= set(figures)
-    assert all(math.isfinite(value) for name, value in figures.items() if isinstance(value, int | float))
+    assert expected <= set(metrics)
+    assert all(math.isfinite(value) for name, value in metrics.items() if isinstance(value, int | float))
     model = SpeechImageModel.from_encoders(folder / "model", clip_config, text=False, head=HeadConfig(heads=2))
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     processor = model.processor
@@ -234,6 +234,7 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
         assert len(left_out) > 5  # not always the longest
 
 
+@pytest.mark.nightly  # 48 steps; every other test takes three
 def test_the_loss_falls(tmp_path):
     loop = replace(TINY.loop, steps=48, warmup_steps=3, evaluate_every=48, checkpoint_every=48)
     pretrain_hubert_nano(tmp_path, replace(TINY, loop=loop))
@@ -253,15 +254,15 @@ def test_hubert_s_own_labels_come_from_mfcc_and_then_from_the_first_model(tmp_pa
     clusters = replace(TINY, labels="mfcc", clusters=12, word_weight=0.0)
     first = pretrain_hubert_nano(tmp_path / "first", clusters)
     second = pretrain_hubert_nano(tmp_path / "second", replace(clusters, labels=str(tmp_path / "first" / "model")))
-    for figures in (first, second):
-        assert 0 <= figures["held_out_labels_right"] <= 100
-        assert math.isfinite(figures["loss"])
-        assert figures["phones_right_by_layer"][0] > 0
+    for metrics in (first, second):
+        assert 0 <= metrics["held_out_labels_right"] <= 100
+        assert math.isfinite(metrics["loss"])
+        assert metrics["phones_right_by_layer"][0] > 0
     assert pretrain_hubert_nano(tmp_path / "first", clusters)["loss"] == first["loss"]
 
 
 def test_labels_that_name_no_hubert_are_refused_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="phones, mfcc, or the folder of a HuBERT") as refusal:
+    with pytest.raises(ConfigError, match=r"labels is .*nothing") as refusal:
         pretrain_hubert_nano(tmp_path, replace(TINY, labels=str(tmp_path / "nothing")))
     assert "\n" not in str(refusal.value)
 

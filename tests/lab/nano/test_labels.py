@@ -29,8 +29,8 @@ def test_k_means_finds_heaps_that_lie_apart():
     heaps = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [30.0, 30.0]])
     generator = torch.Generator().manual_seed(0)
     points = heaps.repeat(50, 1) + torch.randn(200, 2, generator=generator) * 0.1
-    centres = k_means(points, 4, 10, generator)
-    assert torch.allclose(centres[centres.sum(dim=1).argsort()].sum(dim=1), torch.tensor([0.0, 10, 10, 60]), atol=0.3)
+    centers = k_means(points, 4, 10, generator)
+    assert torch.allclose(centers[centers.sum(dim=1).argsort()].sum(dim=1), torch.tensor([0.0, 10, 10, 60]), atol=0.3)
 
 
 def test_k_means_is_the_same_for_the_same_seed_and_outlives_points_that_are_all_alike():

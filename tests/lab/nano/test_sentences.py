@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from lab.nano.pictures import wide_scenes
-from lab.nano.sentences import CAPTION_SHARE, going_on, in_words, lexicon, past, plural, sentences
+from lab.nano.images import wide_scenes
+from lab.nano.sentences import CAPTION_SHARE, in_words, lexicon, past, plural, present_participle, sentences
 
 from lab.nano import sentences as module
 from saysee.data.scenes.planning import in_test_half, novel_pairs
@@ -20,9 +20,6 @@ def many():
 
 def words_of(texts):
     return {word for text in texts for word in re.findall(r"[a-z']+", text.lower())}
-
-
-# ---------------------------------------------------------------------- forms
 
 
 @pytest.mark.parametrize(
@@ -69,14 +66,14 @@ def words_of(texts):
     ],
 )
 def test_forms_of_verbs(verb, before, now):
-    assert (past(verb), going_on(verb)) == (before, now)
+    assert (past(verb), present_participle(verb)) == (before, now)
 
 
 def test_no_verb_of_the_lexicon_doubles_after_an_unstressed_syllable():
-    doubled = {verb for verb in lexicon()["verbs"] if going_on(verb) == verb + verb[-1] + "ing"}
+    doubled = {verb for verb in lexicon()["verbs"] if present_participle(verb) == verb + verb[-1] + "ing"}
     short = ("admit", "beg", "clap", "drag", "grab", "hug", "plan", "rub", "shop", "skip", "slip", "step", "stir")
     assert doubled == {*short, "stop", "tap", "trip", "wrap"}
-    assert going_on("make") == "making"
+    assert present_participle("make") == "making"
 
 
 @pytest.mark.parametrize(
@@ -120,9 +117,6 @@ def test_numbers_in_words(number, words):
 def test_every_number_is_said_in_its_own_way():
     numbers = [*range(2000), *range(2000, 1_000_000, 997)]
     assert len({in_words(number) for number in numbers}) == len(numbers)
-
-
-# ---------------------------------------------------------------------- sentences
 
 
 def test_the_same_numbers_give_the_same_sentences_and_others_others(many):

@@ -41,9 +41,6 @@ def heard(monkeypatch):
     return found
 
 
-# ---------------------------------------------------------------------- the pool
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_only_voices_of_the_split_speak_and_never_one_of_the_test(split, heard, tmp_path):
     SpeechPool(tmp_path, 40, 3, split)
@@ -58,7 +55,7 @@ def test_only_voices_of_the_split_speak_and_never_one_of_the_test(split, heard, 
 
 
 def test_pre_training_takes_the_voices_of_train_and_its_curve_those_of_val(monkeypatch, tmp_path):
-    from lab.nano import hubert_nano
+    from lab.nano import hubert as hubert_nano
 
     asked = []
 
@@ -129,9 +126,6 @@ def one_after_the_other(what, chunks, make):
 
     for chunk in chunks:
         make_missing(what, [chunk], make)
-
-
-# ---------------------------------------------------------------------- augmentation
 
 
 def power(sound):
@@ -208,7 +202,7 @@ def test_kinds_of_noise_are_what_they_are_called(clean, others):
 def test_an_echo_comes_after_the_sound_and_dies_away():
     click = np.zeros(SAMPLE_RATE, np.float32)
     click[1000] = 1
-    wet = speech._echoing(click, 0.3, np.random.default_rng(0))
+    wet = speech._reverberant(click, 0.3, np.random.default_rng(0))
     assert (np.abs(wet[:1000]) < 1e-4).all()
     assert wet[1000] == pytest.approx(1, abs=1e-4)
     early, late = power(wet[1001:2600]), power(wet[4201:5800])

@@ -1,15 +1,17 @@
-"""clip-nano: a small CLIP, pre-trained on wide drawn scenes and their written captions.
+"""clip-nano: a small CLIP, pre-trained on varied drawn scenes and their written captions.
 
-CLIP's loss (arXiv 2103.00020) on pictures and captions. Beside it, each patch must tell what lies on it, by linear
-layers that are dropped at the end: from the first transformer layer's features which of its pixels an object covers,
-from the last ones the object's shape, color, size and fill, where it lies, and what lies around it. A vision
-transformer this small else spends most of its steps on learning to see. What each of them is worth is in
-``docs/nano.md``.
+    python -m lab.nano.clip --to runs/clip-nano
+
+CLIP's loss (arXiv 2103.00020) on images and captions. In addition linear layers, which are discarded at the end,
+predict the content of each patch: from the features of the first transformer layer which of its pixels an object
+covers, from the last ones the object's shape, color, size and fill, its place, and its neighbors. Without them so small
+a vision transformer spends most of its steps on learning to see. ``docs/nano.md`` reports what each part is worth.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
 
-from lab.nano.loop import LoopSettings, refuse_other_run, run_steps
-from lab.nano.pictures import LABELS, SURROUNDINGS, PicturePool
+from lab.nano.images import LABELS, SURROUNDINGS, ImagePool
+from lab.nano.loop import LoopSettings, check_same_run, run_steps
+from lab.nano.running import run
 from lab.nano.words import MAX_WORDS, word_tokenizer
 from saysee.errors import ConfigError
 from saysee.model.processor import SpeechImageProcessor
@@ -30,10 +33,10 @@ from saysee.tasks.contrastive import bounded_scale, info_nce
 from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
-"""Of an attention head, as in CLIP; half of it was a sixth slower and no better."""
+"""Width of an attention head, as in CLIP; half of it was a sixth slower and no better."""
 
 _ARRAYS = ("pixels", "labels", "silhouettes", "surroundings")
-"""What is kept of a pool to learn from, beside its captions."""
+"""Arrays of a pool that are trained on, beside its captions."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,15 @@ class ClipNanoSettings:
         text_layers: its transformer layers.
         feed_forward: width of the feed-forward layers of both towers.
         projection: D, width of the joint space.
-        image_size: side of the picture in pixels.
+        image_size: side of the image in pixels.
         patch_size: side of a patch in pixels.
-        scenes: how many wide scenes are drawn to train on.
-        held_out: how many more are drawn for the curve.
-        patch_weight: weight of what the patches must tell beside CLIP's loss.
-        silhouette_weight: weight of the pixels that an object covers within that.
-        surroundings_weight: weight of where the object lies and what lies around it within that.
-        seeing_steps: steps at the start in which what the patches must tell is all that is learned.
-        seeing_batch: pictures in a batch of these steps.
+        scenes: number of scenes that are drawn to train on.
+        held_out: number of further scenes that are drawn for the learning curve.
+        patch_weight: weight of the loss on patches, relative to CLIP's loss.
+        silhouette_weight: weight of the pixels that an object covers, within the loss on patches.
+        surroundings_weight: weight of the object's place and neighbors, within the loss on patches.
+        seeing_steps: steps at the start that train on the loss on patches only.
+        seeing_batch: images in a batch of these steps.
         loop: see :class:`lab.nano.loop.LoopSettings`.
     """
 
@@ -81,13 +84,13 @@ class ClipNanoSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuses sizes that no network can have."""
+        """Raises ConfigError for a size that no network can have."""
         for name in ("width", "text_width"):
             width = getattr(self, name)
             if width < 32 or width % 32 or width % _heads(width):
                 raise ConfigError(
                     f"{name} is {width}; it must be a multiple of 32, and of its {_heads(width)} attention heads (one "
-                    f"for each {HEAD_WIDTH})"
+                    f"for each {HEAD_WIDTH} channels)"
                 )
         counts = ("layers", "text_layers", "feed_forward", "projection", "image_size", "patch_size")
         for name in (*counts, "held_out", "seeing_batch"):
@@ -96,34 +99,32 @@ class ClipNanoSettings:
         if self.image_size % self.patch_size:
             raise ConfigError(f"patch_size is {self.patch_size}; it must divide image_size, {self.image_size}")
         if self.scenes < 2:
-            raise ConfigError(
-                f"scenes is {self.scenes}; it must be at least 2, so that there is something to tell apart"
-            )
+            raise ConfigError(f"scenes is {self.scenes}; it must be at least 2: contrastive learning compares scenes")
 
 
 def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, Any]:
     """Pre-trains clip-nano, and saves it with its tokenizer and image processor as ``folder/model``.
 
     Args:
-        folder: of the drawn scenes, the log, the checkpoints and the model; a run that was killed goes on.
+        folder: of the drawn scenes, the log, the checkpoints and the model; an interrupted run is resumed.
         settings: see :class:`ClipNanoSettings`.
 
     Returns:
-        The last figures of the log.
+        The last metrics of the log.
 
     Raises:
         SaySeeError: as :func:`lab.nano.loop.run_steps` does.
     """
     whole = asdict(settings)
-    refuse_other_run(folder, settings.loop, whole)
+    check_same_run(folder, settings.loop, whole)
     grid = settings.image_size // settings.patch_size
-    pool = PicturePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
-    held_out = PicturePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
+    pool = ImagePool(folder / "scenes", settings.scenes, settings.image_size, grid, settings.loop.seed)
+    held_out = ImagePool(folder / "held-out", settings.held_out, settings.image_size, grid, settings.loop.seed + 1)
     torch.manual_seed(settings.loop.seed)
     tokenizer = word_tokenizer(pool.words)
     processor = SpeechImageProcessor.from_sources(None, None, settings.image_size, text=False).image_processor
     training = _Training(settings, tokenizer, pool, held_out, processor)
-    figures = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
+    metrics = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
 
     def save(temporary: Path) -> None:
         training.clip.to("cpu", torch.float16).save_pretrained(temporary)
@@ -131,13 +132,13 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
         processor.save_pretrained(temporary)
 
     write_folder(folder / "model", save)
-    return figures
+    return metrics
 
 
 def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerFast) -> CLIPConfig:
     """CLIP's architecture at the size of the settings.
 
-    The activation is the plain GELU rather than CLIP's quick one, which takes three passes over memory on a processor.
+    The activation is the plain GELU: CLIP's quick GELU takes three passes over memory on a CPU.
     """
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -170,14 +171,14 @@ def _heads(width: int) -> int:
 
 
 class _Training:
-    """What the loop trains, and on what."""
+    """The parts that are trained, and their data."""
 
     def __init__(
         self,
         settings: ClipNanoSettings,
         tokenizer: PreTrainedTokenizerFast,
-        pool: PicturePool,
-        held_out: PicturePool,
+        pool: ImagePool,
+        held_out: ImagePool,
         processor: Any,
     ) -> None:
         self.settings, self.pool, self.held_out = settings, pool, held_out
@@ -186,8 +187,7 @@ class _Training:
         self.clip.vision_model.embeddings.position_embedding.weight.data[1:] = _places(
             settings.image_size // settings.patch_size, settings.width
         )
-        # The scale starts at CLIP's own, 1 / 0.07.
-        self.clip.logit_scale.data.fill_(math.log(1 / 0.07))
+        self.clip.logit_scale.data.fill_(math.log(1 / 0.07))  # CLIP's own start
         self.parts = nn.ModuleDict(
             {
                 "clip": self.clip,
@@ -202,7 +202,7 @@ class _Training:
         self.std = torch.tensor(processor.image_std, device=self.device).view(1, 3, 1, 1)
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """CLIP's loss and the patches' labels on the batch of this step."""
+        """CLIP's loss and the loss on patches, on the batch of this step."""
         rng = np.random.default_rng((self.settings.loop.seed, step))
         noise = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         seeing = step < self.settings.seeing_steps
@@ -211,24 +211,24 @@ class _Training:
         chosen = torch.from_numpy(numbers)
         if self._kept["pixels"].device.type != "cpu":
             chosen = self._moved(chosen)
-        pixels = self._normalised(augmented(_pictures(self._rows("pixels", chosen)), noise))
+        pixels = self._normalized(augmented(_pixels(self._rows("pixels", chosen)), noise))
         vision = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
-        told, figures = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
+        patch_loss, metrics = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
         if seeing:
-            return told, figures
+            return patch_loss, metrics
         ids = self._moved(self.tokens.drawn(numbers, rng))
         image = self.clip.visual_projection(vision.pooler_output)
         scale = bounded_scale(self.clip.logit_scale)
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
-        figures |= {"contrastive": contrast.detach(), "scale": scale.detach()}
-        return contrast + self.settings.patch_weight * told, figures
+        metrics |= {"contrastive": contrast.detach(), "scale": scale.detach()}
+        return contrast + self.settings.patch_weight * patch_loss, metrics
 
     def evaluate(self) -> dict[str, float]:
-        """R@1 of the held-out scenes, one caption each, both ways, in percent."""
+        """R@1 of the held-out scenes, one caption each, in both directions, in percent."""
         images, texts = [], []
         for start in range(0, len(self.held_out_pixels), 250):
-            pixels = _pictures(self.held_out_pixels[start : start + 250].to(self.device))
-            images.append(self.clip.get_image_features(pixel_values=self._normalised(pixels)).pooler_output)
+            pixels = _pixels(self.held_out_pixels[start : start + 250].to(self.device))
+            images.append(self.clip.get_image_features(pixel_values=self._normalized(pixels)).pooler_output)
             texts.append(text_vectors(self.clip, self.held_out_tokens.firsts(start, start + 250)))
         image, text = (functional.normalize(torch.cat(each), dim=-1) for each in (images, texts))
         scores = text @ image.T
@@ -238,46 +238,46 @@ class _Training:
             "image_to_text_R@1": 100 * float(((scores >= own[None, :]).sum(dim=0) == 1).float().mean()),
         }
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
     @cached_property
     def _kept(self) -> dict[str, Tensor]:
-        """The pool's arrays: on the device if they take at most half of what is free there."""
+        """The pool's arrays: on the device if they take at most half of its free memory."""
         kept = {name: torch.from_numpy(getattr(self.pool, name)) for name in _ARRAYS}
         if self.device == "cuda" and 2 * sum(array.nbytes for array in kept.values()) <= torch.cuda.mem_get_info()[0]:
             kept = {name: array.to(self.device) for name, array in kept.items()}
         return kept
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """On the device, without waiting for what it is at work on."""
+        """On the device, without waiting for its current work."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device == "cuda" else tensor
 
     def _rows(self, name: str, chosen: Tensor) -> Tensor:
-        """The chosen pictures' rows of one of the pool's arrays, on the device."""
+        """Rows of the chosen images of one of the pool's arrays, on the device."""
         rows = self._kept[name][chosen]
         return rows if rows.device.type == self.device else self._moved(rows)
 
     def _patch_loss(self, first: Tensor, last: Tensor, chosen: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the patches must tell of the chosen pictures, and the share of objects' patches that tell it right.
+        """Loss on the patches of the chosen images, and the share of object patches that are classified right.
 
-        The shape also tells whether there is an object at all, by its label 0. Patches with an object have a mean of
-        their own, and so have those that an outline crosses: the others are many, and easy.
+        Label 0 of the shape means that there is no object. Patches with an object are averaged apart from the others,
+        and so are patches that an outline crosses: the others are many, and easy.
 
         Args:
-            first: [B, P, V] features behind the first transformer layer.
-            last: [B, P, V] features behind the last.
-            chosen: [B] int, the pictures' numbers.
+            first: [B, P, V] features after the first transformer layer.
+            last: [B, P, V] features after the last.
+            chosen: [B] int, numbers of the images.
         """
         labels = self._rows("labels", chosen).long()
         scores = self.parts["label"](last).float().split([len(values) + 1 for values in LABELS.values()], dim=-1)
-        some = labels[:, 0] > 0
-        loss = _cross_entropy(scores[0], labels[:, 0], ~some)
+        has_object = labels[:, 0] > 0
+        loss = _cross_entropy(scores[0], labels[:, 0], ~has_object)
         right = {}
         for number, name in enumerate(LABELS):
-            told, true = scores[number], labels[:, number]
-            loss = loss + _cross_entropy(told, true, some)
-            right[f"{name}s_right"] = _mean((told.detach().argmax(dim=-1) == true).float(), some)
+            guess, true = scores[number], labels[:, number]
+            loss = loss + _cross_entropy(guess, true, has_object)
+            right[f"{name}s_right"] = _mean((guess.detach().argmax(dim=-1) == true).float(), has_object)
         target = _bits(self._rows("silhouettes", chosen), self.settings.patch_size**2)
         share = target.mean(dim=-1)
         crossed = (share > 0) & (share < 1)
@@ -289,23 +289,23 @@ class _Training:
         each = functional.binary_cross_entropy_with_logits(
             self.parts["surroundings"](last).float(), holds.float(), reduction="none"
         )
-        # What does not hold is thirty times as much, and easy.
-        around = _mean(each, holds) + _mean(each, some[..., None] & ~holds)
-        figures = {"labels": loss.detach(), "silhouettes": silhouette.detach(), "surroundings": around.detach()}
+        # There are thirty times as many that do not hold, and they are easy.
+        around = _mean(each, holds) + _mean(each, has_object[..., None] & ~holds)
+        metrics = {"labels": loss.detach(), "silhouettes": silhouette.detach(), "surroundings": around.detach()}
         loss = loss + self.settings.silhouette_weight * silhouette + self.settings.surroundings_weight * around
-        return loss, figures | right
+        return loss, metrics | right
 
 
 def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
-    """[B, D] vectors, of any length, of captions [B, N] int that are filled up behind the end mark.
+    """[B, D] vectors, not normalized, of captions [B, N] int that are padded after the end mark.
 
-    No mask: attention is causal, and the vector is read at the end mark, which so sees no filling.
+    No mask is needed: attention is causal, and the vector is read at the end mark, which does not see the padding.
     """
     vector: Tensor = clip.get_text_features(input_ids=ids.to(clip.device)).pooler_output
     return vector
 
 
-def _pictures(pixels: Tensor) -> Tensor:
+def _pixels(pixels: Tensor) -> Tensor:
     """[B, H, W, 3] bytes as [B, 3, H, W] between 0 and 1."""
     return pixels.permute(0, 3, 1, 2).float() / 255
 
@@ -317,21 +317,21 @@ def _bits(packed: Tensor, count: int) -> Tensor:
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """The mean of the values there, 0 if there are none. Picking them out would have a GPU wait for their number."""
+    """Mean of the values there, 0 if there are none. Indexing would make a GPU wait for their number."""
     return (values * where).sum() / where.sum().clamp_min(1)
 
 
 def _cross_entropy(scores: Tensor, labels: Tensor, where: Tensor) -> Tensor:
-    """The mean over those of [B, P, C] scores, with labels [B, P], where [B, P] holds."""
+    """Mean over the patches of ``where`` [B, P], of scores [B, P, C] and labels [B, P]."""
     each = functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none")
     return _mean(each, where.flatten())
 
 
 def _places(grid: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, where the patches' learned position embeddings start: [grid * grid, width].
+    """Initial values of the learned position embeddings: sines and cosines of row and column, [grid * grid, width].
 
-    From CLIP's own start, small random values, places were not told even when all else was: the patches of a small
-    vision transformer drown them.
+    From CLIP's own start, small random values, places were not learned even when all else was: patches of a small
+    vision transformer have much larger features.
     """
     frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
     angles = torch.arange(grid)[:, None] * frequencies
@@ -341,9 +341,9 @@ def _places(grid: int, width: int) -> Tensor:
 
 
 def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:
-    """Light, contrast, tint and grain a little different: [B, 3, H, W] between 0 and 1, and so is what is returned.
+    """Images [B, 3, H, W] between 0 and 1 with a little other brightness, contrast, tint and grain.
 
-    ``noise`` is a generator of the pictures' own device.
+    ``noise`` is a generator on the device of the images.
     """
     uniform = partial(torch.rand, generator=noise, device=pixels.device)
     count = len(pixels)
@@ -352,3 +352,7 @@ def augmented(pixels: Tensor, noise: torch.Generator) -> Tensor:
     lift = 0.1 * (uniform(count, 1, 1, 1) - 0.5)
     grain = 0.03 * uniform(count, 1, 1, 1) * torch.randn(pixels.shape, generator=noise, device=pixels.device)
     return (pixels * gain * tint + lift + grain).clamp(0, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(run(ClipNanoSettings, Path(__file__).with_suffix(".yaml"), pretrain_clip_nano))

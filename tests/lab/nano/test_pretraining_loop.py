@@ -78,23 +78,23 @@ def test_broken_off_and_gone_on_with_equals_never_broken_off(broken_at, tmp_path
         with pytest.raises(Killed):
             Task(break_at=step).run(tmp_path / "run")
     task = Task()
-    figures = task.run(tmp_path / "run")
+    metrics = task.run(tmp_path / "run")
     assert task.steps[0] == broken_at[-1] // 3 * 3
     assert same_weights(task.model, whole[0].model)
     assert without_time(log_of(tmp_path / "run")) == without_time(whole[1])
     assert [line["step"] for line in whole[1]] == list(range(1, 12))
-    assert figures["step"] == 11
-    assert figures["held_out"] == whole[1][-1]["held_out"]
+    assert metrics["step"] == 11
+    assert metrics["held_out"] == whole[1][-1]["held_out"]
 
 
 @pytest.fixture
 def asked_together(monkeypatch):
     """Figures are asked for after several steps at once, as on an accelerator."""
-    monkeypatch.setattr(loop, "_settled_every", lambda device: 20)
+    monkeypatch.setattr(loop, "_fetch_every", lambda device: 20)
 
 
 @pytest.mark.parametrize("broken_at", [[2], [3], [5], [10]])
-def test_figures_that_are_asked_for_together_are_logged_once_each(broken_at, tmp_path, whole, asked_together):
+def test_metrics_that_are_asked_for_together_are_logged_once_each(broken_at, tmp_path, whole, asked_together):
     for step in broken_at:
         with pytest.raises(Killed):
             Task(break_at=step).run(tmp_path / "run")
@@ -108,8 +108,8 @@ def test_figures_that_are_asked_for_together_are_logged_once_each(broken_at, tmp
     assert same_weights(task.model, whole[0].model)
 
 
-def test_figures_that_are_asked_for_together_are_logged_without_a_checkpoint_too(tmp_path, monkeypatch, whole):
-    monkeypatch.setattr(loop, "_settled_every", lambda device: 2)
+def test_metrics_that_are_asked_for_together_are_logged_without_a_checkpoint_too(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(loop, "_fetch_every", lambda device: 2)
     with pytest.raises(Killed):
         Task(break_at=5).run(tmp_path, replace(SETTINGS, evaluate_every=100, checkpoint_every=100))
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
@@ -119,8 +119,8 @@ def test_a_loss_that_is_not_finite_is_told_of_its_own_step_and_never_kept(tmp_pa
     task = Task()
 
     def loss_of(step):
-        loss, figures = task.loss_of(step)
-        return loss * (float("nan") if step == 4 else 1), figures
+        loss, metrics = task.loss_of(step)
+        return loss * (float("nan") if step == 4 else 1), metrics
 
     refused(
         lambda: run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate), "step 5", kind=SaySeeError
@@ -133,14 +133,14 @@ def test_a_gradient_that_is_not_finite_is_never_kept(tmp_path):
     task = Task()
 
     def loss_of(step):
-        loss, figures = task.loss_of(step)
+        loss, metrics = task.loss_of(step)
         if step == 5:
             loss = loss + (0 * task.model[0].weight.sum()).sqrt()  # 0, with a gradient that is not a number
-        return loss, figures
+        return loss, metrics
 
     refused(
         lambda: run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate),
-        "gradient's norm is nan at step 6",
+        "gradient norm is nan at step 6",
         "lower loop.lr",
         kind=SaySeeError,
     )
@@ -152,13 +152,14 @@ import sys
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_loop import Task
+from test_pretraining_loop import Task
 task = Task(pause=0.05)
 task.run(Path(sys.argv[2]))
 torch.save(task.model.state_dict(), sys.argv[3])
 """
 
 
+@pytest.mark.nightly  # real kills; the tests above interrupt in the same places without a process
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_real_kill_loses_nothing_but_time(tmp_path, whole):
     from pathlib import Path
@@ -182,14 +183,14 @@ def test_a_real_kill_loses_nothing_but_time(tmp_path, whole):
     assert without_time(log_of(tmp_path / "run")) == without_time(whole[1])
 
 
-def test_a_finished_run_takes_no_step_and_gives_its_figures(tmp_path, whole):
+def test_a_finished_run_takes_no_step_and_gives_its_metrics(tmp_path, whole):
     again = Task()
     with torch.no_grad():
         again.model[0].weight.zero_()
-    figures = again.run(tmp_path / "whole")
+    metrics = again.run(tmp_path / "whole")
     assert again.steps == []
     assert same_weights(again.model, whole[0].model)
-    assert figures["loss"] == whole[1][-1]["loss"]
+    assert metrics["loss"] == whole[1][-1]["loss"]
     (tmp_path / "whole" / LOG_FILE).unlink()
     assert Task().run(tmp_path / "whole")["step"] == 11
 
@@ -222,8 +223,8 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_step(value, tmp_path):
     task = Task()
 
     def loss_of(step):
-        loss, figures = task.loss_of(step)
-        return loss * (value if step == 4 else 1), figures
+        loss, metrics = task.loss_of(step)
+        return loss * (value if step == 4 else 1), metrics
 
     def run():
         run_steps("test", tmp_path, task.model, SETTINGS, loss_of, task.evaluate)

@@ -1,4 +1,4 @@
-"""Searching: an index against faiss called directly and pgvector, by time, recall, memory and time of building."""
+"""Searching: an index against plain faiss and pgvector, by latency, recall, memory and build time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.search_speed.memory import memory_of
-from benchmarks.search_speed.models import model_of_width
-from benchmarks.search_speed.pgvector import PgvectorTable, why_not
-from benchmarks.search_speed.turns import take_turns
-from benchmarks.search_speed.vectors import DIMENSION, Vectors, write_vectors
+from benchmarks.search.memory import memory_of
+from benchmarks.search.models import model_of_width
+from benchmarks.search.pgvector import PgvectorTable, reason_to_skip
+from benchmarks.search.turns import take_turns
+from benchmarks.search.vectors import DIMENSION, Vectors, write_vectors
 from saysee.encoding.encoder import Encoder
 from saysee.search.index.imported_vectors import index_vectors
 from saysee.search.index.index import Index
@@ -27,77 +27,77 @@ from saysee.studies.processes import alone
 
 K = 10
 WARM_UP = 20
-"""Queries of each way before those that count: they bring files into memory."""
+"""Queries that are not timed: they read the files into memory."""
 _BLOCK = 65_536
 _PROBES = 32
 _TRAINING_ROWS = 64
 
 Search = Callable[[Vectors], list[int]]
-"""One query [D] to the numbers of the rows found."""
+"""From one query [D] to the numbers of the rows found."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Method:
     """One way to search.
 
     Attributes:
-        search: of it.
-        facts: method, seconds to build, bytes and the like.
+        search: see :data:`Search`.
+        metrics: name of the method, seconds to build, megabytes.
     """
 
     search: Search
-    facts: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 def compare_queries(rows: int, queries: int, pgvector_rows: int, scratch: Path) -> dict[str, Any]:
-    """Times single queries, which take turns.
+    """Times single queries of all methods in turn.
 
     Args:
-        rows: vectors in the index.
-        queries: how many count.
-        pgvector_rows: most rows that pgvector is asked to index.
-        scratch: a folder for vectors, index and database.
+        rows: number of vectors in the index.
+        queries: number of timed queries.
+        pgvector_rows: largest number of vectors that pgvector indexes.
+        scratch: folder for vectors, index and database.
 
     Returns:
-        for each way p50 and p99 in milliseconds, recall@10 against exact search, seconds to build and megabytes.
+        For each method p50 and p99 in milliseconds, recall@10 against exact search, seconds to build and megabytes.
     """
     vectors, ids, asked = write_vectors(scratch / "vectors", rows, queries + WARM_UP)
     matrix = np.load(vectors, mmap_mode="r")
     with ExitStack() as stack:
-        ways = {
+        methods = {
             "saysee index": _index(vectors, ids, scratch / "index"),
             "faiss, flat": _flat(matrix),
             "faiss, IVF": _clustered(matrix),
         }
-        reason = why_not() if rows <= pgvector_rows else f"left out over {pgvector_rows:,} rows"
+        reason = reason_to_skip() if rows <= pgvector_rows else f"more than {pgvector_rows:,} rows"
         if reason is None:
-            table = stack.enter_context(PgvectorTable.made(matrix, scratch / "postgres"))
-            ways["pgvector, HNSW"] = Way(lambda query: table.search(query, K), table.facts)
-        figures = _timed(ways, asked)
-    figures["saysee index"]["megabytes_in_memory"] = alone(memory_of, scratch / "index", asked[:WARM_UP], K)
-    left_out = {} if reason is None else {"pgvector": reason}
-    return {"rows": rows, "dimension": DIMENSION, "queries": queries, "ways": figures, "left_out": left_out}
+            table = stack.enter_context(PgvectorTable.create(matrix, scratch / "postgres"))
+            methods["pgvector, HNSW"] = Method(lambda query: table.search(query, K), table.metrics)
+        metrics = _timed(methods, asked)
+    metrics["saysee index"]["megabytes_in_memory"] = alone(memory_of, scratch / "index", asked[:WARM_UP], K)
+    skipped = {} if reason is None else {"pgvector": reason}
+    return {"rows": rows, "dimension": DIMENSION, "queries": queries, "methods": metrics, "skipped": skipped}
 
 
-def _timed(ways: dict[str, Way], asked: Vectors) -> dict[str, dict[str, Any]]:
-    answers: dict[str, list[list[int]]] = {name: [] for name in ways}
+def _timed(methods: dict[str, Method], asked: Vectors) -> dict[str, dict[str, Any]]:
+    answers: dict[str, list[list[int]]] = {name: [] for name in methods}
 
-    def asking(name: str, way: Way) -> Callable[[], None]:
+    def search_of(name: str, method: Method) -> Callable[[], None]:
         following = itertools.cycle(asked)
-        return lambda: answers[name].append(way.search(next(following)))
+        return lambda: answers[name].append(method.search(next(following)))
 
-    turns = {name: asking(name, way) for name, way in ways.items()}
+    turns = {name: search_of(name, method) for name, method in methods.items()}
     take_turns(turns, WARM_UP)
     spent = take_turns(turns, len(asked) - WARM_UP)
     truth = answers["faiss, flat"]
     return {
-        name: way.facts
+        name: method.metrics
         | {
             "p50_ms": round(1000 * spent[name].percentile(50), 3),
             "p99_ms": round(1000 * spent[name].percentile(99), 3),
             "recall@10": round(_recall(answers[name], truth), 4),
         }
-        for name, way in ways.items()
+        for name, method in methods.items()
     }
 
 
@@ -105,10 +105,7 @@ def _recall(found: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(mine) & set(right)) / len(right) for mine, right in zip(found, truth, strict=True)]))
 
 
-# ---------------------------------------------------------------------- the ways
-
-
-def _index(vectors: Path, ids: Path, folder: Path) -> Way:
+def _index(vectors: Path, ids: Path, folder: Path) -> Method:
     encoder = Encoder(model_of_width(DIMENSION), "a model of this width")
     start = time.perf_counter()
     report = index_vectors(encoder, vectors, ids, folder)
@@ -120,26 +117,26 @@ def _index(vectors: Path, ids: Path, folder: Path) -> Way:
         return [int(Path(hit.path).stem) for hit in hits]
 
     size = sum(path.stat().st_size for path in folder.iterdir())
-    facts = {
+    metrics = {
         "method": report.search["image"],
         "seconds_to_build": round(seconds, 1),
         "megabytes_on_disk": size // 10**6,
     }
-    return Way(search, facts)
+    return Method(search, metrics)
 
 
-def _flat(matrix: NDArray[np.float16]) -> Way:
+def _flat(matrix: NDArray[np.float16]) -> Method:
     return _of_faiss(faiss.IndexFlatIP(DIMENSION), matrix, "exact, fp32")
 
 
-def _clustered(matrix: NDArray[np.float16]) -> Way:
+def _clustered(matrix: NDArray[np.float16]) -> Method:
     clusters = 2 ** round(math.log2(2 * math.sqrt(len(matrix))))
     index = faiss.index_factory(DIMENSION, f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = min(_PROBES, clusters)
     return _of_faiss(index, matrix, f"approximate, {index.nprobe} of {clusters} clusters, fp32")
 
 
-def _of_faiss(index: Any, matrix: NDArray[np.float16], method: str) -> Way:
+def _of_faiss(index: Any, matrix: NDArray[np.float16], method: str) -> Method:
     start = time.perf_counter()
     if not index.is_trained:
         rows = np.random.default_rng(0).choice(
@@ -148,9 +145,9 @@ def _of_faiss(index: Any, matrix: NDArray[np.float16], method: str) -> Way:
         index.train(matrix[np.sort(rows)].astype(np.float32))
     for first in range(0, len(matrix), _BLOCK):
         index.add(matrix[first : first + _BLOCK].astype(np.float32))
-    facts = {
+    metrics = {
         "method": method,
         "seconds_to_build": round(time.perf_counter() - start, 1),
         "megabytes_in_memory": matrix.size * 4 // 10**6,
     }
-    return Way(lambda query: [int(row) for row in index.search(query[None], K)[1][0] if row >= 0], facts)
+    return Method(lambda query: [int(row) for row in index.search(query[None], K)[1][0] if row >= 0], metrics)

@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lab.nano.clip_nano import augmented
-from lab.nano.pictures import (
+from lab.nano.clip import augmented
+from lab.nano.images import (
     LABELS,
     SURROUNDINGS,
-    PicturePool,
+    ImagePool,
     patch_labels,
     patch_silhouettes,
     patch_surroundings,
@@ -25,7 +25,7 @@ from lab.nano.pictures import (
 )
 from lab.nano.words import MAX_WORDS, word_tokenizer
 
-from lab.nano import pictures
+from lab.nano import images as wide_images
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
 from saysee.data.scenes.planning import in_test_half, novel_pairs
@@ -50,9 +50,6 @@ def pairs_of(scene):
     return {(item.color, item.shape) for item in scene.objects}
 
 
-# ---------------------------------------------------------------------- what no encoder may see
-
-
 def test_no_wide_scene_may_be_in_a_test_split(every):
     assert len(every) > 2000
     assert not any(in_test_half(each.scene) for each in every)
@@ -70,9 +67,6 @@ def test_no_test_scene_of_a_corpus_is_among_the_wide_ones(every):
     for seed in range(2):
         for planned in plan(seed, {"train": 1, "val": 1, "test": 60}):
             assert planned.split != "test" or planned.scene.key not in seen
-
-
-# ---------------------------------------------------------------------- scenes and captions
 
 
 def test_wide_scenes_are_wider_than_the_corpus_and_half_of_them_are_like_it(every):
@@ -106,7 +100,7 @@ def test_twins_differ_in_one_object_and_their_captions_are_false_of_each_other(w
             truths.append((scene, false_of, captions))
         return captions
 
-    monkeypatch.setattr(pictures, "write_captions", recorded)
+    monkeypatch.setattr(wide_images, "write_captions", recorded)
     made = list(wide_scenes(0, 0, 225))
     assert made == wide[0, 0]
     said = {(id(scene), caption.text): caption for scene, _, found in truths for caption in found}
@@ -122,9 +116,6 @@ def test_twins_differ_in_one_object_and_their_captions_are_false_of_each_other(w
                 caption = said[id(one.scene), text]
                 assert caption.could_describe(one.scene)
                 assert not caption.could_describe(other.scene)
-
-
-# ---------------------------------------------------------------------- patches
 
 
 def thing(shape, color, x, y, diameter, size="large", fill="plain"):
@@ -211,9 +202,6 @@ def test_each_object_has_labels_of_its_own():
     assert labels[1, 6, 6] == 1 + colors.index("black")
 
 
-# ---------------------------------------------------------------------- the pool
-
-
 def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -221,8 +209,8 @@ def content(folder):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of six scenes, and no other processes: those would not see the change."""
-    monkeypatch.setattr(pictures, "CHUNK", 6)
-    monkeypatch.setattr(pictures, "make_missing", one_after_the_other)
+    monkeypatch.setattr(wide_images, "CHUNK", 6)
+    monkeypatch.setattr(wide_images, "make_missing", one_after_the_other)
 
 
 def one_after_the_other(what, chunks, make):
@@ -234,19 +222,19 @@ def one_after_the_other(what, chunks, make):
 
 
 def test_the_pool_has_what_was_asked_for_and_the_same_seed_gives_the_same(tmp_path, small_chunks):
-    pool = PicturePool(tmp_path / "a", 15, 32, 4, seed=2)
+    pool = ImagePool(tmp_path / "a", 15, 32, 4, seed=2)
     assert pool.pixels.shape == (15, 32, 32, 3)
     assert pool.labels.shape == (15, len(LABELS), 16)
     assert len(pool.captions) == 15
     assert len({picture.tobytes() for picture in pool.pixels}) == 15
-    PicturePool(tmp_path / "b", 15, 32, 4, seed=2)
+    ImagePool(tmp_path / "b", 15, 32, 4, seed=2)
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    other = PicturePool(tmp_path / "c", 15, 32, 4, seed=3)
+    other = ImagePool(tmp_path / "c", 15, 32, 4, seed=3)
     assert (other.pixels != pool.pixels).any()
 
 
 def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small_chunks):
-    pool = PicturePool(tmp_path, 9, 32, 4, seed=2)
+    pool = ImagePool(tmp_path, 9, 32, 4, seed=2)
     scenes = [*wide_scenes(2, 0, 6), *wide_scenes(2, 1, 3)]
     assert pool.captions == [list(each.captions) for each in scenes]
     assert (pool.labels == np.stack([patch_labels(each.scene, 4) for each in scenes])).all()
@@ -254,7 +242,7 @@ def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small
     side = pool.pixels.shape[1]
     assert (pool.silhouettes == np.stack([patch_silhouettes(each.scene, side, 4) for each in scenes])).all()
     for picture, each in zip(pool.pixels, scenes, strict=True):
-        bare = pictures._draw(Scene((), each.scene.background), 32).astype(int)
+        bare = wide_images._draw(Scene((), each.scene.background), 32).astype(int)
         painted = np.abs(picture - bare).sum(axis=2) > 60
         boxes = np.zeros((32, 32), bool)
         for item in each.scene.objects:
@@ -265,7 +253,7 @@ def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small
 
 
 def test_units_hold_twins_together_and_every_scene_once(tmp_path, small_chunks):
-    pool = PicturePool(tmp_path, 40, 16, 2, seed=0)
+    pool = ImagePool(tmp_path, 40, 16, 2, seed=0)
     assert sorted({number for unit in pool.units.tolist() for number in unit}) == list(range(40))
     scenes = [each for chunk, count in enumerate([6] * 6 + [4]) for each in wide_scenes(0, chunk, count)]
     pairs = {(first, second) for first, second in pool.units.tolist() if first != second}
@@ -275,7 +263,7 @@ def test_units_hold_twins_together_and_every_scene_once(tmp_path, small_chunks):
 
 
 def test_tokens_are_those_of_the_captions_scene_by_scene(tmp_path, small_chunks):
-    pool = PicturePool(tmp_path, 15, 16, 2, seed=2)
+    pool = ImagePool(tmp_path, 15, 16, 2, seed=2)
     tokenizer = word_tokenizer(pool.words)
     tokens = pool.tokens(tokenizer)
     assert len(tokens.first) == 16
@@ -286,45 +274,46 @@ def test_tokens_are_those_of_the_captions_scene_by_scene(tmp_path, small_chunks)
 
 
 def test_a_chunk_that_is_missing_is_drawn_again_and_is_the_same(tmp_path, small_chunks):
-    PicturePool(tmp_path, 15, 16, 2, seed=1)
+    ImagePool(tmp_path, 15, 16, 2, seed=1)
     before = content(tmp_path)
     chunks = sorted(tmp_path.iterdir())
     times = {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in chunks}
     shutil.rmtree(chunks[1])
     (tmp_path / f".writing-{chunks[1].name}").mkdir()  # what a kill leaves
-    PicturePool(tmp_path, 15, 16, 2, seed=1)
+    ImagePool(tmp_path, 15, 16, 2, seed=1)
     assert content(tmp_path) == before
     assert sorted(tmp_path.iterdir()) == chunks
     assert all((c / "pixels.npy").stat().st_mtime_ns == times[c] for c in (chunks[0], chunks[2]))
 
 
 def test_a_folder_of_other_pictures_is_refused(tmp_path, small_chunks):
-    PicturePool(tmp_path, 3, 16, 2, seed=1)
+    ImagePool(tmp_path, 3, 16, 2, seed=1)
     for size, grid in ((32, 2), (16, 4)):
-        with pytest.raises(CheckpointError, match=r"holds pictures of 16 pixels and 4 patches, not") as refusal:
-            PicturePool(tmp_path, 3, size, grid, seed=1)
+        with pytest.raises(CheckpointError, match=r"holds images of 16 pixels and 4 patches, not") as refusal:
+            ImagePool(tmp_path, 3, size, grid, seed=1)
         assert "\n" not in str(refusal.value)
 
 
 def test_a_folder_that_an_earlier_version_drew_is_refused(tmp_path, small_chunks):
-    PicturePool(tmp_path, 3, 16, 2, seed=1)
+    ImagePool(tmp_path, 3, 16, 2, seed=1)
     for name in ("words.npy", "words.json"):
         next(tmp_path.glob(f"*/{name}")).unlink()
     with pytest.raises(CheckpointError, match="earlier version") as refusal:
-        PicturePool(tmp_path, 3, 16, 2, seed=1)
+        ImagePool(tmp_path, 3, 16, 2, seed=1)
     assert "\n" not in str(refusal.value)
 
 
 DRAW = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from lab.nano import pictures\n"
+    "from lab.nano import images\n"
     "if __name__ == '__main__':\n"
-    "    pictures.CHUNK = 20\n"
-    "    pictures.PicturePool(Path(sys.argv[1]), 230, 16, 2, seed=3)\n"
+    "    images.CHUNK = 20\n"
+    "    images.ImagePool(Path(sys.argv[1]), 230, 16, 2, seed=3)\n"
 )
 
 
+@pytest.mark.nightly  # starts worker processes; that a missing chunk is drawn again is tested above
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monkeypatch):
     script = tmp_path / "draw.py"
@@ -338,7 +327,7 @@ def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monke
         time.sleep(0.01)
     process.kill()
     process.wait()
-    time.sleep(0.5)  # its workers end with it
+    time.sleep(0.5)  # its workers end after it
     whole = sorted(folder.glob("chunk-*"))
     assert 0 < len(whole) < 12
     for chunk in whole:
@@ -346,19 +335,16 @@ def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monke
         assert {path.name for path in chunk.iterdir()} == {f"{n}.npy" for n in names} | {"scenes.json", "words.json"}
         assert len(np.load(chunk / "pixels.npy")) in (10, 20)
     made = {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in whole}
-    monkeypatch.setattr(pictures, "CHUNK", 20)
-    monkeypatch.setattr(pictures, "make_missing", one_after_the_other)
-    pool = PicturePool(folder, 230, 16, 2, seed=3)
+    monkeypatch.setattr(wide_images, "CHUNK", 20)
+    monkeypatch.setattr(wide_images, "make_missing", one_after_the_other)
+    pool = ImagePool(folder, 230, 16, 2, seed=3)
     assert len(pool.pixels) == len(pool.captions) == 230
     names = [path.name for path in sorted(folder.iterdir())]
     assert names == [*(f"chunk-3-{number:05d}" for number in range(11)), "chunk-3-00011-of-10"]
     assert {chunk: (chunk / "pixels.npy").stat().st_mtime_ns for chunk in whole} == made
     # What two processes began and one finished is what one would have drawn.
-    PicturePool(tmp_path / "again", 230, 16, 2, seed=3)
+    ImagePool(tmp_path / "again", 230, 16, 2, seed=3)
     assert content(tmp_path / "again") == content(folder)
-
-
-# ---------------------------------------------------------------------- augmentation
 
 
 def test_augmentation_keeps_shape_and_range_and_follows_its_generator():

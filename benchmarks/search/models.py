@@ -1,4 +1,4 @@
-"""The models that are timed. Speed does not depend on what weights are, so the published sizes have random ones."""
+"""The timed models. Speed does not depend on the weights, so the published sizes have random ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Size = Literal["nano", "base"]
 
 
 def model_of(size: Size) -> SpeechImageModel:
-    """The encoders of the package, or HuBERT base and CLIP ViT-B/32 in size; with a head of random weights."""
+    """The encoders of the package, or random weights of the sizes of HuBERT base and CLIP ViT-B/32."""
     torch.manual_seed(0)
     if size == "nano":
         return SpeechImageModel.from_encoders("saysee/hubert-nano", "saysee/clip-nano")
@@ -31,7 +31,7 @@ def model_of(size: Size) -> SpeechImageModel:
 
 
 def model_of_width(width: int) -> SpeechImageModel:
-    """The smallest model whose vectors have so many dimensions: for vectors that no model has to make."""
+    """The smallest model with vectors of this width, for indexes of imported vectors."""
     tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     speech = HubertConfig(**tiny, conv_dim=[16] * 7, num_conv_pos_embedding_groups=1)
     return SpeechImageModel.from_encoders(

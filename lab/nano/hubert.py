@@ -1,13 +1,16 @@
-"""hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesised English.
+"""hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesized English.
 
-HuBERT's objective (arXiv 2106.07447): spans of frames are hidden behind a learned vector, and the transformer must tell
-each frame's label, the hidden ones from what surrounds them. The labels are the synthesiser's phones with their times,
-which is what HuBERT's clusters stand in for where nobody knows them; the clusters can be had too. Beside it, the mean
-of a word's frames must tell the word. ``docs/nano.md`` has what each is worth.
+    python -m lab.nano.hubert --to runs/hubert-nano
+
+HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector, and the transformer predicts
+the label of every frame, those of masked frames from their context. The labels are the synthesizer's phones with their
+times, which HuBERT's clusters approximate where phones are unknown; clusters are available too. In addition the mean of
+a word's frames predicts the word. ``docs/nano.md`` reports what each part is worth.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -22,6 +25,7 @@ from transformers import HubertConfig
 from lab.nano.labels import FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
 from lab.nano.loop import LoopSettings, run_steps
 from lab.nano.probe import frame_middles, probe_phones
+from lab.nano.running import run
 from lab.nano.speech import SpeechPool, SpokenItem, augmented, vocal_tract
 from saysee.errors import CheckpointError, ConfigError
 from saysee.model.configuration import HeadConfig
@@ -30,7 +34,7 @@ from saysee.model.speech_encoder import SpeechEncoder
 from saysee.training.checkpoint import write_folder
 
 MASK_SPAN = 5
-"""Frames hidden together, 0.2 s, as in HuBERT."""
+"""Frames masked together, 0.2 s, as in HuBERT."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,15 @@ class HubertNanoSettings:
     Attributes:
         width: width S; a multiple of 32.
         layers: transformer layers.
-        utterances: how many sentences are spoken to train on.
-        held_out: how many more, by voices of the validation split, for the curve.
-        labels: what each frame must tell: "phones" (the synthesiser's), "mfcc" (clusters of MFCC frames, HuBERT's first
-            labels), or else the folder of a HuBERT whose middle hidden state is clustered (its second ones).
-        clusters: how many, where they are the labels.
-        mask_share: share of the frames where a hidden span begins.
-        seen_weight: weight of the frames that are not hidden (HuBERT's 1 - alpha over alpha).
-        words: how many words are told apart; the others are left out.
-        word_weight: weight of telling words.
+        utterances: number of sentences that are spoken to train on.
+        held_out: number of further sentences, by voices of the validation split, for the learning curve.
+        labels: what each frame predicts: "phones" (the synthesizer's), "mfcc" (clusters of MFCC frames, HuBERT's first
+            labels), or the folder of a HuBERT whose middle hidden state is clustered (HuBERT's second labels).
+        clusters: number of clusters, if clusters are the labels.
+        mask_share: share of the frames at which a masked span begins.
+        seen_weight: weight of the frames that are not masked (HuBERT's 1 - alpha over alpha).
+        words: number of words that are classified; rarer ones are ignored.
+        word_weight: weight of the loss on words.
         loop: see :class:`lab.nano.loop.LoopSettings`.
     """
 
@@ -67,7 +71,7 @@ class HubertNanoSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuses sizes that no network can have."""
+        """Raises ConfigError for a size that no network can have."""
         if self.width < 32 or self.width % 32:
             raise ConfigError(f"width is {self.width}; it must be a multiple of 32")
         for name in ("layers", "utterances", "held_out", "clusters", "words"):
@@ -79,41 +83,41 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
     """Pre-trains hubert-nano, and saves it with its feature extractor as ``folder/model``.
 
     Args:
-        folder: of the speech, the log, the checkpoints and the model; a run that was killed goes on.
+        folder: of the speech, the log, the checkpoints and the model; an interrupted run is resumed.
         settings: see :class:`HubertNanoSettings`.
 
     Returns:
-        The last figures of the log, and the probe's.
+        The last metrics of the log, and those of the probe.
 
     Raises:
         ConfigError: ``labels`` names no HuBERT.
-        MissingExtraError: the synthesiser is not installed.
+        MissingExtraError: the synthesizer is not installed.
         SaySeeError: as :func:`lab.nano.loop.run_steps` does.
     """
     pool = SpeechPool(folder / "speech", settings.utterances, settings.loop.seed, "train")
     held_out = SpeechPool(folder / "held-out", settings.held_out, settings.loop.seed + 1, "val")
     torch.manual_seed(settings.loop.seed)
     training = _Training(settings, _labels(settings, pool), pool, held_out)
-    figures = run_steps(
+    metrics = run_steps(
         "hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
     )
     hubert, extractor = training.encoder.hubert, training.processor.feature_extractor
-    hubert.config.apply_spec_augment = False  # the mask was for pre-training; now frames must be heard as they are
-    figures |= probe_phones(training.encoder.to("cpu").eval(), pool, held_out).to_dict()
+    hubert.config.apply_spec_augment = False  # the mask is for pre-training only
+    metrics |= probe_phones(training.encoder.to("cpu").eval(), pool, held_out).to_dict()
 
     def save(temporary: Path) -> None:
         hubert.to("cpu", torch.float16).save_pretrained(temporary)
         extractor.save_pretrained(temporary)
 
     write_folder(folder / "model", save)
-    return figures
+    return metrics
 
 
 def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
-    """HuBERT's architecture (the large kind, with layer norm) at a size for two processor cores.
+    """HuBERT's architecture (the large kind, with layer norm) at a size for two CPU cores.
 
-    The convolutions are coarser than HuBERT's: 1,600 steps a second in the first, in place of 3,200, and 25 frames
-    a second at the end, in place of 50, because steps and frames are what costs. A frame hears 43 ms.
+    The convolutions are coarser than HuBERT's: the first has 1,600 outputs a second instead of 3,200, and there are 25
+    frames a second instead of 50, because the cost grows with both. The receptive field of a frame is 43 ms.
     """
     return HubertConfig(
         hidden_size=settings.width,
@@ -146,13 +150,13 @@ def _labels(settings: HubertNanoSettings, pool: SpeechPool) -> FrameLabels:
         return hubert_labels(pool, Path(settings.labels), settings.clusters, settings.loop.seed)
     except CheckpointError as error:
         raise ConfigError(
-            f"labels is {settings.labels!r}, where no HuBERT is ({' '.join(str(error).split())}); give phones, mfcc, "
-            "or the folder of a HuBERT"
+            f"labels is {settings.labels!r}, but there is no HuBERT ({' '.join(str(error).split())}); give phones, "
+            "mfcc, or the folder of a HuBERT"
         ) from None
 
 
 class _Training:
-    """What the loop trains, and on what."""
+    """The parts that are trained, and their data."""
 
     def __init__(
         self, settings: HubertNanoSettings, labels: FrameLabels, pool: SpeechPool, held_out: SpeechPool
@@ -161,7 +165,7 @@ class _Training:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.words = numbered((name for item in pool.items for name, _, _ in item.words), settings.words)
         self.encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
-        self.encoder.hubert.config.apply_spec_augment = True  # for the mask that is handed to it
+        self.encoder.hubert.config.apply_spec_augment = True  # or transformers ignores mask_time_indices
         self.parts = nn.ModuleDict(
             {
                 "hubert": self.encoder.hubert,
@@ -173,7 +177,7 @@ class _Training:
         self.middles = frame_middles(self.encoder)
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Masked prediction of labels, and words, on the batch of this step."""
+        """Loss of labels and words on the batch of this step."""
         draw = Random(f"{self.settings.loop.seed} {step}")
         numbers = self._batch(step)
         babble = [self.pool.waveform(draw.randrange(len(self.pool.items))) for _ in range(6)]
@@ -185,14 +189,14 @@ class _Training:
         hidden, frames = self._encode(clips, np.random.default_rng(draw.getrandbits(63)))
         labels = self._labels_at(self.pool, numbers, speeds, frames.shape[1])
         scores = self.parts["label"](hidden).float()
-        behind = self._masked & frames
-        masked_loss = functional.cross_entropy(scores[behind], labels[behind])
-        seen_loss = functional.cross_entropy(scores[frames & ~behind], labels[frames & ~behind])
+        masked = self._masked & frames
+        masked_loss = functional.cross_entropy(scores[masked], labels[masked])
+        seen_loss = functional.cross_entropy(scores[frames & ~masked], labels[frames & ~masked])
         loss = masked_loss + self.settings.seen_weight * seen_loss
         word_loss, words_right = self._word_loss(hidden, [self.pool.items[number] for number in numbers], speeds)
         if self.settings.word_weight:
             loss = loss + self.settings.word_weight * word_loss
-        right = (scores.detach().argmax(dim=-1) == labels)[behind].float().mean()
+        right = (scores.detach().argmax(dim=-1) == labels)[masked].float().mean()
         return loss, {
             "masked": masked_loss.detach(),
             "seen": seen_loss.detach(),
@@ -202,42 +206,42 @@ class _Training:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Percent of held-out voices' frames whose label is right, nothing hidden, and of words."""
+        """Percent of held-out frames, nothing masked, and of held-out words that are classified right."""
         right, counted, words = 0.0, 0, []
         for start in range(0, len(self.held_out.items), 25):
             numbers = list(range(start, min(start + 25, len(self.held_out.items))))
             hidden, frames = self._encode([self.held_out.waveform(number) for number in numbers], None)
-            usual = [1.0] * len(numbers)
-            labels = self._labels_at(self.held_out, numbers, usual, frames.shape[1])
-            asked = frames & (labels >= self.labels.least)
-            right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[asked].sum())
-            counted += int(asked.sum())
-            words.append(self._word_loss(hidden, [self.held_out.items[number] for number in numbers], usual)[1])
+            plain = [1.0] * len(numbers)
+            labels = self._labels_at(self.held_out, numbers, plain, frames.shape[1])
+            counts = frames & (labels >= self.labels.least)
+            right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[counts].sum())
+            counted += int(counts.sum())
+            words.append(self._word_loss(hidden, [self.held_out.items[number] for number in numbers], plain)[1])
         return {"held_out_labels_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
 
     def _batch(self, step: int) -> list[int]:
-        """Utterances of like length, each at most once an epoch."""
+        """Utterances of similar length, each at most once an epoch."""
         size = self.settings.loop.batch_size
         batches = max(1, len(self.pool.items) // size)
         rng = Random(f"{self.settings.loop.seed} epoch {step // batches}")
         length = [item.length * (1 + 0.1 * rng.random()) for item in self.pool.items]
         order = sorted(range(len(length)), key=length.__getitem__)
         place = rng.sample(range(batches), batches)[step % batches] * size
-        place += rng.randrange(max(1, len(order) - batches * size + 1))  # else the longest would never be left over
+        place += rng.randrange(max(1, len(order) - batches * size + 1))  # otherwise the longest would never be dropped
         return order[place : place + size]
 
     def _encode(self, clips: list[Any], noise: np.random.Generator | None) -> tuple[Tensor, Tensor]:
-        """The last states [B, F, S] and the real frames [B, F]; with ``noise``, spans are hidden."""
+        """Last hidden states [B, F, S] and the mask of real frames [B, F]; with ``noise``, spans are masked."""
         waveforms, mask = self.processor.pad([self.processor.prepare_speech(clip) for clip in clips])
         lengths = self.encoder.frames(mask.sum(dim=1))
         frames = torch.arange(int(lengths.max())) < lengths[:, None]
-        hide = torch.zeros_like(frames)
+        hidden = torch.zeros_like(frames)
         if noise is not None:
             starts = torch.from_numpy(noise.random(frames.shape) < self.settings.mask_share) & frames
             for ahead in range(MASK_SPAN):
-                hide[:, ahead:] |= starts[:, : frames.shape[1] - ahead]
-            hide[0, 0] = True  # never none, so that the learned vector always has a gradient
-        self._masked = hide.to(self.device)
+                hidden[:, ahead:] |= starts[:, : frames.shape[1] - ahead]
+            hidden[0, 0] = True  # never none, so that the learned vector always has a gradient
+        self._masked = hidden.to(self.device)
         output = self.encoder.hubert(
             waveforms.to(self.device),
             attention_mask=mask.long().to(self.device),
@@ -246,7 +250,7 @@ class _Training:
         return output.last_hidden_state, frames.to(self.device)
 
     def _labels_at(self, pool: SpeechPool, numbers: list[int], speeds: list[float], frames: int) -> Tensor:
-        """[B, F] the labels at the frames' middles, of clips that are played at these speeds."""
+        """[B, F] labels at the middle of each frame, of clips that are played at these speeds."""
         labels = [
             self.labels.at(pool, number, self.middles[:frames] * speed)
             for number, speed in zip(numbers, speeds, strict=True)
@@ -254,7 +258,7 @@ class _Training:
         return torch.from_numpy(np.stack(labels)).to(self.device)
 
     def _word_loss(self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]) -> tuple[Tensor, float]:
-        """Cross-entropy of the words, each told by the mean of its frames, and the share of them that is right."""
+        """Cross-entropy of the words, each classified by the mean of its frames, and the share that is right."""
         sums = functional.pad(hidden.float().cumsum(dim=1), (0, 0, 1, 0))
         rows, firsts, lasts, names = [], [], [], []
         for row, (item, speed) in enumerate(zip(items, speeds, strict=True)):
@@ -274,3 +278,7 @@ class _Training:
         scores = self.parts["word"](means).float()
         right = float((scores.detach().argmax(dim=-1) == target).float().mean())
         return functional.cross_entropy(scores, target), right
+
+
+if __name__ == "__main__":
+    sys.exit(run(HubertNanoSettings, Path(__file__).with_suffix(".yaml"), pretrain_hubert_nano))

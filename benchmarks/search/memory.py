@@ -1,4 +1,4 @@
-"""What an index takes of memory; a module of its own, so that the process that is measured loads no model."""
+"""Memory of an index; a module of its own, so that the measured process loads no model."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from saysee.search.index.index import Index
 
 
-def memory_of(folder: Path, asked: NDArray[np.float32], k: int) -> int | None:
-    """Megabytes by which a process grows that opens an index and asks it; None where the system does not tell."""
+def memory_of(folder: Path, queries: NDArray[np.float32], k: int) -> int | None:
+    """Megabytes by which a process grows that opens an index and searches it; None if the system does not report it."""
     before = _peak()
     index = Index.open(folder)
-    for query in asked:
+    for query in queries:
         index.search(vectors=query[None], k=k, kind="image")
     after = _peak()
     return None if before is None or after is None else round(after - before)
 
 
 def _peak() -> float | None:
-    """The most megabytes that this process has held, files mapped into memory counted as far as they were read."""
-    # Not getrusage, which begins with what the parent held.
+    """Peak megabytes of this process, with the pages of mapped files that were read."""
+    # Not getrusage, which starts at the parent's peak.
     status = Path("/proc/self/status")
     if not status.exists():
         return None

@@ -1,4 +1,4 @@
-"""A whole spoken query, from the sound file to the answer over HTTP, against the encoder's forward pass alone."""
+"""A spoken query over HTTP, from the audio file to the hits, against the forward pass of the encoder alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import numpy as np
 import soundfile
 import torch
 
-from benchmarks.search_speed.encoding import noise
-from benchmarks.search_speed.models import Size, model_of
-from benchmarks.search_speed.turns import ratio, take_turns
-from benchmarks.search_speed.vectors import write_vectors
+from benchmarks.search.encoding import noise
+from benchmarks.search.models import Size, model_of
+from benchmarks.search.turns import ratio, take_turns
+from benchmarks.search.vectors import write_vectors
 from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE
@@ -36,9 +36,9 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
 
     Args:
         size: of the model.
-        rows: vectors in the index.
-        rounds: turns that count.
-        scratch: a folder for model, vectors and index.
+        rows: number of vectors in the index.
+        rounds: timed rounds.
+        scratch: folder for model, vectors and index.
 
     Returns:
         p50 and p99 of both in milliseconds, and the ratio of the p50.
@@ -51,9 +51,9 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
     encoder = Encoder(model, str(scratch / "model"))
     vectors, ids, _ = write_vectors(scratch / "vectors", rows, 1, encoder.dimension)
     index_vectors(encoder, vectors, ids, scratch / "index")
-    sound = noise(np.random.default_rng(0), SECONDS)
-    prepared = encoder.model.processor.pad([encoder.model.processor.prepare_speech(sound)])
-    body = _form(sound)
+    samples = noise(np.random.default_rng(0), SECONDS)
+    prepared = encoder.model.processor.pad([encoder.model.processor.prepare_speech(samples)])
+    body = _form(samples)
 
     @torch.inference_mode()
     def forward() -> None:
@@ -79,14 +79,14 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
 
 @contextmanager
 def _served(index: Path) -> Iterator[str]:
-    """The address of ``saysee serve`` in a process of its own, for the time of a ``with`` block."""
+    """Runs ``saysee serve`` within a ``with`` block, and gives its address."""
     command = [sys.executable, "-m", "saysee", "serve", str(index), "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise SaySeeError("'saysee serve' did not start, for the reason above; mend it and give the command again")
+            raise SaySeeError("'saysee serve' did not start; fix the error above and run it again")
         yield json.loads(line)["url"].rstrip("/")
     finally:
         process.terminate()
@@ -103,12 +103,12 @@ def _ask(address: str, body: bytes) -> None:
     )
     with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
         if not json.load(answer)["hits"]:
-            raise SaySeeError(f"{address}: the service found nothing; its index must have rows")
+            raise SaySeeError(f"{address}: the service found nothing; give an index with rows")
 
 
-def _form(sound: Any) -> bytes:
-    """A sound as browsers send a file."""
+def _form(samples: Any) -> bytes:
+    """A multipart body with a WAV file, as browsers send it."""
     wav = io.BytesIO()
-    soundfile.write(wav, sound, SAMPLE_RATE, format="WAV")
+    soundfile.write(wav, samples, SAMPLE_RATE, format="WAV")
     head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="audio"; filename="query.wav"\r\n\r\n'
     return head.encode() + wav.getvalue() + f"\r\n--{_BOUNDARY}--\r\n".encode()

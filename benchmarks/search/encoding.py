@@ -1,4 +1,4 @@
-"""Pictures and seconds of speech a second: ``saysee index`` against the loop that transformers' documentation shows."""
+"""Encoding speed: ``saysee index`` against the loop that the documentation of transformers shows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn import functional
 from transformers import HubertModel
 
-from benchmarks.search_speed.models import Size, model_of
-from benchmarks.search_speed.turns import processor_ratio, ratio, take_turns
+from benchmarks.search.models import Size, model_of
+from benchmarks.search.turns import cpu_ratio, ratio, take_turns
 from saysee.encoding.encoder import Encoder
 from saysee.media.audio import SAMPLE_RATE
 from saysee.media.formats import kind_by_suffix
@@ -24,39 +24,39 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.index import Index
 from saysee.search.index.updating import update_index
 
-PICTURE_SIZE = (640, 480)
-"""Of the pictures of COCO, and near those of Flickr8k."""
+IMAGE_SIZE = (640, 480)
+"""That of COCO, and close to that of Flickr8k."""
 CLIP_SECONDS = (2.0, 8.0)
-"""Shortest and longest: spoken captions."""
+"""Shortest and longest, as of spoken captions."""
 _QUALITY = 90
 
 
 def compare_encoding(
-    size: Size, pictures: int, clips: int, rounds: int, scratch: Path, picture_size: tuple[int, int] = PICTURE_SIZE
+    size: Size, images: int, clips: int, rounds: int, scratch: Path, image_size: tuple[int, int] = IMAGE_SIZE
 ) -> dict[str, Any]:
-    """Times both ways on the same files, from the files to the vectors.
+    """Times both on the same files, from the files to the vectors.
 
     Args:
         size: of the model.
-        pictures: how many, as JPEG.
-        clips: how many, as WAV.
-        rounds: turns of each way; before them each has one that does not count.
-        scratch: a folder for the files and indexes.
-        picture_size: width and height in pixels.
+        images: number of JPEG files.
+        clips: number of WAV files.
+        rounds: timed rounds, after one that is not timed.
+        scratch: folder for the files and indexes.
+        image_size: width and height in pixels.
 
     Returns:
-        figures of pictures and speech: rates, ratios, and the least cosine between the vectors of both ways.
+        For images and speech: rates, ratios, and the least cosine between the vectors of both.
     """
     encoder = Encoder(model_of(size), f"{size} size")
-    folders = {"pictures": scratch / "pictures", "speech": scratch / "clips"}
-    write_pictures(folders["pictures"], pictures, picture_size)
+    folders = {"images": scratch / "images", "speech": scratch / "clips"}
+    write_images(folders["images"], images, image_size)
     seconds = write_clips(folders["speech"], clips)
     arithmetic = encoder.inference.image_arithmetic, encoder.inference.speech_arithmetic
     return {
         "size": size,
         "threads": torch.get_num_threads(),
-        "pictures": {"count": pictures, "pixels": list(picture_size), "arithmetic": arithmetic[0]}
-        | _compare(encoder, folders["pictures"], plain_pictures, float(pictures), rounds),
+        "images": {"count": images, "pixels": list(image_size), "arithmetic": arithmetic[0]}
+        | _compare(encoder, folders["images"], plain_images, float(images), rounds),
         "speech": {"count": clips, "seconds": round(seconds, 1), "arithmetic": arithmetic[1]}
         | _compare(encoder, folders["speech"], plain_speech, seconds, rounds),
     }
@@ -80,33 +80,30 @@ def _compare(
         shutil.rmtree(index, ignore_errors=True)
         update_index(encoder, folder, index)
 
-    ways = {"loop": by_loop, "index": by_index}
-    take_turns(ways, 1)
-    spent = take_turns(ways, rounds)
+    methods = {"loop": by_loop, "index": by_index}
+    take_turns(methods, 1)
+    spent = take_turns(methods, rounds)
     cosines = _cosines(index, paths, found["loop"])
     return {
         "loop_per_second": round(amount / spent["loop"].median(), 2),
         "index_per_second": round(amount / spent["index"].median(), 2),
         "ratio": round(ratio(spent["loop"], spent["index"]), 2),
-        "processor_ratio": round(processor_ratio(spent["loop"], spent["index"]), 2),
+        "cpu_ratio": round(cpu_ratio(spent["loop"], spent["index"]), 2),
         "least_cosine": round(min(cosines), 5),
         "rounds": {name: [round(seconds, 2) for seconds in times.seconds] for name, times in spent.items()},
     }
 
 
 def _cosines(index: Path, paths: list[Path], vectors: NDArray[np.float32]) -> list[float]:
-    """Of each file's vector with that in the index."""
+    """Cosine of each file's vector with that in the index."""
     kind = kind_by_suffix(paths[0])
     results = Index.open(index).search(vectors=vectors, k=len(paths), kind=kind)
     return [next(hit.score for hit in hits if hit.path == str(path)) for path, hits in zip(paths, results, strict=True)]
 
 
-# ---------------------------------------------------------------------- the loops that documentation shows
-
-
 @torch.no_grad()
-def plain_pictures(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
-    """One picture at a time in fp32, as CLIP's page shows it: unit vectors [N, D]."""
+def plain_images(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
+    """Unit vectors [N, D], one image at a time in fp32, as the page of CLIP shows it."""
     clip, processor = model.image_encoder.clip, model.processor.image_processor
 
     def vectors() -> Iterator[torch.Tensor]:
@@ -119,15 +116,15 @@ def plain_pictures(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.flo
 
 @torch.no_grad()
 def plain_speech(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
-    """One clip at a time in fp32, as HuBERT's page shows it, and the speech head behind: unit vectors [N, D]."""
+    """Unit vectors [N, D], one clip at a time in fp32, as the page of HuBERT shows it, then the speech head."""
     encoder, extractor = model.speech_encoder, model.processor.feature_extractor
-    hubert = HubertModel(encoder.hubert.config).eval()  # as transformers makes it, without what SaySee mends
+    hubert = HubertModel(encoder.hubert.config).eval()  # without the fixes of SaySee
     hubert.load_state_dict(encoder.hubert.state_dict())
 
     def vectors() -> Iterator[torch.Tensor]:
         for path in paths:
-            sound, rate = soundfile.read(path, dtype="float32")
-            values = extractor(sound, sampling_rate=rate, return_tensors="pt").input_values
+            samples, rate = soundfile.read(path, dtype="float32")
+            values = extractor(samples, sampling_rate=rate, return_tensors="pt").input_values
             output = hubert(values, output_hidden_states=True)
             states = (*output.hidden_states[:-1], output.last_hidden_state)
             mask = torch.ones(states[0].shape[:2], dtype=torch.bool)
@@ -140,22 +137,19 @@ def _unit(vectors: Iterator[torch.Tensor]) -> NDArray[np.float32]:
     return functional.normalize(torch.cat(list(vectors)), dim=-1).numpy()
 
 
-# ---------------------------------------------------------------------- files
-
-
-def write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs of coloured shapes with the grain of a photo."""
+def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEG files of colored shapes with the grain of a photo."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
         grain = rng.normal(0, 8, (size[1], size[0], 1))
-        picture = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{number:05}.jpg", quality=_QUALITY)
+        pixels = np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05}.jpg", quality=_QUALITY)
 
 
 def write_clips(folder: Path, count: int) -> float:
-    """WAVs of noise with rhythms of their own; the seconds of all."""
+    """WAV files of noise, each with a rhythm of its own; returns their seconds."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     total = 0.0
@@ -167,7 +161,7 @@ def write_clips(folder: Path, count: int) -> float:
 
 
 def noise(rng: np.random.Generator, seconds: float) -> NDArray[np.float32]:
-    """[T] samples at 16 kHz of noise that rises and falls."""
+    """[T] samples at 16 kHz of noise whose loudness rises and falls."""
     samples = round(seconds * SAMPLE_RATE)
     rise = 1 + np.sin(np.arange(samples) / rng.uniform(200, 2_000))
     return np.asarray(0.1 * rise * rng.standard_normal(samples), np.float32)

@@ -1,25 +1,30 @@
-"""All comparisons of ``saysee benchmark search``, and their tables."""
+"""All comparisons of the search benchmark, and their tables."""
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from benchmarks.search_speed.encoding import compare_encoding
-from benchmarks.search_speed.models import Size
-from benchmarks.search_speed.querying import compare_queries
-from benchmarks.search_speed.spoken import compare_spoken
+from benchmarks.search.encoding import compare_encoding
+from benchmarks.search.models import Size
+from benchmarks.search.querying import compare_queries
+from benchmarks.search.spoken import compare_spoken
 from saysee.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["encoding", "queries", "spoken"]
 PARTS: tuple[Part, ...] = get_args(Part)
 SIZES: tuple[Size, ...] = get_args(Size)
 _QUERY_HEADS = ("method", "p50, ms", "p99, ms", "recall@10", "MB in memory", "MB on disk", "seconds to build")
+
+_SIZE_KEYS = ("megabytes_in_memory", "megabytes_on_disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +32,42 @@ class SearchSpeedSettings:
     """What is measured.
 
     Attributes:
-        parts: of the whole.
-        sizes: models that encode pictures, clips and spoken queries; "base" is that of HuBERT base and CLIP ViT-B/32.
-        pictures: to encode.
-        clips: to encode.
-        picture_size: width and height of the pictures.
-        rows: vectors to search in, one comparison each.
-        pgvector_rows: most rows that pgvector is asked to index.
-        queries: single searches that count.
-        spoken_rows: vectors behind the service.
-        rounds: turns of encoding that count; spoken queries take ten times as many.
+        parts: comparisons to run, such as [encoding,queries].
+        sizes: models that encode images, clips and spoken queries; "base" is HuBERT base with CLIP ViT-B/32.
+        images: number of images to encode.
+        clips: number of clips to encode.
+        image_size: width and height of the images in pixels.
+        rows: numbers of vectors to search in, one comparison each.
+        pgvector_rows: largest number of vectors that pgvector indexes.
+        queries: number of timed searches.
+        spoken_rows: number of vectors in the index of the service.
+        rounds: timed rounds of encoding; spoken queries take ten times as many.
     """
 
-    parts: Sequence[Part] = PARTS
-    sizes: Sequence[Size] = SIZES
-    pictures: int = 256
+    parts: list[Part] = field(default_factory=lambda: list(PARTS))
+    sizes: list[Size] = field(default_factory=lambda: list(SIZES))
+    images: int = 256
     clips: int = 64
-    picture_size: tuple[int, int] = (640, 480)
-    rows: Sequence[int] = (10_000, 100_000, 1_000_000)
+    image_size: tuple[int, int] = (640, 480)
+    rows: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
     pgvector_rows: int = 100_000
     queries: int = 500
     spoken_rows: int = 10_000
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "clips", "queries", "spoken_rows", "rounds"):
+        for name in ("images", "clips", "queries", "spoken_rows", "rounds"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1")
         if min(self.rows, default=0) < 100:
-            raise ConfigError(f"--rows is {','.join(map(str, self.rows))}; give sizes of 100 and more")
+            raise ConfigError(f"--rows is {self.rows}; give numbers of at least 100")
+        if not all(16 <= side <= 8_000 for side in self.image_size):
+            raise ConfigError(f"--image_size is {self.image_size}; give width and height of 16 to 8000 pixels")
 
 
 @dataclass(slots=True)
 class SearchSpeed:
-    """What was measured; a list of comparisons for each part."""
+    """The measurements: a list of comparisons for each part."""
 
     encoding: list[dict[str, Any]] = field(default_factory=list)
     queries: list[dict[str, Any]] = field(default_factory=list)
@@ -69,7 +76,7 @@ class SearchSpeed:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "processors": os.cpu_count(),
+            "cpus": os.cpu_count(),
             "encoding": self.encoding,
             "queries": self.queries,
             "spoken": self.spoken,
@@ -79,16 +86,16 @@ class SearchSpeed:
         """Tables, for people and for documents."""
         tables = []
         if self.encoding:
-            heads = ("encoders", "what", "loop", "index", "times as fast", "by processor time", "least cosine", "in")
+            heads = ("encoders", "what", "loop", "index", "times as fast", "by CPU time", "least cosine", "in")
             tables.append(_table(heads, [line for one in self.encoding for line in _encoding_lines(one)]))
         for one in self.queries:
             tables.append(
                 _table(
                     (f"{one['rows']:,} vectors", *_QUERY_HEADS),
-                    [_query_line(name, way) for name, way in one["ways"].items()],
+                    [_query_line(name, method) for name, method in one["methods"].items()],
                 )
             )
-            tables += [f"{name}: {reason}" for name, reason in one["left_out"].items()]
+            tables += [f"{name}: {reason}" for name, reason in one["skipped"].items()]
         if self.spoken:
             columns = ("encoders", "vectors", "forward pass p50, ms", "over HTTP p50, ms", "p99, ms", "ratio of p50")
             names = ("size", "rows", "forward_p50_ms", "http_p50_ms", "http_p99_ms", "ratio_of_p50")
@@ -96,35 +103,33 @@ class SearchSpeed:
         return "\n\n".join(tables)
 
 
-def compare_search(settings: SearchSpeedSettings, told: Callable[[str], None]) -> SearchSpeed:
-    """Measures everything that the settings name, each in a temporary folder of its own.
+def compare_search(settings: SearchSpeedSettings) -> SearchSpeed:
+    """Runs the comparisons of the settings, each in a temporary folder of its own.
 
     Args:
-        settings: what and how much.
-        told: is given a line before each part, which takes minutes.
+        settings: see :class:`SearchSpeedSettings`.
 
     Raises:
-        ConfigError: a setting that makes no sense.
         SaySeeError: the service does not start.
     """
     done = SearchSpeed()
     if "encoding" in settings.parts:
         for size in settings.sizes:
-            told(f"encoding, {size} size")
+            logger.info("encoding, %s size", size)
             with _scratch() as scratch:
                 done.encoding.append(
                     compare_encoding(
-                        size, settings.pictures, settings.clips, settings.rounds, scratch, settings.picture_size
+                        size, settings.images, settings.clips, settings.rounds, scratch, settings.image_size
                     )
                 )
     if "queries" in settings.parts:
         for rows in settings.rows:
-            told(f"queries, {rows:,} vectors")
+            logger.info("queries, %d vectors", rows)
             with _scratch() as scratch:
                 done.queries.append(compare_queries(rows, settings.queries, settings.pgvector_rows, scratch))
     if "spoken" in settings.parts:
         for size in settings.sizes:
-            told(f"spoken queries over HTTP, {size} size")
+            logger.info("spoken queries over HTTP, %s size", size)
             with _scratch() as scratch:
                 done.spoken.append(compare_spoken(size, settings.spoken_rows, 10 * settings.rounds, scratch))
     return done
@@ -137,7 +142,7 @@ def _scratch() -> Iterator[Path]:
 
 
 def _encoding_lines(one: dict[str, Any]) -> Iterable[list[str]]:
-    for what, unit in (("pictures", "pictures/s"), ("speech", "s of speech/s")):
+    for what, unit in (("images", "images/s"), ("speech", "s of speech/s")):
         found = one[what]
         yield [
             one["size"],
@@ -145,21 +150,24 @@ def _encoding_lines(one: dict[str, Any]) -> Iterable[list[str]]:
             f"{found['loop_per_second']:.1f}",
             f"{found['index_per_second']:.1f}",
             f"{found['ratio']:.1f}",
-            f"{found['processor_ratio']:.1f}",
+            f"{found['cpu_ratio']:.1f}",
             f"{found['least_cosine']:.5f}",
             found["arithmetic"],
         ]
 
 
-def _query_line(name: str, way: dict[str, Any]) -> list[str]:
+def _query_line(name: str, method: dict[str, Any]) -> list[str]:
     return [
         name,
-        way["method"],
-        f"{way['p50_ms']:.2f}",
-        f"{way['p99_ms']:.2f}",
-        f"{way['recall@10']:.4f}",
-        *(f"{way[key]:,}" if way.get(key) is not None else "–" for key in ("megabytes_in_memory", "megabytes_on_disk")),
-        f"{way['seconds_to_build']:.1f}",
+        method["method"],
+        f"{method['p50_ms']:.2f}",
+        f"{method['p99_ms']:.2f}",
+        f"{method['recall@10']:.4f}",
+        *(
+            f"{method[key]:,}" if method.get(key) is not None else "–"
+            for key in ("megabytes_in_memory", "megabytes_on_disk")
+        ),
+        f"{method['seconds_to_build']:.1f}",
     ]
 
 

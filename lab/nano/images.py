@@ -1,8 +1,8 @@
-"""Drawn scenes for clip-nano: wider than the corpus's, and never one that a corpus's test split may show.
+"""Drawn scenes for clip-nano: more varied than the corpus's, and none that a corpus's test split may show.
 
-There are more shapes, colors, fills and backgrounds, from one object to four, and many scenes come with a twin that
-differs in one attribute of one object and whose captions are false of it: to tell the two apart is what a global vector
-finds hardest.
+These "wide" scenes have more shapes, colors, fills and backgrounds and one to four objects. Many have a twin that
+differs in one attribute of one object, with captions that are false of the other: global vectors find it hardest to
+separate these.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ from saysee.training.checkpoint import write_folder
 
 WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
 LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}
-"""What is known of each patch that an object covers, beside 0 for "no object"."""
+"""Labels of a patch that an object covers; 0 is "no object"."""
 
 SURROUNDINGS = tuple((place, "") for place in PLACES) + tuple(
     (where, value) for where in RELATIONS for value in (*LABELS["color"], *LABELS["shape"])
 )
-"""What may be true of an object: in which halves of the picture it lies, and that something of this color, or of this
-shape, lies so to it."""
+"""What may hold of an object: the half of the image that it lies in, and the relation to an object of a color or
+shape."""
 
 TWIN_SHARE = 0.5
 TWIN_CHANGES = (*CHANGES, "place", "place", "place")
-"""What twins shall differ in; a third of those found differ in a place. Of all that captions say, places are what
-CLIP's loss asks for least, because other pictures of a batch mostly differ in more."""
+"""The change between twins; a third of those found differ in a place. CLIP's loss teaches places least, because other
+images of a batch mostly differ in more."""
 TWIN_TRIES = 12
 CORPUS_SHARE = 0.5
-"""Of the scenes, those that have the corpus's own look; the others have the wide one."""
+"""Share of the scenes with the look of the corpus; the others have the wide look."""
 CAPTION_ROUNDS = 2  # times five captions a scene
 CHUNK = 500  # scenes that are drawn and written at once
-DRAWN_AT = 128  # drawn at twice the size that the small CLIP sees, and scaled down as its processor would
+DRAWN_AT = 128  # twice the input size of clip-nano, then scaled down as by its image processor
 
 
 @dataclass(frozen=True)
 class WideScene:
-    """A scene with what is said of it; ``twin`` says whether the next scene is its twin."""
+    """A scene and its captions; ``twin`` is true if the next scene is its twin."""
 
     scene: Scene
     captions: tuple[str, ...]
@@ -76,7 +76,7 @@ class WideScene:
 
 
 def wide_pairs(look: Look) -> list[tuple[str, str]]:
-    """The (color, shape) pairs that scenes of a look may have: never one that only test splits show."""
+    """The (color, shape) pairs of a look, without those that only test splits show."""
     wide = look is WIDE_LOOK
     shapes, colors = (LABELS["shape"], LABELS["color"]) if wide else (SHAPES, COLORS)
     novel = novel_pairs()
@@ -84,7 +84,7 @@ def wide_pairs(look: Look) -> list[tuple[str, str]]:
 
 
 def wide_scenes(seed: int, chunk: int, count: int) -> Iterator[WideScene]:
-    """``count`` scenes of a chunk; the same for the same numbers."""
+    """``count`` scenes of a chunk; the same arguments give the same scenes."""
     rng = Random(f"saysee wide scenes {seed} {chunk}")
     made = 0
     while made < count:
@@ -104,9 +104,9 @@ def wide_scenes(seed: int, chunk: int, count: int) -> Iterator[WideScene]:
 
 
 def _twins(first: Scene, pairs: list[tuple[str, str]], rng: Random) -> tuple[WideScene, WideScene] | None:
-    """The scene and one that differs in one thing, with captions that are false of each other; None if none is found.
+    """The scene and one that differs in one thing, with captions that are false of the other; None if none is found.
 
-    A moved object often lands where it has no room or where all that is said stays true, so it is tried again.
+    A moved object often overlaps another, or every caption stays true, so several places are tried.
     """
     change = TWIN_CHANGES[rng.randrange(len(TWIN_CHANGES))]
     for _ in range(TWIN_TRIES):
@@ -128,16 +128,16 @@ def _captions(scene: Scene, rng: Random, false_of: Scene | None) -> tuple[str, .
     texts: dict[str, None] = {}
     for _ in range(CAPTION_ROUNDS):
         captions = write_captions(scene, rng, false_of)
-        if captions is None:  # once it took all tries to find that out
+        if captions is None:  # already tried many times
             break
         texts |= dict.fromkeys(caption.text for caption in captions)
     return tuple(texts) or None
 
 
 def patch_labels(scene: Scene, grid: int) -> NDArray[np.uint8]:
-    """What lies on each patch: [len(LABELS), grid * grid], 0 where no object covers half of the patch.
+    """Labels of each patch: [len(LABELS), grid * grid], 0 where no object covers half of the patch.
 
-    An object too small to cover half of any patch labels the one that it covers most.
+    An object too small to cover half of a patch labels the patch that it covers most.
     """
     labels = np.zeros((len(LABELS), len(scene.objects) + 1), dtype=np.uint8)
     for number, (name, values) in enumerate(LABELS.items()):
@@ -146,7 +146,7 @@ def patch_labels(scene: Scene, grid: int) -> NDArray[np.uint8]:
 
 
 def _owners(scene: Scene, grid: int) -> NDArray[np.intp]:
-    """The object that lies on each patch, counted from 1; 0 where none does: [grid * grid]."""
+    """[grid * grid] number of the object on each patch, from 1; 0 for no object."""
     owners = np.zeros((grid, grid), dtype=np.intp)
     edges = np.arange(grid + 1) / grid
     for number, item in enumerate(scene.objects, start=1):
@@ -159,8 +159,10 @@ def _owners(scene: Scene, grid: int) -> NDArray[np.intp]:
 
 
 def patch_surroundings(scene: Scene, grid: int) -> NDArray[np.uint8]:
-    """Where the object of each patch lies, and what lies around it: [grid * grid, bytes], bits as :data:`SURROUNDINGS`
-    names them, none where no object covers the patch (as in :func:`patch_labels`)."""
+    """Bits of the :data:`SURROUNDINGS` that hold for the object of each patch: [grid * grid, bytes].
+
+    No bit is set where :func:`patch_labels` has no object.
+    """
     bits = np.zeros((len(scene.objects) + 1, len(SURROUNDINGS)), dtype=np.uint8)
     number = {name: bit for bit, name in enumerate(SURROUNDINGS)}
     for mine, item in zip(bits[1:], scene.objects, strict=True):
@@ -173,25 +175,25 @@ def patch_surroundings(scene: Scene, grid: int) -> NDArray[np.uint8]:
 
 
 def patch_silhouettes(scene: Scene, image_size: int, grid: int) -> NDArray[np.uint8]:
-    """Which pixels of each patch an object covers: [grid * grid, bytes], the bits of a patch's pixels row by row."""
+    """Which pixels of each patch an object covers, as bits row by row: [grid * grid, bytes]."""
     covered = np.asarray(draw_silhouettes(scene, image_size)) > 127
     side = image_size // grid
     patches = covered.reshape(grid, side, grid, side).swapaxes(1, 2).reshape(grid * grid, side * side)
     return np.packbits(patches, axis=1)
 
 
-class PicturePool:
-    """Wide scenes, drawn once and kept in a folder; a pool that was broken off is gone on with.
+class ImagePool:
+    """Wide scenes, drawn once and kept in a folder; an interrupted pool is completed.
 
     Args:
         folder: of the chunks.
-        scenes: how many.
-        image_size: side of the kept pictures in pixels.
+        scenes: number of scenes.
+        image_size: side of the kept images in pixels.
         grid: patches along a side.
         seed: another seed gives other scenes.
 
     Raises:
-        CheckpointError: the folder holds pictures or labels of another size, or an earlier version's.
+        CheckpointError: the folder holds images or labels of another size, or of an earlier version.
         SaySeeError: a process died.
     """
 
@@ -199,21 +201,19 @@ class PicturePool:
         self.chunks = chunks_of(folder, scenes, CHUNK, seed)
         for chunk in (chunk for chunk in self.chunks if chunk.folder.exists()):
             if not (chunk.folder / "words.npy").exists():
-                raise CheckpointError(
-                    f"{folder} holds scenes that an earlier version drew; give another folder, or remove it"
-                )
+                raise CheckpointError(f"{folder} holds scenes of an earlier version; give another folder, or remove it")
             side = np.load(chunk.folder / "pixels.npy", mmap_mode="r").shape[1]
             patches = np.load(chunk.folder / "labels.npy", mmap_mode="r").shape[2]
             if (side, patches) != (image_size, grid * grid):
                 raise CheckpointError(
-                    f"{folder} holds pictures of {side} pixels and {patches} patches, not {image_size} and "
+                    f"{folder} holds images of {side} pixels and {patches} patches, not {image_size} and "
                     f"{grid * grid}; give another folder, or remove it"
                 )
         make_missing("drawing scenes", self.chunks, partial(_draw_chunk, image_size, grid, seed))
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """[N, H, W, 3]; this and the three below are read from the folder each time."""
+        """[N, H, W, 3]; this property and the three below read the folder each time."""
         return self._joined("pixels")
 
     @property
@@ -233,7 +233,7 @@ class PicturePool:
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """Those of each scene."""
+        """The captions of each scene."""
         return [item["captions"] for item in self._items()]
 
     @cached_property
@@ -242,7 +242,7 @@ class PicturePool:
         return sorted({word for chunk in self.chunks for word in _words_of(chunk)})
 
     def tokens(self, tokenizer: PreTrainedTokenizerFast) -> SceneTokens:
-        """The captions as token numbers; a word that the tokenizer lacks is its unknown one."""
+        """The captions as token numbers; a word that the tokenizer does not have is its unknown token."""
         each = [
             WordNumbers(_words_of(chunk), np.load(chunk.folder / "words.npy")).tokens(tokenizer)
             for chunk in self.chunks
@@ -251,18 +251,18 @@ class PicturePool:
 
     @cached_property
     def units(self) -> NDArray[np.intp]:
-        """[U, 2] the numbers of the scenes that belong in one batch: two twins, or twice that of a scene alone."""
+        """[U, 2] numbers of scenes that belong in one batch: two twins, or a scene without twin twice."""
         twin_of_next = self._counts[:, 1] > 0
         firsts = np.flatnonzero(~np.roll(twin_of_next, 1))  # the last scene is never the twin of a next one
         return np.stack([firsts, firsts + twin_of_next[firsts]], axis=1)
 
     @cached_property
     def _counts(self) -> NDArray[np.intp]:
-        """[N, 2] each scene's captions, and whether the next is its twin: what batches need of the scenes."""
+        """[N, 2] number of captions of each scene, and whether the next is its twin."""
         return np.array([(len(item["captions"]), item["twin"]) for item in self._items()], dtype=np.intp)
 
     def draw(self, rng: np.random.Generator, size: int) -> NDArray[np.intp]:
-        """The numbers of ``size`` scenes, each at most once; twins come together."""
+        """Numbers of ``size`` random scenes, each at most once, with their twins."""
         units = self.units[rng.choice(len(self.units), min(size, len(self.units)), replace=False)]
         both = np.ones(units.shape, dtype=bool)
         both[:, 1] = units[:, 0] < units[:, 1]
@@ -306,5 +306,5 @@ def _draw_chunk(image_size: int, grid: int, seed: int, chunk: Chunk) -> None:
 
 
 def _draw(scene: Scene, image_size: int) -> NDArray[np.uint8]:
-    picture = draw_scene(scene, DRAWN_AT)
-    return np.asarray(picture.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    image = draw_scene(scene, DRAWN_AT)
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""A table of vectors in PostgreSQL with pgvector, in a server of its own for the time of a comparison."""
+"""A table of vectors in PostgreSQL with pgvector, in a temporary server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 _NEEDED = ("pgserver", "psycopg", "pgvector")
 _CANDIDATES = 100
-"""Of HNSW's search, over its 40 by default, with which it misses more."""
+"""Candidates of the HNSW search; its default of 40 has a lower recall."""
 
 
-def why_not() -> str | None:
-    """Why pgvector cannot be asked here; None where it can."""
+def reason_to_skip() -> str | None:
+    """Why pgvector is not available; None if it is."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
 
@@ -27,16 +27,16 @@ class PgvectorTable:
     """Vectors and their HNSW index.
 
     Attributes:
-        facts: method, seconds to build, megabytes.
+        metrics: method, seconds to build, megabytes.
     """
 
-    def __init__(self, connection: Any, facts: dict[str, Any]) -> None:
-        self._connection, self.facts = connection, facts
+    def __init__(self, connection: Any, metrics: dict[str, Any]) -> None:
+        self._connection, self.metrics = connection, metrics
 
     @classmethod
     @contextmanager
-    def made(cls, matrix: NDArray[np.float16], folder: Path) -> Iterator[PgvectorTable]:
-        """A server with the vectors [N, D] in a table, for the time of a ``with`` block."""
+    def create(cls, matrix: NDArray[np.float16], folder: Path) -> Iterator[PgvectorTable]:
+        """Runs a server with the vectors [N, D] in a table within a ``with`` block."""
         import psycopg
         from pgserver.postgres_server import get_server
         from pgvector.psycopg import register_vector
@@ -56,14 +56,14 @@ class PgvectorTable:
                 connection.execute(f"SET hnsw.ef_search = {_CANDIDATES}")
                 size = connection.execute("SELECT pg_total_relation_size('items')").fetchone()
                 assert size is not None
-                facts = {
+                metrics = {
                     "method": f"approximate, HNSW, {_CANDIDATES} candidates, fp32",
                     "seconds_to_build": round(time.perf_counter() - start, 1),
                     "megabytes_on_disk": size[0] // 10**6,
                 }
-                yield cls(connection, facts)
+                yield cls(connection, metrics)
 
     def search(self, query: NDArray[np.float32], k: int) -> list[int]:
-        """The numbers of the rows nearest to a query [D]."""
+        """Numbers of the rows nearest to a query [D]."""
         rows = self._connection.execute("SELECT id FROM items ORDER BY vector <#> %s LIMIT %s", (query, k))
         return [row[0] for row in rows]

@@ -1,7 +1,7 @@
-"""Vectors with the structure that those of pictures have, and queries near them.
+"""Synthetic vectors with the structure of image vectors, and queries near them.
 
-They lie in scenes around topics, in 64 of the dimensions with a falling spectrum, with a little of everything on top.
-Pure random vectors would tell nothing: they have no neighbours, and defeat every approximate index.
+Vectors are clustered in scenes around topics, in a subspace of 64 dimensions with a falling spectrum, plus noise in all
+dimensions. Independent random vectors would be meaningless: they have no neighbors, and no approximate index finds any.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 DIMENSION = 512
 _RANK, _TOPICS = 64, 200
 _SCENE_ROWS = 50
-"""Vectors of one scene, on average."""
+"""Average number of vectors of a scene."""
 _SCENE_SPREAD, _OWN_SPREAD, _NOISE = 0.6, 0.35, 0.02
 _QUERY_SPREAD = 0.35
-"""Of queries beside that of the vectors: speech and text do not lie where pictures do."""
+"""Additional spread of queries: speech and text vectors are distributed differently from image vectors."""
 _BLOCK = 65_536
 
 Vectors = NDArray[np.float32]
 
 
 class Structure:
-    """Where vectors lie; the same for the same number of rows.
+    """A distribution of vectors, and draws from it; the same for the same number of rows.
 
     Args:
-        rows: how many vectors there will be.
-        dimension: D of them, at least 64.
+        rows: number of vectors to be drawn.
+        dimension: D of the vectors, at least 64.
     """
 
     def __init__(self, rows: int, dimension: int = DIMENSION) -> None:
@@ -42,7 +42,7 @@ class Structure:
         self._scenes = topics[self._rng.integers(0, _TOPICS, scenes)] + spread
 
     def draw(self, count: int, spread: float = _OWN_SPREAD) -> Vectors:
-        """The next unit vectors [count, D]."""
+        """Draws unit vectors [count, D]."""
         own = spread * self._rng.standard_normal((count, _RANK))
         places = (self._scenes[self._rng.integers(0, len(self._scenes), count)] + own) * self._spectrum
         vectors = places.astype(np.float32) @ self._basis
@@ -50,7 +50,7 @@ class Structure:
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
     def queries(self, count: int) -> Vectors:
-        """Unit vectors [count, D] that lie among the others, and wider."""
+        """Draws unit vectors [count, D] with a larger spread."""
         return self.draw(count, _OWN_SPREAD + _QUERY_SPREAD)
 
 
@@ -58,7 +58,7 @@ def write_vectors(folder: Path, rows: int, queries: int, dimension: int = DIMENS
     """Writes vectors as fp16, as clip-retrieval does, with a CSV of paths.
 
     Returns:
-        the ``.npy``, the CSV, and queries [queries, D].
+        The ``.npy`` file, the CSV file, and queries [queries, D].
     """
     folder.mkdir(parents=True)
     structure = Structure(rows, dimension)

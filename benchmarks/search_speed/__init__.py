@@ -1,1 +1,0 @@
-"""How fast an index encodes, is searched and answers, against the plain way; ``saysee benchmark search``."""
