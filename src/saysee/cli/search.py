@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from saysee.search.index.index import Index
-    from saysee.search.terminal.queries import Answers
+    from saysee.search.terminal.queries import SearchResults
 
 
 def add_verbs(verbs: Any) -> None:
@@ -143,11 +143,11 @@ def _search(options: argparse.Namespace) -> int:
     if options.k < 1:
         raise ConfigError(f"-k is {options.k}; it must be at least 1")
     index = Index.open(options.index, model=options.model, device=torch_device(options.device))
-    from saysee.search.terminal.queries import answer
+    from saysee.search.terminal.queries import run_queries
 
     recording = None if options.record is None else _recorded(index, options.record)
     kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
-    answers = answer(
+    found = run_queries(
         index,
         options.queries,
         options.text,
@@ -157,20 +157,20 @@ def _search(options: argparse.Namespace) -> int:
         filters=options.filter,
         kind=kinds[options.find],
     )
-    result = {"index": index.place, **answers.to_dict()}
+    result = {"index": index.place, **found.to_dict()}
     sheet = None
     if options.sheet is not None or options.open:
         from saysee.search.terminal.sheet import write_sheet
 
-        sheet = write_sheet(answers, options.sheet)
+        sheet = write_sheet(found, options.sheet)
         result["sheet"] = str(sheet)
     if options.json:
         print(json.dumps(result))
     else:
-        _print_found(answers, thumbnails=not options.no_thumbnails)
+        _print_found(found, thumbnails=not options.no_thumbnails)
         if sheet is not None:
             print(f"sheet: {sheet}")
-    print_refused(answers.refused)
+    print_refused(found.skipped)
     if sheet is not None and options.open:
         _open(sheet)
     return EXIT_DONE
@@ -189,14 +189,14 @@ def _recorded(index: Index, seconds: float) -> NDArray[np.float32]:
     return microphone.record(seconds or None)
 
 
-def _print_found(answers: Answers, thumbnails: bool) -> None:
+def _print_found(found: SearchResults, thumbnails: bool) -> None:
     from saysee.search.terminal.thumbnails import protocol_of, show_hits
 
     protocol = protocol_of(sys.stdout) if thumbnails else None
-    for found in answers.found:
-        print_rich(found.to_table())
+    for result in found.results:
+        print_rich(result.to_table())
         if protocol is not None:
-            show_hits(found.hits, protocol, shutil.get_terminal_size().columns)
+            show_hits(result.hits, protocol, shutil.get_terminal_size().columns)
 
 
 def _open(sheet: Path) -> None:

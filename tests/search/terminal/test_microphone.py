@@ -79,7 +79,7 @@ def hears(monkeypatch):
 def seconds_until_enough(samples: np.ndarray, seconds: float | None = None) -> float | None:
     listener, block = Listener(RATE, seconds), RATE // 20
     for start in range(0, len(samples), block):
-        if listener.hear(samples[start : start + block]):
+        if listener.add(samples[start : start + block]):
             return (start + block) / RATE
     return None
 
@@ -157,20 +157,20 @@ def test_what_is_missing_is_told(hears, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "sounddevice")
     monkeypatch.setattr(sys, "meta_path", [WithoutPortAudio(), *sys.meta_path])
-    with pytest.raises(SaySeeError, match="PortAudio is not installed; install it"):
+    with pytest.raises(SaySeeError, match="PortAudio"):
         Microphone()
     hears(None)
-    with pytest.raises(SaySeeError, match="no microphone found"):
+    with pytest.raises(SaySeeError, match="--record: no microphone"):
         Microphone()
     hears(tone(1, 0.1), refuses="Device unavailable")
-    with pytest.raises(SaySeeError, match=r"cannot be used \(Device unavailable\)"):
+    with pytest.raises(SaySeeError, match="Device unavailable"):
         Microphone().record()
     hears(np.zeros(4 * RATE, np.float32))
     with pytest.raises(MediaError, match="microphone: is silent"):
         Microphone().record(1.0)
     monkeypatch.setattr(microphone, "_STALLED_SECONDS", 0.05)
     hears(tone(0, 0))
-    with pytest.raises(SaySeeError, match="gives no sound"):
+    with pytest.raises(SaySeeError, match="--record: the microphone delivers no"):
         Microphone().record()
 
 

@@ -22,7 +22,7 @@ from saysee.cli import main
 from saysee.media.audio import load_audio
 from saysee.search.index.index import Hit
 from saysee.search.index.updating import update_index
-from saysee.search.terminal.queries import Answers, Found, answer
+from saysee.search.terminal.queries import QueryResult, SearchResults, run_queries
 from saysee.search.terminal.sheet import write_sheet
 from saysee.search.terminal.thumbnails import protocol_of, show_hits
 
@@ -62,8 +62,8 @@ def index(encoder, photos, tmp_path) -> Index:
 def test_sheet_shows_and_plays_everything_and_needs_nothing_beside_it(index, photos, tmp_path):
     recording = load_audio(photos / "clips/2.wav")
     places = [str(photos / "clips/0.wav"), str(photos / "work/4.png")]
-    answers = answer(index, places, ["two green stars"], recording, k=7)
-    page = Page(write_sheet(answers, tmp_path / "sheet.html"))
+    results = run_queries(index, places, ["two green stars"], recording, k=7)
+    page = Page(write_sheet(results, tmp_path / "sheet.html"))
     pictures, sounds = page.all("img", "src"), page.all("audio", "src")
     # A recording, a clip and a text find seven pictures each, and the picture, itself shown, finds three clips.
     assert (len(pictures), len(sounds)) == (3 * 7 + 1, 2 + 3)
@@ -85,17 +85,16 @@ def test_sheet_tells_what_it_cannot_show(tmp_path):
         Hit(2, "image", "https://example.org/a.jpg", 0.4, {}),
         Hit(3, "image", "javascript://example.org/%0aalert(1)", 0.3, {}),
     ]
-    answers = Answers([Found("a", "text", hits), Found("b", "text", [])], ["<i>.wav: is silent"])
-    page = Page(write_sheet(answers, tmp_path / "sheet.html"))
-    assert page.text.count("not to be shown here") == 3
+    results = SearchResults([QueryResult("a", "text", hits), QueryResult("b", "text", [])], ["<i>.wav: is silent"])
+    page = Page(write_sheet(results, tmp_path / "sheet.html"))
+    assert page.text.count("cannot be shown here") == 3
     assert page.all("a", "href") == [(tmp_path / "gone.png").as_uri(), "https://example.org/a.jpg"]
     assert "javascript://example.org" in page.text
-    assert "Nothing in the index fits" in page.text
     assert "<i>.wav: is silent" in page.text
-    page = Page(write_sheet(Answers([Found("a", "text", [])] * 203), tmp_path / "sheet.html"))
+    page = Page(write_sheet(SearchResults([QueryResult("a", "text", [])] * 203), tmp_path / "sheet.html"))
     assert "3 more queries" in page.text
     with pytest.raises(SaySeeError, match=r"cannot be written .*--sheet"):
-        write_sheet(answers, tmp_path / "nowhere/sheet.html")
+        write_sheet(results, tmp_path / "nowhere/sheet.html")
 
 
 def test_command_writes_a_sheet_and_opens_it(index, encoder, photos, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Results as one HTML file that needs nothing beside it: queries to look at or to play, and what was found."""
+"""Results as one self-contained HTML file: the queries and their hits, to see and to play."""
 
 from __future__ import annotations
 
@@ -6,53 +6,55 @@ import base64
 import io
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import soundfile
 from jinja2 import Environment, PackageLoader, select_autoescape
+from numpy.typing import NDArray
+from PIL import Image
 
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import write_text
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.thumbnails import thumbnail
+from saysee.media.images import load_image
 from saysee.search.index.index import Hit
-from saysee.search.terminal.queries import Answers, Found
+from saysee.search.terminal.queries import QueryResult, SearchResults
 
-MOST_QUERIES = 200
-"""Queries on one sheet; with ten pictures each that is some 20 MB, which browsers still open at once."""
+MAX_QUERIES = 200
+"""Queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once."""
 _SIDE = 240
 _QUALITY = 80
 
-Key = TypeVar("Key")
 
-
-def write_sheet(answers: Answers, path: str | os.PathLike[str] | None = None) -> Path:
-    """Writes a sheet, whole or not at all.
+def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = None) -> Path:
+    """Writes a sheet atomically.
 
     Args:
-        answers: of :func:`saysee.search.terminal.queries.answer`.
-        path: of the file; none for a new folder of the system's temporary one.
+        results: of :func:`saysee.search.terminal.queries.run_queries`.
+        path: of the file; None for a new temporary folder.
 
     Returns:
-        where it lies, absolute.
+        the absolute path of the file.
 
     Raises:
         SaySeeError: it cannot be written there.
     """
     place = Path(tempfile.mkdtemp(prefix="saysee-")) / "search.html" if path is None else Path(path).absolute()
-    environment = Environment(loader=PackageLoader("saysee", "search"), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("saysee", "search/terminal"), autoescape=select_autoescape())
+    contents = _Contents()
     text = environment.get_template("sheet.html").render(
-        found=_Contents().of(answers.found[:MOST_QUERIES]),
-        left_out=max(0, len(answers.found) - MOST_QUERIES),
-        refused=answers.refused,
+        queries=[contents.of_query(result) for result in results.results[:MAX_QUERIES]],
+        omitted=max(0, len(results.results) - MAX_QUERIES),
+        skipped=results.skipped,
     )
     try:
         write_text(place, text)
     except OSError as error:
         raise SaySeeError(
-            f"{place}: the sheet cannot be written ({error.strerror}); name another file by --sheet"
+            f"{place}: the sheet cannot be written ({error.strerror}); name another file with --sheet"
         ) from None
     return place
 
@@ -61,74 +63,55 @@ class _Contents:
     """What the sheet shows of files, each read once."""
 
     def __init__(self) -> None:
-        self._pictures: dict[str, str | None] = {}
-        self._sounds: dict[str, str | None] = {}
+        self._urls: dict[tuple[str, str], str | None] = {}
 
-    def of(self, found: list[Found]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": one.name,
-                "kind": one.kind,
-                "content": self._query(one),
-                "hits": [self._hit(hit) for hit in one.hits],
-            }
-            for one in found
-        ]
+    def of_query(self, result: QueryResult) -> dict[str, Any]:
+        if result.recording is not None:
+            url: str | None = _audio_url(result.recording)
+        else:
+            url = None if result.kind == "text" else self._of_file(result.kind, result.name)
+        hits = [self._of_hit(hit) for hit in result.hits]
+        return {"name": result.name, "kind": result.kind, "url": url, "hits": hits}
 
-    def _query(self, one: Found) -> str | None:
-        if one.recording is not None:
-            return _sound_url(one.recording)
-        return None if one.kind == "text" else self._file(one.kind, one.name)
-
-    def _hit(self, hit: Hit) -> dict[str, Any]:
-        on_web = "://" in hit.path
+    def _of_hit(self, hit: Hit) -> dict[str, Any]:
+        is_web = "://" in hit.path
         return {
             "path": hit.path,
-            "name": hit.path.rsplit("/", 1)[-1] if on_web else os.path.basename(hit.path),
-            "link": _link(hit.path, on_web),
+            "name": hit.path.rsplit("/", 1)[-1] if is_web else os.path.basename(hit.path),
+            "link": _link(hit.path) if is_web else Path(hit.path).as_uri(),
             "kind": hit.kind,
             "score": hit.score,
-            "content": None if on_web else self._file(hit.kind, hit.path),
+            "url": None if is_web else self._of_file(hit.kind, hit.path),
         }
 
-    def _file(self, kind: str, path: str) -> str | None:
-        return _once(self._pictures, path, _picture) if kind == "image" else _once(self._sounds, path, _sound)
+    def _of_file(self, kind: str, path: str) -> str | None:
+        if (kind, path) not in self._urls:
+            try:
+                self._urls[kind, path] = _image_url(path) if kind == "image" else _audio_url(load_audio(path))
+            except MediaError:
+                self._urls[kind, path] = None
+        return self._urls[kind, path]
 
 
-def _once(known: dict[Key, str | None], key: Key, make: Callable[[Key], str | None]) -> str | None:
-    if key not in known:
-        known[key] = make(key)
-    return known[key]
+def _link(address: str) -> str | None:
+    """A web address that may be followed by a click; None for other schemes, which may run scripts."""
+    return address if urlsplit(address).scheme in ("http", "https") else None
 
 
-def _link(path: str, on_web: bool) -> str | None:
-    if not on_web:
-        return Path(path).as_uri()
-    return path if path.startswith(("http://", "https://")) else None  # no other scheme is to be followed by a click
-
-
-def _picture(path: str) -> str | None:
-    picture = thumbnail(path, _SIDE)
-    if picture is None:
-        return None
+def _image_url(path: str) -> str:
+    image = load_image(path, at_least=_SIDE)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_QUALITY)
+    image.save(buffer, "JPEG", quality=_QUALITY)
     return _data_url(buffer.getvalue(), "image/jpeg")
 
 
-def _sound(path: str) -> str | None:
-    try:
-        return _sound_url(load_audio(path))
-    except MediaError:
-        return None
-
-
-def _sound_url(samples: Any) -> str:
-    """As MP3, which every browser plays, a fifth of what the samples would take."""
+def _audio_url(samples: NDArray[np.float32]) -> str:
+    """As MP3, which every browser plays, in a fifth of the size of the samples."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="MP3")
     return _data_url(buffer.getvalue(), "audio/mpeg")
 
 
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _data_url(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,7 @@
-"""Pictures in a terminal that can show them, by the protocol of kitty or of iTerm2.
+"""Images in terminals that can show them, by the protocol of kitty or of iTerm2.
 
-Which one is read off the environment, as terminals set it: asking the terminal would have to wait for its answer. In a
-pipe, and within tmux or screen, which swallow what they do not know, there are none.
+The protocol is read from the environment variables that terminals set: asking the terminal itself would have to wait
+for its answer. In a pipe, and within tmux or screen, which drop unknown sequences, no images are shown.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from typing import Literal, TextIO
 
 from PIL import Image
 
-from saysee.media.thumbnails import thumbnail
+from saysee.errors import MediaError
+from saysee.media.images import load_image
 from saysee.search.index.index import Hit
 
 Protocol = Literal["kitty", "iterm"]
 
 CELL_COLUMNS = 16
-"""Columns of the terminal that a picture takes."""
+"""Columns of the terminal that an image takes."""
 _SIDE = 160
-"""Pixels of a thumbnail: ten a column, as terminals have them; they scale what differs."""
+"""Pixels of a thumbnail: ten a column, which is common; terminals scale it."""
 _GAP = 8
-_AT_ONCE = 4_096
-"""Characters that kitty takes in one escape sequence."""
+_CHUNK = 4_096
+"""Characters that kitty accepts in one escape sequence."""
 
 
 def protocol_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Protocol | None:
-    """How the terminal behind a stream shows pictures; None where it does not, or none is known."""
+    """How the terminal behind a stream shows images; None if it does not, or is unknown."""
     if not stream.isatty() or "TMUX" in environment or "STY" in environment:
         return None
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
@@ -42,19 +43,19 @@ def protocol_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> 
 
 
 def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: TextIO | None = None) -> None:
-    """Shows the pictures of hits in rows, in their order, the best first. What is no picture, or gone, leaves a gap.
+    """Shows the images of hits in rows, the best first. A clip, or an image that cannot be read, leaves a gap.
 
     Args:
-        hits: what was found.
+        hits: of one query.
         protocol: of the terminal.
-        columns: its width.
-        stream: of the terminal; none for stdout.
+        columns: width of the terminal.
+        stream: of the terminal; None for stdout.
     """
     stream = stream or sys.stdout
-    pictures = [thumbnail(hit.path, _SIDE) if hit.kind == "image" else None for hit in hits]
-    across = max(1, columns // CELL_COLUMNS)
-    for start in range(0, len(pictures), across):
-        row = pictures[start : start + across]
+    images = [_thumbnail(hit) for hit in hits]
+    per_row = max(1, columns // CELL_COLUMNS)
+    for start in range(0, len(images), per_row):
+        row = images[start : start + per_row]
         if any(row):
             png = _png(_strip(row))
             width = len(row) * CELL_COLUMNS
@@ -63,29 +64,40 @@ def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: Tex
     stream.flush()
 
 
-def _strip(pictures: Sequence[Image.Image | None]) -> Image.Image:
-    """Pictures side by side, each in the middle of its place, on nothing."""
-    strip = Image.new("RGBA", (len(pictures) * (_SIDE + _GAP), _SIDE + _GAP))
-    for place, picture in enumerate(pictures):
-        if picture is not None:
-            left = place * (_SIDE + _GAP) + (_SIDE - picture.width) // 2
-            strip.paste(picture, (left, (_SIDE - picture.height) // 2))
+def _thumbnail(hit: Hit) -> Image.Image | None:
+    if hit.kind != "image":
+        return None
+    try:
+        image = load_image(hit.path, at_least=_SIDE)
+    except MediaError:
+        return None
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def _strip(images: Sequence[Image.Image | None]) -> Image.Image:
+    """Images side by side, each centered in its cell, on a transparent background."""
+    strip = Image.new("RGBA", (len(images) * (_SIDE + _GAP), _SIDE + _GAP))
+    for place, image in enumerate(images):
+        if image is not None:
+            left = place * (_SIDE + _GAP) + (_SIDE - image.width) // 2
+            strip.paste(image, (left, (_SIDE - image.height) // 2))
     return strip
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _kitty(png: bytes, columns: int) -> Iterator[str]:
     """Escape sequences by which kitty shows a PNG; q=2 keeps it from answering."""
     text = base64.b64encode(png).decode()
-    for start in range(0, len(text), _AT_ONCE):
+    for start in range(0, len(text), _CHUNK):
         first = f"f=100,a=T,q=2,c={columns}," if start == 0 else ""
-        more = int(start + _AT_ONCE < len(text))
-        yield f"\x1b_G{first}m={more};{text[start : start + _AT_ONCE]}\x1b\\"
+        more = int(start + _CHUNK < len(text))
+        yield f"\x1b_G{first}m={more};{text[start : start + _CHUNK]}\x1b\\"
 
 
 def _iterm(png: bytes, columns: int) -> str:
