@@ -13,13 +13,19 @@ clock; what was read of it is not remembered by its time."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name, flushes it to the disk and renames it: whole or not at all."""
+    """Writes a text file atomically, as UTF-8; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically: under a temporary name, flushed to the disk, then renamed."""
     temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    flush(path.parent)
 
 
 def flush(path: Path) -> None:

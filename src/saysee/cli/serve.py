@@ -47,7 +47,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     with extra_needed("saysee serve", "serve"):
-        from saysee.search.service.running import serve
+        from saysee.search.service.app import serve
     from saysee.search.index.index import Index
     from saysee.search.service.settings import Limits, ServiceSettings
 

@@ -1,4 +1,4 @@
-"""A small index, and services of it."""
+"""A small index, made once and copied for each test, and services of it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def index(encoder, photos, tmp_path) -> Index:
 def make_service(index) -> Iterator[Callable[..., Service]]:
     services = []
 
-    def make(**settings) -> Service:
-        services.append(Service(index, ServiceSettings(**settings)))
+    def make(of: Index = index, **settings) -> Service:
+        services.append(Service(of, ServiceSettings(**settings)))
         return services[-1]
 
     yield make
@@ -37,10 +37,10 @@ def make_service(index) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture
 def ask(make_service) -> Callable[..., TestClient]:
-    """A client of a service with these settings, in this process. What would be a 500 is raised in the test."""
+    """A client of a service with these settings, in this process. An internal error is raised in the test."""
 
-    def client(**settings) -> TestClient:
-        service = make_service(**settings)
+    def client(*of: Index, **settings) -> TestClient:
+        service = make_service(*of, **settings)
         client = TestClient(make_app(service), base_url=HERE)
         client.service = service
         return client

@@ -76,7 +76,7 @@ class Running:
         return httpx2.Client(base_url=self.url, timeout=PATIENCE, **settings)
 
     def memory(self, **headers: str) -> float:
-        return figure(self.client(headers=headers).get("/metrics").text, "process_resident_memory_bytes")
+        return metric(self.client(headers=headers).get("/metrics").text, "process_resident_memory_bytes")
 
     def end(self, signal: int) -> tuple[int, str]:
         """Exit code and what was written on stderr."""
@@ -85,8 +85,8 @@ class Running:
         return self.process.returncode, errors
 
 
-def figure(text: str, name: str) -> float:
-    """A figure of Prometheus' text; 0 where it is not there yet."""
+def metric(text: str, name: str) -> float:
+    """A metric of Prometheus' text; 0 if it is not there yet."""
     return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} ")), 0.0)
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from prometheus_client import generate_latest
 from service_tools import listening, multipart, wait_until
 
 from saysee.search.service.batching import ModelThread
@@ -20,8 +21,8 @@ from saysee.search.service.metrics import Metrics
 def make_thread():
     threads = []
 
-    def make(batch: int = 8, wait_seconds: float = 0.0, coming=lambda: 0) -> ModelThread:
-        threads.append(ModelThread(batch, wait_seconds, coming, Metrics()))
+    def make(batch: int = 8, wait_seconds: float = 0.0, incoming=lambda: 0) -> ModelThread:
+        threads.append(ModelThread(batch, wait_seconds, incoming, Metrics()))
         return threads[-1]
 
     yield make
@@ -75,16 +76,16 @@ def test_one_that_fails_does_not_spoil_the_others(make_thread):
 
 
 def test_a_query_waits_only_while_another_is_on_its_way_and_not_for_long(make_thread):
-    alone = make_thread(wait_seconds=30, coming=lambda: 1)
+    alone = make_thread(wait_seconds=30, incoming=lambda: 1)
     start = time.monotonic()
     alone.submit("a", 1, list).result(60)
     assert time.monotonic() - start < 10  # itself is the only one that was coming
     seen = []
-    expecting = make_thread(wait_seconds=30, coming=lambda: 2)
+    expecting = make_thread(wait_seconds=30, incoming=lambda: 2)
     first = expecting.submit("a", 1, lambda contents: seen.append(contents) or contents)
     second = expecting.submit("a", 2, list)
     assert (first.result(20), second.result(20), seen) == (1, 2, [[1, 2]])
-    bounded = make_thread(wait_seconds=0.05, coming=lambda: 2)
+    bounded = make_thread(wait_seconds=0.05, incoming=lambda: 2)
     assert bounded.submit("a", 1, list).result(60) == 1
 
 
@@ -93,9 +94,9 @@ def test_what_is_cancelled_leaves_the_line_and_is_never_run(make_thread):
     held = Held(thread)
     ran = []
     futures = [thread.submit("a", number, lambda contents: ran.extend(contents) or contents) for number in range(3)]
-    assert thread.under_way() == 4
+    assert thread.pending() == 4
     assert futures[1].cancel()
-    assert thread.under_way() == 3
+    assert thread.pending() == 3
     held.let_go.set()
     assert futures[2].result(60) == 2
     assert ran == [0, 2]
@@ -122,11 +123,11 @@ def test_a_full_queue_says_when_to_come_back_and_answers_all_it_took(make_servic
     with listening(service) as port, ThreadPoolExecutor(2) as clients:
         held = Held(service.model)
         taken = [clients.submit(post, port, files={"text": (None, "two green stars")}) for _ in range(2)]
-        wait_until(lambda: service.model.under_way() == 3)
+        wait_until(lambda: service.model.pending() == 3)
         refused = post(port, files={"text": (None, "a")})
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
-        assert "busy" in refused.json()["detail"]
+        assert refused.json()["code"] == "busy"
         assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200  # the event loop is free
         held.let_go.set()
         assert [answer.result().status_code for answer in taken] == [200, 200]
@@ -141,12 +142,12 @@ def test_a_client_that_leaves_frees_its_place(make_service, how):
         held = Held(service.model)
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"".join(multipart(port, {"text": b"two green stars"})))
-            wait_until(lambda: service.model.under_way() == 2)
+            wait_until(lambda: service.model.pending() == 2)
             assert post(port, files={"text": (None, "a")}).status_code == 503
             if how == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_until(lambda: service.places.taken == 0)
-        assert service.model.under_way() == 1  # out of the line, while the model is still busy
+        assert service.model.pending() == 1  # out of the line, while the model is still busy
         assert service.metrics.left._value.get() == 1
         held.let_go.set()
         assert post(port, files={"text": (None, "a")}).status_code == 200
@@ -196,7 +197,7 @@ def test_whoever_is_refused_while_sending_can_read_why(make_service):
             client.sendall(bytes(1_000_000))
         answer = client.recv(10_000)
         assert b" 413 " in answer
-        assert b"over the limit" in answer
+        assert b'"too-large"' in answer
         assert service.places.bytes == 0
 
 
@@ -212,11 +213,11 @@ def test_queries_that_arrive_together_are_encoded_together(make_service, photos)
             wait_until(lambda: service.places.taken == 1)
             with ThreadPoolExecutor(1) as clients:
                 quick = clients.submit(post, port, files={"audio": ("x", audio)})
-                wait_until(lambda: service.model.under_way() == 1)
+                wait_until(lambda: service.model.pending() == 1)
                 slow.sendall(body[-1:])
                 together = quick.result().json()
             assert b" 200 " in slow.recv(1_000)
-        text = service.metrics.text().decode()
+        text = generate_latest(service.metrics.registry).decode()
     assert 'saysee_batch_size_bucket{le="1.0"} 1.0' in text
     assert 'saysee_batch_size_bucket{le="2.0"} 2.0' in text
     assert service.metrics.batch._sum.get() - before == 2

@@ -1,4 +1,4 @@
-"""The service finds what the index finds; whatever a client does wrong is told in one sentence."""
+"""The service finds what the index finds; a client's mistake gets a status, a code and one line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from service_tools import run_apart
 from starlette.requests import Request
 
 from media_files import clip
+from saysee.search.index.filters import parse_filters
 from saysee.search.service.answering import Answerer, Query, to_text
-from saysee.search.service.forms import Field, read_form
-from saysee.search.service.refusals import Refusal
+from saysee.search.service.errors import RequestError
+from saysee.search.service.requests import LimitedRequest
 from saysee.search.service.settings import Limits
 
 
@@ -23,14 +24,14 @@ def names(answer) -> list[str]:
     return [hit["name"] for hit in answer.json()["hits"]]
 
 
-def sound(seconds: float, rate: int = 16_000) -> bytes:
+def wav(seconds: float, rate: int = 16_000) -> bytes:
     buffer = io.BytesIO()
     noise = 0.1 * np.random.default_rng(0).standard_normal(int(seconds * rate))
     soundfile.write(buffer, noise.astype(np.float32), rate, format="WAV")
     return buffer.getvalue()
 
 
-def test_every_way_to_ask_finds_what_the_index_finds(ask, index, photos):
+def test_every_kind_of_query_finds_what_the_index_finds(ask, index, photos):
     client = ask()
     for path, ways in (
         ("clips/1.wav", [("audio", "speech", None), ("audio", "speech", "clip")]),
@@ -65,7 +66,7 @@ def test_every_way_to_ask_finds_what_the_index_finds(ask, index, photos):
     assert {hit["folder"] for hit in answer["hits"]} == {"holiday", "work"}
 
 
-def test_the_vector_of_an_answer_asks_the_same_again(ask, photos):
+def test_the_vector_of_an_answer_repeats_the_query(ask, photos):
     client = ask()
     first = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
     again = client.post("/search", files={"vector": (None, first.json()["query"]["vector"])})
@@ -77,7 +78,7 @@ def test_the_vector_of_an_answer_asks_the_same_again(ask, photos):
     assert again.json()["query"]["seconds"] is None
 
 
-def test_queries_asked_together_get_what_each_gets_alone(index, photos):
+def test_queries_in_one_batch_get_what_each_gets_alone(index, photos):
     answerer = Answerer(index)
     encoder = index.encoder
     queries = [
@@ -94,33 +95,61 @@ def test_queries_asked_together_get_what_each_gets_alone(index, photos):
         np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
 
 
-def test_a_query_that_cannot_be_used_is_refused_in_a_sentence(ask):
+def test_filters_limit_the_hits(ask):
     client = ask()
-    for files, status, words in (
-        ({}, 415, "multipart form"),
-        ({"k": (None, "3")}, 422, "exactly one of audio, image, text, vector; none came"),
-        ({"text": (None, "a"), "image": ("x", b"y")}, 422, "exactly one of audio, image, text, vector; 2 came"),
-        ({"text": ("file.txt", b"a")}, 422, "'text' as a plain field"),
-        ({"audio": (None, "a")}, 422, "'audio' as a file"),
-        ({"audio": ("x", b"")}, 422, "is an empty file"),
-        ({"audio": ("x", b"RIFF....WAVE")}, 422, "audio of 12 bytes"),
-        ({"image": ("x", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "is not an image"),
-        ({"text": (None, "  ")}, 422, "text is empty"),
-        ({"text": (None, "a" * 1_001)}, 413, "over 1,000 characters"),
-        ({"text": (None, "a" * 100_000)}, 400, "cannot be read"),
-        ({"text": (None, "a"), "k": (None, "0")}, 422, "'k' is a whole number from 1 to 100"),
-        ({"text": (None, "a"), "k": (None, "101")}, 422, "'k' is a whole number from 1 to 100"),
-        ({"text": (None, "a"), "k": (None, "²")}, 422, "'k' is a whole number from 1 to 100"),
-        ({"text": (None, "a"), "kind": (None, "video")}, 422, "one of image, clip"),
-        ({"text": (None, "a"), "where": (None, "1 = 1")}, 422, "no field 'where'"),
-        ({"vector": (None, "no base64!")}, 422, "not base64"),
-        ({"vector": (None, "AAAA")}, 422, "3 bytes, not 48"),
-        ({"vector": (None, to_text(np.zeros(24, np.float32)))}, 422, "zero or not finite"),
-        ({"vector": (None, to_text(np.full(24, np.nan, np.float32)))}, 422, "zero or not finite"),
+
+    def search(*filters):
+        return client.post("/search", files={"text": (None, "a")}, data={"filter": list(filters)})
+
+    assert {hit["folder"] for hit in search("folder:holi*").json()["hits"]} == {"holiday"}
+    assert [hit["name"] for hit in search("folder:holiday", "name:2.png").json()["hits"]] == ["2.png"]
+    assert len(search("id:2..4").json()["hits"]) == 3
+    assert search("folder:nowhere").json()["hits"] == []
+    for bad in ("folder", ":", "id:two", "folder:b..a"):
+        answer = search(bad)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-filter"), answer.text
+        assert bad in answer.json()["detail"]
+
+
+def test_queries_with_different_filters_share_a_batch(index):
+    answerer = Answerer(index)
+    filters = [parse_filters([text]) for text in ("folder:work", "folder:holiday", "folder:work")]
+    answers = answerer.answer([Query("text", "a dog", 3, "image", one) for one in filters])
+    assert [{item.path.split("/")[0] for _, item in answer.hits} for answer in answers] == [
+        {"work"},
+        {"holiday"},
+        {"work"},
+    ]
+
+
+def test_a_query_that_cannot_be_used_gets_a_code_and_one_line(ask):
+    client = ask()
+    for files, status, code, word in (
+        ({}, 415, "not-a-form", "multipart"),
+        ({"k": (None, "3")}, 422, "one-query", "audio, image, text, vector"),
+        ({"text": (None, "a"), "image": ("x", b"y")}, 422, "one-query", "2"),
+        ({"text": ("file.txt", b"a")}, 422, "invalid-field", "text"),
+        ({"audio": (None, "a")}, 422, "invalid-field", "audio"),
+        ({"audio": ("x", b"")}, 422, "empty", "0 bytes"),
+        ({"audio": ("x", b"RIFF....WAVE")}, 422, "truncated", "12 bytes"),
+        ({"image": ("x", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "undecodable", "41 bytes"),
+        ({"text": (None, "  ")}, 422, "empty-text", ""),
+        ({"text": (None, "a" * 1_001)}, 413, "text-too-long", "1000"),
+        ({"text": (None, "a" * 100_000)}, 400, "malformed-form", ""),
+        ({"text": (None, "a"), "k": (None, "0")}, 422, "invalid-field", "k"),
+        ({"text": (None, "a"), "k": (None, "101")}, 422, "invalid-field", "100"),
+        ({"text": (None, "a"), "k": (None, "²")}, 422, "invalid-field", "k"),
+        ({"text": (None, "a"), "kind": (None, "video")}, 422, "invalid-field", "kind"),
+        ({"text": (None, "a"), "where": (None, "1 = 1")}, 422, "invalid-field", "where"),
+        ({"vector": (None, "no base64!")}, 422, "invalid-vector", ""),
+        ({"vector": (None, "AAAA")}, 422, "invalid-vector", "48"),
+        ({"vector": (None, to_text(np.zeros(24, np.float32)))}, 422, "invalid-vector", ""),
+        ({"vector": (None, to_text(np.full(24, np.nan, np.float32)))}, 422, "invalid-vector", ""),
     ):
         answer = client.post("/search", files=files)
-        assert (answer.status_code, list(answer.json())) == (status, ["detail"]), files
-        assert words in answer.json()["detail"]
+        assert (answer.status_code, answer.json()["code"]) == (status, code), (files, answer.text)
+        assert list(answer.json()) == ["code", "detail"]
+        assert word in answer.json()["detail"]
         assert "\n" not in answer.json()["detail"]
 
 
@@ -134,18 +163,19 @@ def test_limits(ask, tmp_path):
         "text": 10,
     }
     assert len(client.post("/search", files={"text": (None, "a" * 10)}).json()["hits"]) == 2
-    for files, words in (
-        ({"audio": ("x", sound(2.5))}, "limit of 2 s"),
-        ({"image": ("x", _png(60, 50))}, "limit of 2,500"),
-        ({"text": (None, "a" * 11)}, "over 10 characters"),
-        ({"audio": ("x", bytes(400_000))}, "limit of 100,000 bytes"),
+    for files, code, limit in (
+        ({"audio": ("x", wav(2.5))}, "too-long", "2 s"),
+        ({"image": ("x", _png(60, 50))}, "too-large", "2,500"),
+        ({"text": (None, "a" * 11)}, "text-too-long", "10"),
+        ({"audio": ("x", bytes(400_000))}, "too-large", "100,000 bytes"),
     ):
         answer = client.post("/search", files=files)
-        assert (answer.status_code, words in answer.json()["detail"]) == (413, True), answer.text
+        assert (answer.status_code, answer.json()["code"]) == (413, code), answer.text
+        assert limit in answer.json()["detail"]
     assert client.post("/search", files={"text": (None, "a"), "k": (None, "3")}).status_code == 422
 
 
-def test_a_file_is_refused_while_it_arrives(make_service):
+def test_a_large_file_is_rejected_while_it_arrives(make_service):
     """The body is never held: of one that claims no length, no more is read than the limit."""
     service = make_service(limits=Limits(bytes=1_000_000))
     asked = 0
@@ -160,30 +190,32 @@ def test_a_file_is_refused_while_it_arrives(make_service):
     request = Request({"type": "http", "method": "POST", "path": "/search", "headers": headers}, receive)
 
     async def read():
-        with service.places.taking() as place, pytest.raises(Refusal, match="limit of 1,000,000 bytes") as refused:
-            await read_form(request, {"audio": Field("a sound", file=True)}, place, service.settings)
-        assert refused.value.status == 413
+        with service.places.taking() as place:
+            limited = LimitedRequest(request, place, service.settings)
+            with pytest.raises(RequestError, match="1,000,000 bytes") as error:
+                await limited.form()
+        assert (error.value.status_code, error.value.code) == (413, "too-large")
 
     run_apart(read())
     assert asked <= 14
     assert (service.places.taken, service.places.bytes) == (0, 0)
 
 
-def test_what_model_gives_no_vector_for_is_refused_alone(ask, photos, monkeypatch):
+def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
     client = ask(wait_ms=0, write=True)
     encode = client.service.answerer.encoder.encode
     monkeypatch.setattr(client.service.answerer.encoder, "encode", lambda *words: math.nan * encode(*words))
     answer = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
-    assert (answer.status_code, "finite" in answer.json()["detail"]) == (422, True)
-    answer = client.post("/items", files={"file": ("x", sound(1))})
-    assert (answer.status_code, "finite" in answer.json()["detail"], len(client.service.index)) == (422, True, 9)
+    assert (answer.status_code, answer.json()["code"]) == (422, "not-finite")
+    answer = client.post("/items", files={"file": ("x", wav(1))})
+    assert (answer.status_code, answer.json()["code"], len(client.service.index)) == (422, "not-finite", 9)
 
 
-def test_clips_of_another_speech_side_are_not_asked_for(ask, index, monkeypatch):
+def test_clips_of_another_speech_encoder_are_not_searched(ask, index, monkeypatch):
     client = ask()
     monkeypatch.setitem(client.service.answerer.encoder.fingerprints, "clip", "another")
     answer = client.post("/search", files={"text": (None, "a"), "kind": (None, "clip")})
-    assert (answer.status_code, "another speech side" in answer.json()["detail"]) == (409, True)
+    assert (answer.status_code, answer.json()["code"]) == (409, "other-model")
     assert str(index.folder) not in answer.text.partition("model")[0]
     assert client.post("/search", files={"text": (None, "a")}).status_code == 200
 
@@ -193,22 +225,23 @@ def test_about_health_metrics_and_docs(ask):
     about = client.get("/about").json()
     assert (about["name"], about["images"], about["clips"]) == ("index", 6, 3)
     assert (about["writable"], about["attention"]) == (False, "similarity")
+    assert ".wav" in about["formats"]["clip"]
+    assert ".png" in about["formats"]["image"]
     assert client.get("/health").json() == {"status": "ok"}
     client.get("/no/such/place")
     client.post("/search", files={"text": (None, "a")})
-    figures = client.get("/metrics").text
-    assert 'saysee_requests_total{method="POST",route="/search",status="200"} 1.0' in figures
-    assert 'saysee_requests_total{method="GET",route="none",status="404"} 1.0' in figures
-    assert 'saysee_index_rows{kind="image"} 6.0' in figures
-    assert "saysee_places_taken 0.0" in figures
-    assert "/no/such" not in figures
+    metrics = client.get("/metrics").text
+    assert 'saysee_requests_total{method="POST",route="/search",status="200"} 1.0' in metrics
+    assert 'saysee_requests_total{method="GET",route="none",status="404"} 1.0' in metrics
+    assert 'saysee_index_rows{kind="image"} 6.0' in metrics
+    assert "saysee_places_taken 0.0" in metrics
+    assert "/no/such" not in metrics
     docs = client.get("/docs")
     assert docs.status_code == 200
     assert "https://" not in docs.text
-    form = client.get("/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]["content"][
-        "multipart/form-data"
-    ]
-    assert set(form["schema"]["properties"]) == {"audio", "image", "text", "vector", "k", "kind"}
+    form = client.get("/openapi.json").json()["components"]["schemas"]["SearchForm"]
+    assert set(form["properties"]) == {"audio", "image", "text", "vector", "k", "kind", "filter"}
+    assert form["properties"]["k"]["maximum"] == 100
 
 
 def test_attention(ask, photos, index):
@@ -216,22 +249,22 @@ def test_attention(ask, photos, index):
     audio = (photos / "clips/0.wav").read_bytes()
     answer = client.post("/attention", files={"audio": ("x", audio), "id": (None, "1")})
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert (told["source"], told["rows"], told["columns"]) == ("similarity", 4, 4)
-    assert all(len(frame) == 16 for frame in told["frames"])
-    assert told["seconds"] == pytest.approx(5_000 / 16_000)
-    for files, status, words in (
-        ({"audio": ("x", audio)}, 422, "'id' is missing"),
-        ({"audio": ("x", audio), "id": (None, "99")}, 404, "no picture 99"),
-        ({"audio": ("x", audio), "id": (None, "-1")}, 422, "'id' is a whole number"),
-        ({"audio": ("x", b"rubbish"), "id": (None, "1")}, 422, "is not an audio file"),
-        ({"audio": ("x", audio), "id": (None, str(_a_clip(index)))}, 404, "is a clip, not a picture"),
+    found = answer.json()
+    assert (found["source"], found["rows"], found["columns"]) == ("similarity", 4, 4)
+    assert all(len(frame) == 16 for frame in found["frames"])
+    assert found["seconds"] == pytest.approx(5_000 / 16_000)
+    for files, status, code in (
+        ({"audio": ("x", audio)}, 422, "invalid-field"),
+        ({"audio": ("x", audio), "id": (None, "99")}, 404, "no-such-item"),
+        ({"audio": ("x", audio), "id": (None, "-1")}, 422, "invalid-field"),
+        ({"audio": ("x", b"rubbish"), "id": (None, "1")}, 422, "undecodable"),
+        ({"audio": ("x", audio), "id": (None, str(_a_clip(index)))}, 404, "no-such-item"),
     ):
         answer = client.post("/attention", files=files)
-        assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
 
 
-def test_an_empty_index_answers_with_nothing(ask, index):
+def test_an_empty_index_answers_without_hits(ask, index):
     client = ask(write=True)
     for row in range(1, 10):
         assert client.delete(f"/items/{row}").status_code == 204

@@ -14,11 +14,12 @@ from PIL import Image
 
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE
+from saysee.search.index.filters import Filter
 from saysee.search.index.index import Hit, Index
 from saysee.search.index.store import Item, Kind
-from saysee.search.service.refusals import Refusal, told
+from saysee.search.service.errors import RequestError, one_line
 
-Sort = Literal["clip", "image", "text", "vector"]
+QueryKind = Literal["clip", "image", "text", "vector"]
 """Of a query: speech, a picture, a text, or a vector of a query asked before."""
 
 
@@ -31,12 +32,14 @@ class Query:
         content: samples [T] or pixels [3, H, W] as the encoder prepared them, a text, or a vector [D].
         k: most hits.
         kind: what to find; None for what is usual.
+        filters: that hits must fulfill.
     """
 
-    sort: Sort
+    sort: QueryKind
     content: Any
     k: int
     kind: Kind | None = None
+    filters: tuple[Filter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +83,32 @@ class Answerer:
         """Encodes queries of all sorts, each sort together, and searches for them.
 
         Raises:
-            Refusal: the model gives no vector for one, or the index cannot be read.
+            RequestError: the model gives no vector for one, or the index cannot be read.
         """
         vectors = self._vectors(queries)
-        kinds = [self._kind(query) for query in queries]
+        searches = [(self._kind(query), query.filters) for query in queries]
         answers: list[Answer | None] = [None] * len(queries)
         try:
-            for kind in set(kinds):
+            for kind, filters in dict.fromkeys(searches):
                 self._check(kind)
-                places = [place for place, found in enumerate(kinds) if found == kind]
+                places = [place for place, search in enumerate(searches) if search == (kind, filters)]
                 most = max(queries[place].k for place in places)
-                for place, hits in zip(
-                    places, self.index.search(vectors=vectors[places], k=most, kind=kind), strict=True
-                ):
+                results = self.index.search(vectors=vectors[places], k=most, kind=kind, filters=filters)
+                for place, hits in zip(places, results, strict=True):
                     best = hits[: queries[place].k]
                     rows = self.index.rows([hit.id for hit in best])
                     found = [(hit, rows[hit.id]) for hit in best if hit.id in rows]
                     answers[place] = Answer(vectors[place], kind, found)
         except SaySeeError as error:  # the index, not the query: that was looked at before
-            raise Refusal(503, f"The index cannot be searched: {told(error, self.index.place)}", 10) from None
+            message = f"The index cannot be searched: {one_line(error, self.index.place)}"
+            raise RequestError(503, "index-unavailable", message, 10) from None
         return [answer for answer in answers if answer is not None]
 
     def encode(self, kind: Kind, prepared: Sequence[Any]) -> list[NDArray[np.float32]]:
         """Vectors [D] of pictures or clips that the encoder prepared.
 
         Raises:
-            Refusal: the model gives no vector for one.
+            RequestError: the model gives no vector for one.
         """
         return list(_finite(self.encoder.encode(kind, prepared)))
 
@@ -114,7 +117,8 @@ class Answerer:
         try:
             self.encoder.check(self.index.store.about(), self.index.place, kind)
         except SaySeeError as error:
-            raise Refusal(409, f"There is no answer by this model: {told(error, self.index.place)}") from None
+            message = f"The index has another model: {one_line(error, self.index.place)}"
+            raise RequestError(409, "other-model", message) from None
 
     def _kind(self, query: Query) -> Kind:
         if query.kind is not None:
@@ -137,7 +141,7 @@ class Answerer:
 
 def _finite(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(vectors).all():
-        raise Refusal(422, "The model gives no finite vector for this; record or save it again.")
+        raise RequestError(422, "not-finite", "The model gives no finite vector for this; record or save it again.")
     return vectors
 
 
@@ -150,18 +154,24 @@ def from_text(text: str, dimension: int) -> NDArray[np.float32]:
     """What :func:`to_text` gave, of length 1.
 
     Raises:
-        Refusal: it is none of this dimension.
+        RequestError: it is none of this dimension.
     """
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refusal(422, "The vector is not base64; send it as a former answer gave it.") from None
+        raise RequestError(
+            422, "invalid-vector", "The vector is not base64; send it as a former answer gave it."
+        ) from None
     if len(content) != 2 * dimension:
-        raise Refusal(
-            422, f"The vector has {len(content)} bytes, not {2 * dimension}; send one of this index's own model."
+        raise RequestError(
+            422,
+            "invalid-vector",
+            f"The vector has {len(content)} bytes, not {2 * dimension}; send one of this index's own model.",
         )
     vector = np.frombuffer(content, "<f2").astype(np.float32)
     length = float(np.linalg.norm(vector))
     if not np.isfinite(length) or not length:
-        raise Refusal(422, "The vector is zero or not finite; send it as a former answer gave it.")
+        raise RequestError(
+            422, "invalid-vector", "The vector is zero or not finite; send it as a former answer gave it."
+        )
     return np.asarray(vector / length)

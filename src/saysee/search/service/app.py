@@ -1,55 +1,55 @@
-"""The service over HTTP: its addresses, what each takes and answers, and the page."""
+"""The service over HTTP: its routes, its page, and the server that runs it."""
 
-from __future__ import annotations
+# Without "from __future__ import annotations": FastAPI reads the annotations of the forms below, which are local.
 
 import asyncio
+import mimetypes
+import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
 
-from saysee.search.service.answers import AboutAnswer, AttentionAnswer, HealthAnswer, ItemAnswer, SearchAnswer
-from saysee.search.service.core import DEFAULT_K, Service
-from saysee.search.service.files import THUMBNAIL_SIDE, THUMBNAIL_TYPE
-from saysee.search.service.forms import Field, body_of, read_form
+from saysee.errors import SaySeeError
+from saysee.search.index.index import Index
+from saysee.search.service import schemas
+from saysee.search.service.core import Service
+from saysee.search.service.errors import RequestError
 from saysee.search.service.guard import Guard
-from saysee.search.service.metrics import Counted
-from saysee.search.service.refusals import CLIENT_LEFT, ClientLeft, Refusal, documented
+from saysee.search.service.items import THUMBNAIL_SIDE, THUMBNAIL_TYPE
+from saysee.search.service.metrics import CountingMiddleware
+from saysee.search.service.requests import FormRoute, unless_left
+from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
-T = TypeVar("T")
-
 PAGE = Path(__file__).parents[1] / "page"
-_PAGE_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".woff2": "font/woff2",
+FINISH_SECONDS = 30
+"""Longest time that requests in progress may take after the signal to stop."""
+_BACKLOG = 256
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be answered", "model": schemas.ErrorAnswer},
+    503: {"description": "The service is busy; Retry-After has the seconds to wait", "model": schemas.ErrorAnswer},
 }
-Row = Annotated[int, PathField(ge=1, le=2**63 - 1, description="id of a hit")]
+_CACHED = {"Cache-Control": "private, max-age=300"}
 
-_ATTENTION_FORM = {
-    "audio": Field("a sound file", file=True, required=True),
-    "id": Field("the id of a picture", required=True, schema={"type": "integer", "minimum": 1, "maximum": 2**63 - 1}),
-}
-_ITEM_FORM = {
-    "file": Field("a picture or a sound file", file=True, required=True),
-    "metadata": Field("further columns, a JSON object"),
-}
-_FORM_REFUSALS = (400, 403, 408, 413, 415, 422, 503)
+ItemId = Annotated[int, PathField(ge=1, le=schemas.MAX_ID, description="id of an item")]
+
+mimetypes.add_type("text/javascript", ".js")  # Windows may call it text/plain, which browsers do not run
 
 
 def make_app(service: Service) -> FastAPI:
@@ -65,200 +65,200 @@ def make_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         title="SaySee",
         version=__version__,
-        description="Search pictures by speaking, and speech by showing.",
+        description="Search images by speaking, and speech by showing.",
         lifespan=lifespan,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if service.settings.token else [],
+        responses=_ERRORS,
     )
+    app.state.service = service
     _add_errors(app)
-    _add_page(app)
-    _add_questions(app, service)
-    _add_files(app, service)
-    _add_changes(app, service)
-    app.add_middleware(Guard, token=service.settings.token)  # the innermost first
-    app.add_middleware(Counted, metrics=service.metrics)
+    _add_reading(app, service)
+    forms = APIRouter(route_class=FormRoute)
+    _add_forms(forms, service)
+    app.include_router(forms)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    app.add_middleware(Guard, token=service.settings.token, write=service.settings.write)  # the innermost first
+    app.add_middleware(CountingMiddleware, metrics=service.metrics)
     return app
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_reading(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return _page_file("index.html")
-
-    @app.get("/page/{file}", include_in_schema=False)
-    async def page_file(file: str) -> Response:
-        return _page_file(file)
-
-
-def _page_file(name: str) -> Response:
-    kind = _PAGE_TYPES.get(Path(name).suffix)
-    if kind is None or name not in {path.name for path in PAGE.iterdir()}:
-        raise HTTPException(404)
-    return FileResponse(PAGE / name, media_type=kind, headers={"Cache-Control": "no-cache"})
-
-
-def _add_questions(app: FastAPI, service: Service) -> None:
-    limits = service.settings.limits
-    search_form = {
-        "audio": Field("a sound file, as a query by speech", file=True),
-        "image": Field("a picture file, as a query", file=True),
-        "text": Field("a query in writing", schema={"type": "string", "minLength": 1, "maxLength": limits.text}),
-        "vector": Field("the vector of a former query's answer"),
-        "k": Field(
-            "most hits",
-            schema={"type": "integer", "minimum": 1, "maximum": limits.k, "default": min(DEFAULT_K, limits.k)},
-        ),
-        "kind": Field(
-            "what to find; for pictures clips if there are any, else pictures", schema={"enum": ["image", "clip"]}
-        ),
-    }
+    def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
     @app.get("/about", summary="What is served")
-    async def about() -> AboutAnswer:
-        return AboutAnswer(**await service.in_thread(service.about))
+    def about() -> schemas.AboutAnswer:
+        return schemas.AboutAnswer(**service.about())
 
-    @app.get("/health", summary="Whether it is ready")
-    async def health() -> HealthAnswer:
-        return HealthAnswer()
+    @app.get("/health", summary="Whether the service is ready")
+    async def health() -> schemas.HealthAnswer:
+        return schemas.HealthAnswer()
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        return Response(await service.in_thread(service.figures), media_type=CONTENT_TYPE_LATEST)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+    def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post(
-        "/search",
-        summary="Search by exactly one of audio, image, text and vector",
-        responses=documented(409, *_FORM_REFUSALS),
-        openapi_extra=body_of(search_form),
-        response_model=SearchAnswer,
-    )
-    async def search(request: Request) -> JSONResponse:
-        start = time.perf_counter()
-        with service.places.taking() as place:
-            fields = await read_form(request, search_form, place, service.settings)
-            answer = await _unless_left(request, service.search(fields))
-        return JSONResponse({**answer, "milliseconds": round(1_000 * (time.perf_counter() - start), 3)})
+    @app.get("/images/{id}", summary="An image", response_class=FileResponse, responses=_file("image/*"))
+    def image(id: ItemId) -> Response:
+        path, media_type = service.items.file("image", id)
+        return FileResponse(path, media_type=media_type, headers=_CACHED)
 
-    @app.post(
-        "/attention",
-        summary="Which regions of a picture each moment of speech attends to",
-        responses=documented(404, 410, *_FORM_REFUSALS),
-        openapi_extra=body_of(_ATTENTION_FORM),
-        response_model=AttentionAnswer,
-    )
-    async def attention(request: Request) -> JSONResponse:
-        with service.places.taking() as place:
-            fields = await read_form(request, _ATTENTION_FORM, place, service.settings)
-            answer = await _unless_left(request, service.attend(fields))
-        return JSONResponse(answer)
-
-
-def _add_files(app: FastAPI, service: Service) -> None:
-    refusals = documented(404, 410, 422)
-    cached = {"Cache-Control": "private, max-age=300"}
-
-    def content(kind: str) -> dict[int | str, dict[str, Any]]:
-        binary = {"schema": {"type": "string", "format": "binary"}}
-        return {**refusals, 200: {"description": "The file", "content": {kind: binary}}}
-
-    @app.get("/images/{id}", summary="A picture", response_class=FileResponse, responses=content("image/*"))
-    async def image(id: Row) -> Response:
-        path, kind = await service.in_thread(service.file, "image", id)
-        return FileResponse(path, media_type=kind, headers=cached)
+    @app.get("/clips/{id}", summary="A clip", response_class=FileResponse, responses=_file("audio/*"))
+    def clip(id: ItemId) -> Response:
+        path, media_type = service.items.file("clip", id)
+        return FileResponse(path, media_type=media_type, headers=_CACHED)
 
     @app.get(
         "/images/{id}/thumbnail",
-        summary=f"A picture, no side longer than {THUMBNAIL_SIDE}",
+        summary=f"An image with no side longer than {THUMBNAIL_SIDE}",
         response_class=Response,
-        responses=content(THUMBNAIL_TYPE),
+        responses=_file(THUMBNAIL_TYPE),
     )
-    async def thumbnail(id: Row, request: Request) -> Response:
-        small = await _unless_left(request, service.in_thread(service.thumbnail, id))
-        return Response(small, media_type=THUMBNAIL_TYPE, headers=cached)
+    async def thumbnail(id: ItemId, request: Request) -> Response:
+        small = await unless_left(request, service.in_thread(service.items.thumbnail, id))
+        return Response(small, media_type=THUMBNAIL_TYPE, headers=_CACHED)
 
-    @app.get("/clips/{id}", summary="A clip", response_class=FileResponse, responses=content("audio/*"))
-    async def clip(id: Row) -> Response:
-        path, kind = await service.in_thread(service.file, "clip", id)
-        return FileResponse(path, media_type=kind, headers=cached)
+    @app.delete("/items/{id}", summary="Remove an item; requires --write", status_code=204)
+    def remove(id: ItemId) -> None:
+        service.items.remove(id)
 
 
-def _add_changes(app: FastAPI, service: Service) -> None:
-    def check_writable() -> None:
-        if not service.settings.write:
-            raise Refusal(403, "This service is read-only; start it with --write to add and remove items.")
+def _add_forms(router: APIRouter, service: Service) -> None:
+    limits = service.settings.limits
 
-    @app.post(
+    class SearchForm(schemas.SearchForm):
+        __doc__ = schemas.SearchForm.__doc__
+        text: Annotated[str, Field(max_length=limits.text)] | SkipJsonSchema[None] = Field(
+            None, description="a written query"
+        )
+        k: int = Field(min(schemas.DEFAULT_K, limits.k), ge=1, le=limits.k, description="largest number of hits")
+
+    # Answers are not validated again, which would take longer than the search.
+    @router.post("/search", summary="Search", response_model=schemas.SearchAnswer)
+    async def search(
+        request: Request, form: Annotated[SearchForm, Form(media_type="multipart/form-data")]
+    ) -> JSONResponse:
+        start = time.perf_counter()
+        answer = await unless_left(request, service.search(form))
+        return JSONResponse({**answer, "milliseconds": round(1_000 * (time.perf_counter() - start), 3)})
+
+    @router.post(
+        "/attention",
+        summary="Which regions of an image each moment of speech attends to",
+        response_model=schemas.AttentionAnswer,
+    )
+    async def attention(
+        request: Request, form: Annotated[schemas.AttentionForm, Form(media_type="multipart/form-data")]
+    ) -> JSONResponse:
+        return JSONResponse(await unless_left(request, service.attend(form)))
+
+    @router.post(
         "/items",
-        summary="Add a picture or clip; one that is there already is not added again",
+        summary="Add an image or clip; requires --write. One that the index already has is not added again",
         status_code=201,
-        responses={**documented(409, *_FORM_REFUSALS), 200: {"model": ItemAnswer, "description": "It was there"}},
-        openapi_extra=body_of(_ITEM_FORM),
-        response_model=ItemAnswer,
+        responses={200: {"model": schemas.ItemAnswer, "description": "The index already has it"}},
+        response_model=schemas.ItemAnswer,
     )
-    async def add(request: Request) -> JSONResponse:
-        check_writable()
-        with service.places.taking() as place:
-            fields = await read_form(request, _ITEM_FORM, place, service.settings)
-            answer, new = await _unless_left(request, service.add(fields))
-        return JSONResponse(answer, 201 if new else 200)
+    async def add(
+        request: Request, form: Annotated[schemas.ItemForm, Form(media_type="multipart/form-data")]
+    ) -> JSONResponse:
+        answer, is_new = await unless_left(request, service.add(form))
+        return JSONResponse(answer, 201 if is_new else 200)
 
-    @app.delete("/items/{id}", summary="Take an item out", status_code=204, responses=documented(403, 404, 409, 422))
-    async def remove(id: Row) -> Response:
-        check_writable()
-        await service.in_thread(service.items.remove, id)
-        return Response(status_code=204)
+
+def _file(media_type: str) -> dict[int | str, dict[str, Any]]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The file", "content": {media_type: binary}}}
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refusal(_: Request, error: Refusal) -> Response:
+    @app.exception_handler(RequestError)
+    async def request_error(_: Request, error: RequestError) -> Response:
         return error.response()
-
-    @app.exception_handler(ClientDisconnect)
-    @app.exception_handler(ClientLeft)
-    async def left(_: Request, __: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return Refusal(422, f"{first['loc'][-1]}: {first['msg']}.").response()
+        status, code = (413, "text-too-long") if first["type"] == "string_too_long" else (422, "invalid-field")
+        return RequestError(status, code, f"{first['loc'][1]}: {first['msg']}.").response()
 
     @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
+    async def routing(_: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
             allowed = (error.headers or {}).get("Allow", "other methods")
-            response = Refusal(405, f"This address takes {allowed} only.").response()
+            answer = RequestError(405, "wrong-method", f"This address accepts {allowed} only.").response()
         else:
-            response = Refusal(
-                error.status_code, "There is nothing at this address; /docs lists what there is."
+            answer = RequestError(
+                error.status_code, "no-such-address", "Not found; /docs lists all addresses."
             ).response()
-        response.headers.update(error.headers or {})
-        return response
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
-    async def ours(_: Request, __: Exception) -> Response:
-        return Refusal(500, "The service failed; whoever runs it finds the reason in its output.").response()
+    async def internal(_: Request, __: Exception) -> Response:
+        return RequestError(500, "internal-error", "Internal error; see the server log.").response()
 
 
-async def _unless_left(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is broken off when the client closes its connection.
+def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None]) -> None:
+    """Serves an index until SIGTERM or Ctrl-C; requests in progress are finished.
+
+    The port is bound first, so that a port in use is reported at once; it accepts connections once the model is loaded.
+
+    Args:
+        index: the index that is served.
+        settings: of the service.
+        ready: called with the address of the service when it answers.
 
     Raises:
-        ClientLeft: it did.
+        SaySeeError: the port cannot be bound; the index or its model cannot be used.
+        KeyboardInterrupt: Ctrl-C ended it.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    with _bind(settings) as listener:
+        config = uvicorn.Config(
+            make_app(Service(index, settings)),
+            log_level="error",
+            access_log=False,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=FINISH_SECONDS,
+        )
+        host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
+        server = _Server(config, lambda: ready(f"http://{host}:{listener.getsockname()[1]}/"))
+        # uvicorn shuts down and then raises the signal again, when SIGTERM has been obeyed already.
+        previous = signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+
+def _bind(settings: ServiceSettings) -> socket.socket:
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeft
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        found = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SaySeeError(f"--host {settings.host}: no such address ({error.strerror or error})") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise SaySeeError(
+            f"port {settings.port} of {settings.host} cannot be bound ({error.strerror or error}); choose another one "
+            "with --port"
+        ) from None
+    return listener

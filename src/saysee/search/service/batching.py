@@ -1,7 +1,7 @@
-"""The places of a service, and the one thread that owns its model.
+"""The places of a service, and the one thread that runs its model.
 
-A request takes a place before its body is read, and gives it back when it is answered or its client leaves. What goes
-to the model waits in a line; the thread takes from it what fits together and runs it as one batch.
+A request takes a place before its body is read, and frees it when it is answered or its client leaves. Jobs for the
+model wait in a queue; the thread takes several at once and runs those of one kind as one batch.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from saysee.search.service.errors import RequestError
 from saysee.search.service.metrics import Metrics
-from saysee.search.service.refusals import Refusal
 
 Run = Callable[[list[Any]], list[Any]]
 """Contents of one batch to their results, in the same order."""
 
-_USUAL_SECONDS = 0.5
-"""What a batch is taken to last before one was measured."""
-_LONGEST_RETRY = 60
+_ASSUMED_SECONDS = 0.5
+"""Duration of a batch before one was measured."""
+_MAX_RETRY_SECONDS = 60
 
 
 @dataclass(eq=False, slots=True)
@@ -36,46 +36,46 @@ class _Job:
 
 
 class Place:
-    """The place of one request, and the memory that its body holds."""
+    """The place of one request, and the memory that its body takes."""
 
     def __init__(self, places: Places) -> None:
         self._places, self.bytes = places, 0
 
     def hold(self, count: int) -> None:
-        """Takes ``count`` bytes more for the body.
+        """Takes ``count`` more bytes for the body.
 
         Raises:
-            Refusal: all requests together would hold too much.
+            RequestError: the bodies of all requests together would exceed their limit.
         """
-        if self._places.bytes + count > self._places.most_bytes:
-            raise self._places.full()
+        if self._places.bytes + count > self._places.max_bytes:
+            raise self._places.busy()
         self._places.bytes += count
         self.bytes += count
 
 
 class Places:
-    """So many requests are under way at once, and no more. Used by the event loop alone.
+    """Limits the requests in progress and the memory of their bodies. Used by the event loop only.
 
     Args:
         count: of places.
-        most_bytes: that all their bodies may hold.
-        retry_after: seconds after which a place may be free.
-        metrics: where it is counted.
+        max_bytes: limit of all bodies together.
+        retry_after: seconds until a place may be free.
+        metrics: where requests are counted.
     """
 
-    def __init__(self, count: int, most_bytes: int, retry_after: Callable[[], int], metrics: Metrics) -> None:
-        self.count, self.most_bytes, self.retry_after, self.metrics = count, most_bytes, retry_after, metrics
+    def __init__(self, count: int, max_bytes: int, retry_after: Callable[[], int], metrics: Metrics) -> None:
+        self.count, self.max_bytes, self.retry_after, self.metrics = count, max_bytes, retry_after, metrics
         self.taken = self.bytes = 0
 
     @contextmanager
     def taking(self) -> Iterator[Place]:
-        """A place, for the time of a ``with`` block.
+        """A place for the duration of a ``with`` block.
 
         Raises:
-            Refusal: all are taken.
+            RequestError: all are taken.
         """
         if self.taken >= self.count:
-            raise self.full()
+            raise self.busy()
         place = Place(self)
         self.taken += 1
         self.metrics.places.set(self.taken)
@@ -86,72 +86,71 @@ class Places:
             self.bytes -= place.bytes
             self.metrics.places.set(self.taken)
 
-    def full(self) -> Refusal:
-        """What a request is told that finds no place."""
+    def busy(self) -> RequestError:
+        """The error of a request for which there is no place."""
         self.metrics.busy.inc()
-        after = self.retry_after()
-        return Refusal(503, f"This service is busy; come back in {after} s.", after)
+        seconds = self.retry_after()
+        return RequestError(503, "busy", f"The service is busy; try again in {seconds} s.", seconds)
 
 
 class ModelThread:
-    """The one thread that owns the model: jobs go in by :meth:`submit`, and are run together where they fit.
+    """The one thread that runs the model; it batches the jobs that it can.
 
     Args:
         batch: most jobs of one batch.
-        wait_seconds: longest that a job waits for others.
-        others_coming: how many requests are on their way that may bring a job; while there are none, nothing waits.
-        metrics: where it is counted.
+        wait_seconds: longest time that a job waits for others.
+        incoming: number of requests in progress, each of which may submit a job; a job waits only for those.
+        metrics: where batches are counted.
     """
 
-    def __init__(self, batch: int, wait_seconds: float, others_coming: Callable[[], int], metrics: Metrics) -> None:
-        self.batch, self.wait_seconds, self.others_coming = batch, wait_seconds, others_coming
-        self.metrics = metrics
-        self._line: deque[_Job] = deque()
+    def __init__(self, batch: int, wait_seconds: float, incoming: Callable[[], int], metrics: Metrics) -> None:
+        self.batch, self.wait_seconds, self.incoming, self.metrics = batch, wait_seconds, incoming, metrics
+        self._queue: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._seconds = _USUAL_SECONDS
+        self._seconds = _ASSUMED_SECONDS
         self._running = 0
         self._thread = threading.Thread(target=self._work, name="saysee-model", daemon=True)
         self._thread.start()
 
     def submit(self, kind: Hashable, content: Any, run: Run) -> Future[Any]:
-        """Puts a job at the end of the line.
+        """Queues a job.
 
         Args:
-            kind: jobs of one kind may be run together.
-            content: what is to be run.
+            kind: jobs of one kind may share a batch.
+            content: what ``run`` gets for this job.
             run: contents of one kind to their results.
 
         Returns:
-            Its result to be; cancelling it takes the job out of the line.
+            the future of its result; cancelling it removes the job from the queue.
         """
         job = _Job(kind, content, run)
-        job.future.add_done_callback(lambda future: self._leave(job) if future.cancelled() else None)
+        job.future.add_done_callback(lambda future: self._remove(job) if future.cancelled() else None)
         with self._changed:
-            self._line.append(job)
+            self._queue.append(job)
             self._changed.notify()
         return job.future
 
-    def under_way(self) -> int:
-        """Jobs in the line and in the model."""
-        return len(self._line) + self._running
+    def pending(self) -> int:
+        """Number of jobs that are queued or running."""
+        return len(self._queue) + self._running
 
     def retry_after(self) -> int:
-        """Whole seconds until what is in the line now will have been run."""
-        batches = 1 + len(self._line) / self.batch
-        return max(1, min(_LONGEST_RETRY, math.ceil(batches * self._seconds)))
+        """Whole seconds until the jobs that are queued now will be done."""
+        batches = 1 + len(self._queue) / self.batch
+        return max(1, min(_MAX_RETRY_SECONDS, math.ceil(batches * self._seconds)))
 
     def close(self) -> None:
-        """Runs what is in the line, and ends."""
+        """Runs the queued jobs, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
-    def _leave(self, job: _Job) -> None:
+    def _remove(self, job: _Job) -> None:
         with self._changed:
-            if job in self._line:
-                self._line.remove(job)
+            if job in self._queue:
+                self._queue.remove(job)
 
     def _work(self) -> None:
         while jobs := self._next():
@@ -169,30 +168,30 @@ class ModelThread:
             self.metrics.model_seconds.observe(seconds)
 
     def _next(self) -> list[_Job]:
-        """The jobs of the next batch; none when the thread is to end."""
+        """The jobs of the next batch; none when the thread should end."""
         with self._changed:
             while True:
-                while not self._line:
+                while not self._queue:
                     if self._closed:
                         return []
                     self._changed.wait()
                 deadline = time.monotonic() + self.wait_seconds
                 while (
-                    self._line
-                    and len(self._line) < self.batch
+                    self._queue
+                    and len(self._queue) < self.batch
                     and not self._closed
-                    and self.others_coming() > len(self._line)
+                    and self.incoming() > len(self._queue)
                     and (left := deadline - time.monotonic()) > 0
                 ):
                     self._changed.wait(left)
-                jobs = [self._line.popleft() for _ in range(min(self.batch, len(self._line)))]
+                jobs = [self._queue.popleft() for _ in range(min(self.batch, len(self._queue)))]
                 jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-                if jobs:  # else all their clients have left meanwhile
+                if jobs:  # otherwise all their clients have left
                     return jobs
 
 
 def _run(jobs: list[_Job]) -> None:
-    """Runs jobs of one kind together; should that fail, each alone, so that one cannot spoil the others' answers."""
+    """Runs jobs of one kind as one batch; if it fails, each job alone, so that one cannot fail the others."""
     try:
         results = jobs[0].run([job.content for job in jobs])
     except Exception as error:

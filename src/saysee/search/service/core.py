@@ -1,4 +1,4 @@
-"""What a service does, apart from HTTP: fields of a form in, answers out; decoding in threads, the model in its own."""
+"""What the service does, without HTTP: forms in, answers out; decoding in threads, the model in its own thread."""
 
 from __future__ import annotations
 
@@ -10,228 +10,177 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from fastapi import UploadFile
 
-from saysee.encoding.attention import AttentionSource, attention_source
-from saysee.errors import ConfigError
+from saysee.encoding.attention import attention_source
+from saysee.errors import ConfigError, SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.formats import file_kind
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
+from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
-from saysee.search.index.store import KINDS, Kind
+from saysee.search.index.store import Kind
 from saysee.search.index.uploads import UPLOADS_FOLDER
-from saysee.search.service.answering import Answerer, Query, Sort, from_text, to_text
-from saysee.search.service.answers import hit_answer, item_answer
-from saysee.search.service.attending import Attending, attend
+from saysee.search.service.answering import Answerer, Query, QueryKind, from_text, to_text
+from saysee.search.service.attending import attend
 from saysee.search.service.batching import ModelThread, Places
-from saysee.search.service.files import Thumbnails, file_of, picture_at, row_of
+from saysee.search.service.errors import RequestError, client_errors, one_line
 from saysee.search.service.items import Items, read_metadata
 from saysee.search.service.metrics import Metrics
-from saysee.search.service.refusals import Refusal, refusing
+from saysee.search.service.schemas import AttentionForm, ItemForm, SearchForm, hit_answer, item_answer
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULT_K = 12
-QUERY_FIELDS: dict[str, Sort] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
+QUERY_FIELDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
 _DECODERS = min(4, os.cpu_count() or 1)
-"""Threads that decode: a picture at the limit of pixels takes half a gigabyte while it is decoded."""
+"""Threads that decode: an image at the limit of pixels takes half a gigabyte while it is decoded."""
 
 
 class Service:
-    """An index, its model and what clients are allowed.
+    """An index, its model and what clients may do.
 
-    Making one loads the model and asks it once, so that what it answers first is not slow.
+    Creating one loads the model and runs it once, so that the first answer is not slow.
 
     Args:
-        index: to be served.
-        settings: how.
+        index: the index that is served.
+        settings: of the service.
 
     Raises:
         SaySeeError: the index or its model cannot be used.
     """
 
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
-        self.index, self.settings, self.metrics = index, settings, Metrics()
+        self.index, self.settings, self.metrics = index, settings, Metrics(index.counts)
         self.answerer = Answerer(index)
         self.answerer.warm_up()
-        self.uploads = _uploads(index, settings)
-        self.items = Items(index, self.uploads)
-        self.thumbnails = Thumbnails()
+        self.items = Items(index, _uploads(index, settings))
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
         self.model = ModelThread(settings.batch, settings.wait_ms / 1_000, lambda: self.places.taken, self.metrics)
         self.places = Places(settings.places, settings.buffer_bytes, self.model.retry_after, self.metrics)
 
     def close(self) -> None:
-        """Finishes what the model has in hand."""
+        """Finishes the jobs of the model and ends all threads."""
         self.model.close()
         self._threads.shutdown()
 
-    async def in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Runs what decodes or reads files off the event loop; cancelled before its turn, it is never run."""
-        return await asyncio.wrap_future(self._threads.submit(function, *arguments, **named))
-
-    # ------------------------------------------------------------------ what is asked
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a function that decodes or reads files off the event loop; cancelled while it waits, it never runs."""
+        return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
 
     def about(self) -> dict[str, Any]:
-        """As :class:`saysee.search.service.answers.AboutAnswer`."""
-        counts = self.index.counts()
+        """The fields of an :class:`saysee.search.service.schemas.AboutAnswer`."""
+        counts, folder = self.index.counts(), self.index.store.folder
         return {
-            "name": _name(self.index),
+            "name": self.index.place.rpartition("/")[2] if folder is None else folder.absolute().name,
             "images": counts["image"],
             "clips": counts["clip"],
             "writable": self.settings.write,
-            "attention": self.attention,
+            "attention": attention_source(self.answerer.encoder.model),
             "limits": self.settings.limits.to_dict(),
+            "formats": {"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             "version": __version__,
         }
 
-    @property
-    def attention(self) -> AttentionSource:
-        """What attention is read from."""
-        return attention_source(self.answerer.encoder.model)
-
-    def figures(self) -> bytes:
-        """The figures for Prometheus."""
-        for kind, count in self.index.counts().items():
-            self.metrics.rows.labels(kind).set(count)
-        return self.metrics.text()
-
-    async def search(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """As :class:`saysee.search.service.answers.SearchAnswer`, without the time.
+    async def search(self, form: SearchForm) -> dict[str, Any]:
+        """The fields of a :class:`saysee.search.service.schemas.SearchAnswer`, without the time.
 
         Raises:
-            Refusal: a field that cannot be used.
+            RequestError: a field cannot be used.
         """
-        given = [name for name in QUERY_FIELDS if name in fields]
+        given = [name for name in QUERY_FIELDS if getattr(form, name) is not None]
         if len(given) != 1:
-            raise Refusal(422, f"Send exactly one of {', '.join(QUERY_FIELDS)}; {len(given) or 'none'} came.")
-        k, kind = self._k(fields.get("k")), self._kind(fields.get("kind"))
-        name = given[0]
-        content, seconds = await self._prepared(name, fields[name])
-        answer = await self._ask("search", Query(QUERY_FIELDS[name], content, k, kind), self.answerer.answer)
+            raise RequestError(422, "one-query", f"Send exactly one of {', '.join(QUERY_FIELDS)}; got {len(given)}.")
+        (name,) = given
+        filters = _filters(form.filter)
+        content, seconds = await self._prepare(name, getattr(form, name))
+        query = Query(QUERY_FIELDS[name], content, form.k, form.kind, filters)
+        answer = await self._run("search", query, self.answerer.answer)
         return {
             "query": {"kind": name, "seconds": seconds, "vector": to_text(answer.vector)},
             "kind": answer.kind,
             "hits": [hit_answer(hit, item) for hit, item in answer.hits],
         }
 
-    async def attend(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """As :class:`saysee.search.service.answers.AttentionAnswer`.
+    async def attend(self, form: AttentionForm) -> dict[str, Any]:
+        """The fields of an :class:`saysee.search.service.schemas.AttentionAnswer`.
 
         Raises:
-            Refusal: a field that cannot be used, or no such picture.
+            RequestError: the clip cannot be used, or there is no such image.
         """
-        row = self._whole("id", fields["id"], 2**63 - 1)
-        path, _ = await self.in_thread(self.file, "image", row)
-        speech = await self.in_thread(self._sound, fields["audio"])
-        picture = await self.in_thread(picture_at, path)
-        model = self.answerer.encoder.model
-        alone = object()  # a kind of its own: nothing is run together with it
-        with refusing():
-            attending: Attending = await self._ask(alone, None, lambda _: [attend(model, speech, picture)])
-        return attending.to_dict()
+        image = await self.in_thread(self.items.image, form.id)
+        audio = await form.audio.read()
+        with client_errors():
+            speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
+            model = self.answerer.encoder.model
+            alone = object()  # a kind of its own, so that nothing shares the batch
+            found = await self._run(alone, None, lambda _: [attend(model, speech, image)])
+        return found.to_dict()
 
-    def file(self, kind: Kind, row: int) -> tuple[str, str]:
-        """Path and media type of the file of a picture or clip.
-
-        Raises:
-            Refusal: there is none.
-        """
-        return file_of(self.index, row_of(self.index, kind, row), self.uploads)
-
-    def thumbnail(self, row: int) -> bytes:
-        """A small picture.
-
-        Raises:
-            Refusal: there is no such picture.
-        """
-        return self.thumbnails.of(self.file("image", row)[0])
-
-    # ------------------------------------------------------------------ what is changed
-
-    async def add(self, fields: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """A picture or clip into the index.
+    async def add(self, form: ItemForm) -> tuple[dict[str, Any], bool]:
+        """Adds an image or clip to the index.
 
         Returns:
-            it as :class:`saysee.search.service.answers.ItemAnswer`, and whether it is new.
+            the fields of its :class:`saysee.search.service.schemas.ItemAnswer`, and whether it is new.
 
         Raises:
-            Refusal: it is neither, cannot be used, or cannot be written.
+            RequestError: the file is neither, cannot be used, or cannot be written.
         """
-        content: bytes = fields["file"]
-        metadata = read_metadata(fields["metadata"]) if "metadata" in fields else None
+        metadata = None if form.metadata is None else read_metadata(form.metadata)
+        content = await form.file.read()
         found = file_kind(io.BytesIO(content))
         if found is None:
-            raise Refusal(422, "The file is neither a picture nor a sound that can be read; convert it first.")
+            raise RequestError(
+                422, "undecodable", "The file is neither an image nor audio that can be read; convert it."
+            )
         kind, _, suffix = found
         name = await self.in_thread(fingerprint, content)
         item = await self.in_thread(self.items.find, kind, name, metadata)
         if item is not None:
             return item_answer(item), False
-        prepared, _ = await self._prepared("image" if kind == "image" else "audio", content)
-        vector = await self._ask(f"encode {kind}", prepared, lambda batch: self.answerer.encode(kind, batch))
+        prepared = await self.in_thread(self._decode, kind, content)
+        vector = await self._run(f"encode {kind}", prepared, lambda batch: self.answerer.encode(kind, batch))
         item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, metadata)
         return item_answer(item), True
 
-    # ------------------------------------------------------------------ steps
-
-    async def _ask(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
-        """Through the model's thread; cancelled before its turn, it leaves the line."""
+    async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
+        """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""
         result: T = await asyncio.wrap_future(self.model.submit(kind, content, run))
         return result
 
-    async def _prepared(self, name: str, value: Any) -> tuple[Any, float | None]:
-        """A field of a query as the model takes it, and the seconds of a sound."""
-        if name == "audio":
-            samples = await self.in_thread(self._decoded, "clip", value)
-            return samples, len(samples) / SAMPLE_RATE
-        if name == "image":
-            return await self.in_thread(self._decoded, "image", value), None
+    async def _prepare(self, name: str, value: UploadFile | str) -> tuple[Any, float | None]:
+        """The field of a query as the model takes it, and the duration of a clip in seconds."""
         if name == "vector":
-            return from_text(value, self.answerer.encoder.dimension), None
-        return self._text(value), None
+            return from_text(str(value), self.answerer.encoder.dimension), None
+        if isinstance(value, str):
+            return self._text(value), None
+        kind: Kind = "clip" if name == "audio" else "image"
+        prepared = await self.in_thread(self._decode, kind, await value.read())
+        return prepared, len(prepared) / SAMPLE_RATE if kind == "clip" else None
 
-    def _decoded(self, kind: Kind, content: bytes) -> Any:
+    def _decode(self, kind: Kind, content: bytes) -> Any:
         """Samples [T] or pixels [3, H, W] as the model takes them."""
         limits = self.settings.limits
-        with refusing():
+        with client_errors():
             return self.answerer.encoder.prepare(kind, content, max_seconds=limits.seconds, max_pixels=limits.pixels)
-
-    def _sound(self, content: bytes) -> NDArray[np.float32]:
-        """Samples [T] as they are."""
-        with refusing():
-            return load_audio(content, max_seconds=self.settings.limits.seconds)
 
     def _text(self, text: str) -> str:
         if not text.strip():
-            raise Refusal(422, "The text is empty; write what you want to see.")
-        if len(text) > self.settings.limits.text:
-            raise Refusal(413, f"The text has over {self.settings.limits.text:,} characters; say it in fewer.")
+            raise RequestError(422, "empty-text", "The text is empty; write what you want to see.")
         if not self.answerer.has_text:
-            raise Refusal(422, "This index's model understands no writing; ask by speech or by a picture.")
+            raise RequestError(
+                422, "no-text-encoder", "The model of this index has no text encoder; send audio or an image."
+            )
         return text
 
-    def _k(self, text: str | None) -> int:
-        return (
-            min(DEFAULT_K, self.settings.limits.k) if text is None else self._whole("k", text, self.settings.limits.k)
-        )
 
-    @staticmethod
-    def _kind(text: str | None) -> Kind | None:
-        kinds: dict[str | None, Kind | None] = {None: None, **{kind: kind for kind in KINDS}}
-        if text not in kinds:
-            raise Refusal(422, f"The field 'kind' is one of {', '.join(KINDS)}.")
-        return kinds[text]
-
-    @staticmethod
-    def _whole(name: str, text: str, most: int) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) < 20 and 1 <= int(text) <= most):
-            raise Refusal(422, f"The field '{name}' is a whole number from 1 to {most}.")
-        return int(text)
+def _filters(texts: list[str]) -> tuple[Filter, ...]:
+    try:
+        return parse_filters(texts)
+    except SaySeeError as error:
+        raise RequestError(422, "invalid-filter", one_line(error)) from None
 
 
 def _uploads(index: Index, settings: ServiceSettings) -> Path | None:
@@ -241,10 +190,5 @@ def _uploads(index: Index, settings: ServiceSettings) -> Path | None:
     if index.store.folder is not None:
         return index.store.folder / UPLOADS_FOLDER
     if settings.write:
-        raise ConfigError(f"{index.place}: an index in a database has no folder for added files; name one by --uploads")
+        raise ConfigError(f"{index.place}: an index in a database has no folder for added files; set --uploads")
     return None
-
-
-def _name(index: Index) -> str:
-    """What people call an index."""
-    return index.place.rpartition("/")[2] if index.store.folder is None else index.store.folder.absolute().name

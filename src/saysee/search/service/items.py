@@ -1,52 +1,116 @@
-"""Adding pictures and clips to an index that is being served, and taking them out.
+"""The items of a served index: their files and thumbnails, adding and removing them.
 
-Files are written under the hash of their content, whatever the client calls them. The row is written last: a kill in
-between leaves a file without a row, which the same upload takes up again.
+Added files are named by the hash of their content, whatever the client calls them. The row is written last: a kill in
+between leaves a file without a row, which the same upload reuses.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from saysee.errors import SaySeeError
-from saysee.files import flush
+from saysee.errors import MediaError, SaySeeError
+from saysee.files import write_bytes
+from saysee.media.formats import file_kind
+from saysee.media.images import load_image
 from saysee.search.index.index import Index
 from saysee.search.index.sources import root_of
 from saysee.search.index.store import Item, Kind
 from saysee.search.index.uploads import path_from, place_of_upload
-from saysee.search.service.refusals import Refusal, told
+from saysee.search.service.errors import RequestError, one_line
 
 METADATA_BYTES = 16 * 2**10
+THUMBNAIL_SIDE = 320
+THUMBNAIL_TYPE = "image/webp"
+_THUMBNAIL_QUALITY = 80
+_CACHED_THUMBNAILS = 2_048
+"""Some 30 MB of photos; 160 MB if all were noise."""
 
 
 class Items:
-    """The rows of an index, to be changed by clients; one change at a time.
+    """The rows of an index and their files; one change at a time.
 
     Args:
-        index: which.
-        uploads: folder of added files, made at the first one; None where nothing can be added.
+        index: the index.
+        uploads: folder of added files, created by the first one; None if none can be added.
     """
 
     def __init__(self, index: Index, uploads: Path | None) -> None:
         self.index, self.uploads = index, uploads
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
-    def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
-        """The row that has this content already, with its metadata replaced where some is given.
+    def file(self, kind: Kind, row: int) -> tuple[str, str]:
+        """Path and media type of the file of an image or clip.
 
         Raises:
-            Refusal: another process writes the index, or it cannot be written.
+            RequestError: there is no such row; its file is gone, unreadable, or not of this kind any more.
         """
-        with self._one_at_a_time, _told(self.index.place), self.index.store.writing() as writer:
+        item = self.index.rows([row]).get(row)
+        if item is None:
+            raise RequestError(404, "no-such-item", f"The index has no {kind} {row}.")
+        if item.kind != kind:
+            raise RequestError(404, "no-such-item", f"Item {row} of the index is of kind {item.kind}, not {kind}.")
+        if "://" in item.path:
+            raise RequestError(404, "no-such-file", f"The {kind} {row} is a web address, not a file of this service.")
+        path = place_of_upload(item, self.uploads) or self.index.path_of(item)
+        if not os.path.isfile(path):  # opening a pipe would wait
+            raise _file_gone(kind, row, "missing")
+        try:
+            with open(path, "rb") as file:
+                found = file_kind(file)
+        except OSError as error:
+            raise _file_gone(kind, row, error.strerror or "unreadable") from None
+        if found is None or found.kind != kind:
+            raise _file_gone(kind, row, "changed")
+        return os.fspath(path), found.media_type
+
+    def image(self, row: int) -> Image.Image:
+        """The image of a row; the limits of clients' files do not apply to it.
+
+        Raises:
+            RequestError: as :meth:`file`, or it cannot be decoded.
+        """
+        try:
+            return load_image(self.file("image", row)[0])
+        except MediaError as error:
+            raise _file_gone("image", row, error.code) from None
+
+    def thumbnail(self, row: int) -> bytes:
+        """The image of a row as WebP, no side longer than ``THUMBNAIL_SIDE``.
+
+        Raises:
+            RequestError: as :meth:`image`.
+        """
+        path, _ = self.file("image", row)
+        try:
+            status = os.stat(path)
+            return _thumbnail(path, status.st_mtime_ns, status.st_size)
+        except (OSError, MediaError):
+            raise _file_gone("image", row, "damaged") from None
+
+    def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
+        """The row with this content, if any; its metadata is replaced if some is given.
+
+        Args:
+            kind: image or clip.
+            content: fingerprint of the file.
+            metadata: further columns.
+
+        Raises:
+            RequestError: the index cannot be written, or another process writes it.
+        """
+        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
             item = writer.item_of(kind, content)
             if item is not None and metadata is not None:
                 item.metadata = metadata
@@ -59,21 +123,22 @@ class Items:
         """Writes a file and its row.
 
         Args:
-            kind: picture or clip.
+            kind: image or clip.
             file: its content.
-            name: hash of the content with the suffix of its format.
-            vector: of the model [D].
+            name: fingerprint of the content with the suffix of its format.
+            vector: [D], of the index's model.
             metadata: further columns.
 
         Raises:
-            Refusal: another process writes the index, or it cannot be written.
+            RequestError: the index or the file cannot be written, or another process writes the index.
         """
-        with self._one_at_a_time, _told(self.index.place), self.index.store.writing() as writer:
-            assert self.uploads is not None  # a service that may write has one
+        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
+            assert self.uploads is not None  # a writable service has one
+            self.uploads.mkdir(parents=True, exist_ok=True)
             path = self.uploads / name
-            _write(path, file)
+            write_bytes(path, file)
             root = root_of(self.index.about, self.index.store.folder, None)
-            # No time of change: the next update looks at its content once, as at any file that is fresh.
+            # Without a modification time, the next update reads the content once, as that of any new file.
             item = Item(
                 kind,
                 path_from(root, path),
@@ -87,15 +152,15 @@ class Items:
             return item
 
     def remove(self, row: int) -> None:
-        """Takes a row out, and removes its file if it was added here: files of the user's own are left alone.
+        """Removes a row, and its file if it was added here; the user's own files are kept.
 
         Raises:
-            Refusal: there is no such row; another process writes the index, or it cannot be written.
+            RequestError: there is no such row; the index cannot be written, or another process writes it.
         """
-        with self._one_at_a_time, _told(self.index.place), self.index.store.writing() as writer:
+        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
             item = self.index.rows([row]).get(row)
             if item is None:
-                raise Refusal(404, f"The index has no item {row}.")
+                raise RequestError(404, "no-such-item", f"The index has no item {row}.")
             writer.remove([item])
             file = place_of_upload(item, self.uploads)
             if file is not None:
@@ -106,44 +171,48 @@ def read_metadata(text: str) -> dict[str, Any]:
     """Metadata as a client sends it: a JSON object.
 
     Raises:
-        Refusal: it is none, or too large.
+        RequestError: it is not one, or too large.
     """
     if len(text.encode("utf-8", "replace")) > METADATA_BYTES:
-        raise Refusal(413, f"The metadata is over the limit of {METADATA_BYTES:,} bytes; send less.")
+        raise RequestError(413, "metadata-too-large", f"The metadata exceeds the limit of {METADATA_BYTES:,} bytes.")
     try:
-        values = json.loads(text, parse_constant=_no_constant)
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair cannot be kept
+        values = json.loads(text, parse_constant=_reject_constant)
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair cannot be stored
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise Refusal(422, 'The metadata is not a JSON object; send one such as {"album": "holiday"}.')
+        raise RequestError(
+            422, "invalid-metadata", 'The metadata is not a JSON object; send one such as {"album": "holiday"}.'
+        )
     return values
 
 
-def _no_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".writing-{path.name}")
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    flush(path.parent)
+@lru_cache(_CACHED_THUMBNAILS)
+def _thumbnail(path: str, modified: int, size: int) -> bytes:
+    del modified, size  # of the file, so that a changed file is read again
+    image = load_image(path, at_least=THUMBNAIL_SIDE)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_THUMBNAIL_QUALITY, method=2)
+    return buffer.getvalue()
+
+
+def _file_gone(kind: Kind, row: int, why: str) -> RequestError:
+    message = f"The file of {kind} {row} cannot be used any more ({why}); update the index with 'saysee index'."
+    return RequestError(410, "file-gone", message)
 
 
 @contextmanager
-def _told(place: str) -> Iterator[None]:
-    """Within, what keeps the index or the folder from being written is told to the client."""
+def _write_errors(place: str) -> Iterator[None]:
+    """Turns what keeps the index or a file from being written into a RequestError."""
     try:
         yield
     except SaySeeError as error:
-        raise Refusal(409, f"The index cannot be written now: {told(error, place)}", 5) from None
+        raise RequestError(409, "index-busy", f"The index cannot be written now: {one_line(error, place)}", 5) from None
     except OSError as error:
-        raise Refusal(
-            409, f"The file cannot be kept ({error.strerror or error}); tell whoever runs this.", 60
-        ) from None
+        message = f"The file cannot be written ({error.strerror or error}); see the server's disk."
+        raise RequestError(409, "storage-failed", message, 60) from None

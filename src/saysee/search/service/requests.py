@@ -1,0 +1,116 @@
+"""Reading a request: within the limits of size, memory and time, until its client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from saysee.search.service.batching import Place
+from saysee.search.service.errors import RequestError, client_left
+from saysee.search.service.settings import ServiceSettings
+
+T = TypeVar("T")
+
+_MAX_FILES, _MAX_FIELDS = 2, 32
+_FIELD_BYTES = 64 * 2**10
+"""Limit of a field that is not a file; vectors and metadata are far smaller."""
+_OVERHEAD_BYTES = 4 * _FIELD_BYTES
+"""What a body may contain in addition to its file."""
+
+
+class FormRoute(APIRoute):
+    """A route with a form: its request takes a place before the body is read, and frees it after the answer."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, called with a :class:`LimitedRequest`."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            service = request.app.state.service
+            with service.places.taking() as place:
+                return await handler(LimitedRequest(request, place, service.settings))
+
+        return handle
+
+
+class _Parser(MultiPartParser):
+    spool_max_size = 2**62  # files stay in memory; a larger one would be written to disk
+
+
+class LimitedRequest(Request):
+    """A request whose multipart form is rejected while it arrives, as soon as it exceeds a limit."""
+
+    def __init__(self, request: Request, place: Place, settings: ServiceSettings) -> None:
+        super().__init__(request.scope, request.receive)
+        self._place, self._settings = place, settings
+
+    async def form(self, **_: Any) -> FormData:  # type: ignore[override]
+        """The fields of the form.
+
+        Raises:
+            RequestError: it is not a multipart form, too large or too slow; the client left.
+        """
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+            raise RequestError(415, "not-a-form", "Send the fields as a multipart form (multipart/form-data).")
+        body, seconds = self.stream(), self._settings.body_seconds
+        parser = _Parser(self.headers, body, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_FIELD_BYTES)
+        try:
+            return await asyncio.wait_for(parser.parse(), seconds)
+        except asyncio.TimeoutError:
+            message = f"The request took over {seconds:g} s to arrive; send a smaller file."
+            raise RequestError(408, "too-slow", message) from None
+        except MultiPartException as error:
+            message = f"The multipart form cannot be read: {error.message.rstrip('.')}."
+            raise RequestError(400, "malformed-form", message) from None
+        except ClientDisconnect:
+            raise client_left() from None
+        finally:
+            await body.aclose()
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives, within the limit of bytes; what arrives is counted in the place."""
+        limit = self._settings.limits.bytes
+        declared = self.headers.get("content-length", "")
+        arrived = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+        if arrived <= limit + _OVERHEAD_BYTES:
+            arrived = 0
+            async for chunk in super().stream():
+                arrived += len(chunk)
+                if arrived > limit + _OVERHEAD_BYTES:
+                    break
+                self._place.hold(len(chunk))
+                yield chunk
+            else:
+                return
+        raise RequestError(413, "too-large", f"The file exceeds the limit of {limit:,} bytes; send a smaller one.")
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client closes its connection.
+
+    Raises:
+        RequestError: the client left.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_leaving(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise client_left()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _leaving(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,162 @@
+"""The fields of forms and answers; OpenAPI documents them in these words."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.json_schema import SkipJsonSchema
+
+from saysee.search.index.index import Hit
+from saysee.search.index.store import Item, Kind
+from saysee.search.index.uploads import UPLOADS_FOLDER, is_upload
+
+DEFAULT_K = 12
+MAX_ID = 2**63 - 1
+_FILE: dict[str, JsonValue] = {"format": "binary"}
+
+# An optional field of a form is absent, never null.
+OptionalFile = UploadFile | SkipJsonSchema[None]
+OptionalText = str | SkipJsonSchema[None]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SearchForm(_Form):
+    """A query: exactly one of audio, image, text and vector."""
+
+    audio: OptionalFile = Field(None, description="an audio file: a spoken query", json_schema_extra=_FILE)
+    image: OptionalFile = Field(None, description="an image file", json_schema_extra=_FILE)
+    text: OptionalText = Field(None, description="a written query")
+    vector: OptionalText = Field(None, description="the vector of the answer to an earlier query")
+    k: int = Field(DEFAULT_K, ge=1, description="largest number of hits")
+    kind: Kind | SkipJsonSchema[None] = Field(
+        None, description="what to find; by default clips for an image if the index has any, else images"
+    )
+    filter: list[str] = Field(
+        [],
+        description="name:value, such as folder:holiday*, speaker:s1 or taken:2024-06..2024-08; all must hold",
+        examples=[["folder:holiday*"]],
+    )
+
+
+class AttentionForm(_Form):
+    """A clip and an image of the index."""
+
+    audio: UploadFile = Field(description="an audio file", json_schema_extra=_FILE)
+    id: int = Field(ge=1, le=MAX_ID, description="the id of an image")
+
+
+class ItemForm(_Form):
+    """A new item of the index."""
+
+    file: UploadFile = Field(description="an image or audio file", json_schema_extra=_FILE)
+    metadata: OptionalText = Field(None, description="further columns, as a JSON object")
+
+
+class ErrorAnswer(BaseModel):
+    """Why a request was rejected."""
+
+    code: str = Field(description="for programs: kebab-case, stable across releases")
+    detail: str = Field(description="for people: one line that says what is wrong and how to fix it")
+
+
+class LimitsAnswer(BaseModel):
+    """Limits of one request."""
+
+    bytes: int
+    seconds: float
+    pixels: int
+    k: int
+    text: int
+
+
+class AboutAnswer(BaseModel):
+    """What is served."""
+
+    name: str = Field(description="name of the index's folder")
+    images: int
+    clips: int
+    writable: bool = Field(description="whether items may be added and removed")
+    attention: Literal["fusion", "similarity"] = Field(description="what POST /attention is computed from")
+    limits: LimitsAnswer
+    formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
+    version: str
+
+
+class ItemAnswer(BaseModel):
+    """An image or clip of the index."""
+
+    id: int
+    kind: Kind
+    name: str
+    folder: str = Field(description="relative to the indexed folder")
+    metadata: dict[str, Any]
+    url: str = Field(description="address of its file")
+    thumbnail: str | None = Field(description="address of an image's thumbnail")
+
+
+class HitAnswer(ItemAnswer):
+    """An item that was found."""
+
+    score: float = Field(description="cosine similarity, -1 to 1")
+
+
+class QueryAnswer(BaseModel):
+    """The query as it was understood."""
+
+    kind: Literal["audio", "image", "text", "vector"]
+    seconds: float | None = Field(description="duration of a spoken query")
+    vector: str = Field(description="base64 of little-endian float16; a later query may send it")
+
+
+class SearchAnswer(BaseModel):
+    """The hits of a query, the best first."""
+
+    query: QueryAnswer
+    kind: Kind = Field(description="kind of the hits")
+    hits: list[HitAnswer]
+    milliseconds: float = Field(description="from the arrival of the request to its answer")
+
+
+class AttentionAnswer(BaseModel):
+    """Which regions of an image each moment of speech attends to."""
+
+    source: Literal["fusion", "similarity"]
+    rows: int
+    columns: int
+    frame_seconds: float
+    seconds: float
+    frames: list[list[float]] = Field(description="for each frame rows x columns weights that sum to 1")
+    box: tuple[float, float, float, float] = Field(
+        description="left, top, right and bottom of the grid, as fractions of the image's sides"
+    )
+
+
+class HealthAnswer(BaseModel):
+    """The model is loaded."""
+
+    status: Literal["ok"] = "ok"
+
+
+def item_answer(item: Item) -> dict[str, Any]:
+    """A row as an :class:`ItemAnswer`."""
+    folder, _, name = item.path.rpartition("/")
+    url = f"/images/{item.id}" if item.kind == "image" else f"/clips/{item.id}"
+    return {
+        "id": item.id,
+        "kind": item.kind,
+        "name": name,
+        "folder": UPLOADS_FOLDER if is_upload(item) else folder,
+        "metadata": item.metadata,
+        "url": url,
+        "thumbnail": f"{url}/thumbnail" if item.kind == "image" else None,
+    }
+
+
+def hit_answer(hit: Hit, item: Item) -> dict[str, Any]:
+    """A hit as a :class:`HitAnswer`."""
+    return {**item_answer(item), "score": hit.score}
