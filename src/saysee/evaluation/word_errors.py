@@ -1,25 +1,25 @@
-"""Word error rate: how far what a recogniser heard is from what was said.
+"""Word error rate of a speech recognizer, by jiwer.
 
-Both texts are normalised first: lower case; dashes, hyphens too, become spaces; all other punctuation goes (so that
-"dog's" is "dogs"); words are what stands between spaces. Numbers and spellings stay as they are written.
+Both texts are normalized first: lower case; dashes and hyphens become spaces; other punctuation is removed (so "dog's"
+is "dogs"). Numbers and spellings stay as they are written.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class WordErrors:
-    """The errors of many clips together.
+    """The word errors of a set of clips.
 
     Attributes:
-        errors: fewest substitutions, deletions and insertions of words that turn what was said into what was heard.
-        words: number of words said.
-        clips: number of clips whose text is known.
+        errors: substitutions, deletions and insertions, the fewest that turn the reference into the hypothesis.
+        words: number of reference words.
+        clips: number of clips with a reference.
     """
 
     errors: int
@@ -28,7 +28,7 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Errors in percent of the words said; insertions can take it above 100."""
+        """Errors in percent of the reference words; insertions can make it larger than 100."""
         return 100.0 * self.errors / self.words
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,38 +37,31 @@ class WordErrors:
 
 
 def count_word_errors(pairs: Iterable[tuple[str | None, str]]) -> WordErrors | None:
-    """The word errors of (said, heard) pairs; pairs whose first text is None or has no word are left out.
+    """Counts the word errors of pairs (reference, hypothesis).
+
+    Pairs whose reference is None or has no word are skipped.
 
     Returns:
-        None where no pair is left.
+        None if no pair is left.
     """
-    errors = words = clips = 0
-    for said, heard in pairs:
-        reference = words_of(said or "")
-        if reference:
-            errors += word_edits(reference, words_of(heard))
-            words += len(reference)
-            clips += 1
-    return WordErrors(errors, words, clips) if clips else None
+    import jiwer
+
+    normalized = [(normalize_text(reference or ""), normalize_text(hypothesis)) for reference, hypothesis in pairs]
+    normalized = [pair for pair in normalized if pair[0]]
+    if not normalized:
+        return None
+    references, hypotheses = ([pair[side] for pair in normalized] for side in (0, 1))
+    found = jiwer.process_words(references, hypotheses)
+    errors = found.substitutions + found.deletions + found.insertions
+    return WordErrors(errors, found.hits + found.substitutions + found.deletions, len(normalized))
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, normalised as the module says."""
-    return "".join(_plain(character) for character in text.lower()).split()
+def normalize_text(text: str) -> str:
+    """The text as the module describes, with single spaces between words."""
+    return " ".join("".join(_normalize_character(character) for character in text.lower()).split())
 
 
-def word_edits(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Fewest substitutions, deletions and insertions that turn ``said`` into ``heard`` (Levenshtein's distance)."""
-    row = list(range(len(heard) + 1))
-    for place, word in enumerate(said, start=1):
-        diagonal, row[0] = row[0], place
-        for column, other in enumerate(heard, start=1):
-            kept = diagonal if word == other else diagonal + 1
-            diagonal, row[column] = row[column], min(kept, row[column] + 1, row[column - 1] + 1)
-    return row[-1]
-
-
-def _plain(character: str) -> str:
+def _normalize_character(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Pd":
         return " "
