@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from saysee.search.index.store import open_store
+from saysee.search.index.index import open_store
 
 
 def picture(path: Path, seed: int) -> Path:

@@ -71,7 +71,7 @@ def test_a_small_disk_that_fills_up(encoder, model_folder, tmp_path, run):
         picture(tmp_path / f"photos/{number}.png", number)
     with mounted("-t", "tmpfs", "-o", "size=200k", "tmpfs", at=tmp_path / "disk") as disk:
         words = ("index", model_folder, tmp_path / "photos", "--to", disk / "index", "--batch-size", 8)
-        one_line(run(*words), "the disk is full; make room and give the command again")
+        one_line(run(*words), "the disk is full; free some space and run the command again")
         done = len(Index.open(disk / "index"))
         assert 0 < done < 600
         assert Index.open(disk / "index", model=encoder.model).search(images=[tmp_path / "photos/1.png"])[0]

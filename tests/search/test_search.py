@@ -21,8 +21,9 @@ from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.index import open_store
 from saysee.search.index.sqlite import SqliteStore
-from saysee.search.index.store import Item, open_store
+from saysee.search.index.store import Item
 from saysee.search.index.updating import update_index
 
 DIMENSION = 24
@@ -249,7 +250,7 @@ def test_check_finds_a_damaged_vector(index):
     with sqlite3.connect(index.folder / "items.sqlite") as connection:
         connection.execute("UPDATE vectors SET vector = zeroblob(96) WHERE item = 1")
     connection.close()
-    assert index.check() == [f"{index.folder}: the vector of row 1 is damaged; index anew"]
+    assert index.check() == [f"{index.folder}: the vector of row 1 is damaged; create the index again"]
 
 
 def test_compact_gives_room_back(encoder, tmp_path):

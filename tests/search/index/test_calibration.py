@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saysee.search.index.calibration import recall, trial_queries
+from saysee.search.index.nearest import recall, trial_queries
 
 
 def test_trial_queries_leave_their_vectors_and_stay_where_vectors_lie():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from saysee import SaySeeError
 from saysee.search.index.filters import parse_filters
-from saysee.search.index.store import About, Item, open_store
+from saysee.search.index.index import open_store
+from saysee.search.index.store import About, Item
 
 ROWS = [
     ("a.png", 0, {"taken": "2024-05-31", "n": 3, "s": "Three"}),

@@ -19,7 +19,8 @@ import pytest
 from media_files import picture, rows
 from saysee import Index, SaySeeError
 from saysee.cli import main
-from saysee.search.index.store import About, Item, open_store
+from saysee.search.index.index import open_store
+from saysee.search.index.store import About, Item
 from saysee.search.index.updating import update_index
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
@@ -49,7 +50,7 @@ def fill(place: str, vectors: np.ndarray) -> dict[str, str]:
             writer.set_about(ABOUT)
         with writer.transaction():
             writer.put(items, vectors)
-        return writer.make_ready(ABOUT)
+        return writer.make_ready()
 
 
 def admin(place: str, *statements: str) -> None:
@@ -67,7 +68,8 @@ def admin(place: str, *statements: str) -> None:
 WRITER = """
 import sys
 import numpy as np
-from saysee.search.index.store import About, Item, open_store
+from saysee.search.index.index import open_store
+from saysee.search.index.store import About, Item
 place, me = sys.argv[1], int(sys.argv[2])
 about = About("model", None, {"image": "1", "clip": "2"}, 24, "float32", "/root", None, ".")
 print("ready", flush=True)
@@ -144,7 +146,7 @@ def test_what_another_writer_takes_out_or_puts_meanwhile_is_made_right(encoder, 
     before = rows(database)
     (photos / "holiday/0.png").rename(photos / "holiday/new.png")
     (photos / "holiday/1.png").rename(photos / "holiday/newer.png")
-    refresh = postgres_store.PostgresWriter.refresh
+    refresh = postgres_store.PostgresTables.refresh
 
     def late(self, items):
         """Another run has come first: one row is gone, and one of the new places is taken."""
@@ -158,7 +160,7 @@ def test_what_another_writer_takes_out_or_puts_meanwhile_is_made_right(encoder, 
                     other.put([Item("image", "holiday/newer.png", hash="x")], np.ones((1, DIMENSION), np.float32))
         return refresh(self, items)
 
-    monkeypatch.setattr(postgres_store.PostgresWriter, "refresh", late)
+    monkeypatch.setattr(postgres_store.PostgresTables, "refresh", late)
     report = update_index(encoder, photos, database)
     after = rows(database)
     assert len(after) == 9
@@ -254,8 +256,9 @@ def test_hnsw_finds_what_exact_search_finds(database, few):
 
 def test_hnsw_is_what_is_searched(database, few):
     fill(database, clustered(400))
-    with open_store(database).reading() as connection:
-        fast = postgres_search._fast(connection, "image")
+    with open_store(database).reading() as tables:
+        connection = tables.connection
+        fast = postgres_search._fast_copy(connection, "image")
         assert fast.cast in ("vector", "halfvec")
         plans = []
         execute = connection.execute
@@ -284,7 +287,10 @@ def test_missing_or_broken_hnsw_is_told_and_made_anew(database, few):
         assert store.check() == []
         admin(database, harm)
         (problem,) = store.check()
-        assert "the HNSW index of its images is missing or was broken off; run 'saysee index --compact" in problem
+        assert (
+            "the HNSW index of its images is missing, or its build was interrupted; run 'saysee index --compact"
+            in problem
+        )
         assert store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
         store.compact()
         assert store.check() == []
@@ -299,13 +305,13 @@ def test_compact_gives_room_back_and_damage_is_found(database):
     before, after = store.compact()
     assert after < before / 3
     admin(database, f"UPDATE items SET vector = '[{','.join(['0'] * DIMENSION)}]' WHERE id = 1")
-    assert store.check() == [f"{store.place}: the vector of row 1 is damaged; index anew"]
+    assert store.check() == [f"{store.place}: the vector of row 1 is damaged; create the index again"]
     admin(
         database,
         "ALTER TABLE items DROP CONSTRAINT items_kind_path_key",
         "UPDATE items SET path = '1.jpg' WHERE id = 3",
     )
-    assert f"{store.place}: the image 1.jpg is there twice; index anew" in store.check()
+    assert f"{store.place}: the image 1.jpg is there twice; create the index again" in store.check()
 
 
 def test_reader_cannot_write(database):
@@ -359,22 +365,22 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
     folder = urlsplit(postgres).query
     for place, words in (
         (locked("s3cret-wrong"), "password authentication failed.*check user and password"),
-        (locked("right", "nowhere"), '"nowhere" does not exist.*make it, or correct the address'),
+        (locked("right", "nowhere"), '"nowhere" does not exist.*create it, or correct the address'),
         (f"postgresql://locked:s3cret@/postgres?host={tmp_path}", "no connection.*check that the server runs there"),
         ("postgresql://locked:s3cret@127.0.0.1:1/postgres", "no connection.*check that the server runs there"),
-        (locked("right"), "no index there; make one with 'saysee index MODEL FOLDER --to postgresql://locked@"),
+        (locked("right"), "no index there; create one with 'saysee index MODEL FOLDER --to postgresql://locked@"),
         (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=x'; DROP TABLE items", "schema .* cannot be used"),
         (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=pg_catalog", "schema .* cannot be used"),
-        ("postgresql://postgres:s3#cret@/postgres", "cannot be understood.*%23"),
-        ("postgresql://postgres:s3cret@host:port/postgres", "cannot be understood"),
-        (f"postgresql://postgres:s3cret@/postgres?{folder}&colour=s3cret", "has an option that libpq does not know"),
+        ("postgresql://postgres:s3#cret@/postgres", "cannot be parsed.*%23"),
+        ("postgresql://postgres:s3cret@host:port/postgres", "no connection"),
+        (f"postgresql://postgres:s3cret@/postgres?{folder}&colour=s3cret", "cannot be parsed; .* options of libpq"),
     ):
         text = refusal(place)
         assert "s3" not in text, text
         assert "right" not in text, text
         assert re.search(words, text), text
     text = refusal(locked("right"), write=True)
-    assert "may not be used so" in text
+    assert "no permission" in text
     assert "right@" not in text
     with monkeypatch.context() as patched:
         patched.setattr(postgres_connection, "_OLDEST_SERVER", 99)
@@ -384,7 +390,7 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
         patched.setattr(postgres_connection, "_OLDEST_VECTOR", (99,))
         assert "run ALTER EXTENSION vector UPDATE" in refusal(postgres)
     monkeypatch.setattr(postgres_store, "EXTENSION", "vector_of_another_name")
-    assert "the server has no pgvector; install it there" in refusal(
+    assert "the server does not have pgvector; install it there" in refusal(
         f"postgresql://postgres@/bare?{folder}", write=True
     )
 
@@ -398,7 +404,7 @@ def test_schema_of_other_tables_is_left_alone(database):
 def test_other_format_is_refused(database):
     fill(database, clustered(3))
     admin(database, "UPDATE about SET value = '9' WHERE name = 'format'")
-    assert "has format 9, and this release knows format 2; upgrade SaySee" in refusal(database)
+    assert "has format 9, and this release reads format 2; upgrade SaySee" in refusal(database)
 
 
 def test_commands_never_show_the_password(model_folder, photos, postgres, locked, capsys):

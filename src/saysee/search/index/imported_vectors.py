@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.formats import kind_by_suffix
-from saysee.search.index.store import Item, open_store
+from saysee.search.index.index import open_store
+from saysee.search.index.sources import is_upload
+from saysee.search.index.store import Item
 from saysee.search.index.updating import IndexReport, begin_about, check_same_source, finish
-from saysee.search.index.uploads import is_upload
 
 _PATH_COLUMNS = ("path", "image_path", "image", "file", "filename", "url", "id")
 _CHUNK = 8_192

@@ -11,14 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from saysee.errors import SaySeeError
+from saysee.errors import SaySeeError, extra_needed
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.sources import model_of, root_of
-from saysee.search.index.store import KINDS, Found, Item, Kind, Store, Vectors, open_store
+from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.store import KINDS, Item, Kind, Store, Vectors, is_database
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
+
+
+def open_store(place: str | os.PathLike[str]) -> Store:
+    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
+
+    Raises:
+        SaySeeError: an address that cannot be parsed.
+        MissingExtraError: a database without the extra "postgres".
+    """
+    if is_database(place):
+        with extra_needed("an index in PostgreSQL", "postgres"):
+            from saysee.search.index.postgres import PostgresStore
+
+        return PostgresStore(os.fspath(place))
+    return SqliteStore(Path(place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +227,7 @@ class Index:
             raise SaySeeError("a query's vector is zero or not finite; leave it out")
         return np.asarray(queries / lengths)
 
-    def _hits(self, found: list[list[Found]]) -> list[list[Hit]]:
+    def _hits(self, found: list[list[tuple[Item, float]]]) -> list[list[Hit]]:
         """Rows with the paths that their files have now."""
         first = next((item.path for rows in found for item, _ in rows), None)
         root = root_of(self.about, self.store.folder, first)

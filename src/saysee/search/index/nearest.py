@@ -1,55 +1,57 @@
-"""Vectors made ready for searching: in memory while they are few, else in a faiss file beside the truth.
+"""Fast copies of the vectors: in memory while they are few, else in a faiss file beside the SQLite file.
 
-A file belongs to the truth whose stamp its name has; any other is stale and made anew. It is written under another
-name, flushed to the disk, renamed, and read by mapping it into memory.
+The stamp in a file's name says of which rows it is a copy; a file of another stamp is stale and built again. It is
+written under a temporary name, flushed to the disk, renamed, and read by mapping it into memory. How far an approximate
+search looks is measured when it is built, on queries that lie off the indexed vectors.
 """
 
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint, flush
-from saysee.search.index.calibration import QUERIES, RECALL, K, recall, trial_queries
-from saysee.search.index.sqlite_tables import blocks, count, ids_of, noted, stamp, vectors_of
-from saysee.search.index.store import KINDS, About, Kind, Vectors
+from saysee.search.index.store import Ids, Kind, Tables, Vectors
 
 MEMORY_ROWS = 20_000
-"""Up to here there is no file: so few vectors are read from the truth and compared in memory, where a query takes as
-long as in a file of 100,000 (8 ms on two busy cores, 512 dimensions)."""
+"""Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long
+as in a file of 100,000 (8 ms on two busy cores, 512 dimensions)."""
 EXACT_ROWS = 300_000
 """Up to here every vector is compared; beyond, clusters are chosen first. At this size it takes 17 ms, little beside
 the hundreds that encoding a spoken query takes, and misses nothing."""
+RECALL, RECALL_K = 0.995, 10
+"""Least recall@10 of the trial queries; what is promised of real queries is 0.99."""
 
+_TRIAL_QUERIES, _MOVE = 256, 0.5
 _TRAINING_ROWS = 64
 """Vectors to each cluster that k-means looks at; faiss asks for 39 at least."""
 _PRODUCTS_AT_ONCE = 1 << 24
 """Similarities held at once, 64 MB."""
+_BLOCK = 65_536
+"""Vectors read at once."""
 _UNFINISHED = ".writing-"
 FROM_MEMORY = "exact, from memory"
 
 
 class Searcher(Protocol):
-    """Vectors of one kind, to be searched.
+    """Vectors of one kind, for searching.
 
     Attributes:
-        stamp: of the truth that they were read from.
-        method: how it searches, for people.
+        stamp: of the rows that they were read from.
+        method: of searching, for people.
     """
 
     stamp: str
     method: str
 
-    def search(self, queries: Vectors, k: int, allowed: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
 
 
@@ -58,11 +60,11 @@ class InMemory:
     """Every vector compared, in fp32."""
 
     stamp: str
-    ids: NDArray[np.int64]
+    ids: Ids
     vectors: Vectors
     method: str = FROM_MEMORY
 
-    def search(self, queries: Vectors, k: int, allowed: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """As :class:`Searcher` says."""
         ids, vectors = self.ids, self.vectors
         if allowed is not None:
@@ -79,7 +81,7 @@ class Faiss:
     index: Any
     method: str
 
-    def search(self, queries: Vectors, k: int, allowed: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """As :class:`Searcher` says."""
         settings = None
         if allowed is not None:
@@ -95,58 +97,62 @@ class Faiss:
         return [row[row >= 0] for row in found]
 
 
-def best_rows(queries: Vectors, ids: NDArray[np.int64], vectors: Vectors, k: int) -> list[NDArray[np.int64]]:
-    """For each query of [Q, D] the ids of the up to ``k`` nearest of ``vectors`` [N, D], whose ids are [N]."""
-    found: list[NDArray[np.int64]] = []
+def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]:
+    """For each query of [Q, D] the ids of the ``k`` nearest of ``vectors`` [N, D], and of those as near as the last.
+
+    Args:
+        queries: unit vectors.
+        ids: of the vectors [N].
+        vectors: unit vectors.
+        k: how many, if there are as many.
+    """
+    found: list[Ids] = []
     k = min(k, len(ids))
     at_once = max(1, _PRODUCTS_AT_ONCE // max(1, len(ids)))
     for start in range(0, len(queries), at_once):
         scores = queries[start : start + at_once] @ vectors.T
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k else np.empty((len(scores), 0), np.int64)
-        found += [ids[row] for row in best]
+        least = -np.partition(-scores, k - 1, axis=1)[:, k - 1] if k else np.zeros(len(scores), np.float32)
+        found += [ids[row >= last] for row, last in zip(scores, least, strict=True)]
     return found
 
 
-# ---------------------------------------------------------------------- files
-
-
-def load(folder: Path, about: About, connection: sqlite3.Connection, kind: Kind) -> Searcher | None:
-    """What searches a kind; None where its file is missing, stale or damaged."""
-    now, rows = stamp(connection, kind), count(connection, kind)
+def load(tables: Tables, kind: Kind) -> Searcher | None:
+    """The searcher of a kind; None where its file is missing, stale or damaged."""
+    rows = tables.counts()[kind]
     if rows <= MEMORY_ROWS:
-        return in_memory(about, connection, kind)
-    path = folder / _name(kind, now)
-    record = noted(connection, f"copy_{kind}")
+        return in_memory(tables, kind)
+    current = tables.noted(stamp_name(kind))
+    path, record = _file(tables, kind, current), tables.noted(f"copy_{kind}")
     try:
         if not record or record["name"] != path.name or path.stat().st_size != record["bytes"]:
             return None
         index = faiss.read_index(os.fspath(path), _mapping(record["approximate"]))
-    except (OSError, RuntimeError):  # removed by a writer just now, or of a faiss that this one cannot read
+    except (OSError, RuntimeError):  # just removed by a writer, or written by a newer faiss
         return None
-    return Faiss(now, index, _method(index)) if (index.ntotal, index.d) == (rows, about.dimension) else None
+    return (
+        Faiss(current, index, _method(index))
+        if (index.ntotal, index.d) == (rows, tables.existing_about().dimension)
+        else None
+    )
 
 
-def in_memory(about: About, connection: sqlite3.Connection, kind: Kind) -> InMemory:
-    """All vectors of a kind, read from the truth."""
-    ids = ids_of(connection, kind)
-    vectors = np.empty((len(ids), about.dimension), np.float32)
-    start = 0
-    for _, block in blocks(connection, about, kind):
-        vectors[start : start + len(block)] = block
-        start += len(block)
-    return InMemory(stamp(connection, kind), ids, vectors)
+def in_memory(tables: Tables, kind: Kind) -> InMemory:
+    """All vectors of a kind, read from the tables."""
+    rows = tables.counts()[kind]
+    ids, vectors = np.empty(rows, np.int64), np.empty((rows, tables.existing_about().dimension), np.float32)
+    read = 0
+    for numbers, block in blocks(tables, kind):
+        ids[read : read + len(block)], vectors[read : read + len(block)] = numbers, block
+        read += len(block)
+    return InMemory(tables.noted(stamp_name(kind)), ids[:read], vectors[:read])
 
 
-def write_all(
-    folder: Path, connection: sqlite3.Connection, about: About, note: Callable[[str, Any], None]
-) -> dict[Kind, str]:
+def write_all(folder: Path, tables: Tables) -> dict[Kind, str]:
     """Brings the files up to date and removes stale ones.
 
     Args:
         folder: of the index.
-        connection: of its one writer.
-        about: of the index.
-        note: keeps a value by name in the truth.
+        tables: of its one writer.
 
     Returns:
         how each kind that has rows is searched.
@@ -156,12 +162,11 @@ def write_all(
     """
     methods: dict[Kind, str] = {}
     wanted = set()
-    for kind in KINDS:
-        rows = count(connection, kind)
+    for kind, rows in tables.counts().items():
         if rows > MEMORY_ROWS:
-            found = load(folder, about, connection, kind) or _write(folder, connection, about, kind, note)
+            found = load(tables, kind) or _write(folder, tables, kind, rows > EXACT_ROWS)
             methods[kind] = found.method
-            wanted.add(_name(kind, found.stamp))
+            wanted.add(_file(tables, kind, found.stamp).name)
         elif rows:
             methods[kind] = FROM_MEMORY
     for path in [*folder.glob("*.faiss"), *folder.glob(f"{_UNFINISHED}*")]:
@@ -170,43 +175,54 @@ def write_all(
     return methods
 
 
-def damage(folder: Path, connection: sqlite3.Connection, kind: Kind) -> str | None:
+def damage(tables: Tables, kind: Kind) -> str | None:
     """What is wrong with a kind's file, read to its last byte; None where all is well or no file is needed."""
-    if count(connection, kind) <= MEMORY_ROWS:
+    if tables.counts()[kind] <= MEMORY_ROWS:
         return None
-    path, record = folder / _name(kind, stamp(connection, kind)), noted(connection, f"copy_{kind}")
+    path, record = _file(tables, kind, tables.noted(stamp_name(kind))), tables.noted(f"copy_{kind}")
     if not path.is_file() or not record or record["name"] != path.name:
         return f"the fast copy of its {kind}s is missing or stale"
     return None if _digest(path) == record["hash"] else f"the fast copy of its {kind}s ({path.name}) is damaged"
 
 
-def _write(
-    folder: Path, connection: sqlite3.Connection, about: About, kind: Kind, note: Callable[[str, Any], None]
-) -> Faiss:
-    now = stamp(connection, kind)
-    index = build(connection, about, kind, approximate=count(connection, kind) > EXACT_ROWS)
-    path = folder / _name(kind, now)
-    scratch = folder / f"{_UNFINISHED}{path.name}"
+def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
+    """Ids [n] and vectors [n, D] of a kind in runs, by ascending id."""
+    sql = f"SELECT id, vector FROM {tables.with_vectors} WHERE kind = ? ORDER BY id"
+    cursor = tables.execute(sql, (kind,))
+    while rows := cursor.fetchmany(_BLOCK):
+        yield np.array([row[0] for row in rows], np.int64), tables.to_vectors([row[1] for row in rows])
+
+
+def stamp_name(kind: Kind) -> str:
+    """The name of the note that changes whenever a vector of the kind is added, changed or removed."""
+    return f"stamp_{kind}"
+
+
+def _write(folder: Path, tables: Tables, kind: Kind, approximate: bool) -> Faiss:
+    current = tables.noted(stamp_name(kind))
+    index = _build(tables, kind, approximate)
+    path = _file(tables, kind, current)
+    scratch = path.with_name(f"{_UNFINISHED}{path.name}")
     try:
         faiss.write_index(index, os.fspath(scratch))
         flush(scratch)
         scratch.replace(path)
         flush(folder)
-    except RuntimeError:  # how faiss tells a full disk
+    except RuntimeError:  # what faiss raises on a full disk
         raise SaySeeError(
-            f"{folder}: no room for the fast copy (rows and vectors are safe); make room and run "
-            f"'saysee index --compact {folder}'"
+            f"{folder}: the disk is full, so that the fast copy cannot be written (rows and vectors are safe); free "
+            f"some space and run 'saysee index --compact {folder}'"
         ) from None
     finally:
         _remove(scratch)
-    approximate = isinstance(index, faiss.IndexIVF)
     record = {"name": path.name, "bytes": path.stat().st_size, "hash": _digest(path), "approximate": approximate}
-    note(f"copy_{kind}", record)
-    return Faiss(now, faiss.read_index(os.fspath(path), _mapping(approximate)), _method(index))
+    tables.note(f"copy_{kind}", record)
+    return Faiss(current, faiss.read_index(os.fspath(path), _mapping(approximate)), _method(index))
 
 
-def _name(kind: Kind, of: str) -> str:
-    return f"{kind}s-{of}.faiss"
+def _file(tables: Tables, kind: Kind, stamp: str) -> Path:
+    assert tables.folder is not None
+    return tables.folder / f"{kind}s-{stamp}.faiss"
 
 
 def _mapping(approximate: bool) -> int:
@@ -232,42 +248,42 @@ def _digest(path: Path) -> str:
         return fingerprint(file)
 
 
-# ---------------------------------------------------------------------- building
-
-
-def build(connection: sqlite3.Connection, about: About, kind: Kind, approximate: bool) -> Any:
-    """A faiss index of a kind: fp16, flat, or in clusters of which as many are searched as a recall@10 of 0.995 takes.
+def _build(tables: Tables, kind: Kind, approximate: bool) -> Any:
+    """A faiss index of a kind in fp16: flat, or in clusters of which as many are searched as the recall takes.
 
     Deterministic for the same rows.
     """
+    dimension = tables.existing_about().dimension
     if not approximate:
-        codes = faiss.IndexScalarQuantizer(about.dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        codes = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         index = faiss.IndexIDMap(codes)
-        _add(index, connection, about, kind)
+        _add(index, tables, kind)
         return index
-    ids = ids_of(connection, kind)
+    cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
+    ids = np.fromiter((row[0] for row in cursor), np.int64)
     rng = np.random.default_rng(0)
     clusters = 2 ** round(float(np.log2(2 * np.sqrt(len(ids)))))
     seen = np.sort(rng.choice(ids, min(len(ids), _TRAINING_ROWS * clusters), replace=False))
-    index = faiss.index_factory(about.dimension, f"IVF{clusters},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dimension, f"IVF{clusters},SQfp16", faiss.METRIC_INNER_PRODUCT)
     index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
-    index.train(vectors_of(connection, about, seen.tolist()))
-    _add(index, connection, about, kind)
-    chosen = rng.choice(seen, min(len(seen), QUERIES), replace=False)
-    index.nprobe = _calibrated(index, trial_queries(vectors_of(connection, about, chosen.tolist()), rng))
+    index.train(tables.vectors_of(seen.tolist())[1])
+    _add(index, tables, kind)
+    chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
+    order, vectors = tables.vectors_of(chosen.tolist())
+    index.nprobe = _calibrated(index, trial_queries(vectors[np.searchsorted(order, chosen)], rng))
     return index
 
 
-def _add(index: Any, connection: sqlite3.Connection, about: About, kind: Kind) -> None:
-    for ids, vectors in blocks(connection, about, kind):
+def _add(index: Any, tables: Tables, kind: Kind) -> None:
+    for ids, vectors in blocks(tables, kind):
         index.add_with_ids(vectors, ids)
 
 
 def _calibrated(index: Any, queries: Vectors) -> int:
     """How many clusters give the recall."""
 
-    def nearest(clusters: int) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = index.search(queries, K, params=faiss.SearchParametersIVF(nprobe=clusters))[1]
+    def nearest(clusters: int) -> Ids:
+        found: Ids = index.search(queries, RECALL_K, params=faiss.SearchParametersIVF(nprobe=clusters))[1]
         return found
 
     truth = nearest(index.nlist)
@@ -275,3 +291,18 @@ def _calibrated(index: Any, queries: Vectors) -> int:
     while clusters < index.nlist and recall(nearest(clusters), truth) < RECALL:
         clusters *= 2
     return int(min(clusters, index.nlist))
+
+
+def trial_queries(vectors: Vectors, rng: np.random.Generator) -> Vectors:
+    """Indexed vectors [N, D], each moved by half of the difference between two others, as queries [N, D].
+
+    Queries of speech or text do not lie where images do, so images themselves would be too easy. So would noise of all
+    dimensions be: images fill few of them, and a move out of these changes no order. The differences between images lie
+    where images do.
+    """
+    return np.asarray(vectors + _MOVE * (rng.permutation(vectors) - rng.permutation(vectors)), np.float32)
+
+
+def recall(found: Iterable[Ids], truth: Iterable[Ids]) -> float:
+    """Mean share of the right ids that were found."""
+    return float(np.mean([np.isin(right, got).mean() for got, right in zip(found, truth, strict=True)]))

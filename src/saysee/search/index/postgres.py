@@ -1,7 +1,7 @@
 """An index in a schema of a PostgreSQL database with pgvector.
 
-Several processes may write at once: each batch is one transaction under a lock of the index, rows are told by kind and
-path, and what another has taken out meanwhile is made again. Readers see one moment each.
+Several processes may write at once: each batch is one transaction under a lock of the index, rows are identified by
+kind and path, and what another process has removed meanwhile is encoded again. Readers see one moment each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import psycopg
 from pgvector import Vector
-from psycopg.types.json import Jsonb
 
 from saysee.errors import SaySeeError
 from saysee.search.index.filters import Filter
@@ -23,17 +22,17 @@ from saysee.search.index.postgres_connection import (
     Address,
     Connection,
     connect,
+    errors_in_one_line,
     find_vectors,
     knows_vectors,
     read_address,
-    told,
 )
-from saysee.search.index.postgres_search import damage, make_fast, nearest
-from saysee.search.index.store import KINDS, STALE, UNIT_TOLERANCE, About, Found, Item, Kind, Store, Vectors, Writer
+from saysee.search.index.postgres_search import damaged_copy, make_fast, nearest
+from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Kind, Store, Tables, Vectors
 
 EXTENSION = "vector"
 _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
-"""Most time of a search; most time that a batch waits for others'."""
+"""Most time of a statement that reads; most time that a batch waits for others'."""
 _EXTENSION_LOCK = 0x5A75EE
 """A lock of the whole database."""
 _IDLE = 8
@@ -58,7 +57,6 @@ CREATE TABLE items (
 );
 CREATE INDEX items_by_hash ON items (kind, hash);
 """
-_COLUMNS = "kind, path, size, mtime_ns, hash, metadata, id, encoded_by"
 
 
 class PostgresStore(Store):
@@ -76,299 +74,172 @@ class PostgresStore(Store):
         self._idle: list[Connection] = []
         weakref.finalize(self, _close_all, self._idle)
 
-    # ------------------------------------------------------------------ reading
-
     @contextmanager
-    def reading(self, seconds: float = _SEARCH_SECONDS) -> Iterator[Connection]:
-        """A connection that cannot write, within one transaction: all it reads is of one moment.
-
-        Args:
-            seconds: most time of a statement; 0 for any.
-        """
-        with told(self.address):
-            connection = self._take()
+    def reading(self) -> Iterator[PostgresTables]:
+        """See :meth:`Store.reading`."""
+        with errors_in_one_line(self.address):
+            connection = self._connection()
             try:
                 with connection.transaction():
                     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                    connection.execute(f"SET LOCAL statement_timeout = {int(1_000 * seconds)}")
+                    connection.execute(f"SET LOCAL statement_timeout = '{_SEARCH_SECONDS}s'")
                     connection.execute("SET LOCAL jit = off")  # compiling takes longer than so short a statement
-                    yield connection
+                    yield PostgresTables(self.address, connection)
             finally:
                 if connection.closed or len(self._idle) >= _IDLE or not knows_vectors(connection):
                     connection.close()
                 else:
                     self._idle.append(connection)
 
-    def _take(self) -> Connection:
+    def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
             try:
                 connection.execute("SELECT 1")
                 return connection
-            except psycopg.OperationalError:  # the server has been started anew
+            except psycopg.OperationalError:  # the server was restarted
                 connection.close()
         return connect(self.address)
 
-    def about(self) -> About:
-        """See :meth:`Store.about`."""
-        with self.reading() as connection:
-            return self._read_about(connection)
-
-    def _read_about(self, connection: Connection) -> About:
-        found = _read_about(connection, self.address)
-        if found is None:
-            raise SaySeeError(
-                f"{self.place}: no index there; make one with 'saysee index MODEL FOLDER --to {self.place}'"
-            )
-        return found
-
-    def counts(self) -> dict[Kind, int]:
-        """See :meth:`Store.counts`."""
-        with self.reading() as connection:
-            self._read_about(connection)
-            return _counts(connection)
-
-    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
-        """See :meth:`Store.rows`."""
-        with self.reading() as connection:
-            self._read_about(connection)
-            sql = "SELECT id, kind, path, hash, metadata FROM items WHERE id = ANY(%s::bigint[])"
-            rows = connection.execute(sql, ([int(number) for number in ids],))
-            return {row[0]: Item(row[1], row[2], None, None, row[3], row[4], row[0]) for row in rows}
+    @contextmanager
+    def writing(self) -> Iterator[PostgresTables]:
+        """One of the writers; see :meth:`Store.writing`."""
+        with errors_in_one_line(self.address):
+            connection = connect(self.address)
+            try:
+                yield PostgresTables(self.address, connection)
+            finally:
+                connection.close()
 
     def nearest(
         self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
-    ) -> list[list[Found]]:
+    ) -> list[list[tuple[Item, float]]]:
         """See :meth:`Store.nearest`."""
-        with self.reading() as connection:
-            return nearest(connection, self._read_about(connection), queries, kind, k, where, filters)
-
-    # ------------------------------------------------------------------ writing
-
-    @contextmanager
-    def writing(self) -> Iterator[PostgresWriter]:
-        """One of the writers; see :meth:`Store.writing`."""
-        with told(self.address):
-            connection = connect(self.address)
-            try:
-                yield PostgresWriter(self.address, connection)
-            finally:
-                connection.close()
-
-    # ------------------------------------------------------------------ upkeep
-
-    def check(self) -> list[str]:
-        """See :meth:`Store.check`."""
-        problems = []
-        with self.reading(seconds=0) as connection:
-            about = self._read_about(connection)
-            bad = connection.execute(
-                "SELECT id FROM items WHERE NOT abs(vector_norm(vector) - 1) < %s ORDER BY id", (UNIT_TOLERANCE,)
-            )
-            problems += [f"{self.place}: the vector of row {row} is damaged; index anew" for (row,) in bad]
-            for way in ("indexscan", "indexonlyscan", "bitmapscan"):  # the rows themselves, not what is kept of them
-                connection.execute(f"SET LOCAL enable_{way} = off")
-            doubled = connection.execute("SELECT kind, path FROM items GROUP BY kind, path HAVING count(*) > 1")
-            problems += [f"{self.place}: the {kind} {path} is there twice; index anew" for kind, path in doubled]
-            for kind in KINDS:
-                sql = "SELECT count(*) FROM items WHERE kind = %s AND encoded_by <> %s"
-                if others := _one(connection, sql, (kind, about.fingerprints[kind])):
-                    problems.append(STALE.format(self.place, others, kind))
-                if (what := damage(connection, about, kind)) is not None:
-                    problems.append(f"{self.place}: {what}; run 'saysee index --compact {self.place}'")
-        return problems
+        with self.reading() as tables:
+            about = tables.existing_about()
+            return tables.ranked(queries, nearest(tables.connection, about, queries, kind, k, where, filters), k)
 
     def compact(self) -> tuple[int, int]:
-        """See :meth:`Store.compact`. Searching waits while the server writes the rows anew."""
-        with told(self.address):
-            connection = connect(self.address)
-            try:
-                about, before = self._read_about(connection), _bytes(connection)
-                connection.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
-                connection.execute("VACUUM (FULL, ANALYZE) items")
-                make_fast(connection, self.address, about, _key(self.address, "fast copy"))
-                return before, _bytes(connection)
-            finally:
-                connection.close()
+        """See :meth:`Store.compact`. Searching waits while the server rewrites the rows."""
+        with self.writing() as tables:
+            tables.existing_about()
+            before = tables.bytes()
+            tables.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
+            tables.execute("VACUUM (FULL, ANALYZE) items")
+            tables.execute("RESET lock_timeout")
+            tables.make_ready()
+            return before, tables.bytes()
 
 
-class PostgresWriter(Writer):
-    """One connection that writes."""
+class PostgresTables(Tables):
+    """A connection to the schema."""
 
-    folder = None
+    among = "id = ANY(?::bigint[])"
+    with_vectors = "items"
 
     def __init__(self, address: Address, connection: Connection) -> None:
-        self.address, self.place, self.connection = address, address.place, connection
-        self._last_read: About | None = None
+        super().__init__(address.place, None)
+        self.address, self.connection = address, connection
 
-    @property
-    def about(self) -> About | None:
-        """See :attr:`Writer.about`."""
-        self._last_read = self._read()
-        return self._last_read
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
+        """See :meth:`Tables.execute`."""
+        return self.connection.execute(sql.replace("?", "%s"), values, binary=True)
 
-    def _read(self) -> About | None:
-        found = _read_about(self.connection, self.address)
-        if found is not None and not knows_vectors(self.connection):  # another process has begun it meanwhile
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """See :meth:`Tables.execute_many`."""
+        self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
+
+    def as_list(self, ids: Iterable[int]) -> list[int]:
+        """See :meth:`Tables.as_list`."""
+        return [int(number) for number in ids]
+
+    def to_vectors(self, values: Sequence[Vector]) -> Vectors:
+        """See :meth:`Tables.to_vectors`."""
+        about = self.existing_about()
+        vectors = [vector.to_numpy() for vector in values]
+        return np.array(vectors, np.float32).reshape(len(vectors), about.dimension)
+
+    def is_begun(self) -> bool:
+        """See :meth:`Tables.is_begun`."""
+        # Read from the catalog itself: what the server remembers may be older than a lock that was waited for.
+        sql = "SELECT 1 FROM pg_tables WHERE schemaname = ? AND tablename = 'about'"
+        begun = self.execute(sql, (self.address.schema,)).fetchone() is not None
+        if begun and not knows_vectors(self.connection):  # another process has begun it meanwhile
             find_vectors(self.connection, self.address)
-        return found
+        return begun
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """See :meth:`Writer.transaction`. One writer's at a time, which others wait for."""
+        """See :meth:`Tables.transaction`. One writer's at a time, which others wait for."""
         with self.connection.transaction():
-            self.connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
-            self.connection.execute("SELECT pg_advisory_xact_lock(%s)", (_key(self.address, "writing"),))
+            self.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
+            self.execute("SELECT pg_advisory_xact_lock(?)", (_lock(self.address, "writing"),))
             yield
 
-    def set_about(self, about: About) -> None:
-        """See :meth:`Writer.set_about`.
+    def begin(self, about: About) -> None:
+        """See :meth:`Tables.begin`.
 
         Raises:
-            SaySeeError: another process has changed it since it was read.
+            SaySeeError: the server does not have pgvector, or the schema holds other tables.
         """
-        with self.transaction():
-            now = self._read()
-            if now not in (self._last_read, about):
-                raise SaySeeError(f"{self.place}: another process has just changed this index; give the command again")
-            if now is None:
-                self._begin(about)
-            self.connection.cursor().executemany(
-                "INSERT INTO about VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                about.to_rows(),
-            )
-        self._last_read = about
-
-    def _begin(self, about: About) -> None:
-        schema, execute = self.address.schema, self.connection.execute
+        schema = self.address.schema
         if find_vectors(self.connection, self.address) is None:
-            execute("SELECT pg_advisory_xact_lock(%s)", (_EXTENSION_LOCK,))  # another index may be begun just now
-            if not _one(self.connection, "SELECT count(*) FROM pg_available_extensions WHERE name = %s", (EXTENSION,)):
-                raise SaySeeError(f"{self.place}: the server has no pgvector; install it there (package pgvector)")
-            execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
+            self.execute("SELECT pg_advisory_xact_lock(?)", (_EXTENSION_LOCK,))  # another index may begin just now
+            if not self.execute("SELECT 1 FROM pg_available_extensions WHERE name = ?", (EXTENSION,)).fetchone():
+                raise SaySeeError(f"{self.place}: the server does not have pgvector; install it there")
+            self.execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
             find_vectors(self.connection, self.address)
-        if not _one(self.connection, "SELECT count(*) FROM pg_namespace WHERE nspname = %s", (schema,)):
-            execute(f'CREATE SCHEMA "{schema}"')  # the name holds a-z, 0-9 and _ alone
-        elif stranger := self._stranger():
+        if not self.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (schema,)).fetchone():
+            self.execute(f'CREATE SCHEMA "{schema}"')  # the name holds a-z, 0-9 and _ alone
+        sql = "SELECT relname FROM pg_class WHERE relnamespace = ?::regnamespace AND relkind IN ('r', 'v')"
+        if other := self.execute(sql, (schema,)).fetchone():
             raise SaySeeError(
-                f"{self.place}: its schema {schema} holds other tables ({stranger}) and no index; name another by "
+                f"{self.place}: its schema {schema} holds other tables ({other[0]}) and no index; name another by "
                 "?schema="
             )
-        execute(_TABLES.format(dimension=int(about.dimension)))
+        self.connection.execute(_TABLES.format(dimension=int(about.dimension)))
 
-    def _stranger(self) -> str | None:
-        sql = "SELECT min(relname) FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind IN ('r', 'v')"
-        found: str | None = _one(self.connection, sql, (self.address.schema,))
-        return found
-
-    def known(self) -> dict[tuple[Kind, str], Item]:
-        """See :meth:`Writer.known`."""
-        rows = self.connection.execute(f"SELECT {_COLUMNS} FROM items")
-        return {(row[0], row[1]): Item(*row) for row in rows}
-
-    def counts(self) -> dict[Kind, int]:
-        """See :meth:`Writer.counts`."""
-        return _counts(self.connection)
-
-    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
-        """See :meth:`Writer.put`."""
-        if not items:
-            return
-        about = self._last_read or self.about
-        assert about is not None, "set_about comes before rows"
-        rows = []
-        for item, vector in zip(items, vectors, strict=True):
-            item.encoded_by = item.encoded_by or about.fingerprints[item.kind]
-            row = (item.kind, item.path, *item.folder_and_name, item.size, item.mtime_ns, item.hash, item.encoded_by)
-            rows.append((*row, Jsonb(item.metadata), Vector(vector)))
+    def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
+        """See :meth:`Tables.insert`."""
+        sql = sql.format(", vector", ", ?", ", vector = excluded.vector").replace("?", "%s")
+        values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
         cursor = self.connection.cursor()
-        cursor.executemany(
-            "INSERT INTO items (kind, path, folder, name, size, mtime_ns, hash, encoded_by, metadata, vector) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (kind, path) DO UPDATE SET "
-            "size = excluded.size, mtime_ns = excluded.mtime_ns, hash = excluded.hash, "
-            "encoded_by = excluded.encoded_by, metadata = excluded.metadata, vector = excluded.vector RETURNING id",
-            rows,
-            returning=True,
-        )
-        for item, result in zip(items, cursor.results(), strict=True):
-            put = result.fetchone()
-            assert put is not None
-            (item.id,) = put
+        cursor.executemany(sql, values, returning=True)
+        while True:
+            yield from (row[0] for row in cursor)
+            if not cursor.nextset():
+                break
 
-    def refresh(self, items: Iterable[Item]) -> list[Item]:
-        """See :meth:`Writer.refresh`."""
-        items = list(items)
-        if not items:
-            return []
-        with self.transaction():
-            sql = "SELECT id FROM items WHERE id = ANY(%s::bigint[])"
-            there = {row[0] for row in self.connection.execute(sql, ([item.id for item in items],))}
-            staying = [item for item in items if item.id in there]
-            cursor = self.connection.cursor()
-            # Where a file has moved to, another process may have encoded it meanwhile.
-            cursor.executemany(
-                "DELETE FROM items WHERE kind = %s AND path = %s AND id <> %s",
-                [(item.kind, item.path, item.id) for item in staying],
-            )
-            cursor.executemany(
-                "UPDATE items SET path = %s, folder = %s, name = %s, size = %s, mtime_ns = %s, metadata = %s "
-                "WHERE id = %s",
-                [
-                    (item.path, *item.folder_and_name, item.size, item.mtime_ns, Jsonb(item.metadata), item.id)
-                    for item in staying
-                ],
-            )
-        return [item for item in items if item.id not in there]
+    def touch(self, kinds: Iterable[Kind]) -> None:
+        """See :meth:`Tables.touch`. The server keeps its HNSW indexes up to date itself."""
 
-    def remove(self, items: Sequence[Item]) -> None:
-        """See :meth:`Writer.remove`."""
-        if items:
-            with self.transaction():
-                ids = [item.id for item in items]
-                self.connection.execute("DELETE FROM items WHERE id = ANY(%s::bigint[])", (ids,))
+    def make_ready(self) -> dict[Kind, str]:
+        """See :meth:`Tables.make_ready`."""
+        return make_fast(self.connection, self.address, self.existing_about(), _lock(self.address, "fast copy"))
 
-    def item_of(self, kind: Kind, content: str) -> Item | None:
-        """See :meth:`Writer.item_of`."""
-        sql = f"SELECT {_COLUMNS} FROM items WHERE kind = %s AND hash = %s ORDER BY id LIMIT 1"
-        row = self.connection.execute(sql, (kind, content)).fetchone()
-        return None if row is None else Item(*row)
+    def damage(self) -> Iterator[str]:
+        """See :meth:`Tables.damage`."""
+        self.execute("SET LOCAL statement_timeout = 0")
+        sql = "SELECT id FROM items WHERE NOT abs(vector_norm(vector) - 1) < ? ORDER BY id"
+        for (row,) in self.execute(sql, (UNIT_TOLERANCE,)):
+            yield f"the vector of row {row} is damaged; create the index again"
+        for way in ("indexscan", "indexonlyscan", "bitmapscan"):  # to read the rows, not the indexes over them
+            self.execute(f"SET LOCAL enable_{way} = off")
+        for kind, path in self.execute("SELECT kind, path FROM items GROUP BY kind, path HAVING count(*) > 1"):
+            yield f"the {kind} {path} is there twice; create the index again"
+        for kind in KINDS:
+            if (what := damaged_copy(self.connection, self.existing_about(), kind)) is not None:
+                yield f"{what}; run 'saysee index --compact {self.place}'"
 
-    def vector_of(self, kind: Kind, content: str, encoded_by: str) -> Vectors | None:
-        """See :meth:`Writer.vector_of`."""
-        sql = "SELECT vector FROM items WHERE kind = %s AND hash = %s AND encoded_by = %s LIMIT 1"
-        row = self.connection.execute(sql, (kind, content, encoded_by)).fetchone()
-        return None if row is None else np.array(row[0].to_numpy(), np.float32)
-
-    def make_ready(self, about: About) -> dict[Kind, str]:
-        """See :meth:`Writer.make_ready`."""
-        return make_fast(self.connection, self.address, about, _key(self.address, "fast copy"))
+    def bytes(self) -> int:
+        """On the server's disk."""
+        row = self.execute("SELECT pg_total_relation_size('items') + pg_total_relation_size('about')").fetchone()
+        assert row is not None
+        return int(row[0])
 
 
-def _read_about(connection: Connection, address: Address) -> About | None:
-    # Asked of the catalog itself: what the server remembers of it may be older than a lock that was waited for.
-    sql = "SELECT count(*) FROM pg_tables WHERE schemaname = %s AND tablename = 'about'"
-    if not _one(connection, sql, (address.schema,)):
-        return None
-    return About.from_rows(connection.execute("SELECT name, value FROM about").fetchall(), address.place)
-
-
-def _counts(connection: Connection) -> dict[Kind, int]:
-    return {kind: _one(connection, "SELECT count(*) FROM items WHERE kind = %s", (kind,)) for kind in KINDS}
-
-
-def _bytes(connection: Connection) -> int:
-    return int(_one(connection, "SELECT pg_total_relation_size('items') + pg_total_relation_size('about')"))
-
-
-def _one(connection: Connection, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
-    """The one value that a statement gives."""
-    row = connection.execute(sql, parameters).fetchone()
-    assert row is not None
-    return row[0]
-
-
-def _key(address: Address, what: str) -> int:
-    """The number of a lock that all who write this index know; locks are a database's own."""
+def _lock(address: Address, what: str) -> int:
+    """The number of a lock that all writers of this index know; each database has its own locks."""
     digest = hashlib.blake2b(f"saysee {what} {address.schema}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 

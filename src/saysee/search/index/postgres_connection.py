@@ -1,4 +1,4 @@
-"""Connections to the PostgreSQL database of an index, and what it refuses, told in one line without a password."""
+"""Connections to the PostgreSQL database of an index, and its errors in one line without a password."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
 
 import pgvector.psycopg
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from saysee.errors import SaySeeError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 SCHEMA = "saysee"
-"""Where none is named."""
+"""The default schema."""
 _OLDEST_SERVER, _OLDEST_VECTOR = 13, (0, 5)
 """pgvector 0.5 brought HNSW."""
 _CONNECT_SECONDS = 10
@@ -31,50 +32,40 @@ class Address:
     """Where an index is.
 
     Attributes:
-        place: the address as it may be shown.
+        place: the address without a password, for messages.
         schema: that holds the tables.
-        options: for libpq; a password among them.
+        options: for libpq; a password may be among them.
     """
 
     place: str
     schema: str
-    options: dict[str, str] = field(repr=False)
-
-    @property
-    def password(self) -> str | None:
-        """The password, where the address has one."""
-        return self.options.get("password")
+    options: dict[str, Any] = field(repr=False)
 
 
 def read_address(url: str) -> Address:
     """The parts of ``postgresql://user:password@host:port/database?schema=name&option=value``.
 
-    Options are those of libpq, such as sslmode. What is left out, libpq takes from the environment (PGUSER, PGPASSWORD)
-    and from ~/.pgpass.
+    Options are those of libpq, such as sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and
+    from ~/.pgpass.
 
     Raises:
-        SaySeeError: it cannot be understood; what it was is not repeated, as it may hold a password.
+        SaySeeError: it cannot be parsed; the message does not repeat it, as it may hold a password.
     """
+    start, _, query = url.partition("?")
     try:
-        parts = urlsplit(url)
-        given = {"user": parts.username, "password": parts.password, "host": parts.hostname}
-        options = {name: unquote(value) for name, value in given.items() if value}
-        if parts.port is not None:
-            options["port"] = str(parts.port)
-        if database := unquote(parts.path.removeprefix("/")):
-            options["dbname"] = database
-        options |= dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-        if parts.fragment:  # a password with a # in it
+        asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        schema = asked.pop("schema", SCHEMA)
+        options = conninfo_to_dict(f"{start}?{urlencode(asked, quote_via=quote)}" if asked else start)
+        if "#" in url:  # of a password, or the start of what other programs take for a fragment
             raise ValueError("fragment")
-    except ValueError:
+    except (psycopg.Error, ValueError):
         raise SaySeeError(
-            f"the database's address cannot be understood; write {_SHAPE}, and signs such as # or @ in a password as "
-            "%23 or %40"
+            f"the database's address cannot be parsed; write {_SHAPE}, with options of libpq, and characters such as # "
+            "or @ in a password as %23 or %40"
         ) from None
-    schema = options.pop("schema", SCHEMA)
     if not _SCHEMA_NAME.fullmatch(schema):
         raise SaySeeError(f"the schema {schema!r} of the address cannot be used; name one in a-z, 0-9 and _")
-    return Address(_shown(options, schema), schema, options)
+    return Address(_shown({name: str(value) for name, value in options.items()}, schema), schema, options)
 
 
 def _shown(options: dict[str, str], schema: str) -> str:
@@ -91,21 +82,24 @@ def _shown(options: dict[str, str], schema: str) -> str:
 
 
 def connect(address: Address) -> Connection:
-    """A connection without transactions of its own, that finds the index's tables and vectors by their names.
+    """A connection in autocommit mode that finds the index's tables and vectors by their names.
 
     Raises:
-        SaySeeError: there is no way to the database, or it is too old.
+        SaySeeError: the database cannot be reached, or is too old.
     """
-    options = {"connect_timeout": str(_CONNECT_SECONDS), "application_name": "saysee"} | address.options
+    options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | address.options
     try:
-        # Plans are made anew each time: how rows are found is chosen by settings that a kept plan would not follow.
-        connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)  # type: ignore[arg-type]
-    except psycopg.OperationalError as error:
-        _refuse_connection(address, error)
-    except (psycopg.Error, ValueError, UnicodeError):
-        raise SaySeeError(
-            f"{address.place}: its address has an option that libpq does not know; write {_SHAPE}"
-        ) from None
+        # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
+        connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        text = _line(error, address)
+        if "password" in text:
+            fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
+        elif "does not exist" in text:
+            fix = "create it, or correct the address"
+        else:
+            fix = "check that the server runs there and lets this machine in"
+        raise SaySeeError(f"{address.place}: no connection ({text}); {fix}") from None
     try:
         if connection.info.server_version < _OLDEST_SERVER * 10_000:
             raise SaySeeError(
@@ -123,7 +117,7 @@ def find_vectors(connection: Connection, address: Address) -> tuple[int, ...] | 
     """Makes the tables and the type of pgvector known to a connection.
 
     Returns:
-        the version of pgvector; None where the database has not got it.
+        the version of pgvector; None where the database does not have it.
 
     Raises:
         SaySeeError: it is too old.
@@ -150,39 +144,12 @@ def knows_vectors(connection: Connection) -> bool:
     return connection.adapters.types.get("vector") is not None
 
 
-def _refuse_connection(address: Address, error: psycopg.OperationalError) -> NoReturn:
-    text = _line(error, address)
-    if "password" in text:
-        mend = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
-    elif "does not exist" in text:
-        mend = "make it, or correct the address"
-    else:
-        mend = "check that the server runs there and lets this machine in"
-    raise SaySeeError(f"{address.place}: no connection ({text}); {mend}") from None
-
-
-@contextmanager
-def told(address: Address) -> Iterator[None]:
-    """Tells what the database refuses in one line.
-
-    Raises:
-        SaySeeError: so it is.
-    """
-    try:
-        yield
-    except psycopg.Error as error:
-        _refuse(address, error)
-
-
 _REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
-    (
-        (errors.InsufficientPrivilege,),
-        "may not be used so ({}); ask for the right, or name another database or ?schema=",
-    ),
+    ((errors.InsufficientPrivilege,), "no permission ({}); ask for it, or name another database or ?schema="),
     ((errors.ReadOnlySqlTransaction,), "cannot be written ({}); name the primary server"),
     (
         (errors.DiskFull, errors.OutOfMemory, errors.InsufficientResources),
-        "the server has no room ({}); make room and give the command again, it goes on",
+        "the server's disk or memory is full ({}); free some space and run the command again, it resumes",
     ),
     ((errors.QueryCanceled,), "it took too long ({}); try again, or ask for less"),
     (
@@ -191,21 +158,27 @@ _REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
     ),
     (
         (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName, errors.DataCorrupted),
-        "the index is damaged ({}); make it anew, or bring back a copy",
+        "the index is damaged ({}); create it again, or restore a copy",
     ),
-    ((psycopg.DataError,), "the database cannot hold a value ({}); correct it"),
-    ((psycopg.OperationalError,), "the connection was lost ({}); give the command again, it goes on"),
-    ((psycopg.Error,), "the database refuses ({})"),
+    ((psycopg.DataError,), "the database cannot store a value ({}); correct it"),
+    ((psycopg.OperationalError,), "the connection was lost ({}); run the command again, it resumes"),
+    ((psycopg.Error,), "the database reports an error ({})"),
 )
 
 
-def _refuse(address: Address, error: psycopg.Error) -> NoReturn:
-    reason = next(words for kinds, words in _REASONS if isinstance(error, kinds))
-    raise SaySeeError(f"{address.place}: {reason.format(_line(error, address))}") from None
+@contextmanager
+def errors_in_one_line(address: Address) -> Iterator[None]:
+    """Errors of psycopg become a SaySeeError."""
+    try:
+        yield
+    except psycopg.Error as error:
+        reason = next(text for classes, text in _REASONS if isinstance(error, classes))
+        raise SaySeeError(f"{address.place}: {reason.format(_line(error, address))}") from None
 
 
 def _line(error: psycopg.Error, address: Address) -> str:
-    """The first line of what the server or libpq says, without the password."""
+    """The first line of the server's or libpq's message, without the password."""
     text = error.diag.message_primary or str(error)
     line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
-    return line.replace(address.password, "***") if address.password else line
+    password = str(address.options.get("password") or "")
+    return line.replace(password, "***") if password else line

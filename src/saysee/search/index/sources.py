@@ -1,11 +1,15 @@
-"""Which files an index is of: those of a folder, or of a manifest."""
+"""Which files an index is of: those of a folder or of a manifest, and uploads, which were added one by one.
+
+The files of uploads have the hash of their content for a name. That distinguishes them from the files of the source, so
+bringing the index up to date with that keeps them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from saysee.data.manifest import Manifest, Row
@@ -13,6 +17,9 @@ from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.search.index.store import About, Item, Kind, is_database
+
+UPLOADS_FOLDER = "uploads"
+"""In the folder of the index, where no other is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +130,49 @@ def _metadata(row: Row) -> dict[str, Any]:
 
 def _normal(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
+
+
+def is_upload(item: Item) -> bool:
+    """Whether a row was added one by one."""
+    return item.hash is not None and PurePosixPath(item.path).stem == item.hash
+
+
+def place_of_upload(item: Item, uploads: Path | None) -> Path | None:
+    """Where the file of such a row lies in a folder of uploads; None if it is another row, or there is none.
+
+    The path in the row starts from the root of the source's files, so it is wrong once the index alone was moved.
+    """
+    if uploads is None or not is_upload(item):
+        return None
+    path = uploads / PurePosixPath(item.path).name
+    return path if path.is_file() else None
+
+
+def with_uploads(items: list[Item], known: Iterable[Item], root: Path, index: Path | None) -> list[Item]:
+    """The files of a source, and the uploads of its index that are still there.
+
+    Args:
+        items: of the source.
+        known: rows of the index.
+        root: where relative paths start from.
+        index: its folder; None for one in a database, whose files stay where the rows say.
+    """
+    added = {}
+    for item in filter(is_upload, known):
+        path = item.path
+        if not (root / path).is_file():
+            moved = place_of_upload(item, None if index is None else index / UPLOADS_FOLDER)
+            if moved is None:
+                continue
+            path = path_from(root, moved)
+        added[item.kind, path] = replace(item, path=path, id=0)
+    # Where the index lies in its own source, the walk has found them too, without their metadata.
+    return [item for item in items if (item.kind, item.path) not in added] + list(added.values())
+
+
+def path_from(root: Path, file: Path) -> str:
+    """A file as a row names it: with forward slashes, relative to the root, or absolute on another drive."""
+    try:
+        return os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")
+    except ValueError:
+        return os.path.abspath(file).replace(os.sep, "/")

@@ -1,7 +1,7 @@
-"""What holds the truth of an index, a row and a vector for each picture and clip, and what each such store can do.
+"""What an index holds, and what its two stores share: SQLite in a folder (sqlite.py) and PostgreSQL (postgres.py).
 
-There are two: an SQLite file in a folder (:mod:`saysee.search.index.sqlite`), and a schema of a PostgreSQL database
-(:mod:`saysee.search.index.postgres`). :func:`open_store` takes the one that a place names.
+A store opens connections to the same tables: ``about`` (name and JSON value), ``items`` (a row for each image and
+clip) and the rows' vectors. The SQL that both databases understand is in :class:`Tables`.
 """
 
 from __future__ import annotations
@@ -9,37 +9,39 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saysee.errors import SaySeeError, extra_needed
+from saysee.errors import SaySeeError
 from saysee.search.index.filters import Filter
 from saysee.version import __version__
 
 Kind = Literal["image", "clip"]
 KINDS: tuple[Kind, ...] = ("image", "clip")
+Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 FORMAT = 2
 """Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
 for both kinds, from which those of the kinds cannot be told."""
 SPARE = 2
-"""Times as many rows are taken from a fast copy as are asked for; the vectors of the truth order them."""
+"""Times as many rows are taken from a fast copy as are asked for; the stored vectors order them."""
 UNIT_TOLERANCE = 0.01
-"""How far a kept vector's length may be from 1: fp16 is within 0.001."""
-
+"""How far a stored vector's length may be from 1: fp16 is within 0.001."""
 COLUMNS = ("id", "kind", "path", "folder", "name", "size", "mtime_ns", "hash", "metadata")
 """Of the rows, for conditions."""
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
-STALE = "{}: {:,} {}s were encoded by another model than the rest; give 'saysee index' again"
+_ITEM = "kind, path, size, mtime_ns, hash, metadata, id, encoded_by"
+_WRITTEN = ("kind", "path", "folder", "name", "size", "mtime_ns", "hash", "encoded_by", "metadata")
+_SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,14 @@ class About:
 
     Attributes:
         model: folder or hub name of the model, as it was last given.
-        model_beside: that folder as seen from the index, or None for a hub name and for an index in a database.
-        fingerprints: by kind, of what makes its vectors: one side of the model, and that side's preprocessing. While
-            rows of a kind are encoded anew by another model, the one that they had.
+        model_beside: that folder relative to the index; None for a hub name and for an index in a database.
+        fingerprints: by kind, of what makes its vectors: one side of the model and its preprocessing. While another
+            model encodes the rows of a kind again, still the previous one.
         dimension: D of the vectors, which are unit vectors.
-        precision: "float32" or "float16", how they were given.
+        precision: "float32" or "float16", of the stored vectors.
         root: folder that relative paths start from.
-        root_beside: the same as seen from the index; None on another drive and for an index in a database.
-        source: what is indexed below the root: "." for the folder itself, else a manifest's or table's name.
+        root_beside: the same relative to the index; None on another drive and for an index in a database.
+        source: what is indexed below the root: "." for the folder itself, else the name of a manifest or table.
     """
 
     model: str
@@ -67,43 +69,43 @@ class About:
     root_beside: str | None
     source: str
     format: int = FORMAT
-    normalisation: str = "unit"
+    normalisation: str = "unit"  # spelled as format 2 stores it
     written_by: str = __version__
 
     def to_rows(self) -> list[tuple[str, str]]:
-        """Name and value, as JSON, of each attribute."""
+        """Name and JSON value of each attribute."""
         return [(name, json.dumps(getattr(self, name))) for name in self.__dataclass_fields__]
 
     @classmethod
     def from_rows(cls, rows: Iterable[tuple[str, str]], place: str) -> About:
-        """What :meth:`to_rows` gave, and maybe other rows beside.
+        """From the rows of :meth:`to_rows`, among which others may be.
 
         Raises:
-            SaySeeError: an older or newer release wrote it.
+            SaySeeError: an older or newer release wrote the index.
         """
         values = {name: json.loads(value) for name, value in rows}
         written = values.get("format")
         if not isinstance(written, int) or written > FORMAT:
             raise SaySeeError(
-                f"{place}: the index has format {written}, and this release knows format {FORMAT}; upgrade SaySee"
+                f"{place}: the index has format {written}, and this release reads format {FORMAT}; upgrade SaySee"
             )
         if written < FORMAT:
             raise SaySeeError(
                 f"{place}: the index has format {written} of an older release, and this one reads format {FORMAT}; "
-                "make it anew at another place with 'saysee index'"
+                "create it again at another place with 'saysee index'"
             )
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(slots=True)
 class Item:
-    """One picture or clip.
+    """One image or clip.
 
     Attributes:
         kind: "image" or "clip".
-        path: with forward slashes from the index's root on, or absolute.
+        path: with forward slashes, relative to the index's root, or absolute.
         size: in bytes; None where only the vector was given.
-        mtime_ns: time of the last change in ns; None where it is too fresh to be trusted, or not known.
+        mtime_ns: time of the last change in ns; None where it is too recent to be trusted, or unknown.
         hash: of the content.
         metadata: further columns.
         id: of the row; 0 for one that has none yet.
@@ -119,150 +121,338 @@ class Item:
     id: int = 0
     encoded_by: str = ""
 
-    @property
-    def folder_and_name(self) -> tuple[str, str]:
-        """The path in two."""
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Item:
+        """From the columns of ``_ITEM``; SQLite has the metadata as text, PostgreSQL as an object."""
+        kind, path, size, mtime_ns, content, metadata, *rest = row
+        if isinstance(metadata, str):
+            metadata = json.loads(metadata)
+        return cls(kind, path, size, mtime_ns, content, metadata, *rest)
+
+    def changeable(self) -> tuple[Any, ...]:
+        """Path, folder, name, size, time and metadata (JSON)."""
         folder, _, name = self.path.rpartition("/")
-        return folder, name
+        metadata = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True)
+        return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
-Found = tuple[Item, float]
-"""A row as :meth:`Store.rows` gives it, and the cosine similarity of its vector with the query."""
-
-
-class Store(ABC):
-    """Rows and vectors of an index. Readers may come at any time.
+class Tables(ABC):
+    """One connection to the tables of an index, for reading or for writing.
 
     Attributes:
-        place: where it is, for messages: never with a password.
-        folder: where it lies on this machine; None for one in a database.
+        place: of the index, for messages: never with a password.
+        folder: of the index; None for one in a database.
     """
 
-    place: str
-    folder: Path | None
+    among: ClassVar[str]
+    """SQL: whether an id is in the list that one parameter gives, as :meth:`as_list` makes it."""
+    with_vectors: ClassVar[str]
+    """SQL: the rows joined with their vectors."""
+
+    def __init__(self, place: str, folder: Path | None) -> None:
+        self.place, self.folder = place, folder
+        self._last_about: About | None = None
 
     @abstractmethod
-    def about(self) -> About:
-        """What holds for the whole index.
-
-        Raises:
-            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
-        """
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        """Runs SQL with ``?`` for each value, and returns the DB-API cursor."""
 
     @abstractmethod
-    def counts(self) -> dict[Kind, int]:
-        """Rows of each kind."""
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs SQL once for each row of values."""
 
     @abstractmethod
-    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
-        """The rows of ids, without size, time and what encoded them; those that are not there are left out."""
+    def as_list(self, ids: Iterable[int]) -> Any:
+        """Ids as one parameter."""
 
     @abstractmethod
-    def nearest(
-        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
-    ) -> list[list[Found]]:
-        """For each unit vector of [Q, D] the up to ``k`` rows of a kind that are nearest, the best first.
-
-        Of equal scores the earlier row comes first. The condition and all filters must hold.
-
-        Raises:
-            SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.
-        """
+    def to_vectors(self, values: Sequence[Any]) -> Vectors:
+        """Vectors [N, D] from the column ``vector``."""
 
     @abstractmethod
-    def writing(self) -> AbstractContextManager[Writer]:
-        """What writes, for the time of a ``with`` block; the place is made ready if it is new.
-
-        Raises:
-            SaySeeError: it cannot be written, or another process writes where only one can.
-        """
-
-    @abstractmethod
-    def check(self) -> list[str]:
-        """Reads everything and tells what is wrong with it, a line each; empty when all is well.
-
-        Raises:
-            SaySeeError: it is too damaged to be read.
-        """
-
-    @abstractmethod
-    def compact(self) -> tuple[int, int]:
-        """Gives back the room of removed rows, and makes the fast copy anew where it does not fit.
-
-        Returns:
-            bytes of the index before and after.
-
-        Raises:
-            SaySeeError: another process writes it, or there is no room.
-        """
-
-
-class Writer(ABC):
-    """What writes to a store.
-
-    Attributes:
-        place: of the store.
-        folder: likewise.
-    """
-
-    place: str
-    folder: Path | None
-
-    @property
-    @abstractmethod
-    def about(self) -> About | None:
-        """What holds for the index; None for one not yet begun."""
-
-    @abstractmethod
-    def set_about(self, about: About) -> None:
-        """Begins the index, or changes what may change; in one transaction."""
+    def is_begun(self) -> bool:
+        """Whether the tables exist."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """All or nothing."""
 
     @abstractmethod
-    def known(self) -> dict[tuple[Kind, str], Item]:
-        """All rows, by kind and path."""
+    def begin(self, about: About) -> None:
+        """Creates the tables, within a transaction."""
 
     @abstractmethod
-    def counts(self) -> dict[Kind, int]:
-        """Rows of each kind."""
+    def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
+        """Inserts rows with their vectors [N, D], or replaces those of equal kind and path, and yields their ids.
 
-    @abstractmethod
-    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
-        """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
-
-        Gives each item the id of its row, and where it does not say what encoded it, the index's own model.
+        Args:
+            sql: that inserts a row, with three gaps ``{}`` for a further column: its name, value and replacement.
+            rows: values of the other columns.
+            vectors: unit vectors.
         """
 
     @abstractmethod
-    def refresh(self, items: Iterable[Item]) -> list[Item]:
-        """Writes anew what may change about rows (path, size, time, metadata), by their ids; in one transaction.
-
-        Returns:
-            those whose row is no longer there, because another process has taken it out.
-        """
-
-    @abstractmethod
-    def remove(self, items: Sequence[Item]) -> None:
-        """Takes rows and their vectors out, by their ids; in one transaction."""
-
-    @abstractmethod
-    def item_of(self, kind: Kind, content: str) -> Item | None:
-        """The first row of this content; None where there is none."""
-
-    @abstractmethod
-    def vector_of(self, kind: Kind, content: str, encoded_by: str) -> Vectors | None:
-        """The vector [D] of any row of this content that this model encoded; None where there is none."""
-
-    @abstractmethod
-    def make_ready(self, about: About) -> dict[Kind, str]:
-        """Brings what makes searching fast up to date.
+    def make_ready(self) -> dict[Kind, str]:
+        """Brings the fast copies up to date.
 
         Returns:
             how each kind that has rows is searched, for people.
         """
+
+    @abstractmethod
+    def damage(self) -> Iterator[str]:
+        """Reads everything and yields what is wrong with it, one line each."""
+
+    @abstractmethod
+    def touch(self, kinds: Iterable[Kind]) -> None:
+        """Marks the vectors of these kinds as changed, within a transaction."""
+
+    @property
+    def about(self) -> About | None:
+        """What holds for the index; None for one that was never begun."""
+        self._last_about = self._read_about()
+        return self._last_about
+
+    def _read_about(self) -> About | None:
+        if not self.is_begun():
+            return None
+        return About.from_rows(self.execute("SELECT name, value FROM about"), self.place)
+
+    def existing_about(self) -> About:
+        """What holds for the index; read once where it is a connection's first use.
+
+        Raises:
+            SaySeeError: there is no index, or an older or newer release wrote it.
+        """
+        about = self._last_about or self.about
+        if about is None:
+            raise no_index(self.place)
+        return about
+
+    def set_about(self, about: About) -> None:
+        """Begins the index, or changes what may change; in one transaction.
+
+        Raises:
+            SaySeeError: another process has changed it since it was read.
+        """
+        with self.transaction():
+            current = self._read_about()
+            if current not in (self._last_about, about):
+                raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
+            if current is None:
+                self.begin(about)
+            self.execute_many(_SET_ABOUT, about.to_rows())
+        self._last_about = about
+
+    def noted(self, name: str) -> Any:
+        """A value stored by name; None where there is none."""
+        row = self.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def note(self, name: str, value: Any) -> None:
+        """Stores a value by name; within a transaction, or as one."""
+        self.execute(_SET_ABOUT, (name, json.dumps(value)))
+
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
+        found = dict(self.execute("SELECT kind, count(*) FROM items GROUP BY kind").fetchall())
+        return {kind: found.get(kind, 0) for kind in KINDS}
+
+    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+        """The rows of ids, by id; missing ones are skipped."""
+        cursor = self.execute(f"SELECT {_ITEM} FROM items WHERE {self.among}", (self.as_list(ids),))
+        return {item.id: item for item in map(Item.from_row, cursor)}
+
+    def known(self) -> dict[tuple[Kind, str], Item]:
+        """All rows, by kind and path."""
+        items = map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items"))
+        return {(item.kind, item.path): item for item in items}
+
+    def item_of(self, kind: Kind, content: str) -> Item | None:
+        """The first row of this content hash; None where there is none."""
+        sql = f"SELECT {_ITEM} FROM items WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1"
+        row = self.execute(sql, (kind, content)).fetchone()
+        return None if row is None else Item.from_row(row)
+
+    def vector_of(self, kind: Kind, content: str, encoded_by: str) -> Vectors | None:
+        """The vector [D] of any row of this content that this model encoded; None where there is none."""
+        sql = f"SELECT vector FROM {self.with_vectors} WHERE kind = ? AND hash = ? AND encoded_by = ? LIMIT 1"
+        row = self.execute(sql, (kind, content, encoded_by)).fetchone()
+        return None if row is None else np.asarray(self.to_vectors([row[0]])[0])
+
+    def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
+        """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
+        sql = f"SELECT id, vector FROM {self.with_vectors} WHERE {self.among} ORDER BY id"
+        rows = self.execute(sql, (self.as_list(ids),)).fetchall()
+        return np.array([row[0] for row in rows], np.int64), self.to_vectors([row[1] for row in rows])
+
+    def ranked(self, queries: Vectors, found: Sequence[Ids], k: int) -> list[list[tuple[Item, float]]]:
+        """Candidates in the order of their exact scores; of equal scores the earlier row first.
+
+        Args:
+            queries: unit vectors [Q, D].
+            found: for each query the ids of its candidates; rows that were removed meanwhile are skipped.
+            k: most for each query.
+
+        Returns:
+            for each query the rows, each with its cosine similarity.
+        """
+        ids, vectors = self.vectors_of(np.unique(np.concatenate(found)).tolist() if found else ())
+        best: list[list[tuple[int, float]]] = []
+        for query, candidates in zip(queries, found, strict=True):
+            places = np.searchsorted(ids, candidates[np.isin(candidates, ids)])
+            scores = vectors[places] @ query
+            order = np.lexsort((ids[places], -scores))[:k]
+            best.append([(int(ids[places[at]]), float(scores[at])) for at in order])
+        items = self.rows([number for rows in best for number, _ in rows])
+        return [[(items[number], score) for number, score in rows] for rows in best]
+
+    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
+        """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
+
+        Sets each item's id, and where it does not say what encoded it, the index's own model.
+        """
+        about = self.existing_about()
+        rows = []
+        for item in items:
+            item.encoded_by = item.encoded_by or about.fingerprints[item.kind]
+            path, folder, name, size, mtime_ns, metadata = item.changeable()
+            rows.append((item.kind, path, folder, name, size, mtime_ns, item.hash, item.encoded_by, metadata))
+        changed = ", ".join(f"{column} = excluded.{column}" for column in _WRITTEN[4:])
+        sql = (
+            f"INSERT INTO items ({', '.join(_WRITTEN)}{{}}) VALUES ({', '.join('?' * len(_WRITTEN))}{{}}) "
+            f"ON CONFLICT (kind, path) DO UPDATE SET {changed}{{}} RETURNING id"
+        )
+        if rows:
+            for item, number in zip(items, self.insert(sql, rows, vectors), strict=True):
+                item.id = number
+            self.touch({item.kind for item in items})
+
+    def refresh(self, items: Iterable[Item]) -> list[Item]:
+        """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
+
+        Returns:
+            those whose row another process has removed.
+        """
+        items = list(items)
+        if not items:
+            return []
+        with self.transaction():
+            there = self.rows([item.id for item in items])
+            staying = [item for item in items if item.id in there]
+            # Where a file has moved to, another process may have encoded it meanwhile.
+            occupied = "DELETE FROM items WHERE kind = ? AND path = ? AND id <> ?"
+            self.execute_many(occupied, [(item.kind, item.path, item.id) for item in staying])
+            self.execute_many(
+                "UPDATE items SET path = ?, folder = ?, name = ?, size = ?, mtime_ns = ?, metadata = ? WHERE id = ?",
+                [(*item.changeable(), item.id) for item in staying],
+            )
+        return [item for item in items if item.id not in there]
+
+    def remove(self, items: Sequence[Item]) -> None:
+        """Removes rows and their vectors, by their ids; in one transaction."""
+        if items:
+            with self.transaction():
+                self.execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
+                self.touch({item.kind for item in items})
+
+
+class Store(ABC):
+    """An index's tables, which any process may read at any time.
+
+    Attributes:
+        place: for messages: never with a password.
+        folder: on this machine; None for an index in a database.
+    """
+
+    place: str
+    folder: Path | None
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[Tables]:
+        """A connection that cannot write, within one transaction: all it reads is of one moment.
+
+        Raises:
+            SaySeeError: there is no index, or it is damaged or out of reach.
+        """
+
+    @abstractmethod
+    def writing(self) -> AbstractContextManager[Tables]:
+        """A connection that writes; a new place is prepared.
+
+        Raises:
+            SaySeeError: it cannot be written, or another process writes where only one can.
+        """
+
+    @abstractmethod
+    def nearest(
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+    ) -> list[list[tuple[Item, float]]]:
+        """For each unit vector of [Q, D] the up to ``k`` nearest rows of a kind with their cosine similarity.
+
+        The best come first, of equal scores the earlier row. The condition and all filters must hold.
+
+        Raises:
+            SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.
+        """
+
+    @abstractmethod
+    def compact(self) -> tuple[int, int]:
+        """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.
+
+        Returns:
+            bytes of the index before and after.
+
+        Raises:
+            SaySeeError: another process writes the index, or the disk is full.
+        """
+
+    def about(self) -> About:
+        """What holds for the whole index.
+
+        Raises:
+            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
+        """
+        with self.reading() as tables:
+            return tables.existing_about()
+
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
+        with self.reading() as tables:
+            return tables.counts()
+
+    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+        """The rows of ids, by id; missing ones are skipped."""
+        with self.reading() as tables:
+            return tables.rows(ids)
+
+    def check(self) -> list[str]:
+        """Reads everything and returns what is wrong with it, one line each; empty when all is well.
+
+        Raises:
+            SaySeeError: it is too damaged to be read.
+        """
+        with self.reading() as tables:
+            about = tables.existing_about()
+            problems = list(tables.damage())
+            for kind in KINDS:
+                sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
+                others = tables.execute(sql, (kind, about.fingerprints[kind])).fetchone()[0]
+                if others:
+                    problems.append(
+                        f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
+                    )
+        return [f"{self.place}: {problem}" for problem in problems]
+
+
+def is_database(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a database's address, not a path."""
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+
+
+def no_index(place: str) -> SaySeeError:
+    """The error where there is no index."""
+    return SaySeeError(f"{place}: no index there; create one with 'saysee index MODEL FOLDER --to {place}'")
 
 
 def condition_error(where: str, reason: str) -> SaySeeError:
@@ -272,54 +462,3 @@ def condition_error(where: str, reason: str) -> SaySeeError:
         f"the condition {shown!r} cannot be used ({reason}); give an SQL expression over "
         f"{', '.join(COLUMNS)}, such as \"folder LIKE 'holiday%'\""
     )
-
-
-def is_database(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is a database's address, not a path."""
-    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
-
-
-def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
-
-    Raises:
-        SaySeeError: an address that cannot be understood.
-        MissingExtraError: a database without the extra "postgres".
-    """
-    if is_database(place):
-        with extra_needed("an index in PostgreSQL", "postgres"):
-            from saysee.search.index.postgres import PostgresStore
-
-        return PostgresStore(os.fspath(place))
-    from saysee.search.index.sqlite import SqliteStore
-
-    return SqliteStore(Path(place))
-
-
-def ranked(
-    queries: Vectors,
-    found: Sequence[NDArray[np.int64]],
-    rows: dict[int, Item],
-    ids: NDArray[np.int64],
-    vectors: Vectors,
-    k: int,
-) -> list[list[Found]]:
-    """Candidates in the order of their true scores.
-
-    Args:
-        queries: unit vectors [Q, D].
-        found: for each query the ids of its candidates; those not among ``ids`` have left and are passed over.
-        rows: by id.
-        ids: of the rows that are there [N], ascending.
-        vectors: theirs [N, D].
-        k: most for each query.
-    """
-    results = []
-    for query, candidates in zip(queries, found, strict=True):
-        places = np.searchsorted(ids, candidates[np.isin(candidates, ids)])
-        scores = vectors[places] @ query
-        best = np.lexsort((ids[places], -scores))[:k]
-        results.append(
-            [(rows[int(ids[place])], float(scores[at])) for at, place in zip(best, places[best], strict=True)]
-        )
-    return results

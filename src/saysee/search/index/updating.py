@@ -21,9 +21,9 @@ from saysee.errors import SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import ProgressBar, progress_bar
 from saysee.media.source import printable
-from saysee.search.index.sources import Source, beside, find_source, root_of
-from saysee.search.index.store import About, Item, Kind, Vectors, Writer, open_store
-from saysee.search.index.uploads import with_uploads
+from saysee.search.index.index import open_store
+from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
+from saysee.search.index.store import About, Item, Kind, Tables, Vectors
 
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
@@ -114,16 +114,16 @@ def update_index(
     return report
 
 
-def finish(writer: Writer, about: About, report: IndexReport) -> None:
+def finish(writer: Tables, about: About, report: IndexReport) -> None:
     """Tells whose vectors they all are now, makes the fast copies of what is there, and counts it."""
     if writer.about != about:
         writer.set_about(about)
-    report.search = writer.make_ready(about)
+    report.search = writer.make_ready()
     counts = writer.counts()
     report.images, report.clips = counts["image"], counts["clip"]
 
 
-def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, precision: str) -> About:
+def begin_about(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str) -> About:
     """What holds for an index of these files by this model from now on."""
     local = os.path.isdir(encoder.name)
     return About(
@@ -139,7 +139,7 @@ def begin_about(writer: Writer, encoder: Encoder, root: Path, source: str, preci
 
 
 def _begin(
-    writer: Writer, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item], report: IndexReport
+    writer: Tables, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item], report: IndexReport
 ) -> About:
     """What holds for the index once this run is finished."""
     before = writer.about
@@ -157,7 +157,7 @@ def _begin(
 
 
 def check_same_source(
-    writer: Writer, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
+    writer: Tables, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
 ) -> None:
     """Refuses files of another place while those of the index are still at theirs: they would all be taken out.
 
@@ -187,7 +187,7 @@ class _Run:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: Tables,
         encoder: Encoder,
         source: Source,
         known: dict[tuple[Kind, str], Item],

@@ -19,8 +19,8 @@ from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
+from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Kind
-from saysee.search.index.uploads import UPLOADS_FOLDER
 from saysee.search.service.answering import Answerer, Query, QueryKind, from_text, to_text
 from saysee.search.service.attending import attend
 from saysee.search.service.batching import ModelThread, Places

@@ -25,9 +25,8 @@ from saysee.files import write_bytes
 from saysee.media.formats import file_kind
 from saysee.media.images import load_image
 from saysee.search.index.index import Index
-from saysee.search.index.sources import root_of
+from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Kind
-from saysee.search.index.uploads import path_from, place_of_upload
 from saysee.search.service.errors import RequestError, one_line
 
 METADATA_BYTES = 16 * 2**10

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 from saysee.search.index.index import Hit
+from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
 from saysee.search.index.store import Item, Kind
-from saysee.search.index.uploads import UPLOADS_FOLDER, is_upload
 
 DEFAULT_K = 12
 MAX_ID = 2**63 - 1
