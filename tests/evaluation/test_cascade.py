@@ -241,14 +241,17 @@ def test_with_the_manifests_texts_clip_reads_what_was_said(clip_folder, corpus):
     assert result.overall == evaluate_vectors(speech, images, rows).overall
     assert result.word_errors is None
     refused(
-        SaySeeError, lambda: evaluate_cascade(Cascade(clip_folder, ManifestTexts([corpus])), corpus), "4.wav", "--asr"
+        SaySeeError,
+        lambda: evaluate_cascade(Cascade(clip_folder, ManifestTexts([corpus])), corpus),
+        "4.wav",
+        "cascade:ASR",
     )
 
 
 def test_the_command_gives_what_python_gives(ctc_folder, clip_folder, corpus, tmp_path, capsys):
     asr, manifest = str(ctc_folder("wav2vec2")), str(tmp_path / "corpus.jsonl")
     corpus.write(manifest)
-    assert main(["evaluate", "--cascade", "--asr", asr, "--clip", str(clip_folder), manifest, "--json"]) == 0
+    assert main(["evaluate", f"cascade:{asr}+{clip_folder}", manifest, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     found = evaluate_cascade(Cascade(clip_folder, SpeechRecognizer(asr)), corpus, progress=False).to_dict()
     assert told.pop("cascade") == {"asr": asr, "clip": str(clip_folder)}
@@ -264,6 +267,6 @@ def test_a_clip_without_text_encoder_is_refused(tmp_path, clip_config, clip_fold
     clip_config.vision_config.projection_dim = clip_config.projection_dim
     CLIPVisionModelWithProjection(clip_config.vision_config).save_pretrained(tmp_path / "vision")
     texts = ManifestTexts([corpus])
-    refused(CheckpointError, lambda: Cascade(tmp_path / "vision", texts), "no text encoder", "--clip")
+    refused(CheckpointError, lambda: Cascade(tmp_path / "vision", texts), "no text encoder", tmp_path / "vision")
     (clip_folder / "preprocessor_config.json").unlink()
     refused(CheckpointError, lambda: Cascade(clip_folder, texts), "no processor of a CLIP", clip_folder)

@@ -106,9 +106,9 @@ def test_a_read_only_folder_is_searched_and_not_written(encoder, model_folder, p
         subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
         code, here, errors = run("search", place / "index", clip_file, "--json")
         assert (code, top(here), errors) == (0, top(there), "")
-        assert run("index", "--check", place / "index")[0] == 0
+        assert run("index-check", place / "index")[0] == 0
         one_line(run("index", model_folder, photos, "--to", place / "index"), "cannot be written")
-        one_line(run("index", "--compact", place / "index"), "cannot be written")
+        one_line(run("index-compact", place / "index"), "cannot be written")
         one_line(run("index", model_folder, photos, "--to", place / "new"), "cannot be written")
         one_line(run("search", place / "index", "--text", "a", "--sheet", place / "a.html"), "cannot be written")
 
@@ -176,8 +176,8 @@ def test_odd_names_come_back_as_they_are(encoder, tmp_path, run):
     one_line(run("search", tmp_path / "فهرس\n🔎", folder / "no\nsuch.png"), "no such file")
 
 
-@pytest.mark.parametrize("words", [["--check"], ["--compact"]])
-def test_no_index_there_is_one_line(tmp_path, run, words):
-    one_line(run("index", *words, tmp_path / "nowhere"), "no index there")
+@pytest.mark.parametrize("verb", ["index-check", "index-compact"])
+def test_no_index_there_is_one_line(tmp_path, run, verb):
+    one_line(run(verb, tmp_path / "nowhere"), "no index there")
     with pytest.raises(SaySeeError, match="no index there"):
         Index.open(tmp_path)

@@ -227,7 +227,7 @@ def test_fast_copy_follows_the_truth(encoder, tmp_path, monkeypatch):
         writer.put([Item("image", "9000.jpg")], -vectors[:1])
     (file,) = index.folder.glob("*.faiss")
     assert index.check() == [
-        f"{index.folder}: the fast copy of its images is missing or stale; run 'saysee index --compact {index.folder}'"
+        f"{index.folder}: the fast copy of its images is missing or stale; run 'saysee index-compact {index.folder}'"
     ]
     assert numbers(index.search(vectors=-vectors[:1], k=1)) == [[9000]]
     assert not file.exists()
@@ -351,8 +351,9 @@ def test_commands(model_folder, photos, place, tmp_path, capsys):
     assert "holiday/0.png" in output
     assert "holiday/1.png" not in output
     assert "work" not in output
-    assert run("index", "--check", index)[:2] == (0, f"{shown}: 6 pictures and 3 clips, all well\n")
-    assert run("index", "--compact", index)[0] == 0
+    code, output, _ = run("index-check", index, "--json")
+    assert (code, json.loads(output)) == (0, {"index": str(shown), "image": 6, "clip": 3, "problems": []})
+    assert run("index-compact", index)[0] == 0
     for words in (
         ("search", index),
         ("search", index, photos / "bad.png"),
@@ -361,7 +362,7 @@ def test_commands(model_folder, photos, place, tmp_path, capsys):
         ("search", index, "--text", "a", "--where", "1); --"),
         ("search", index, "--text", "a", "--filter", "holiday"),
         ("index", model_folder, "--to", index),
-        ("index", "--check", index, "--to", index),
+        ("index-check", index, "--to", index),
         ("index", model_folder, tmp_path / "nowhere", "--to", index),
         ("index", "--from-vectors", "v.npy", "--to", index),
     ):

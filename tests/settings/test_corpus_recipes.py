@@ -87,12 +87,13 @@ def test_denoising_is_the_paper_preset_and_goes_off_by_one_flag(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_with_commands_that_fit_each_other(name):
     """The manifest that is written is the one trained on, and the model that is evaluated is the one trained."""
-    from saysee.cli import build_parser
+    from saysee.cli import parse
 
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     data, train, evaluate = (shlex.split(line)[1:] for line in re.findall(r"^#   (saysee .*)$", text, re.MULTILINE))
-    recipe, parser = packaged(name), build_parser()
-    assert parser.parse_args(data).to == recipe.data.manifest
-    assert parser.parse_args(train).recipe == name
-    assert parser.parse_args(evaluate).places == [f"{recipe.output}/best", recipe.data.manifest]
+    recipe = packaged(name)
+    data, train, evaluate = (parse(words).arguments for words in (data, train, evaluate))
+    assert str(data["to"]) == recipe.data.manifest
+    assert train["recipe"] == name
+    assert (evaluate["model"], evaluate["manifest"]) == (f"{recipe.output}/best", [recipe.data.manifest])
     assert recipe.output == f"runs/{name}"

@@ -1,30 +1,64 @@
-"""The command line: parse, call, print.
+"""The command line: each verb is a typed function that returns a :class:`~saysee.cli.printing.Result`.
 
-Every verb shows its progress on stderr and one result on stdout (``--json`` for machines). Exit codes: 0 done, 2 a
-mistake of the user's, told in one line, 130 interrupted. A verb imports what it needs when it is called, so that
-``saysee --help`` answers at once.
+Exit codes: 0 done, 2 a mistake of the user, explained in one line, 130 interrupted. A verb imports what it needs when
+it is called, so that ``saysee --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from saysee.cli import card, data, demo, evaluate, search, serve, train
-from saysee.cli.parsing import Parser
-from saysee.cli.printing import EXIT_INTERRUPTED, refuse
+from saysee.cli import data, evaluate, search, serve, studies, train
+from saysee.cli.printing import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_MISTAKE,
+    Result,
+    did_you_mean,
+    print_error,
+    print_result,
+)
 from saysee.errors import ConfigError, SaySeeError
 from saysee.log import configure_command_line
 from saysee.version import __version__
+
+VERBS: dict[str, Callable[..., Result | None]] = {
+    "data scenes": data.scenes,
+    "data flickr8k": data.flickr8k,
+    "data spokencoco": data.spokencoco,
+    "data places": data.places,
+    "data folder": data.folder,
+    "data hub": data.hub,
+    "data verify": data.verify,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "ablate": studies.ablate,
+    "card": train.card,
+    "index": search.index,
+    "index-check": search.index_check,
+    "index-compact": search.index_compact,
+    "search": search.search,
+    "serve": serve.serve,
+    "demo": studies.demo,
+}
+
+
+class Call(NamedTuple):
+    """A verb's function and its arguments."""
+
+    function: Callable[..., Result | None]
+    arguments: dict[str, Any]
+    json: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: the words after ``saysee``; None takes the process's own.
+        arguments: the words after ``saysee``; None for those of this process.
 
     Returns:
         The exit code.
@@ -37,45 +71,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     configure_command_line()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    parser = build_parser()
     try:
-        options, rest = parser.parse_known_args([word for word in words if word != "--debug"])
-        if options.collects is not None:  # argparse leaves over those words of a list that stand behind a flag
-            getattr(options, options.collects).extend(word for word in rest if not word.startswith("-"))
-            rest = [word for word in rest if word.startswith("-")]
-        if rest and not options.takes_settings:
-            raise ConfigError(f"unknown argument {rest[0]!r}; see 'saysee {options.name} --help'")
-        if options.name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                f"only 'saysee train' works in several processes; leave out torchrun for {options.name!r}"
-            )
-        options.rest, options.words = rest, words
-        code: int = options.verb(options)
-        return code
-    except SaySeeError as error:
-        if debug:
+        call = parse(words)
+        if call is None:
+            return EXIT_DONE
+        if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("only 'saysee train' runs in several processes; start the others without torchrun")
+        result = call.function(**call.arguments)
+        return EXIT_DONE if result is None else print_result(result, call.json)
+    except (SaySeeError, OSError) as error:
+        if "--debug" in words:
             raise
-        return refuse(error)
-    except OSError as error:
-        if debug:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        return refuse(f"{where}{error.strerror or error}")
+        print_error(_message(error))
+        return EXIT_MISTAKE
     except KeyboardInterrupt:
-        print("saysee: interrupted; what is finished is kept", file=sys.stderr)
+        print_error("interrupted; what is finished is kept")
         return EXIT_INTERRUPTED
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every verb; ``options.verb`` of what it reads runs the verb."""
-    parser = Parser(
-        prog="saysee",
-        description="Say what you want to see, and find the picture; show a picture, and find the speech.",
-        epilog="Every verb takes --json, for a result that machines read, and --debug, for the traceback of an error.",
-    )
-    parser.add_argument("--version", action="version", version=f"saysee {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
-    for room in (data, train, evaluate, card, search, serve, demo):
-        room.add_verbs(verbs)
-    return parser
+def parse(words: Sequence[str]) -> Call | None:
+    """The call that a command line asks for; None if it asks for help or the version, which are printed.
+
+    Raises:
+        ConfigError: the verb is unknown, or its arguments are wrong.
+    """
+    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in VERBS) else ""
+    length = 2 if group else 1
+    name, rest = " ".join(words[:length]), words[length:]
+    if name in VERBS:
+        from saysee.cli.parsing import VerbParser
+
+        parsed = VerbParser(name, VERBS[name]).parse_words(rest)
+        return None if parsed is None else Call(VERBS[name], *parsed)
+    if name == "--version":
+        print(f"saysee {__version__}")
+        return None
+    if {"-h", "--help"} & set(words[length - 1 : length]):
+        print(_help(group))
+        return None
+    if not words[length - 1 : length]:
+        raise ConfigError(f"give a verb; '{f'saysee {group}'.strip()} --help' lists them")
+    raise ConfigError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; see 'saysee --help'")
+
+
+def _help(group: str) -> str:
+    """The list of all verbs, or of those of a group."""
+    verbs = {name: function.__doc__ or "" for name, function in VERBS.items() if name.startswith(group)}
+    listed = "\n".join(f"  {name:<17}{text.splitlines()[0]}" for name, text in verbs.items())
+    return f"""usage: {f"saysee {group}".strip()} VERB ...
+
+Say what you want to see, and find the image; show an image, and find the speech.
+
+{listed}
+
+'saysee VERB --help' describes a verb. Every verb takes --json, which prints the result as JSON, and --debug, which
+shows the traceback of an error."""
+
+
+def _message(error: SaySeeError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error)

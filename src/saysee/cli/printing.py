@@ -1,41 +1,72 @@
-"""How the verbs tell their result, and what went wrong."""
+"""How the result of a verb, and what went wrong, reach the user."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 EXIT_DONE, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 2, 130
 
-_REASONS = 20
-"""Files that cannot be used are told one by one up to here."""
+_SKIPPED_SHOWN = 20
+"""Skipped files that are reported one by one."""
 
 
-def print_result(options: Namespace, result: dict[str, Any], text: str) -> None:
-    """Prints a result: as JSON where that was asked for, else its text."""
-    print(json.dumps(result) if options.json else text)
+@dataclass
+class Result:
+    """What a verb returns.
+
+    Attributes:
+        values: the result for programs, printed by ``--json``.
+        text: the result for people: lines, tables of rich, or functions that print.
+        skipped: a line for each file that was skipped, with the reason.
+        failures: what is wrong with the thing that the verb checked; the exit code is 2 if there are any.
+    """
+
+    values: Mapping[str, Any]
+    text: Sequence[Any]
+    skipped: Sequence[str] = ()
+    failures: Sequence[str] = ()
 
 
-def print_refused(reasons: Sequence[str]) -> None:
-    """Tells on stderr which files cannot be used, and why."""
-    for reason in reasons[:_REASONS]:
-        print(f"saysee: {' '.join(reason.split())}", file=sys.stderr)
-    if len(reasons) > _REASONS:
-        print(f"saysee: {len(reasons) - _REASONS:,} more files cannot be used; --json lists all", file=sys.stderr)
+def print_result(result: Result, as_json: bool) -> int:
+    """Prints a result on stdout, and what was skipped or failed on stderr; returns the exit code."""
+    if as_json:
+        print(json.dumps(result.values), flush=True)
+    else:
+        for part in result.text:
+            if callable(part):
+                part()
+            elif isinstance(part, str):
+                print(part, flush=True)
+            else:
+                print_table(part)
+    for reason in result.skipped[:_SKIPPED_SHOWN]:
+        print_error(reason)
+    if (more := len(result.skipped) - _SKIPPED_SHOWN) > 0:
+        print_error(f"{more:,} more files skipped; --json lists all")
+    for failure in result.failures:
+        print_error(failure)
+    return EXIT_MISTAKE if result.failures else EXIT_DONE
 
 
-def print_rich(content: Any) -> None:
-    """Prints a table of rich."""
+def print_error(message: object) -> None:
+    """Prints one line on stderr."""
+    print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A suggestion to append to the message that ``word`` is unknown; empty if no choice resembles it."""
+    close = difflib.get_close_matches(word, list(choices), 1, cutoff=0.75)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def print_table(table: Any) -> None:
+    """Prints a table of rich on stdout."""
     from rich.console import Console
 
     # A pipe has no width of its own; tables must not be folded there.
-    Console(width=None if sys.stdout.isatty() else 160).print(content)
-
-
-def refuse(message: object) -> int:
-    """Tells a mistake in one line on stderr, and gives its exit code."""
-    print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
-    return EXIT_MISTAKE
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,17 +1,16 @@
-"""``saysee index`` and ``search``."""
+"""``saysee index``, ``index-check``, ``index-compact`` and ``search``."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from saysee.cli.parsing import refuse_beside, verb
-from saysee.cli.printing import EXIT_DONE, print_refused, print_result, print_rich, refuse
+from saysee.cli.printing import Result, print_error, print_table
 from saysee.errors import ConfigError
 from saysee.hardware import torch_device
 
@@ -20,187 +19,176 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from saysee.search.index.index import Index
-    from saysee.search.terminal.queries import SearchResults
+    from saysee.search.terminal.queries import QueryResult
 
 
-def add_verbs(verbs: Any) -> None:
-    """Adds the verbs of an index."""
-    index = verb(verbs, "index", _index, "make a search index of pictures and clips, or bring one up to date")
-    index.add_argument("model", nargs="?", metavar="MODEL", help="folder or hub name of a SaySee model")
-    index.add_argument("source", nargs="?", metavar="FOLDER|MANIFEST", help="what to index, with all sub-folders")
-    index.add_argument("--to", metavar="INDEX", help="folder of the index, or postgresql://user@host/database")
-    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="files encoded together (%(default)s)")
-    index.add_argument("--workers", type=int, metavar="N", help="threads that decode (one a core)")
-    index.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
-    index.add_argument("--from-vectors", metavar="FILE", help="CLIP vectors that you have, .npy or .parquet")
-    index.add_argument("--ids", metavar="CSV", help="a line for each of these vectors, with the column path")
-    index.add_argument("--model", dest="model_option", metavar="MODEL", help="the model, with --from-vectors")
-    upkeep = index.add_mutually_exclusive_group()
-    upkeep.add_argument("--check", metavar="INDEX", help="read a whole index and tell what is wrong with it")
-    upkeep.add_argument("--compact", metavar="INDEX", help="give back the room of what was removed")
+def index(
+    model: str | None = None,
+    source: str | None = None,
+    *,
+    to: str,
+    from_vectors: Path | None = None,
+    ids: Path | None = None,
+    model_: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Result:
+    """Make a search index of images and clips, or bring one up to date.
 
-    search = verb(verbs, "search", _search, "find pictures by speech or text, and clips or pictures by a picture")
-    search.add_argument("index", metavar="INDEX", help="folder of the index, or its postgresql:// address")
-    search.add_argument("queries", nargs="*", metavar="QUERY", help="a sound, a picture, or a folder of them")
-    search.add_argument("--text", action="append", default=[], metavar="TEXT", help="in writing; repeatable")
-    search.add_argument(
-        "--record",
-        nargs="?",
-        type=float,
-        const=0.0,
-        metavar="SECONDS",
-        help="by the microphone, until Enter or silence, or for so many seconds",
-    )
-    search.add_argument("-k", type=int, default=10, metavar="N", help="most hits for each query (%(default)s)")
-    search.add_argument("--where", metavar="CONDITION", help="an SQL expression, such as \"folder LIKE 'holiday%%'\"")
-    search.add_argument(
-        "--filter",
-        action="append",
-        default=[],
-        metavar="NAME:VALUE",
-        help="only matching rows: folder:holiday*, speaker:s1, taken:2024-06..2024-08, size:1000..; repeatable",
-    )
-    search.add_argument(
-        "--for",
-        dest="find",
-        choices=("images", "clips"),
-        help="what to find; left out: for pictures clips where the index has any, else pictures",
-    )
-    search.add_argument("--sheet", metavar="FILE", help="write the results as an HTML sheet too")
-    search.add_argument(
-        "--open", action="store_true", help="show the sheet in the browser; without --sheet a temporary one"
-    )
-    search.add_argument("--no-thumbnails", action="store_true", help="no pictures in a terminal that can show them")
-    search.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
-    search.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
+    Args:
+        model: folder or hub name of a SaySee model
+        source: the folder to index, with its sub-folders, or a manifest
+        to: folder of the index, or postgresql://user@host/database
+        from_vectors: CLIP vectors that you already have, .npy or .parquet
+        ids: a CSV file with a line for each of these vectors, and the column path
+        model_: the model, with --from-vectors
+        batch_size: files encoded together
+        workers: number of threads that decode (default: one per CPU core)
+        device: where to compute
+    """
+    if model is not None and model_ is not None:
+        raise ConfigError("the model is given twice; give it once, first or by --model")
+    model = model or model_
+    if from_vectors is not None:
+        if ids is None or model is None or source is not None:
+            raise ConfigError("--from-vectors VECTORS requires --ids CSV and --model MODEL, and no folder")
+        from saysee.encoding.encoder import Encoder
+        from saysee.search.index.imported_vectors import index_vectors
 
-
-def _index(options: argparse.Namespace) -> int:
-    if options.model_option is not None:
-        if options.model is not None:
-            raise ConfigError("the model is given twice; give it once, first or by --model")
-        options.model = options.model_option
-    upkeep = options.check or options.compact
-    if upkeep is not None:
-        refuse_beside("--check" if options.check else "--compact", options, ("to", "model", "source", "from_vectors"))
-        return _index_check(options) if options.check else _index_compact(options)
-    if options.to is None:
-        raise ConfigError("where to? 'saysee index MODEL FOLDER --to INDEX'")
-    if options.from_vectors is None:
-        if options.model is None or options.source is None:
-            raise ConfigError("which model and which files? 'saysee index MODEL FOLDER --to INDEX'")
+        report = index_vectors(Encoder.load(model, torch_device(device)), from_vectors, ids, to)
+    else:
+        if model is None or source is None:
+            raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.sources import find_source
         from saysee.search.index.updating import update_index
 
-        source = find_source(options.source)  # what is wrong with it is told before a model is loaded
-        encoder = Encoder.load(options.model, torch_device(options.device))
-        report = update_index(encoder, source, options.to, batch_size=options.batch_size, workers=options.workers)
-    else:
-        if options.ids is None or options.model is None or options.source is not None:
-            raise ConfigError("--from-vectors VECTORS goes with --ids IDS.csv --model MODEL --to INDEX and no folder")
-        from saysee.encoding.encoder import Encoder
-        from saysee.search.index.imported_vectors import index_vectors
-
-        encoder = Encoder.load(options.model, torch_device(options.device))
-        report = index_vectors(encoder, options.from_vectors, options.ids, options.to)
+        found = find_source(source)  # reports what is wrong with it before a model is loaded
+        encoder = Encoder.load(model, torch_device(device))
+        report = update_index(encoder, found, to, batch_size=batch_size, workers=workers)
     for note in report.notes:
-        print(f"saysee: {note}", file=sys.stderr)
-    print_refused([reason for _, reason in report.refused])
-    print_result(options, report.to_dict(), report.to_line())
-    return EXIT_DONE
+        print_error(note)
+    return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])
 
 
-def _index_check(options: argparse.Namespace) -> int:
+def index_check(index: str) -> Result:
+    """Read a whole index and list what is wrong with it.
+
+    Args:
+        index: folder of the index, or its postgresql:// address
+    """
     from saysee.search.index.index import Index
 
-    index = Index.open(options.check)
-    problems, counts = index.check(), index.counts()
-    if options.json:
-        print(json.dumps({"index": index.place, **counts, "problems": problems}))
-    if problems:
-        for problem in problems[:-1]:
-            refuse(problem)
-        return refuse(problems[-1])
-    if not options.json:
-        print(f"{index.place}: {counts['image']:,} pictures and {counts['clip']:,} clips, all well")
-    return EXIT_DONE
+    opened = Index.open(index)
+    problems, counts = opened.check(), opened.counts()
+    line = f"{opened.place}: {counts['image']:,} images and {counts['clip']:,} clips, no problems"
+    values = {"index": opened.place, "image": counts["image"], "clip": counts["clip"], "problems": problems}
+    return Result(values, [] if problems else [line], failures=problems)
 
 
-def _index_compact(options: argparse.Namespace) -> int:
+def index_compact(index: str) -> Result:
+    """Reclaim the disk space of removed rows.
+
+    Args:
+        index: folder of the index, or its postgresql:// address
+    """
     from saysee.search.index.index import Index
 
-    index = Index.open(options.compact)
-    before, after = index.compact()
-    text = f"{index.place}: {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before"
-    print_result(options, {"index": index.place, "bytes_before": before, "bytes": after}, text)
-    return EXIT_DONE
+    opened = Index.open(index)
+    before, after = opened.compact()
+    line = f"{opened.place}: {after / 1e6:.1f} MB, {before / 1e6:.1f} MB before"
+    return Result({"index": opened.place, "bytes_before": before, "bytes": after}, [line])
 
 
-def _search(options: argparse.Namespace) -> int:
+def search(
+    index: str,
+    query: Sequence[str] = (),
+    *,
+    text: Sequence[str] = (),
+    record: float | bool = False,
+    k: int = 10,
+    where: str | None = None,
+    filter: Sequence[str] = (),
+    for_: Literal["images", "clips"] | None = None,
+    sheet: Path | None = None,
+    open: bool = False,
+    no_thumbnails: bool = False,
+    model: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Result:
+    """Find images by speech or text, and clips or images by an image.
+
+    Args:
+        index: folder of the index, or its postgresql:// address
+        query: clips, images, or folders of them
+        text: a query in writing (repeatable)
+        record: record a query with the microphone, for this many seconds or until Enter or silence
+        k: most hits of each query
+        where: an SQL expression, such as "folder LIKE 'holiday%'"
+        filter: NAME:VALUE returns matching rows only: folder:holiday*, speaker:s1, taken:2024-06..2024-08, size:1000..
+            (repeatable)
+        for_: what to find (default: for an image clips if the index has any, else images)
+        sheet: also write the results as an HTML file
+        open: open the HTML file in the browser; without --sheet it is a temporary file
+        no_thumbnails: show no images in a terminal that can show them
+        model: where the model of the index is now
+        device: where to compute
+    """
+    if k < 1:
+        raise ConfigError(f"-k is {k}; it must be at least 1")
     from saysee.search.index.index import Index
 
-    if options.k < 1:
-        raise ConfigError(f"-k is {options.k}; it must be at least 1")
-    index = Index.open(options.index, model=options.model, device=torch_device(options.device))
+    opened = Index.open(index, model=model, device=torch_device(device))
     from saysee.search.terminal.queries import run_queries
 
-    recording = None if options.record is None else _recorded(index, options.record)
-    kinds: dict[str | None, Any] = {"images": "image", "clips": "clip", None: None}
+    recording = None if record is False else _record(opened, record)
     found = run_queries(
-        index,
-        options.queries,
-        options.text,
+        opened,
+        query,
+        text,
         recording,
-        k=options.k,
-        where=options.where,
-        filters=options.filter,
-        kind=kinds[options.find],
+        k=k,
+        where=where,
+        filters=filter,
+        kind={"images": "image", "clips": "clip", None: None}[for_],
     )
-    result = {"index": index.place, **found.to_dict()}
-    sheet = None
-    if options.sheet is not None or options.open:
+    values = {"index": opened.place, **found.to_dict()}
+    printed: list[Any] = [partial(_print_hits, result, not no_thumbnails) for result in found.results]
+    if sheet is not None or open:
         from saysee.search.terminal.sheet import write_sheet
 
-        sheet = write_sheet(found, options.sheet)
-        result["sheet"] = str(sheet)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        _print_found(found, thumbnails=not options.no_thumbnails)
-        if sheet is not None:
-            print(f"sheet: {sheet}")
-    print_refused(found.skipped)
-    if sheet is not None and options.open:
-        _open(sheet)
-    return EXIT_DONE
+        written = write_sheet(found, sheet)
+        values["sheet"] = str(written)
+        printed.append(f"sheet: {written}")
+        if open:
+            _open(written)
+    return Result(values, printed, skipped=found.skipped)
 
 
-def _recorded(index: Index, seconds: float) -> NDArray[np.float32]:
-    """What is spoken; what stands in the way is told before anyone speaks."""
+def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
+    """A spoken query. What stands in the way is reported before anyone speaks."""
     from saysee.search.terminal.microphone import Microphone
 
-    if seconds < 0 or not math.isfinite(seconds):
-        raise ConfigError(f"--record is {seconds:g} seconds; give a number above 0, or none")
+    limit = None if seconds is True else float(seconds)
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        raise ConfigError(f"--record is {limit:g} seconds; give a number above 0, or none")
     microphone = Microphone()
     _ = index.encoder  # loads the model
-    how = f"for {seconds:g} s" if seconds else "and be silent"
-    print(f"saysee: speak now {how}, or press Enter when done", file=sys.stderr)
-    return microphone.record(seconds or None)
+    print_error(f"speak now {'and then be silent' if limit is None else f'for {limit:g} s'}, or press Enter when done")
+    return microphone.record(limit)
 
 
-def _print_found(found: SearchResults, thumbnails: bool) -> None:
+def _print_hits(result: QueryResult, thumbnails: bool) -> None:
     from saysee.search.terminal.thumbnails import protocol_of, show_hits
 
-    protocol = protocol_of(sys.stdout) if thumbnails else None
-    for result in found.results:
-        print_rich(result.to_table())
-        if protocol is not None:
-            show_hits(result.hits, protocol, shutil.get_terminal_size().columns)
+    print_table(result.to_table())
+    if thumbnails and (protocol := protocol_of(sys.stdout)) is not None:
+        show_hits(result.hits, protocol, shutil.get_terminal_size().columns)
 
 
 def _open(sheet: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(sheet.as_uri()):
-        print(f"saysee: no browser can be opened here; the sheet is {sheet}", file=sys.stderr)
+        print_error(f"no browser can be opened here; the HTML file is {sheet}")

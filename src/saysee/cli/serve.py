@@ -2,72 +2,84 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from saysee.cli.parsing import verb
-from saysee.cli.printing import EXIT_DONE
+from saysee.cli.printing import Result, print_result
 from saysee.errors import extra_needed
 from saysee.hardware import torch_device
 
 _TOKEN_VARIABLE = "SAYSEE_TOKEN"
 
 
-def add_verbs(verbs: Any) -> None:
-    """Adds ``serve``."""
-    serve = verb(verbs, "serve", _serve, "answer searches over HTTP, with a page to speak to")
-    serve.add_argument("index", metavar="INDEX", help="folder of the index")
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; another machine's way in (%(default)s)"
-    )
-    serve.add_argument("--port", type=int, default=8765, help="0 takes a free one (%(default)s)")
-    serve.add_argument("--token", help=f"what clients must show; needed beyond this machine (or set {_TOKEN_VARIABLE})")
-    serve.add_argument("--write", action="store_true", help="let clients add and remove pictures and clips")
-    serve.add_argument("--uploads", metavar="DIR", help="folder of what they add (uploads in the index)")
-    serve.add_argument("--model", metavar="MODEL", help="where the index's model lies now")
-    serve.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (%(default)s)")
-    serve.add_argument("--queue", type=int, default=64, metavar="N", help="requests taken on at once (%(default)s)")
-    serve.add_argument("--batch", type=int, default=16, metavar="N", help="queries encoded together (%(default)s)")
-    serve.add_argument(
-        "--wait", type=float, default=5.0, metavar="MS", help="longest wait for queries on their way (%(default)s)"
-    )
-    for name, kind, text in (
-        ("bytes", int, "of a file (33554432)"),
-        ("seconds", float, "of a sound (60)"),
-        ("pixels", int, "of a picture (64000000)"),
-        ("k", int, "hits (100)"),
-        ("text", int, "characters of a text (1000)"),
-    ):
-        serve.add_argument(f"--max-{name}", type=kind, metavar="N", help=f"most {text}")
+def serve(
+    index: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token: str | None = None,
+    write: bool = False,
+    uploads: Path | None = None,
+    model: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    queue: int = 64,
+    batch: int = 16,
+    wait: float = 5.0,
+    max_bytes: int | None = None,
+    max_seconds: float | None = None,
+    max_pixels: int | None = None,
+    max_k: int | None = None,
+    max_text: int | None = None,
+    json: bool = False,
+) -> None:
+    """Answer searches over HTTP, with a web page to speak to.
 
-
-def _serve(options: argparse.Namespace) -> int:
+    Args:
+        index: folder of the index, or its postgresql:// address
+        host: address to listen on; others than this machine's own let other machines in
+        port: port to listen on; 0 takes a free one
+        token: token that clients must send; required if other machines can connect (or set SAYSEE_TOKEN)
+        write: let clients add and remove images and clips
+        uploads: folder of what they add (default: uploads in the index)
+        model: where the model of the index is now
+        device: where to compute
+        queue: most requests accepted at a time
+        batch: most queries encoded together
+        wait: longest time to wait for further queries to encode together, in milliseconds
+        max_bytes: most bytes of a file (default: 33554432)
+        max_seconds: most seconds of a clip (default: 60)
+        max_pixels: most pixels of an image (default: 64000000)
+        max_k: most hits of a search (default: 100)
+        max_text: most characters of a text (default: 1000)
+        json: print the address as JSON
+    """
     with extra_needed("saysee serve", "serve"):
         from saysee.search.service.app import serve
     from saysee.search.index.index import Index
     from saysee.search.service.settings import Limits, ServiceSettings
 
-    given = {field.name: getattr(options, f"max_{field.name}") for field in fields(Limits)}
+    limits: dict[str, Any] = {
+        "bytes": max_bytes,
+        "seconds": max_seconds,
+        "pixels": max_pixels,
+        "k": max_k,
+        "text": max_text,
+    }
     settings = ServiceSettings(
-        host=options.host,
-        port=options.port,
-        token=options.token if options.token is not None else os.environ.get(_TOKEN_VARIABLE),
-        write=options.write,
-        uploads=None if options.uploads is None else Path(options.uploads),
-        limits=Limits(**{name: value for name, value in given.items() if value is not None}),
-        places=options.queue,
-        batch=options.batch,
-        wait_ms=options.wait,
+        host=host,
+        port=port,
+        token=token if token is not None else os.environ.get(_TOKEN_VARIABLE),
+        write=write,
+        uploads=uploads,
+        limits=Limits(**{name: value for name, value in limits.items() if value is not None}),
+        places=queue,
+        batch=batch,
+        wait_ms=wait,
     )
-    index = Index.open(options.index, model=options.model, device=torch_device(options.device))
+    opened = Index.open(index, model=model, device=torch_device(device))
 
     def ready(address: str) -> None:
-        told = {"url": address, "pid": os.getpid()}
-        print(json.dumps(told) if options.json else f"{options.index}: served at {address}", flush=True)
+        print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
 
-    serve(index, settings, ready)
-    return EXIT_DONE
+    serve(opened, settings, ready)

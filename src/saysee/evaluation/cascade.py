@@ -137,7 +137,9 @@ class ManifestTexts:
         for clip in clips:
             text = self._texts.get(os.fspath(clip))
             if not text:
-                raise SaySeeError(f"{os.fspath(clip)}: the manifest has no text for it; give a recogniser by --asr")
+                raise SaySeeError(
+                    f"{os.fspath(clip)}: the manifest has no text for it; give a recognizer: cascade:ASR+CLIP"
+                )
             texts.append(text)
         return texts
 
@@ -161,7 +163,7 @@ class Cascade:
         place = place_of(clip)
         model = load_clip(place, text=True)
         if not isinstance(model, CLIPModel):
-            raise CheckpointError(f"the CLIP at {place} has no text encoder; give one that has, by --clip")
+            raise CheckpointError(f"the CLIP at {place} has no text encoder; give one that has")
         self.clip: Any = model.eval().to(device)
         try:
             size = model.config.vision_config.image_size

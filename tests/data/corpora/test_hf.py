@@ -478,7 +478,7 @@ def test_the_verb_takes_columns_and_splits_by_flags(
     tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = parquet(rows, tmp_path / "set")
-    words = ["data", "hf", *sources, "--to", str(tmp_path / "m.parquet")]
+    words = ["data", "hub", *sources, "--to", str(tmp_path / "m.parquet")]
     flags = ["--text-column", "", "--id-column", "caption", "--split", "validation=test", "--json"]
     assert main([*words, *flags]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -288,7 +288,7 @@ def test_missing_or_broken_hnsw_is_told_and_made_anew(database, few):
         admin(database, harm)
         (problem,) = store.check()
         assert (
-            "the HNSW index of its images is missing, or its build was interrupted; run 'saysee index --compact"
+            "the HNSW index of its images is missing, or its build was interrupted; run 'saysee index-compact"
             in problem
         )
         assert store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
@@ -415,14 +415,14 @@ def test_commands_never_show_the_password(model_folder, photos, postgres, locked
         ["index", model_folder, photos, "--to", place, "--json"],
         ["search", place, "--text", "two green stars", "--json"],
         ["search", place, photos / "clips/0.wav"],
-        ["index", "--check", place],
-        ["index", "--check", place, "--json"],
-        ["index", "--compact", place],
-        ["index", "--compact", place, "--json"],
+        ["index-check", place],
+        ["index-check", place, "--json"],
+        ["index-compact", place],
+        ["index-compact", place, "--json"],
         ["search", place, "--text", "a", "--where", "no"],
         ["search", place, place],
         ["index", model_folder, place, "--to", place],
-        ["index", "--check", place, "--to", place],
+        ["index-check", place, "--to", place],
     )
     for line in words:
         code = main([str(word) for word in line])

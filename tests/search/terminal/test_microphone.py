@@ -187,4 +187,4 @@ def test_command_searches_for_what_is_spoken(encoder, photos, tmp_path, hears, c
     assert "speak now for" in errors
     for bad in ("-1", "nan", "inf"):
         assert main([*words[:3], bad]) == 2
-        assert "give a number above 0" in capsys.readouterr().err
+        assert "--record" in capsys.readouterr().err

@@ -211,7 +211,7 @@ def _write(folder: Path, tables: Tables, kind: Kind, approximate: bool) -> Faiss
     except RuntimeError:  # what faiss raises on a full disk
         raise SaySeeError(
             f"{folder}: the disk is full, so that the fast copy cannot be written (rows and vectors are safe); free "
-            f"some space and run 'saysee index --compact {folder}'"
+            f"some space and run 'saysee index-compact {folder}'"
         ) from None
     finally:
         _remove(scratch)

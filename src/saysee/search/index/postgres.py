@@ -229,7 +229,7 @@ class PostgresTables(Tables):
             yield f"the {kind} {path} is there twice; create the index again"
         for kind in KINDS:
             if (what := damaged_copy(self.connection, self.existing_about(), kind)) is not None:
-                yield f"{what}; run 'saysee index --compact {self.place}'"
+                yield f"{what}; run 'saysee index-compact {self.place}'"
 
     def bytes(self) -> int:
         """On the server's disk."""

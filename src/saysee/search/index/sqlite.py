@@ -288,7 +288,7 @@ class SqliteTables(Tables):
             if read != count:
                 yield f"{count - read} {kind}s have no vector; create the index again"
             if (damage := fast_copy.damage(self, kind)) is not None:
-                yield f"{damage}; run 'saysee index --compact {self.folder}'"
+                yield f"{damage}; run 'saysee index-compact {self.folder}'"
 
 
 def _stored_type(about: About) -> np.dtype[Any]:

@@ -21,7 +21,7 @@ TEXTS = ["a red square", "two green stars", "a dog runs on the beach"]  # words 
 
 @pytest.fixture
 def manifests(tmp_path: Path, sounds: Any) -> list[str]:
-    """Two corpora: three pictures, then two, with a clip each and a text for it."""
+    """Two corpora: three images, then two, with a clip each and a text for it."""
     rng = np.random.default_rng(5)
     paths = []
     for name, count in (("one", 3), ("two", 2)):
@@ -30,8 +30,8 @@ def manifests(tmp_path: Path, sounds: Any) -> list[str]:
         rows = []
         for number in range(count):
             soundfile.write(folder / f"{number}.wav", sounds[number] * rng.uniform(0.5, 1), 16_000)
-            picture = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(folder / f"{number}.png")
+            image = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / f"{number}.png")
             rows.append(Row(f"{number}.wav", f"{number}.png", str(number), "test", TEXTS[number], speaker="ann"))
         paths.append(folder / "manifest.jsonl")
         Manifest(rows, folder).write(paths[-1])
@@ -68,7 +68,7 @@ def test_several_manifests_give_a_row_each_and_each_what_it_scores_alone(
         assert f"{corpus['overall']['mean_R@1']:.1f}" in rows[name]
 
 
-def test_one_manifest_gives_what_it_gave_also_behind_a_flag(
+def test_one_manifest_gives_what_it_gave_also_after_a_flag(
     manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = json.loads(output_of(capsys, model_folder, "--by", "speaker", manifests[0], "--json"))
@@ -77,45 +77,38 @@ def test_one_manifest_gives_what_it_gave_also_behind_a_flag(
     assert "speaker = ann" in output_of(capsys, model_folder, "--by", "speaker", manifests[0])
 
 
-def test_a_cascade_on_the_manifests_texts_is_scored_and_needs_no_model(
+def test_a_cascade_on_the_manifests_texts_is_scored(
     manifests: list[str], clip_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cascade = ["--cascade", "--transcripts", "manifest", "--clip", str(clip_folder)]
-    one = json.loads(output_of(capsys, *cascade, manifests[1], "--json"))
+    cascade = f"cascade:manifest+{clip_folder}"
+    one = json.loads(output_of(capsys, cascade, manifests[1], "--json"))
     assert one["cascade"] == {"transcripts": "manifest", "clip": str(clip_folder)}
     assert one["word_errors"] is None
     assert one["overall"]["clips"] == 2
-    both = json.loads(output_of(capsys, *cascade, *manifests, "--json"))
+    both = json.loads(output_of(capsys, cascade, *manifests, "--json"))
     assert both["corpora"][1]["overall"] == one["overall"]
-    assert "mean R@1" in output_of(capsys, *cascade, *manifests)
+    assert "R@1" in output_of(capsys, cascade, *manifests)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
-        (["model"], "which manifest?"),
-        (["--cascade", "--asr", "a", "--clip", "b"], "required"),
+        (["model"], "MANIFEST"),
         (["model", "one", "two", "--by", "speaker"], "--by"),
-        (["model", "one", "--asr", "a"], "--asr is for a cascade"),
-        (["model", "one", "--transcripts", "manifest"], "--transcripts is for a cascade"),
-        (["--cascade", "--asr", "a", "one"], "needs --clip"),
-        (["--cascade", "--clip", "b", "one"], "needs either --asr"),
-        (["--cascade", "--clip", "b", "--asr", "a", "--transcripts", "manifest", "one"], "not both"),
-        (["--cascade", "--clip", "b", "--transcripts", "manifest", "--language", "en", "one"], "--language"),
+        (["model", "one", "--language", "en"], "--language"),
+        (["cascade:manifest+clip", "one", "--language", "en"], "--language"),
+        (["cascade:asr", "one"], "cascade:asr"),
+        (["cascade:+clip", "one"], "cascade:+clip"),
         (["model", "one", "--nosuch", "two"], "--nosuch"),
     ],
 )
-def test_words_that_do_not_go_together_are_refused_in_one_line(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_words_that_cannot_be_combined_are_named_in_one_line(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        code = main(["evaluate", *words])
-    except SystemExit as stop:  # argparse's way out
-        code = int(stop.code or 0)
+    assert main(["evaluate", *words]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert code == 2
     assert len(lines) == 1
-    assert told in lines[0]
+    assert named in lines[0]
 
 
 def test_each_manifest_may_have_a_split_of_its_own(
@@ -141,16 +134,16 @@ def test_each_manifest_may_have_a_split_of_its_own(
     alone = json.loads(output_of(capsys, model_folder, f"{path}:val", "--split", "test", "--json"))
     assert (alone["manifest"], alone["split"]) == (str(path), "val")
     assert main(["evaluate", model_folder, f"{path}:dev"]) == 2
-    assert f"{path}: no split 'dev'" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
 
 
-def test_a_split_that_one_corpus_lacks_is_refused_before_the_model_is_looked_for(
+def test_a_split_that_one_corpus_does_not_have_is_named_before_the_model_is_looked_for(
     manifests: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(manifests[1])
     path.write_text(path.read_text().replace('"test"', '"val"'))
     assert main(["evaluate", "no/model", *manifests]) == 2
-    assert f"{path}: no split 'test'" in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err
 
 
 def test_corpora_are_named_by_stem_folder_or_path() -> None:

@@ -1,0 +1,65 @@
+"""``saysee ablate`` and ``demo``: whole experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saysee.cli.printing import Result
+from saysee.errors import ConfigError
+
+
+def ablate(
+    recipe: str,
+    *,
+    to: Path,
+    seeds: int = 5,
+    rows: str | None = None,
+    grid: Path | None = None,
+    sizes: str = "",
+    split: str = "test",
+    overrides: tuple[str, ...] = (),
+    command: str = "",
+) -> Result:
+    """Compare variants of a recipe over several seeds.
+
+    A flag with the name of a setting overrides the recipe for all of them, such as --data.manifest.
+
+    Args:
+        recipe: a YAML file of settings, or the name of a recipe of the package
+        to: folder of the runs and tables; finished runs are kept and not repeated
+        seeds: runs of each row
+        rows: names of the rows to run besides the baseline, with commas between (default: all)
+        grid: a YAML file of rows (default: the package's own)
+        sizes: shares of the training images to train on too, with commas between, such as 0.25,0.5,1
+        split: the split to score; use val to choose between variants
+    """
+    from saysee.studies.ablation import AblationSettings, run_ablation
+
+    try:
+        shares = tuple(float(word) for word in sizes.split(",")) if sizes else ()
+    except ValueError as error:
+        raise ConfigError(f"--sizes is {sizes!r}; give numbers with commas between, such as 0.25,0.5,1") from error
+    settings = AblationSettings(
+        overrides=overrides,
+        seeds=seeds,
+        rows=None if rows is None else tuple(name.strip() for name in rows.split(",")),
+        grid=grid,
+        sizes=shares,
+        split=split,
+        command=command,
+    )
+    result = run_ablation(recipe, to, settings)
+    return Result(result.to_dict(), [*result.to_tables(), f"table: {result.folder / 'table.md'}"])
+
+
+def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
+    """Run the whole way: make a corpus, train baseline and CMD, score both, write a report.
+
+    Args:
+        to: folder of everything that is made
+        seed: seed of the corpus and of the training
+    """
+    from saysee.studies.demo import DemoSettings, run_demo
+
+    result = run_demo(to, DemoSettings(seed=seed))
+    return Result(result.to_dict(), [result.to_table(), f"report: {result.report}"])
