@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import math
 import os
 import re
 import signal
@@ -27,7 +26,6 @@ from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation, share_of_pictures
 from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid
 from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
-from saysee.studies.statistics import estimate, paired_difference, t_quantile
 from saysee.training.trainer import Trainer
 
 GRID = {"alone": {"denoising": {"preset": False}}, "CMD": {"denoising.preset": "paper", "denoising.share": 0.25}}
@@ -297,36 +295,6 @@ def test_shares_of_pictures_are_nested_and_hang_on_nothing_but_the_ids(tiny_mani
     # By the SHA-256 of the ids: ca978112, 3e23e816, 2e7d2c03, 18ac3e73 for a, b, c, d. No process may choose otherwise.
     four = Manifest([Row(f"{name}.wav", f"{name}.png", name, "train") for name in "abcd"], tiny_manifest.root)
     assert [ids(four, share) for share in (0.25, 0.5, 0.75)] == [{"d"}, {"d", "c"}, {"d", "c", "b"}]
-
-
-# ---------------------------------------------------------------------- statistics
-
-
-def test_t_quantiles_are_those_of_the_tables() -> None:
-    known = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 9: 2.2622, 30: 2.0423, 120: 1.9799}
-    for degrees, t in known.items():
-        assert t_quantile(degrees) == pytest.approx(t, abs=5e-5)
-    assert t_quantile(4, 0.99) == pytest.approx(4.6041, abs=5e-5)
-    with pytest.raises(ValueError, match="degree"):
-        t_quantile(0)
-
-
-def test_an_interval_worked_by_hand() -> None:
-    found = estimate([1.0, 2.0, 3.0])  # s is 1, t is 4.3027
-    assert found is not None
-    assert found.mean == 2
-    assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
-    one = estimate([7.0])
-    assert one is not None
-    assert (one.mean, one.interval) == (7.0, None)
-    assert estimate([]) is None
-
-
-def test_a_paired_difference_takes_out_what_a_seed_does_to_both() -> None:
-    found = paired_difference({3: 99.0, 0: 12.0, 1: 23.0, 2: 31.0}, {2: 30.0, 1: 20.0, 0: 10.0})
-    assert found is not None
-    assert (found.mean, found.seeds) == (2.0, 3)  # 2, 3 and 1: the spread of 10 to 30 is gone
-    assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
 
 
 def scores(

@@ -1,8 +1,9 @@
-"""How well retrieval works, and where the model looks.
+"""Evaluation: retrieval measures of a model on a corpus, and localization by attention.
 
-- ``recall``: ranks and measures from vectors alone.
-- ``protocols``: a model and a manifest in, the measures of a split out.
-- ``attention``: maps of frames over patches, and how much of them falls on the object spoken of.
-
-Nothing here knows how a model was trained.
+- ``recall``: ranks and measures from vectors.
+- ``statistics``: bootstrap and t-intervals.
+- ``protocols``: measures of a model on one split of a manifest.
+- ``cascade``, ``word_errors``: a speech recognizer with CLIP's text encoder, for comparison.
+- ``localization``: attention on the objects that words name.
+- ``mteb``: models in the tasks of MTEB.
 """

@@ -1,10 +1,10 @@
-"""A model and a manifest in, the retrieval measures of one split out.
+"""Evaluation of a model on one split of a manifest.
 
     result = evaluate(model, Manifest.read("flickr8k/manifest.parquet"), split="test", by=["speaker"])
     rich.print(to_table(result))
 
-Every clip of the split is a query, whole and as it is: no crop, no randomness. Every image is in the gallery once, by
-its image id. How answers are counted is told in ``recall``.
+Every clip of the split is a query, uncropped; the gallery holds each image once, by its image id. ``recall`` describes
+how right answers are counted.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from saysee.evaluation.recall import (
     TIE_TOLERANCE,
     RetrievalMeasures,
     group_measures,
-    image_interval,
     retrieval_measures,
     retrieval_ranks,
     unit_vectors,
 )
+from saysee.evaluation.statistics import Integers, image_interval
 from saysee.evaluation.word_errors import WordErrors
 
 TWIN_COLUMN = "twin_of"
 
 
-class Encoder(Protocol):
-    """What evaluation asks of a model: ``SpeechImageModel`` is one."""
+class RetrievalModel(Protocol):
+    """A model that can be evaluated, such as ``SpeechImageModel``."""
 
     def encode_speech(
         self, clips: Sequence[os.PathLike[str]], /, *, batch_size: int, progress: bool
     ) -> npt.NDArray[Any]:
-        """Sound files to vectors [N, D], in order."""
+        """[N, D] vectors of audio files, in order."""
 
     def encode_images(
-        self, pictures: Sequence[os.PathLike[str]], /, *, batch_size: int, progress: bool
+        self, images: Sequence[os.PathLike[str]], /, *, batch_size: int, progress: bool
     ) -> npt.NDArray[Any]:
-        """Picture files to vectors [M, D], in order."""
+        """[M, D] vectors of image files, in order."""
 
 
 @dataclass(frozen=True)
 class TwinAccuracy:
-    """Whether speech is held closer to its picture than to the hard twin, which differs from it in one thing.
+    """Discrimination of hard twins, images that differ in one thing.
 
     Attributes:
-        accuracy: percent of clips that score their own picture above its twin; a tie is a miss. Chance is 50.
-        interval: 95 % bootstrap interval of it over pictures, (low, high); None when not asked for.
-        clips: number of clips counted: those of the pictures whose twin is in the split too.
-        nearest: percent of these pictures whose nearest other picture of the gallery, by their image vectors, is the
-            twin: whether the image vectors put hard twins side by side, as they should, or mix them among others.
+        accuracy: percent of clips that score their own image above its twin; a tie is an error. Chance is 50.
+        interval: its 95 % bootstrap interval over images, (low, high); None if not asked for.
+        clips: number of clips of images whose twin is in the split too.
+        nearest: percent of these images whose twin is the nearest other image of the gallery: whether the image
+            vectors place twins next to each other.
     """
 
     accuracy: float
@@ -71,10 +71,9 @@ class TwinAccuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        interval = None if self.interval is None else list(self.interval)
         return {
             "accuracy": self.accuracy,
-            "interval": interval,
+            "interval": None if self.interval is None else list(self.interval),
             "clips": self.clips,
             "chance": 50.0,
             "twin_is_nearest_picture": self.nearest,
@@ -83,18 +82,18 @@ class TwinAccuracy:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What ``evaluate`` found.
+    """The result of ``evaluate``.
 
     Attributes:
         split: name of the split.
-        overall: the measures over all its clips and images.
-        groups: by column, then by value of it: the measures of that group's queries against the full gallery.
-        twin_accuracy: for corpora that have hard twins (the column ``twin_of``), else None.
-        word_errors: of a cascade's recogniser, where the manifest has texts, else None.
-        encode_speech_seconds: wall time that encoding the clips took, decoding included; None if vectors were given.
-        encode_images_seconds: the same of the pictures.
-        speech: [N, D] vectors of the split's rows in order, if they were kept.
-        images: [M, D] vectors of ``manifest.select(split).images()`` in order, if they were kept.
+        overall: measures of all its clips and images.
+        groups: by column, then by its value: measures of that group against the full gallery.
+        twin_accuracy: for a corpus with hard twins (column ``twin_of``).
+        word_errors: of the recognizer of a cascade, if the manifest has texts.
+        encode_speech_seconds: wall time of encoding the clips, with decoding; None if vectors were given.
+        encode_images_seconds: the same for the images.
+        speech: [N, D] vectors of the rows of the split in order, if kept.
+        images: [M, D] vectors of ``manifest.select(split).images()`` in order, if kept.
     """
 
     split: str
@@ -123,7 +122,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: Encoder,
+    model: RetrievalModel,
     manifest: Manifest,
     *,
     split: str = "test",
@@ -134,17 +133,17 @@ def evaluate(
     progress: bool = True,
     keep_vectors: bool = False,
 ) -> EvaluationResult:
-    """Encode a split, each clip and each distinct image once, and score it.
+    """Encodes each clip and each image of a split once, and scores them.
 
     Args:
-        model: encodes files; see ``Encoder``.
+        model: the model.
         manifest: of the corpus.
-        split: which rows to score.
+        split: rows to score.
         by: columns whose values divide the queries into groups, each scored against the full gallery.
         seed: of the bootstrap; nothing else is random.
-        resamples: bootstrap draws for the intervals; 0 leaves them out.
+        resamples: bootstrap resamples of the intervals; 0 computes none.
         batch_size: files encoded together. It changes speed, not scores.
-        progress: show a bar on stderr while encoding.
+        progress: show a progress bar while encoding.
         keep_vectors: return the vectors too.
 
     Raises:
@@ -154,7 +153,7 @@ def evaluate(
     """
     rows = manifest.select(split)
     for column in by:
-        rows.column(column)  # an unknown column is refused before the long work
+        rows.column(column)  # raises for an unknown column before the long work
     start = time.perf_counter()
     speech = model.encode_speech([rows.clip_path(row) for row in rows.rows], batch_size=batch_size, progress=progress)
     speech_end = time.perf_counter()
@@ -162,9 +161,8 @@ def evaluate(
         [rows.image_path(row) for row in rows.images()], batch_size=batch_size, progress=progress
     )
     images_end = time.perf_counter()
-    scored = evaluate_vectors(speech, images, rows, by=by, seed=seed, resamples=resamples)
     return replace(
-        scored,
+        evaluate_vectors(speech, images, rows, by=by, seed=seed, resamples=resamples),
         split=split,
         encode_speech_seconds=speech_end - start,
         encode_images_seconds=images_end - speech_end,
@@ -182,77 +180,79 @@ def evaluate_vectors(
     seed: int = 0,
     resamples: int = 1000,
 ) -> EvaluationResult:
-    """Score vectors that are there already: of sound made noisy, say, or from another model.
+    """Scores existing vectors.
 
     Args:
         speech: [N, D] one vector for each row of ``rows``, in order.
         images: [M, D] one vector for each image of ``rows.images()``, in order.
-        rows: the rows of one split, as ``manifest.select(split)`` gives them.
+        rows: of one split, from ``manifest.select(split)``.
         by: as in ``evaluate``.
         seed: as in ``evaluate``.
         resamples: as in ``evaluate``.
 
     Raises:
         ManifestError: no such column.
-        SaySeeError: vectors that do not fit the rows, or are not finite.
+        SaySeeError: vectors that do not match the rows, or are not finite.
     """
     number_of_image = {row.image_id: number for number, row in enumerate(rows.images())}
     if len(speech) != len(rows.rows) or len(images) != len(number_of_image):
         raise SaySeeError(
-            f"{len(speech)} speech and {len(images)} image vectors were given "
-            f"for {len(rows.rows)} clips and {len(number_of_image)} images: each needs one"
+            f"{len(speech)} speech and {len(images)} image vectors for {len(rows.rows)} clips and "
+            f"{len(number_of_image)} images: each needs one"
         )
     image_of_clip = np.array([number_of_image[row.image_id] for row in rows.rows])
     ranks = retrieval_ranks(speech, images, image_of_clip)
+    twin_of_clip = None
+    if TWIN_COLUMN in rows.extra_columns:
+        twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column(TWIN_COLUMN)], dtype=np.int64)
     return EvaluationResult(
         split=", ".join(rows.splits()),
         overall=retrieval_measures(ranks, resamples=resamples, seed=seed),
         groups={column: group_measures(ranks, rows.column(column), resamples=resamples, seed=seed) for column in by},
-        twin_accuracy=_twin_accuracy(speech, images, image_of_clip, rows, number_of_image, resamples, seed),
+        twin_accuracy=None
+        if twin_of_clip is None
+        else _twin_accuracy(speech, images, image_of_clip, twin_of_clip, resamples, seed),
     )
 
 
 def to_table(result: EvaluationResult) -> Table:
-    """The result for people: a row over all, then one a group; the interval is that of the mean R@1."""
+    """One result as a table: a row for all queries and one a group; the interval is that of the mean R@1."""
     table = Table(title=f"Retrieval on {result.split!r}, percent", caption=_caption(result))
     _add_columns(table, "queries")
     table.add_row("all", *_cells(result.overall), end_section=True)
     for column, values in result.groups.items():
         for value, measures in values.items():
-            # Text, because a value of a manifest may look like markup.
-            table.add_row(Text(f"{column} = {value}"), *_cells(measures))
+            table.add_row(Text(f"{column} = {value}"), *_cells(measures))  # Text: a value may contain rich's markup
         table.add_section()
     return table
 
 
 def to_matrix(results: Mapping[str, EvaluationResult]) -> Table:
-    """The results of one model on several corpora for people: a row a corpus, under the name given for it.
+    """The results of one model on several corpora as a table: a row a corpus, by its name.
 
-    The interval is that of the mean R@1; the word error rate is there where a cascade's recogniser has one.
+    The interval is that of the mean R@1; a cascade has a column of word error rates.
     """
     splits = sorted({repr(result.split) for result in results.values()})
     table = Table(title=f"Retrieval on {', '.join(splits)}, percent; each corpus against its own gallery")
     _add_columns(table, "corpus")
     has_words = any(result.word_errors for result in results.values())
     if has_words:
-        table.add_column("word errors", justify="right")
+        table.add_column("word error rate", justify="right")
     for name, result in results.items():
-        words = "–" if result.word_errors is None else f"{result.word_errors.rate:.1f}"
-        table.add_row(Text(name), *_cells(result.overall), *([words] if has_words else []))
+        rate = "–" if result.word_errors is None else f"{result.word_errors.rate:.1f}"
+        table.add_row(Text(name), *_cells(result.overall), *([rate] if has_words else []))
     return table
 
 
 def corpus_names(manifests: Sequence[str], splits: Sequence[str] = ()) -> list[str]:
-    """A short name for each path of a manifest: its stem, the folder's name for ``manifest``, the path if two agree.
+    """A short name for each manifest: its stem, or its folder if the stem is ``manifest``; the path if two are equal.
 
-    Where ``splits``, one for each path, are not all the same, ":SPLIT" stands behind it.
+    If the ``splits``, one for each manifest, differ, ":SPLIT" is appended.
     """
     paths = [Path(manifest) for manifest in manifests]
     names = [path.absolute().parent.name if path.stem == "manifest" else path.stem for path in paths]
-    places = dict(zip(map(str, paths), names, strict=True))
-    names = [
-        name if list(places.values()).count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)
-    ]
+    distinct = list(dict(zip(paths, names, strict=True)).values())
+    names = [name if distinct.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     if len(set(splits)) < 2:
         return names
     return [f"{name}:{split}" for name, split in zip(names, splits, strict=True)]
@@ -278,18 +278,14 @@ def _cells(measures: RetrievalMeasures) -> list[str]:
 
 
 def _caption(result: EvaluationResult) -> str:
-    overall = result.overall
+    overall, twins, words = result.overall, result.twin_accuracy, result.word_errors
     parts = [f"gallery: {overall.gallery_images:,} images, {overall.gallery_clips:,} clips"]
     if overall.chance_mean_recall_at_1 is not None:
         parts.append(f"chance mean R@1: {overall.chance_mean_recall_at_1:.2f}")
-    if result.twin_accuracy is not None:
-        twins = result.twin_accuracy
-        parts.append(
-            f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50); nearest picture is the twin: "
-            f"{twins.nearest:.1f}"
-        )
-    if result.word_errors is not None:
-        words = result.word_errors
+    if twins is not None:
+        parts.append(f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50)")
+        parts.append(f"nearest image is the twin: {twins.nearest:.1f}")
+    if words is not None:
         parts.append(f"word error rate: {words.rate:.1f} ({words.words:,} words in {words.clips:,} clips)")
     return " · ".join(parts)
 
@@ -297,30 +293,25 @@ def _caption(result: EvaluationResult) -> str:
 def _twin_accuracy(
     speech: npt.NDArray[Any],
     images: npt.NDArray[Any],
-    image_of_clip: npt.NDArray[np.int64],
-    rows: Manifest,
-    number_of_image: dict[str, int],
+    image_of_clip: Integers,
+    twin_of_clip: Integers,
     resamples: int,
     seed: int,
 ) -> TwinAccuracy | None:
-    if TWIN_COLUMN not in rows.extra_columns:
-        return None
-    twins = [number_of_image.get(twin, -1) if twin is not None else -1 for twin in rows.column(TWIN_COLUMN)]
-    twin_of_clip = np.array(twins, dtype=np.int64)
+    """From each clip's image and its twin, -1 for none in the split; None if no image has a twin there."""
     clips = np.flatnonzero(twin_of_clip >= 0)
     if len(clips) == 0:
         return None
     own, twin = image_of_clip[clips], twin_of_clip[clips]
     queries, gallery = unit_vectors(speech)[clips], unit_vectors(images)
     margin = np.einsum("nd,nd->n", queries, gallery[own]) - np.einsum("nd,nd->n", queries, gallery[twin])
-    hits = 100.0 * (margin > TIE_TOLERANCE)
-    twin_of = dict(zip(own.tolist(), twin.tolist(), strict=True))
-    pictures = np.array(list(twin_of))
-    alike = gallery[pictures] @ gallery.T
-    alike[np.arange(len(pictures)), pictures] = -np.inf
+    right = 100.0 * (margin > TIE_TOLERANCE)
+    with_twin, first = np.unique(own, return_index=True)
+    cosines = gallery[with_twin] @ gallery.T
+    cosines[np.arange(len(with_twin)), with_twin] = -np.inf
     return TwinAccuracy(
-        accuracy=float(hits.mean()),
-        interval=image_interval(hits, own, resamples=resamples, seed=seed) if resamples else None,
+        accuracy=float(right.mean()),
+        interval=image_interval(right, own, resamples=resamples, seed=seed) if resamples else None,
         clips=len(clips),
-        nearest=100 * float((alike.argmax(axis=1) == np.array(list(twin_of.values()))).mean()),
+        nearest=100 * float((cosines.argmax(axis=1) == twin[first]).mean()),
     )

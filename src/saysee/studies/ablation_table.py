@@ -13,9 +13,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from saysee.evaluation.statistics import Estimate, estimate, paired_difference
 from saysee.files import write_text
 from saysee.studies.figures import intervals_svg, lines_svg
-from saysee.studies.statistics import Estimate, estimate, paired_difference
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal wall time"
 

@@ -1,0 +1,180 @@
+"""Intervals: the bootstrap over images for one model's scores, and the t-interval over seeds for several runs.
+
+Shapes: N clips, Q queries, K measures, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from saysee.errors import SaySeeError
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Counts: TypeAlias = npt.NDArray[np.int32]
+
+MIN_RESAMPLES = 100
+"""Fewer resamples do not determine the percentiles 2.5 and 97.5."""
+_MAX_ELEMENTS = 4_000_000
+"""Numbers that the bootstrap holds at once: 32 MB in float64."""
+
+
+def image_interval(
+    values: npt.ArrayLike, image: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval over images of the mean of one value a clip.
+
+    Images are drawn with replacement, each with all its clips.
+
+    Args:
+        values: [N] one value a clip.
+        image: [N] index of each clip's image.
+        resamples: number of resamples, at least ``MIN_RESAMPLES``.
+        seed: of the draws.
+
+    Raises:
+        SaySeeError: too few resamples.
+    """
+    images, image = np.unique(np.asarray(image), return_inverse=True)
+    column = np.asarray(values, dtype=np.float64)[:, None]
+    means = [resampled_means(column, image, counts) for counts in draws(len(images), len(image), resamples, seed)]
+    low, high = percentile_interval(np.concatenate(means)[:, 0])
+    return low, high
+
+
+def draws(n_images: int, n_clips: int, resamples: int, seed: int) -> Iterator[Counts]:
+    """How often each image is drawn in each resample: arrays [up to R, n_images], as many rows as memory allows.
+
+    Raises:
+        SaySeeError: too few resamples.
+    """
+    if resamples < MIN_RESAMPLES:
+        raise SaySeeError(f"resamples is {resamples}; an interval needs at least {MIN_RESAMPLES}")
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _MAX_ELEMENTS // max(n_images, n_clips))
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        drawn = rng.integers(0, n_images, size=(rows, n_images))
+        flat = (drawn + np.arange(rows)[:, None] * n_images).ravel()
+        yield np.bincount(flat, minlength=rows * n_images).astype(np.int32).reshape(rows, n_images)
+
+
+def resampled_means(values: Floats, image: Integers, counts: Counts) -> Floats:
+    """[R, K] means of ``values`` [Q, K], of queries with images [Q], each drawn ``counts`` [R, images] times.
+
+    A resample that draws none of the queries is NaN.
+    """
+    sums = np.zeros((counts.shape[1], 1 + values.shape[1]))
+    np.add.at(sums, image, np.column_stack([np.ones(len(image)), values]))
+    totals = counts.astype(np.float64) @ sums
+    with np.errstate(invalid="ignore"):
+        means: Floats = totals[:, 1:] / totals[:, :1]
+    return means
+
+
+def resampled_medians(ranks: Integers, image: Integers, counts: Counts) -> Floats:
+    """[R] medians of ``ranks`` [Q], as :func:`resampled_means`."""
+    order = np.argsort(ranks, kind="stable")
+    ascending, taken = ranks[order], np.cumsum(counts[:, image[order]], axis=1, dtype=np.int32)
+    medians = np.full(len(taken), np.nan)
+    for row, taken_until in enumerate(taken):
+        if total := int(taken_until[-1]):
+            middle = np.searchsorted(taken_until, [(total - 1) // 2, total // 2], side="right")
+            medians[row] = ascending[middle].mean()
+    return medians
+
+
+def percentile_interval(resampled: Floats) -> list[float]:
+    """[low, high]: the percentiles 2.5 and 97.5 of resampled values [R], without NaN."""
+    low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and the interval of the mean over all seeds.
+
+    Attributes:
+        mean: over the seeds.
+        interval: 95 % t-interval (low, high); None for one seed.
+        seeds: number of seeds.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the width of the interval."""
+        return None if self.interval is None else (self.interval[1] - self.interval[0]) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        interval = None if self.interval is None else list(self.interval)
+        return {"mean": self.mean, "interval": interval, "seeds": self.seeds}
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % t-interval of one value a seed: mean ± t · s / √n with n - 1 degrees of freedom; None of none."""
+    count = len(values)
+    if count == 0:
+        return None
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(mean, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = t_quantile(count - 1) * deviation / math.sqrt(count)
+    return Estimate(mean, (mean - half, mean + half), count)
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
+    """Estimate of the difference to a baseline over the seeds that both have.
+
+    A seed gives both the same start and the same data, so its effect cancels in the difference, and the interval is
+    narrower than those of the values suggest.
+
+    Args:
+        values: value by seed.
+        baseline: value of the baseline by seed.
+    """
+    return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
+
+
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
+    """The t for which a Student variable lies between -t and t with probability ``confidence``.
+
+    Bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, so that scipy is not needed.
+
+    Args:
+        degrees: degrees of freedom, at least 1.
+        confidence: from 0 to below 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if degrees < 1 or not 0 <= confidence < 1:
+        raise ValueError(f"t has at least 1 degree of freedom and a confidence below 1, not {degrees} and {confidence}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):  # halves the range down to the precision of a float
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central_probability(middle, degrees) < confidence else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _central_probability(angle: float, degrees: int) -> float:
+    """P(|T| <= √degrees · tan(angle))."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = total = 0.0
+    for power in range(odd, degrees - 1, 2):
+        # 1, 1/2 cos², 1·3/(2·4) cos⁴ … for even degrees; cos, 2/3 cos³, 2·4/(3·5) cos⁵ … for odd ones.
+        term = (cosine if odd else 1.0) if power == odd else term * cosine**2 * (power - 1) / power
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
