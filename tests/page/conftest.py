@@ -1,7 +1,7 @@
-"""A small index that a model can really tell apart, ``saysee serve`` over it, and a real Chromium with a microphone.
+"""A small index with a model trained on it, ``saysee serve``, and a real Chromium with a microphone.
 
-Where there is no Chromium these tests are skipped and say so; with SAYSEE_BROWSER_TESTS=required, as CI has it, they
-fail. What the page looked like is kept in build/screenshots.
+Without Chromium these tests are skipped; with SAYSEE_BROWSER_TESTS=required, as in CI, they fail. Screenshots are saved
+in build/screenshots.
 """
 
 from __future__ import annotations
@@ -44,19 +44,16 @@ def chromium() -> str:
     """Path of the browser."""
     found = _chromium()
     if found is None:
-        why = "no Chromium on this machine (Debian's package is called chromium), so the page is not tested"
+        why = "the tests of the page need Chromium; install it (Debian: apt install chromium)"
         if os.environ.get("SAYSEE_BROWSER_TESTS") == "required":
             pytest.fail(why)
         pytest.skip(why)
     return found
 
 
-# ---------------------------------------------------------------------- what is served
-
-
 @pytest.fixture(scope="session")
 def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """A head trained on the very pictures that are indexed: the page is what is tested, not what a model can learn."""
+    """A model trained on the images that are indexed: the page is tested, not what a model can learn."""
     folder = tmp_path_factory.mktemp("page")
     manifest = Manifest.read(
         build_scenes(folder / "scenes", images=32, val_images=4, test_images=4, seed=3, picture_size=128, workers=1)
@@ -71,7 +68,7 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         "training.eval_every": 60,
         "training.checkpoint_every": 60,
         "training.precision": "fp32",
-        # So few pictures are learned by heart before attention has found anything, unless it goes slowly.
+        # With a higher rate so few images are memorized before attention has learned anything.
         "optimizer.lr": 1e-3,
         "contrastive.temperature": 0.07,
     }
@@ -80,7 +77,7 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     model.save_pretrained(folder / "plain", fusion=False)
 
     rows = manifest.select("train").images()
-    # What browsers do not show, and what the model sees the middle of alone.
+    # A format that browsers cannot show, and of which the model sees only the middle.
     Image.open(folder / "scenes" / rows[-1].image).resize((256, 128)).save(folder / "scenes" / "wide.tiff")
     rows[-1] = replace(rows[-1], image="wide.tiff", image_id="wide")
     Manifest(rows, manifest.root).write(folder / "scenes" / "indexed.jsonl")
@@ -118,7 +115,7 @@ class Services:
 def services(corpus: Corpus) -> Iterator[Services]:
     guarded = ("--token", TOKEN, "--model", corpus.plain_model, "--max-seconds", 3, "--max-bytes", 400_000)
     calls = [(corpus.index,), (corpus.index, *guarded), (corpus.small_index, "--write")]
-    with ExitStack() as stack:  # all are started before the first is waited for
+    with ExitStack() as stack:  # all start before the first is awaited
         started = [stack.enter_context(_served(*words)) for words in calls]
         addresses = [_address(process) for process in started]
         _empty(addresses[2])
@@ -126,7 +123,7 @@ def services(corpus: Corpus) -> Iterator[Services]:
 
 
 def _empty(address: str) -> None:
-    """Takes everything out of what a service serves."""
+    """Removes all items of a service."""
     with httpx2.Client(base_url=address, timeout=PATIENCE / 1_000) as client:
         for hit in client.post("/search", files={"text": (None, "anything")}).json()["hits"]:
             assert client.delete(f"/items/{hit['id']}").status_code == 204
@@ -152,9 +149,6 @@ def _address(process: subprocess.Popen[str]) -> str:
     return address
 
 
-# ---------------------------------------------------------------------- the browser
-
-
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as started:
@@ -163,7 +157,7 @@ def playwright() -> Iterator[Playwright]:
 
 @pytest.fixture(scope="session")
 def launch(playwright: Playwright, chromium: str) -> Iterator[Callable[..., Browser]]:
-    """Starts a Chromium whose microphone hears a WAV once from when it is opened; without a WAV it has none."""
+    """Starts a Chromium whose microphone plays a WAV once when it is opened; without a WAV it has no microphone."""
     started: dict[Path | None, Browser] = {}
 
     def launched(heard: Path | None) -> Browser:
@@ -172,7 +166,7 @@ def launch(playwright: Playwright, chromium: str) -> Iterator[Callable[..., Brow
                 "--use-fake-device-for-media-stream",
                 f"--use-file-for-fake-audio-capture={heard}%noloop",
             ]
-            # Headless Chromium leaves sound out unless it is told to let it play; nothing of it is heard.
+            # Without this flag headless Chromium plays no audio.
             flags = ["--autoplay-policy=no-user-gesture-required", *(microphone if heard else [])]
             started[heard] = playwright.chromium.launch(executable_path=chromium, args=flags, chromium_sandbox=False)
         return started[heard]
@@ -184,28 +178,28 @@ def launch(playwright: Playwright, chromium: str) -> Iterator[Callable[..., Brow
 
 @pytest.fixture(scope="session")
 def surest(corpus: Corpus) -> list[Row]:
-    """The rows, those first that so small a model tells best from all others when they are spoken into a microphone."""
+    """The rows, those first whose recorded clip the small model distinguishes best from all others."""
     model = SpeechImageModel.from_pretrained(corpus.model)
     speech = model.encode_speech([corpus.spoken(row) for row in corpus.rows])
-    scores = model.similarity(speech, model.encode_images([corpus.picture(row) for row in corpus.rows]))
+    scores = model.similarity(speech, model.encode_images([corpus.image(row) for row in corpus.rows]))
     others = np.where(np.eye(len(scores), dtype=bool), -1, scores).max(axis=1)
     return [corpus.rows[place] for place in np.argsort(others - np.diag(scores))]
 
 
 @pytest.fixture(scope="session")
 def heard(surest: list[Row]) -> Row:
-    """What the microphone hears unless a test says otherwise: tests wait for as long as it lasts."""
+    """What the microphone hears by default; short, because tests wait until it has been recorded."""
     return min(surest[:8], key=lambda row: row.extra["seconds"])
 
 
 @pytest.fixture
 def visit(launch, corpus: Corpus, heard: Row, services: Services) -> Iterator[Callable[..., Page]]:
-    """Opens the page and waits until it knows what is served. An error in its script fails the test."""
+    """Opens the page and waits until it is ready. An error in its script fails the test."""
     contexts: list[BrowserContext] = []
     errors: list[str] = []
 
     def noted(message: ConsoleMessage) -> None:
-        # Chromium itself writes of every answer that is no success; those are what these tests ask for.
+        # Chromium logs every answer that is not a success; these tests cause them on purpose.
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
             errors.append(message.text)
 

@@ -1,4 +1,4 @@
-"""What a person does on the page, and what they then see."""
+"""Steps of a user on the page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ RECORDING = re.compile("recording")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures and clips that were indexed, and a model that knows them.
+    """Images and clips that are indexed, and a model trained on them.
 
     Attributes:
-        folder: holds all of it.
+        folder: contains all files.
         rows: the indexed pairs.
-        index: of their pictures and clips.
-        small_index: of one picture.
-        model: with a fusion encoder; ``plain_model`` is the same without.
+        index: of their images and clips.
+        small_index: of one image.
+        model: with a fusion encoder; ``plain_model`` is the same without one.
     """
 
     folder: Path
@@ -38,24 +38,24 @@ class Corpus:
     model: Path
     plain_model: Path
 
-    def sound(self, row: Row) -> Path:
+    def clip(self, row: Row) -> Path:
         return self.folder / "scenes" / row.clip
 
-    def picture(self, row: Row) -> Path:
+    def image(self, row: Row) -> Path:
         return self.folder / "scenes" / row.image
 
     def spoken(self, row: Row) -> Path:
-        """A clip as a microphone hears it: a WAV with a moment of quiet before and behind."""
+        """A clip as a microphone records it: a WAV with silence before and after."""
         path = self.folder / f"{row.image_id}.wav"
         if not path.exists():
-            samples, rate = soundfile.read(self.sound(row))
-            quiet = np.zeros(rate // 4)
-            soundfile.write(path, np.concatenate([quiet, samples, quiet]), rate, subtype="PCM_16")
+            samples, rate = soundfile.read(self.clip(row))
+            silence = np.zeros(rate // 4)
+            soundfile.write(path, np.concatenate([silence, samples, silence]), rate, subtype="PCM_16")
         return path
 
 
 def speak(page: Page, row: Row) -> None:
-    """Clicks, lets the microphone hear the whole clip, and clicks again."""
+    """Clicks, waits until the microphone has recorded the whole clip, and clicks again."""
     page.click("#microphone")
     expect(page.locator("body")).to_have_class(RECORDING)
     page.wait_for_timeout(1_000 * row.extra["seconds"] + 600)
@@ -63,13 +63,13 @@ def speak(page: Page, row: Row) -> None:
     expect(page.locator("#results .name").first).to_be_visible()
 
 
-def give(page: Page, corpus: Corpus, row: Row) -> None:
-    """Asks with the clip as a file: what is known of it is known exactly, and at once."""
-    page.set_input_files("#file", corpus.sound(row))
-    expect(page.locator("#results img.there")).to_have_count(12)
+def choose(page: Page, corpus: Corpus, row: Row) -> None:
+    """Searches with the clip as a file."""
+    page.set_input_files("#file", corpus.clip(row))
+    expect(page.locator("#results img.loaded")).to_have_count(12)
 
 
-def write(page: Page, text: str) -> None:
+def type_query(page: Page, text: str) -> None:
     page.fill("#text", text)
     page.press("#text", "Enter")
     expect(page.locator("#answer-title")).to_have_text(f"“{text}”")
@@ -80,8 +80,8 @@ def names(page: Page) -> list[str]:
     return page.locator("#results .name").all_inner_texts()
 
 
-def kept(page: Page, name: str) -> Path:
-    """A screenshot, kept for whoever wants to see it."""
+def screenshot(page: Page, name: str) -> Path:
+    """Saves a screenshot in build/screenshots."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
     return SCREENSHOTS / f"{name}.png"

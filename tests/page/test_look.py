@@ -1,4 +1,4 @@
-"""How the page looks and reads: no serious fault by axe-core, no request to elsewhere; screenshots are kept."""
+"""Looks and accessibility: no serious violation found by axe-core, no request to other sites; saves screenshots."""
 
 from __future__ import annotations
 
@@ -6,84 +6,85 @@ import re
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_steps import DESK, PHONE, RECORDING, TOKEN, give, kept, write
+from page_steps import DESK, PHONE, RECORDING, TOKEN, choose, screenshot, type_query
 from playwright.sync_api import expect
 
 
-def serious_faults(page):
+def serious_violations(page):
     found = Axe().run(page).response["violations"]
     return [
-        (fault["id"], node["target"], node["failureSummary"])
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-        for node in fault["nodes"]
+        (violation["id"], node["target"], node["failureSummary"])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
     ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "size"), [("desk", DESK), ("phone", PHONE)])
-def test_each_state_is_without_serious_fault(visit, corpus, heard, services, scheme, name, size):
-    look = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}  # axe must not look at half a fade
+def test_no_state_has_a_serious_violation(visit, corpus, heard, services, scheme, name, size):
+    look = {"viewport": size, "color_scheme": scheme, "reduced_motion": "reduce"}  # no axe run in the middle of a fade
     page = visit(**look)
 
-    def judged(state):
-        kept(page, f"{name}-{scheme}-{state}")
-        assert serious_faults(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    def check(state):
+        screenshot(page, f"{name}-{scheme}-{state}")
+        assert serious_violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls horizontally"
 
-    judged("start")
+    check("start")
+    assert page.locator("#filter-form").bounding_box()["height"] < 60, "an input of one line"
     page.click("#microphone")
     expect(page.locator("body")).to_have_class(RECORDING)
     page.wait_for_timeout(800)
-    judged("recording")
+    check("recording")
     page.keyboard.press("Escape")
-    write(page, "a red ring")
-    give(page, corpus, heard)
-    judged("results")
+    type_query(page, "a red ring")
+    choose(page, corpus, heard)
+    check("results")
     page.locator(".tile").first.click()
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("Read from"))
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("Computed from"))
     page.focus("#moment")
     for _ in range(30):
         page.keyboard.press("ArrowRight")
-    judged("viewer")
+    check("viewer")
     page.keyboard.press("Escape")
-    page.set_input_files("#file", corpus.picture(heard))
+    page.set_input_files("#file", corpus.image(heard))
     expect(page.locator(".clip").first).to_be_visible()
-    judged("clips")
+    check("clips")
     page.set_input_files("#file", {"name": "false.wav", "mimeType": "audio/wav", "buffer": b"no sound"})
     expect(page.locator("#notice")).to_be_visible()
-    judged("notice")
+    check("notice")
     page = visit(services.guarded, known=False, **look)
     expect(page.locator("#token")).to_be_visible()
-    judged("token")
+    check("token")
     page.fill("#token-value", TOKEN)
 
 
-def test_the_page_asks_nobody_but_its_service(visit, corpus, heard, services):
+def test_the_page_sends_requests_to_its_service_only(visit, corpus, heard, services):
     page = visit()
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.reload()
-    give(page, corpus, heard)
+    choose(page, corpus, heard)
     page.locator(".tile").first.click()
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("Read from"))
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("Computed from"))
     assert len(asked) > 15
     assert [url for url in asked if not url.startswith((services.open, f"blob:{services.open.rstrip('/')}"))] == []
 
 
-def test_a_keyboard_sees_where_it_is(visit):
+def test_the_focus_is_visible(visit):
     page = visit()
     order = []
     for _ in range(6):
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-        around = "document.activeElement.closest('#write') ?? document.activeElement"
+        around = "document.activeElement.closest('.field') ?? document.activeElement"
         ring = page.evaluate(f"Math.max(parseFloat(getComputedStyle({around}).outlineWidth), 0)")
         assert ring >= 3, order[-1]
-    assert order[:5] == ["home", "microphone", "text", "Search", "choose"]
+    assert order == ["home", "microphone", "text", "Search", "choose", "filter"]
 
 
-def test_who_wants_no_motion_gets_none(visit):
+def test_reduced_motion_is_respected(visit):
     page = visit(reduced_motion="reduce")
     page.route("**/search", lambda route: None)
     page.fill("#text", "a red ring")
@@ -96,4 +97,4 @@ def test_who_wants_no_motion_gets_none(visit):
     other.fill("#text", "a red ring")
     other.press("#text", "Enter")
     expect(other.locator(".waiting").first).to_be_visible()
-    assert other.evaluate(moving) > 0, "this test sees no motion at all"
+    assert other.evaluate(moving) > 0, "there is no motion to be found"

@@ -1,4 +1,4 @@
-"""A result, large: what each moment of speech attends to lights up there, and in step."""
+"""An open result: the regions that each moment of speech attends to are highlighted, in time with the audio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import httpx2
 import numpy as np
 import pytest
-from page_steps import TOKEN, give, names, speak, write
+from page_steps import TOKEN, choose, names, speak, type_query
 from playwright.sync_api import expect
 
 # How dark the veil is at the middle of each patch of a picture that fills the canvas's middle, row by row.
@@ -32,21 +32,21 @@ MOVE = """(seconds) => {
 
 def opened(page, place=0):
     page.locator(".tile").nth(place).click()
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("Read from|Ask by speaking"))
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("Computed from|Search by speaking"))
 
 
 @pytest.fixture
 def asked(visit, corpus):
     """The page after a sound file was asked with, so that the test can ask the service for the same."""
     page = visit()
-    give(page, corpus, corpus.rows[0])
+    choose(page, corpus, corpus.rows[0])
     return page
 
 
 @pytest.fixture
 def truth(services, corpus):
     """What the service says of that sound and the picture found first: [F, P] and seconds from frame to frame."""
-    sound = corpus.sound(corpus.rows[0]).read_bytes()
+    sound = corpus.clip(corpus.rows[0]).read_bytes()
     with httpx2.Client(base_url=services.open, timeout=60) as client:
         found = client.post("/search", files={"audio": ("sound", sound)}).json()["hits"][0]
         told = client.post("/attention", files={"audio": ("sound", sound)}, data={"id": str(found["id"])}).json()
@@ -82,7 +82,7 @@ def test_the_regions_that_a_moment_attends_to_are_those_that_are_lit(asked, trut
         assert most <= np.quantile(veils[-1], 0.2), "what is attended to most is lit as a fifth at most is"
     # What differs between the two moments tells them apart from any other.
     assert np.corrcoef(veils[0] - veils[1], weights[0] - weights[1])[0, 1] < -0.7
-    page.uncheck("#lit")
+    page.uncheck("#highlight")
     assert max(page.evaluate(VEIL, 8)) == 0
 
 
@@ -122,7 +122,7 @@ def test_a_screen_reader_is_told_the_moment_and_the_place(asked):
     for _ in range(20):
         page.keyboard.press("ArrowRight")
     told = page.get_attribute("#moment", "aria-valuetext")
-    assert re.fullmatch(r"1\.0 of \d\.\d seconds, most at the (upper |lower )?(left|right|middle|top|bottom)", told)
+    assert re.fullmatch(r"1\.0 of \d\.\d seconds, mostly at the (upper |lower )?(left|right|middle|top|bottom)", told)
 
 
 def test_the_source_is_said(asked, visit, services, corpus):
@@ -131,19 +131,19 @@ def test_the_source_is_said(asked, visit, services, corpus):
     page = visit(f"{services.guarded}#token={TOKEN}")
     page.set_input_files("#file", shortest(corpus))
     opened(page)
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("the similarity of speech frames and picture patches"))
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("the similarity of speech frames and image patches"))
 
 
 def shortest(corpus):
-    return corpus.sound(min(corpus.rows, key=lambda row: row.extra.get("seconds", 99)))
+    return corpus.clip(min(corpus.rows, key=lambda row: row.extra.get("seconds", 99)))
 
 
 def test_a_picture_that_the_model_sees_a_part_of_shows_which(visit, corpus):
     page = visit()
-    give(page, corpus, corpus.rows[-1])
+    choose(page, corpus, corpus.rows[-1])
     opened(page, names(page).index("wide.tiff"))  # shown by its small picture: browsers show no TIFF
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("sees what lies within the dashed line"))
-    assert page.evaluate("document.getElementById('viewer-picture').naturalWidth") > 0
+    expect(page.locator("#viewer-note")).to_have_text(re.compile("within the dashed line"))
+    assert page.evaluate("document.getElementById('viewer-image').naturalWidth") > 0
 
 
 def test_results_are_gone_through_and_back_closes(asked):
@@ -182,7 +182,7 @@ def test_similar_pictures_are_found_from_one(asked):
 
 def test_without_speech_nothing_is_to_be_played(visit):
     page = visit()
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     opened(page)
     expect(page.locator("#player")).to_be_hidden()
-    expect(page.locator("#lit-choice")).to_be_hidden()
+    expect(page.locator("#highlight-choice")).to_be_hidden()

@@ -1,9 +1,9 @@
-/** Elements of the page. */
+/** Helpers for the elements of the page. */
 
 export const element = (id) => document.getElementById(id);
 
 /**
- * A new element.
+ * Creates an element.
  * @param {string} tag
  * @param {object} properties set on it
  * @param {...(Node | string)} children
@@ -15,17 +15,17 @@ export function make(tag, properties = {}, ...children) {
   return made;
 }
 
-/** One of the drawings at the head of index.html. */
+/** One of the icons at the start of index.html. */
 export function icon(name) {
-  const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  drawing.setAttribute("aria-hidden", "true");
+  svg.setAttribute("aria-hidden", "true");
   use.setAttribute("href", `#icon-${name}`);
-  drawing.append(use);
-  return drawing;
+  svg.append(use);
+  return svg;
 }
 
-/** Makes a button say what it does to the query's sound. */
+/** Labels a button that plays or pauses the query. */
 export function labelPlayer(button, playing) {
   button.querySelector("use").setAttribute("href", playing ? "#icon-pause" : "#icon-play");
   button.querySelector(".hidden").textContent = playing ? "Pause the query" : "Play the query";

@@ -1,27 +1,27 @@
-/** The page: what is asked goes to the service, and what comes back is shown; Back and links lead to it again. */
+/** The page: sends queries to the service and shows the results; the browser's history and links lead back to them. */
 
-import { listenToAll } from "./asking.js";
+import { pauseAll } from "./audio.js";
 import { element, labelPlayer } from "./elements.js";
+import { listenToInputs, showFormats } from "./inputs.js";
+import { Query, queryInAddress, QueryList, splitFilters } from "./queries.js";
 import { showHits, showWaiting } from "./results.js";
-import { about, person, search } from "./service.js";
-import { silence } from "./sound.js";
+import { loadAbout, PageError, search, served, user } from "./service.js";
 import { Viewer } from "./viewer.js";
-import { inAddress, Query, Visit } from "./visit.js";
 
-const EXPECTED = 12; // hits of an answer, as the service gives them by default
-const NOUNS = { image: ["picture", "pictures"], clip: ["clip", "clips"] };
+const PLACEHOLDERS = 12; // the service's default number of hits
+const NOUNS = { image: ["image", "images"], clip: ["clip", "clips"] };
+const EMPTY = "This index is empty. Add images (saysee index MODEL FOLDER --to INDEX), then reload this page.";
 
-/** What is shown: a query, what was found for it, and the request under way. */
-const shown = { query: null, find: null, request: null };
-const index = { images: 0, clips: 0, limits: { seconds: 60, bytes: Infinity, text: 1000 } };
-const visit = new Visit((query) => go(query, Object.keys(query.answers).at(-1)));
-/** Browsers go back later than they are told: until the closed viewer's step is left, this is waiting for that. */
+/** What is shown: a query, the kind of its hits, the filter, and the request in progress. */
+const shown = { query: null, find: null, filter: "", request: null };
+const queries = new QueryList((query) => go(query, query.latest));
+/** Browsers go back later than asked: set from the closing of the viewer until its history entry is left. */
 let leaving = null;
 const viewer = new Viewer(
-  (picture, name) => {
-    viewer.leaving = true; // what is found takes the viewer's place in the history
+  (image, name) => {
+    viewer.leaving = true; // the new results replace the viewer in the history
     viewer.close();
-    ask(new Query("image", picture, `Similar to ${name}`), "", "image");
+    ask(new Query("image", image, `Similar to ${name}`), { find: "image" });
   },
   () => {
     if (history.state?.viewer && !viewer.leaving) {
@@ -35,231 +35,226 @@ const viewer = new Viewer(
 start();
 
 async function start() {
-  person.giveToken = giveToken;
-  person.wait = (seconds) => say(`The service is busy. Trying again in ${seconds} s…`);
+  user.askToken = askToken;
+  user.wait = (seconds) => showStatus(`The service is busy. Trying again in ${seconds} s…`);
   window.addEventListener("popstate", returned);
   element("home").addEventListener("click", (event) => {
     event.preventDefault();
     history.pushState(null, "", location.pathname);
-    showNothing();
+    showStart();
   });
   element("link").addEventListener("click", copyLink);
   element("hear").addEventListener("click", hear);
-  element("find").addEventListener("change", (event) => find(event.target.value));
-  const asked = inAddress(); // first of all: the address may hold the token
-  listenToAll(index.limits, ask, tell, announce);
+  element("find").addEventListener("change", (event) => change({ find: event.target.value }));
+  element("filter-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (shown.query) change({ filter: filterInput() });
+  });
+  const linked = queryInAddress(); // before any request: the address may contain the token
+  listenToInputs((query, note) => ask(query, { note }), showError, announce);
   try {
-    await learn();
-    if (asked) await ask(asked.query, "", asked.find);
-  } catch (trouble) {
-    tell(trouble, () => location.reload());
+    await loadAbout();
+    showAbout();
+    if (linked) await ask(linked.query, linked.view);
+  } catch (error) {
+    showError(error, () => location.reload());
   }
 }
 
-/** Asks what the service holds. */
-async function learn() {
-  const found = await about();
-  Object.assign(index.limits, found.limits);
-  Object.assign(index, { images: found.images, clips: found.clips });
-  element("text").maxLength = found.limits.text;
-  const kinds = [["image", found.images], ["clip", found.clips]];
+function showAbout() {
+  showFormats();
+  element("text").maxLength = served.limits.text;
+  const kinds = [["image", served.images], ["clip", served.clips]];
   const counts = kinds.filter(([, count]) => count).map(([kind, count]) => counted(count, kind));
-  element("about").textContent = [found.name, counts.join(", ")].filter(Boolean).join(" · ");
-  if (!counts.length) tell(new Error(EMPTY));
+  element("about").textContent = [served.name, counts.join(", ")].filter(Boolean).join(" · ");
+  if (!counts.length) showError(new PageError(EMPTY));
 }
-
-const EMPTY =
-  "This index is empty. Put pictures into it (saysee index MODEL FOLDER --to INDEX), then load this page again.";
-
-// ------------------------------------------------------------------ asking
 
 /**
- * Asks, and shows the answer.
+ * Searches, and shows the answer.
  * @param {Query} query
- * @param {string} why something to be said beside it
- * @param {string | null} kind what to find; null for what is usual
+ * @param {object} options
+ * @param {string} options.note shown with the results
+ * @param {"image" | "clip" | null} options.find kind of the hits; null for the default
+ * @param {string} options.filter by default that of the input
  */
-async function ask(query, why = "", kind = null) {
+async function ask(query, { note = "", find = null, filter = filterInput() } = {}) {
   shown.request?.abort();
   const request = (shown.request = new AbortController());
-  hush();
-  Object.assign(shown, { query, find: null });
-  showQuery(query);
-  showWaiting(element("results"), EXPECTED);
-  say([why, "Searching…"].filter(Boolean).join(" "));
+  hideError();
+  Object.assign(shown, { query, find: null, filter });
+  showQuery(query, filter);
+  showWaiting(element("results"), PLACEHOLDERS);
+  showStatus([note, "Searching…"].filter(Boolean).join(" "));
   try {
-    const answer = await search({ [query.kind]: query.content }, kind, request.signal);
+    const answer = await search({ [query.kind]: query.content }, find, splitFilters(filter), request.signal);
     await leaving;
     if (request.signal.aborted) return;
-    visit.add(query);
-    query.answers[answer.kind] = answer;
-    remember(query, answer.kind);
-    show(query, answer.kind, why);
-  } catch (trouble) {
+    queries.add(query);
+    query.keep(answer, filter);
+    go(query, query.latest, note);
+  } catch (error) {
     if (request.signal.aborted) return;
-    showNothing();
-    tell(named(trouble, query), trouble.again ? () => ask(query, "", kind) : null);
+    showStart();
+    element("filter").value = filter;
+    const name = query.kind === "audio" && query.title.startsWith("Your recording") ? "Your recording" : query.title;
+    showError(error, error.retry ? () => ask(query, { find, filter }) : null, "Try again", name);
   }
 }
 
-/** Shows what was asked before, as a step of its own. */
-function go(query, kind) {
-  remember(query, kind);
-  show(query, kind);
-}
-
-/** The same query again, for the other kind of hits. */
-function find(kind) {
-  if (shown.query.answers[kind]) go(shown.query, kind);
-  else ask(shown.query, "", kind);
-}
-
-/** The service cannot know what a file is called, and says how large it is instead. */
-function named(trouble, query) {
-  const name = query.title.startsWith("What you said") ? "What you said" : query.title;
-  trouble.message = trouble.message.replace(/^(audio|image) of [\d,]+ bytes: /, `${name} `);
-  return trouble;
-}
-
-// ------------------------------------------------------------------ history and links
-
-function remember(query, kind) {
-  const [state, address] = [{ key: query.key, find: kind }, query.address(kind)];
+/** Shows the answer to an earlier query as a new entry of the history. */
+function go(query, view, note = "") {
+  const [state, address] = [{ key: query.key, ...view }, query.address(view)];
   if (location.hash === address || history.state?.viewer) history.replaceState(state, "", address);
   else history.pushState(state, "", address);
+  show(query, view, note);
+}
+
+/** The same query with another kind of hits or another filter. */
+function change(changed) {
+  const { query, find, filter } = { ...shown, ...changed };
+  if (query.answer({ find, filter })) go(query, { find, filter });
+  else ask(query, { find, filter });
 }
 
 function returned({ state }) {
   if (leaving) {
-    leaving = null; // what lies behind the closed viewer is shown already, or something newer is asked
+    leaving = null; // the entry behind the closed viewer is shown already, or a newer query is
     return;
   }
   if (viewer.dialog.open && !state?.viewer) {
     viewer.leaving = true;
     viewer.close();
   }
-  const query = visit.of(state);
-  if (query && query.answers[state.find]) {
-    if (query !== shown.query || state.find !== shown.find) show(query, state.find);
+  const query = queries.of(state);
+  if (query?.answer(state)) {
+    if (query !== shown.query || state.find !== shown.find || state.filter !== shown.filter) show(query, state);
     return;
   }
-  const asked = inAddress();
-  if (asked) ask(asked.query, "", asked.find);
-  else showNothing();
+  const linked = queryInAddress();
+  if (linked) ask(linked.query, linked.view);
+  else showStart();
 }
 
 async function copyLink() {
   try {
     await navigator.clipboard.writeText(location.href);
-    say("The link is copied. Whoever can reach this page finds the same with it.");
+    showStatus("Link copied. It shows the same results to anyone with access to this service.");
   } catch {
-    say("Copy the address of this page: it is the link.");
+    showStatus("Copy the address of this page: it is the link.");
   }
 }
 
-// ------------------------------------------------------------------ showing
-
-function show(query, kind, why = "") {
+function show(query, { find, filter }, note = "") {
   shown.request?.abort();
-  Object.assign(shown, { query, find: kind });
-  hush();
-  showQuery(query);
-  const { hits, milliseconds } = query.answers[kind];
+  Object.assign(shown, { query, find, filter });
+  hideError();
+  showQuery(query, filter);
+  const { hits, milliseconds } = query.answer({ find, filter });
   showHits(element("results"), hits, (place) => {
-    history.pushState({ key: query.key, find: kind, viewer: true }, "");
+    history.pushState({ key: query.key, find, filter, viewer: true }, "");
     viewer.open(query, hits, place);
   });
-  element("find").hidden = !(index.images && index.clips);
-  element("find").querySelector(`[value=${kind}]`).checked = true;
+  element("find").hidden = !(served.images && served.clips);
+  element("find").querySelector(`[value=${find}]`).checked = true;
   element("link").hidden = false;
-  visit.show(query);
-  const found = `${counted(hits.length, kind)}, the best first, in ${Math.round(milliseconds)} ms`;
-  if (hits.length) say([why, found].filter(Boolean).join(" "));
-  else tellNothingFound(kind);
+  queries.show(query);
+  const found = `${counted(hits.length, find)}, best first, in ${Math.round(milliseconds)} ms`;
+  const limited = filter && `Filter: ${filter}`;
+  if (hits.length) showStatus([note, found, limited].filter(Boolean).join(" · "));
+  else showNothingFound(find, filter);
 }
 
-function tellNothingFound(kind) {
-  say(`No ${NOUNS[kind][1]} found`);
-  const other = kind === "image" ? "clip" : "image";
-  const empty = !index.images && !index.clips;
-  if (empty) tell(new Error(EMPTY));
-  else tell(new Error(`There are no ${NOUNS[kind][1]} in this index.`), () => find(other), `Find ${NOUNS[other][1]}`);
+function showNothingFound(find, filter) {
+  showStatus(`No ${NOUNS[find][1]} found`);
+  const other = find === "image" ? "clip" : "image";
+  if (filter) {
+    showError(new PageError(`No ${NOUNS[find][0]} matches the filter ${filter}`), () => change({ filter: "" }), "Clear filter");
+  } else if (!served.images && !served.clips) {
+    showError(new PageError(EMPTY));
+  } else {
+    const message = `There are no ${NOUNS[find][1]} in this index.`;
+    showError(new PageError(message), () => change({ find: other }), `Find ${NOUNS[other][1]}`);
+  }
 }
 
-/** The head of an answer, as soon as it is asked. */
-function showQuery(query) {
-  silence();
+/** The header of the results, as soon as the search starts. */
+function showQuery(query, filter) {
+  pauseAll();
   labelPlayer(element("hear"), false);
   document.body.classList.add("answered");
   document.title = `${query.title} – SaySee`;
   element("answer").hidden = false;
   element("answer-title").textContent = query.kind === "text" ? `“${query.title}”` : query.title;
-  element("hear").hidden = query.sound === null;
-  element("shown").hidden = query.preview === null;
-  if (query.preview) element("shown").src = query.preview;
+  element("hear").hidden = query.audio === null;
+  element("query-image").hidden = query.preview === null;
+  if (query.preview) element("query-image").src = query.preview;
   element("find").hidden = element("link").hidden = true;
   element("text").value = query.kind === "text" ? query.content : "";
+  element("filter").value = filter;
 }
 
-function showNothing() {
+function showStart() {
   shown.request?.abort();
-  Object.assign(shown, { query: null, find: null });
-  hush();
+  Object.assign(shown, { query: null, find: null, filter: "" });
+  hideError();
   document.body.classList.remove("answered");
   document.title = "SaySee";
   element("answer").hidden = true;
-  visit.show(null);
+  element("filter").value = "";
+  queries.show(null);
 }
 
 async function hear() {
   const { query } = shown;
-  query.sound.watch("head", (playing) => query === shown.query && labelPlayer(element("hear"), playing));
+  query.audio.watch("header", (playing) => query === shown.query && labelPlayer(element("hear"), playing));
   try {
-    await query.sound.toggle();
+    await query.audio.toggle();
   } catch {
-    tell(new Error("This browser cannot play the query, but it was searched with all the same."));
+    showError(new PageError("This browser cannot play the query; the search is not affected."));
   }
 }
 
+const filterInput = () => element("filter").value.trim();
+
 const counted = (count, kind) => `${count.toLocaleString("en")} ${NOUNS[kind][count === 1 ? 0 : 1]}`;
 
-// ------------------------------------------------------------------ telling
-
-/** Tells what went wrong; with `act`, offers to try again, or whatever `name` says. */
-function tell(trouble, act = null, name = "Try again") {
-  element("notice-text").textContent = trouble.message;
+/** Shows what went wrong with `name`, and a button for `act` if given. */
+function showError(error, act = null, label = "Try again", name = "The query") {
+  element("notice-text").textContent = error.about?.(name) ?? error.message;
+  element("notice").dataset.code = error.code ?? "";
   const button = element("notice-action");
   button.hidden = act === null;
-  button.textContent = name;
+  button.textContent = label;
   button.onclick = act;
   element("notice").hidden = false;
 }
 
-function hush() {
+function hideError() {
   element("notice").hidden = true;
 }
 
-function say(words) {
-  element("status").textContent = words;
-  announce(words);
+function showStatus(text) {
+  element("status").textContent = text;
+  announce(text);
 }
 
-function announce(words) {
-  element("announcement").textContent = words;
+function announce(text) {
+  element("announcement").textContent = text;
 }
 
-function giveToken(wrong) {
+function askToken(wrong) {
   const dialog = element("token");
-  if (wrong) element("token-why").textContent = "This token is not the one that the service was started with.";
+  if (wrong) element("token-reason").textContent = "This is not the token that the service was started with.";
   element("token-value").value = "";
   dialog.showModal();
   return new Promise((resolve) => {
-    const close = () => resolve(dialog.returnValue === "given" ? element("token-value").value : null);
+    const close = () => resolve(dialog.returnValue === "entered" ? element("token-value").value : null);
     dialog.returnValue = "";
     dialog.addEventListener("close", close, { once: true });
     element("token-form").onsubmit = (event) => {
-      event.preventDefault(); // the form goes nowhere: the page's policy would say so in the console
-      dialog.close("given");
+      event.preventDefault(); // the page's policy forbids submitting forms
+      dialog.close("entered");
     };
   });
 }

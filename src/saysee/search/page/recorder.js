@@ -1,29 +1,29 @@
-/** The microphone: a recording, its level while it lasts, and the sentences for when there is none. */
+/** Recording from the microphone, and the level while recording. */
 
-import { Trouble } from "./service.js";
+import { PageError } from "./service.js";
 
 const FORMATS = ["audio/webm;codecs=opus", "audio/mp4", "audio/ogg;codecs=opus"];
-// Speech encoders learn from sound as it was recorded; what calls do to it for the ear only makes it stranger to them.
-const AS_IT_IS = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-const OTHER_WAYS = "or choose a sound file, or write what you want to see.";
-const REFUSALS = {
-  NotAllowedError: `The microphone is not allowed here. Allow it beside the address, and press again; ${OTHER_WAYS}`,
-  NotFoundError: `There is no microphone. Plug one in, and press again; ${OTHER_WAYS}`,
-  NotReadableError: `The microphone is in use by another program. Close that, and press again; ${OTHER_WAYS}`,
+// Speech encoders are trained on unprocessed recordings.
+const UNPROCESSED = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+const OTHER_WAYS = "or choose an audio file, or type what you want to see.";
+const MESSAGES = {
+  NotAllowedError: `The microphone is blocked for this page. Allow it next to the address, and press again; ${OTHER_WAYS}`,
+  NotFoundError: `There is no microphone. Connect one, and press again; ${OTHER_WAYS}`,
+  NotReadableError: `Another program uses the microphone. Close it, and press again; ${OTHER_WAYS}`,
 };
 
 export class Recorder {
-  /** Opens the microphone and begins. Throws a Trouble where that cannot be. */
-  static async begin() {
+  /** Opens the microphone and starts recording. Throws a PageError if that fails. */
+  static async start() {
     if (!navigator.mediaDevices || !window.MediaRecorder) {
-      const why = "Browsers give a microphone to pages on this computer or behind https only. Open this page so;";
-      throw new Trouble(`${why} ${OTHER_WAYS}`);
+      const why = "Browsers allow the microphone only on this computer or over https. Open this page that way,";
+      throw new PageError(`${why} ${OTHER_WAYS}`);
     }
     let stream;
     try {
-      stream = await navigator.mediaDevices.getUserMedia({ audio: AS_IT_IS });
+      stream = await navigator.mediaDevices.getUserMedia({ audio: UNPROCESSED });
     } catch (error) {
-      throw new Trouble(REFUSALS[error.name] ?? `The microphone cannot be opened (${error.message}); ${OTHER_WAYS}`);
+      throw new PageError(MESSAGES[error.name] ?? `The microphone cannot be opened (${error.message}); ${OTHER_WAYS}`);
     }
     return new Recorder(stream);
   }
@@ -44,27 +44,27 @@ export class Recorder {
     this.started = performance.now();
   }
 
-  /** How long it has lasted. */
+  /** Duration of the recording. */
   get seconds() {
     return (performance.now() - this.started) / 1000;
   }
 
-  /** How loud it is now, 0 to 1: from −60 dB of full scale to −10 dB. */
+  /** The current level, 0 to 1 for −60 to −10 dB of full scale. */
   level() {
     this.analyser.getFloatTimeDomainData(this.samples);
     const power = this.samples.reduce((sum, sample) => sum + sample * sample, 0) / this.samples.length;
     return Math.min(Math.max((10 * Math.log10(power + 1e-12) + 60) / 50, 0), 1);
   }
 
-  /** Ends it, and gives what was recorded. */
+  /** Stops, and returns the recording. */
   async finish() {
-    if (this.recorder.state !== "inactive") this.recorder.stop(); // a microphone that is pulled out stops it too
+    if (this.recorder.state !== "inactive") this.recorder.stop(); // disconnecting the microphone stops it too
     await this.stopped;
     this.discard();
     return new Blob(this.parts, { type: this.recorder.mimeType.split(";")[0] });
   }
 
-  /** Ends it, and forgets it. */
+  /** Stops, and drops the recording. */
   discard() {
     if (this.recorder.state !== "inactive") this.recorder.stop();
     this.stream.getTracks().forEach((track) => track.stop());
@@ -72,7 +72,7 @@ export class Recorder {
   }
 }
 
-/** The last seconds of a recording as bars that rise with its level. */
+/** The last seconds of a recording as bars. */
 export class Meter {
   constructor(canvas) {
     this.canvas = canvas;
@@ -83,7 +83,7 @@ export class Meter {
     this.levels = [];
   }
 
-  /** Adds a level and draws; to be called at each frame. */
+  /** Adds a level and draws; called for each frame. */
   draw(level) {
     const { canvas, levels } = this;
     const context = canvas.getContext("2d");

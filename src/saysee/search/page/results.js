@@ -1,67 +1,67 @@
-/** The grid of what was found. */
+/** The grid of results. */
 
+import { ClipAudio } from "./audio.js";
 import { icon, make } from "./elements.js";
 import { file } from "./service.js";
-import { Sound } from "./sound.js";
 
-/** Empty places, where results will be. */
+/** Shows placeholders until the results arrive. */
 export function showWaiting(list, count) {
   list.replaceChildren(...Array.from({ length: count }, () => make("li", { className: "waiting" })));
 }
 
 /**
- * Fills the grid; pictures come in as they are loaded.
+ * Shows the hits; images appear as they are loaded.
  * @param {HTMLElement} list
- * @param {object[]} hits of the service's answer
- * @param {(place: number) => void} open called with a picture's place when it is chosen
+ * @param {object[]} hits of an answer
+ * @param {(place: number) => void} open called with the place of an image that is chosen
  */
 export function showHits(list, hits, open) {
-  for (const picture of list.querySelectorAll("img")) URL.revokeObjectURL(picture.src);
+  for (const image of list.querySelectorAll("img")) URL.revokeObjectURL(image.src);
   const best = Math.max(...hits.map((hit) => hit.score), 0.01);
   list.replaceChildren(
     ...hits.map((hit, place) => {
-      const tile = hit.kind === "image" ? pictureTile(hit, best, () => open(place)) : clipTile(hit, best);
+      const tile = hit.kind === "image" ? imageTile(hit, best, () => open(place)) : clipTile(hit, best);
       return make("li", {}, tile);
     }),
   );
 }
 
-function pictureTile(hit, best, open) {
+function imageTile(hit, best, open) {
   const frame = make("span", { className: "frame" });
   const tile = make("button", { type: "button", className: "tile" }, frame, ...caption(hit, best));
   tile.addEventListener("click", open);
-  loadPicture(hit.thumbnail, frame);
+  loadImage(hit.thumbnail, frame);
   return tile;
 }
 
-async function loadPicture(url, frame) {
-  const picture = make("img", { alt: "" });
+async function loadImage(url, frame) {
+  const image = make("img", { alt: "" });
   try {
-    picture.src = URL.createObjectURL(await file(url));
-    await picture.decode();
-    frame.replaceChildren(picture);
-    requestAnimationFrame(() => picture.classList.add("there"));
-  } catch (trouble) {
-    frame.replaceChildren(make("span", { className: "why" }, trouble.message));
+    image.src = URL.createObjectURL(await file(url));
+    await image.decode();
+    frame.replaceChildren(image);
+    requestAnimationFrame(() => image.classList.add("loaded"));
+  } catch (error) {
+    frame.replaceChildren(make("span", { className: "failure" }, error.message));
   }
 }
 
 function clipTile(hit, best) {
   const frame = make("span", { className: "frame" }, icon("play"));
-  const said = typeof hit.metadata.text === "string" ? [make("span", { className: "said" }, hit.metadata.text)] : [];
-  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit, best), ...said);
+  const text = typeof hit.metadata.text === "string" ? [make("span", { className: "transcript" }, hit.metadata.text)] : [];
+  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit, best), ...text);
   tile.prepend(make("span", { className: "hidden" }, "Play "));
-  let sound = null;
+  let audio = null;
   tile.addEventListener("click", async () => {
     try {
-      if (sound === null) {
-        sound = new Sound(await file(hit.url));
-        sound.watch("tile", (playing) => frame.replaceChildren(icon(playing ? "pause" : "play")));
+      if (audio === null) {
+        audio = new ClipAudio(await file(hit.url));
+        audio.watch("tile", (playing) => frame.replaceChildren(icon(playing ? "pause" : "play")));
       }
-      await sound.toggle();
-    } catch (trouble) {
-      const why = trouble instanceof DOMException ? "This browser cannot play the clip; convert it." : trouble.message;
-      frame.replaceChildren(make("span", { className: "why", role: "alert" }, why));
+      await audio.toggle();
+    } catch (error) {
+      const message = error instanceof DOMException ? "This browser cannot play the clip." : error.message;
+      frame.replaceChildren(make("span", { className: "failure", role: "alert" }, message));
     }
   });
   return tile;

@@ -1,59 +1,104 @@
-/** What the page asks of the service. Whatever goes wrong comes out as a Trouble, whose sentence says what to do. */
+/** Requests to the service. Every failure is a PageError, whose message is chosen by the code of the answer. */
 
 const TOKEN_KEY = "saysee-token";
-const MOST_TRIES = 4;
-const LONGEST_WAIT = 30; // seconds
+const MAX_TRIES = 4;
+const MAX_WAIT = 30; // seconds
 
-export class Trouble extends Error {
+/** What the service holds and accepts, as GET /about describes it; filled by `loadAbout`. */
+export const served = {
+  name: "",
+  images: 0,
+  clips: 0,
+  limits: { bytes: Infinity, seconds: 60, pixels: Infinity, text: 1000 },
+  formats: { image: [], clip: [] },
+};
+
+/** What to do about each code; `name` is the file or recording that was sent. Other codes show the answer's line. */
+const MESSAGES = {
+  busy: () => "The service is busy. Try again in a minute.",
+  empty: (name) => `${name} is empty. Copy or record it again.`,
+  "file-gone": () => "The file of this result was moved, deleted or changed. Update the index with saysee index.",
+  "index-unavailable": () => "The index cannot be read now. Try again in a minute.",
+  "invalid-filter": () =>
+    "The filter cannot be read. Write name:value, for example folder:holiday* or taken:2024-06..2024-08.",
+  "invalid-vector": () => "This link is incomplete or belongs to another index. Speak, type or choose the query again.",
+  "no-text-encoder": () => "The model of this index does not understand text. Speak, or choose a file.",
+  "not-finite": (name) => `The model cannot encode ${name}. Record or save it again.`,
+  silent: (name) => `${name} is silent. Check the microphone, or choose another file.`,
+  "too-large": (name) => {
+    const pixels = Math.round(served.limits.pixels / 1e6);
+    return `${name} is too large. The limits are ${megabytes(served.limits.bytes)} and ${pixels} megapixels.`;
+  },
+  "too-long": (name) => `${name} is longer than ${served.limits.seconds} s. Shorten it, or choose another.`,
+  "too-short": (name) => `${name} is too short. Record it again.`,
+  truncated: (name) => `${name} is damaged or incomplete. Copy or record it again.`,
+  undecodable: (name) => `${name} cannot be read as audio or an image. Convert it to WAV, MP3, JPEG or PNG.`,
+};
+
+export class PageError extends Error {
   /**
-   * @param {string} sentence for the person who asked
-   * @param {boolean} again whether the same may succeed when it is tried again
+   * @param {string} message for the user, with what to do
+   * @param {object} details
+   * @param {string | null} details.code of the service's answer
+   * @param {boolean} details.retry whether the same request may succeed later
    */
-  constructor(sentence, again = false) {
-    super(sentence);
-    this.again = again;
+  constructor(message, { code = null, retry = false } = {}) {
+    super(message);
+    Object.assign(this, { code, retry });
+  }
+
+  /** The message, about the file or recording called `name`. */
+  about(name) {
+    return MESSAGES[this.code]?.(name) ?? this.message;
   }
 }
 
-/** Set by the page: asks the person for the token; resolves to null if they give none. */
-export const person = {
+/** Set by the page: asks the user for the token; resolves to null if there is none. */
+export const user = {
   /** @type {(wrong: boolean) => Promise<string | null>} */
-  giveToken: async () => null,
-  /** @type {(seconds: number) => void} told when the service is busy */
+  askToken: async () => null,
+  /** @type {(seconds: number) => void} called when the service is busy */
   wait: () => {},
 };
+
+export const megabytes = (bytes) => `${Number((bytes / 2 ** 20).toPrecision(2))} MB`;
 
 export function keepToken(token) {
   sessionStorage.setItem(TOKEN_KEY, token);
 }
 
-export const about = async (signal) => (await ask("about", { signal })).json();
+/** Fills `served`. */
+export async function loadAbout() {
+  Object.assign(served, await (await request("about", {})).json());
+}
 
 /**
  * @param {{audio?: Blob, image?: Blob, text?: string, vector?: string}} query exactly one of them
- * @param {string | null} kind what to find; null for what is usual
+ * @param {"image" | "clip" | null} find kind of the hits; null for the default
+ * @param {string[]} filters each name:value
  */
-export async function search(query, kind, signal) {
+export async function search(query, find, filters, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(query)) {
     form.append(name, value, ...(value instanceof Blob ? ["query"] : []));
   }
-  if (kind) form.append("kind", kind);
-  return (await ask("search", { method: "POST", body: form, signal })).json();
+  if (find) form.append("kind", find);
+  for (const filter of filters) form.append("filter", filter);
+  return (await request("search", { method: "POST", body: form, signal })).json();
 }
 
 export async function attention(audio, id, signal) {
   const form = new FormData();
   form.append("audio", audio, "query");
   form.append("id", String(id));
-  return (await ask("attention", { method: "POST", body: form, signal })).json();
+  return (await request("attention", { method: "POST", body: form, signal })).json();
 }
 
 /** A file of the index as a blob. */
-export const file = async (url, signal) => (await ask(url.replace(/^\//, ""), { signal })).blob();
+export const file = async (url, signal) => (await request(url.replace(/^\//, ""), { signal })).blob();
 
-async function ask(path, options) {
-  for (let tried = 1; ; tried++) {
+async function request(path, options) {
+  for (let tries = 1; ; tries++) {
     const token = sessionStorage.getItem(TOKEN_KEY);
     const response = await send(path, token, options);
     if (response.ok) return response;
@@ -62,11 +107,14 @@ async function ask(path, options) {
       continue;
     }
     const seconds = Number(response.headers.get("Retry-After"));
-    if (response.status === 503 && seconds && tried < MOST_TRIES) {
-      await pause(Math.min(seconds, LONGEST_WAIT), options.signal);
+    if (response.status === 503 && seconds && tries < MAX_TRIES) {
+      await pause(Math.min(seconds, MAX_WAIT), options.signal);
       continue;
     }
-    throw await refusal(response);
+    const { code = null, detail = `The service answered with status ${response.status}.` } = await response
+      .json()
+      .catch(() => ({}));
+    throw new PageError(MESSAGES[code]?.("The query") ?? detail, { code, retry: response.status >= 500 });
   }
 }
 
@@ -76,32 +124,27 @@ async function send(path, token, options) {
     return await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Trouble("The service does not answer. Start it again (saysee serve INDEX), then try again.", true);
+    const message = "The service does not answer. Start it again (saysee serve INDEX), then try again.";
+    throw new PageError(message, { retry: true });
   }
 }
 
-async function refusal(response) {
-  const answer = await response.json().catch(() => ({}));
-  const sentence = typeof answer.detail === "string" ? answer.detail : `The service refused (${response.status})`;
-  return new Trouble(sentence.replace(/([^.!?])$/, "$1."), response.status >= 500);
-}
-
 async function pause(seconds, signal) {
-  person.wait(seconds);
+  user.wait(seconds);
   await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   signal?.throwIfAborted();
 }
 
-let asking = null;
+let askingToken = null;
 
-/** One question at a time: a grid of pictures meets the same refusal a dozen times. */
+/** Asks for the token once, even if all images of a grid need it. */
 function newToken() {
-  asking ??= (async () => {
-    const token = await person.giveToken(sessionStorage.getItem(TOKEN_KEY) !== null);
-    if (token === null) throw new Trouble("This service answers only with its token. Try again, and enter it.", true);
+  askingToken ??= (async () => {
+    const token = await user.askToken(sessionStorage.getItem(TOKEN_KEY) !== null);
+    if (token === null) throw new PageError("This service requires its token. Try again, and enter it.", { retry: true });
     keepToken(token);
   })().finally(() => {
-    asking = null;
+    askingToken = null;
   });
-  return asking;
+  return askingToken;
 }

@@ -1,48 +1,48 @@
-/** A result, large; while the query plays back, what each moment of it attends to lights up on the picture. */
+/** An image result, large. While the query plays, the regions that each moment attends to are highlighted. */
 
+import { Attention, clear, drawAttention } from "./attention.js";
+import { drawWaveform } from "./audio.js";
 import { element, labelPlayer, make } from "./elements.js";
-import { Attention, clear, drawAttention } from "./overlay.js";
 import { attention, file } from "./service.js";
-import { drawWave } from "./sound.js";
 
-const WAVE_PARTS = 160;
+const PEAKS = 160;
 const SOURCES = {
   fusion: "the attention of the model's fusion encoder",
-  similarity: "the similarity of speech frames and picture patches (the model has no fusion encoder to read)",
+  similarity: "the similarity of speech frames and image patches (the model has no fusion encoder)",
 };
 
 export class Viewer {
   /**
-   * @param {(picture: Blob, name: string) => void} similar called to search by the picture that is shown
-   * @param {() => void} closed called when it has been closed
+   * @param {(image: Blob, name: string) => void} similar called to search with the image that is shown
+   * @param {() => void} closed called after it was closed
    */
   constructor(similar, closed) {
     this.dialog = element("viewer");
-    this.picture = element("viewer-picture");
+    this.image = element("viewer-image");
     this.overlay = element("overlay");
     this.slider = element("moment");
     this.query = null;
-    this.moment = null; // seconds; null while nothing is lit
+    this.moment = null; // seconds; null while nothing is highlighted
     element("viewer-close").addEventListener("click", () => this.close());
     element("viewer-back").addEventListener("click", () => this.#step(-1));
     element("viewer-forward").addEventListener("click", () => this.#step(1));
     element("play").addEventListener("click", () => this.#play());
-    element("lit").addEventListener("change", () => this.#draw());
+    element("highlight").addEventListener("change", () => this.#draw());
     element("similar").addEventListener("click", () => this.blob && similar(this.blob, this.hits[this.place].name));
-    this.slider.addEventListener("input", () => this.#move(Number(this.slider.value)));
+    this.slider.addEventListener("input", () => this.#seek(Number(this.slider.value)));
     this.dialog.addEventListener("keydown", (event) => this.#key(event));
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.close());
     this.dialog.addEventListener("close", () => {
-      this.query?.sound?.pause();
+      this.query?.audio?.pause();
       this.loading?.abort();
       closed();
     });
     new ResizeObserver(() => this.dialog.open && this.#draw()).observe(this.overlay);
   }
 
-  /** Shows the picture at a place of a query's hits. */
+  /** Shows the image at a place of a query's hits. */
   open(query, hits, place) {
-    if (this.query !== query) this.#take(query);
+    if (this.query !== query) this.#setQuery(query);
     this.hits = hits;
     if (!this.dialog.open) this.dialog.showModal();
     this.#show(place);
@@ -52,16 +52,14 @@ export class Viewer {
     this.dialog.close();
   }
 
-  // ---------------------------------------------------------------- what is shown
-
-  /** Makes the player one of this query. */
-  #take(query) {
+  /** Prepares the player for a query. */
+  #setQuery(query) {
     this.query = query;
     this.peaks = new Float32Array(0);
-    element("player").hidden = element("lit-choice").hidden = query.sound === null;
-    if (query.sound === null) return;
-    query.sound.watch("viewer", () => this.#changed(query));
-    query.sound.wave(WAVE_PARTS).then((peaks) => {
+    element("player").hidden = element("highlight-choice").hidden = query.audio === null;
+    if (query.audio === null) return;
+    query.audio.watch("viewer", () => this.#changed(query));
+    query.audio.peaks(PEAKS).then((peaks) => {
       if (query !== this.query) return;
       this.peaks = peaks;
       this.#draw();
@@ -73,7 +71,7 @@ export class Viewer {
     const loading = (this.loading = new AbortController());
     const hit = this.hits[place];
     Object.assign(this, { place, attention: null, moment: null, blob: null });
-    element("viewer-name").textContent = this.picture.alt = hit.name;
+    element("viewer-name").textContent = this.image.alt = hit.name;
     element("viewer-place").textContent = `${place + 1} of ${this.hits.length} · score ${hit.score.toFixed(3)}`;
     element("viewer-back").disabled = place === 0;
     element("viewer-forward").disabled = place === this.hits.length - 1;
@@ -83,75 +81,73 @@ export class Viewer {
     this.slider.value = "0";
     this.#draw();
     try {
-      await Promise.all([this.#loadPicture(hit, loading.signal), this.#loadAttention(hit, loading.signal)]);
+      await Promise.all([this.#loadImage(hit, loading.signal), this.#loadAttention(hit, loading.signal)]);
       if (!loading.signal.aborted) this.#draw();
-    } catch (trouble) {
-      if (trouble.name !== "AbortError") this.#note(trouble.message);
+    } catch (error) {
+      if (error.name !== "AbortError") this.#note(error.message);
     }
   }
 
-  async #loadPicture(hit, signal) {
-    URL.revokeObjectURL(this.picture.src);
-    this.picture.removeAttribute("src");
+  async #loadImage(hit, signal) {
+    URL.revokeObjectURL(this.image.src);
+    this.image.removeAttribute("src");
     const blob = await file(hit.url, signal);
     this.blob = blob;
-    this.picture.src = URL.createObjectURL(blob);
-    // Browsers do not show every kind of picture that can be indexed, TIFF for one.
-    await this.picture.decode().catch(async () => {
-      this.picture.src = URL.createObjectURL(await file(hit.thumbnail, signal));
-      await this.picture.decode();
+    this.image.src = URL.createObjectURL(blob);
+    // Browsers cannot show every format that can be indexed, TIFF for one.
+    await this.image.decode().catch(async () => {
+      this.image.src = URL.createObjectURL(await file(hit.thumbnail, signal));
+      await this.image.decode();
     });
   }
 
   async #loadAttention(hit, signal) {
     const { query } = this;
-    if (query.sound === null) {
-      this.#note("Ask by speaking to see which regions each moment of your words attends to.");
+    if (query.audio === null) {
+      this.#note("Search by speaking to see which regions each moment of your words attends to.");
       return;
     }
     if (!query.attention.has(hit.id)) {
-      this.#note("Reading where each moment of your words looks…");
+      this.#note("Computing which regions each moment of your words attends to…");
       query.attention.set(hit.id, new Attention(await attention(query.content, hit.id, signal)));
     }
     this.attention = query.attention.get(hit.id);
     this.slider.max = String(this.attention.seconds);
-    const seen = this.attention.whole ? "" : " The model sees what lies within the dashed line.";
-    const how = "Play, or drag: the regions that each moment attends to light up.";
-    this.#note(`${how} Read from ${SOURCES[this.attention.source]}.${seen}`);
+    const seen = this.attention.whole ? "" : " The model sees only the part within the dashed line.";
+    const how = "Play or drag to highlight the regions that each moment attends to.";
+    this.#note(`${how} Computed from ${SOURCES[this.attention.source]}.${seen}`);
   }
 
   #note(text) {
     element("viewer-note").textContent = text;
   }
 
-  // ---------------------------------------------------------------- what moves it
-
   async #play() {
     try {
-      await this.query.sound.toggle();
+      await this.query.audio.toggle();
     } catch {
       this.#note("This browser cannot play the query. Drag the slider instead.");
     }
   }
 
-  #move(seconds) {
-    this.query.sound.move(seconds);
+  #seek(seconds) {
+    this.query.audio.seek(seconds);
     this.moment = seconds;
     this.#draw();
   }
 
   #changed(query) {
     if (query !== this.query) return;
-    const { sound } = query;
-    labelPlayer(element("play"), sound.playing);
-    if (sound.element.ended) this.moment = null;
+    const { audio } = query;
+    labelPlayer(element("play"), audio.playing);
+    if (audio.element.ended) this.moment = null;
     this.#draw();
-    if (sound.playing) requestAnimationFrame(() => this.#follow(query));
+    if (audio.playing) requestAnimationFrame(() => this.#follow(query));
   }
 
   #follow(query) {
-    if (query !== this.query || !query.sound.playing || !this.dialog.open) return;
-    this.moment = query.sound.element.currentTime;
+    if (query !== this.query || !query.audio.playing || !this.dialog.open) return;
+    this.moment = query.audio.element.currentTime;
     this.slider.value = String(this.moment);
     this.#draw();
     requestAnimationFrame(() => this.#follow(query));
@@ -160,7 +156,7 @@ export class Viewer {
   #step(by) {
     const place = this.place + by;
     if (place < 0 || place >= this.hits.length) return;
-    this.query.sound?.pause();
+    this.query.audio?.pause();
     this.#show(place);
   }
 
@@ -173,14 +169,14 @@ export class Viewer {
     const seconds = this.moment ?? Number(this.slider.value);
     const total = this.attention?.seconds ?? 0;
     element("time").textContent = total ? `${seconds.toFixed(1)} / ${total.toFixed(1)} s` : "";
-    if (this.query?.sound) drawWave(element("wave"), this.peaks, total ? seconds / total : 0);
+    if (this.query?.audio) drawWaveform(element("waveform"), this.peaks, total ? seconds / total : 0);
     clear(this.overlay);
-    let where = "";
-    if (this.attention && this.moment !== null && this.picture.naturalWidth) {
-      where = `, most at the ${this.attention.place(seconds)}`;
-      if (element("lit").checked) drawAttention(this.overlay, this.picture, this.attention, seconds);
+    let region = "";
+    if (this.attention && this.moment !== null && this.image.naturalWidth) {
+      region = `, mostly at the ${this.attention.place(seconds)}`;
+      if (element("highlight").checked) drawAttention(this.overlay, this.image, this.attention, seconds);
     }
-    this.slider.setAttribute("aria-valuetext", `${seconds.toFixed(1)} of ${total.toFixed(1)} seconds${where}`);
+    this.slider.setAttribute("aria-valuetext", `${seconds.toFixed(1)} of ${total.toFixed(1)} seconds${region}`);
   }
 }
 

@@ -1,70 +1,76 @@
-/** The ways to ask: holding or clicking the microphone, writing, and giving a file by hand, drop or clipboard. */
+/** The ways to enter a query: holding or clicking the microphone, typing, and choosing, dropping or pasting a file. */
 
 import { element } from "./elements.js";
+import { Query } from "./queries.js";
 import { Meter, Recorder } from "./recorder.js";
-import { Trouble } from "./service.js";
-import { Query } from "./visit.js";
+import { megabytes, PageError, served } from "./service.js";
 
 const HOLD = 400; // ms: a longer press is held while speaking, a shorter one is a click
-const SPARE = 0.5; // seconds kept free below the limit: recordings come out a little longer than they lasted
-const QUIET = { seconds: 2.5, level: 0.08 }; // from when on, and below what, nothing counts as heard
-const SUFFIXES = {
-  audio: /\.(wav|flac|ogg|opus|mp3|webm|weba|m4a|mp4|aac)$/i,
-  image: /\.(png|jpe?g|webp|gif|bmp|tiff?)$/i,
-};
+const MARGIN = 0.5; // seconds below the limit: recordings last a little longer than they were timed
+const QUIET = { seconds: 2.5, level: 0.08 }; // after this time, a lower level means that nothing is heard
 const HINT = element("microphone-hint").textContent;
 
 /**
- * Listens to every way to ask.
- * @param {{seconds: number, bytes: number}} limits of the service
- * @param {(query: Query) => void} ask
- * @param {(trouble: Trouble) => void} tell
- * @param {(words: string) => void} announce to those who do not see the page
+ * Listens to every way to enter a query.
+ * @param {(query: Query, note?: string) => void} ask
+ * @param {(error: PageError) => void} showError
+ * @param {(text: string) => void} announce to screen readers
  */
-export function listenToAll(limits, ask, tell, announce) {
+export function listenToInputs(ask, showError, announce) {
   element("write").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = element("text").value.trim();
     if (text) ask(new Query("text", text, text));
   });
-  const give = (file) => {
+  listenToFiles((file) => {
     try {
-      ask(fromFile(file, limits));
-    } catch (trouble) {
-      tell(trouble);
+      ask(fromFile(file));
+    } catch (error) {
+      showError(error);
     }
-  };
-  listenToFiles(give);
-  new Microphone(limits, ask, tell, announce);
+  });
+  new Microphone(ask, showError, announce);
 }
 
-function fromFile(file, limits) {
-  const kind = ["audio", "image"].find((name) => file.type.startsWith(`${name}/`) || SUFFIXES[name].test(file.name));
+/** Suffixes of the files that can be queries, for the file chooser. */
+export function showFormats() {
+  element("file").accept = ["audio/*", "image/*", ...served.formats.clip, ...served.formats.image].join(",");
+}
+
+function fromFile(file) {
+  const kind = kindOf(file);
   if (!kind) {
-    throw new Trouble(`${file.name} is neither a sound nor a picture. Choose a WAV, MP3, JPEG, PNG or the like.`);
+    const message = `${file.name} is neither audio nor an image that the service can read.`;
+    throw new PageError(`${message} Choose a WAV, MP3, JPEG or PNG file, for example.`);
   }
-  if (file.size > limits.bytes) {
-    const most = Number((limits.bytes / 2 ** 20).toPrecision(2));
-    const why = `${file.name} has over ${most} MB, the most that is taken here.`;
-    throw new Trouble(`${why} Make it smaller, or choose another.`);
+  if (file.size > served.limits.bytes) {
+    const message = `${file.name} is larger than ${megabytes(served.limits.bytes)}, the limit of this service.`;
+    throw new PageError(`${message} Make it smaller, or choose another.`);
   }
-  return new Query(kind, file, file.name || (kind === "image" ? "A picture" : "A sound"));
+  return new Query(kind, file, file.name || (kind === "image" ? "Image" : "Audio"));
 }
 
-function listenToFiles(give) {
+/** The field of a search that takes a file: by its suffix, as many systems have no type for some formats. */
+function kindOf(file) {
+  const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
+  if (served.formats.clip.includes(suffix) || file.type.startsWith("audio/")) return "audio";
+  if (served.formats.image.includes(suffix) || file.type.startsWith("image/")) return "image";
+  return null;
+}
+
+function listenToFiles(take) {
   const chooser = element("file");
-  chooser.accept = "audio/*,image/*,video/webm,video/mp4";
   element("choose").addEventListener("click", () => chooser.click());
   chooser.addEventListener("change", () => {
-    if (chooser.files.length) give(chooser.files[0]);
+    if (chooser.files.length) take(chooser.files[0]);
     chooser.value = ""; // the same file may be chosen again
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) give(event.clipboardData.files[0]);
+    if (event.clipboardData.files.length) take(event.clipboardData.files[0]);
   });
-  const carriesFile = (event) => event.dataTransfer.types.includes("Files");
+  const hasFile = (event) => event.dataTransfer.types.includes("Files");
   document.addEventListener("dragover", (event) => {
-    if (!carriesFile(event)) return;
+    if (!hasFile(event)) return;
     event.preventDefault();
     document.body.classList.add("dropping");
   });
@@ -73,19 +79,19 @@ function listenToFiles(give) {
   });
   document.addEventListener("drop", (event) => {
     document.body.classList.remove("dropping");
-    if (!carriesFile(event)) return;
+    if (!hasFile(event)) return;
     event.preventDefault();
-    if (event.dataTransfer.files.length) give(event.dataTransfer.files[0]);
+    if (event.dataTransfer.files.length) take(event.dataTransfer.files[0]);
   });
 }
 
 class Microphone {
-  constructor(limits, ask, tell, announce) {
-    Object.assign(this, { limits, ask, tell, announce });
+  constructor(ask, showError, announce) {
+    Object.assign(this, { ask, showError, announce });
     this.button = element("microphone");
     this.meter = new Meter(element("meter"));
     this.recorder = null;
-    this.opening = null; // a token of the attempt under way
+    this.opening = null; // identifies the attempt to open the microphone
     this.held = false;
     this.pressed = 0;
     this.#listen();
@@ -93,7 +99,7 @@ class Microphone {
 
   #listen() {
     const { button } = this;
-    let pressed = false; // a click that follows a press has been done already
+    let pressed = false; // a click after a press has been handled
     button.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       button.setPointerCapture(event.pointerId);
@@ -103,19 +109,19 @@ class Microphone {
     for (const name of ["pointerup", "pointercancel"]) {
       button.addEventListener(name, () => {
         this.#release();
-        setTimeout(() => (pressed = false)); // behind the click
+        setTimeout(() => (pressed = false)); // after the click
       });
     }
     for (const [name, act] of [["keydown", () => this.#press()], ["keyup", () => this.#release()]]) {
       button.addEventListener(name, (event) => {
         if (![" ", "Enter"].includes(event.key)) return;
-        event.preventDefault(); // so that no click comes of it
+        event.preventDefault(); // no click follows
         if (!event.repeat) act();
       });
     }
     button.addEventListener("click", () => {
       if (pressed) return;
-      this.#press(); // by a screen reader or a voice, which hold nothing
+      this.#press(); // by a screen reader or voice control, which cannot hold
       this.#release();
     });
     button.addEventListener("contextmenu", (event) => event.preventDefault()); // of a long touch
@@ -128,7 +134,7 @@ class Microphone {
     this.held = true;
     this.pressed = performance.now();
     if (this.recorder) this.#finish("");
-    else if (!this.opening) this.#begin();
+    else if (!this.opening) this.#start();
   }
 
   #release() {
@@ -137,25 +143,25 @@ class Microphone {
     this.held = false;
   }
 
-  async #begin() {
+  async #start() {
     const opening = (this.opening = {});
     try {
-      const recorder = await Recorder.begin();
+      const recorder = await Recorder.start();
       if (this.opening !== opening) {
         recorder.discard();
         return;
       }
       this.recorder = recorder;
       recorder.stream.getAudioTracks()[0].addEventListener("ended", () => {
-        if (this.recorder === recorder) this.#finish("The microphone went away; searching with what was said.");
+        if (this.recorder === recorder) this.#finish("The microphone was disconnected; searching with the recording.");
       });
       this.loudest = 0;
       this.meter.clear();
       this.#show(true);
       this.announce("Recording");
       this.#watch(recorder);
-    } catch (trouble) {
-      if (this.opening === opening) this.tell(trouble);
+    } catch (error) {
+      if (this.opening === opening) this.showError(error);
     } finally {
       if (this.opening === opening) this.opening = null;
     }
@@ -169,28 +175,28 @@ class Microphone {
     this.button.style.setProperty("--level", level.toFixed(3));
     const { seconds } = recorder;
     const quiet = seconds > QUIET.seconds && this.loudest < QUIET.level;
-    const how = this.held ? "Release to search." : "Click again to search.";
     element("microphone-hint").textContent = quiet
-      ? "Nothing is heard. Is the microphone muted, or is it another one?"
-      : `Listening, ${clock(seconds)}. ${how}`;
-    if (seconds > Math.max(this.limits.seconds - SPARE, SPARE)) {
-      this.#finish(`Longer than ${this.limits.seconds} s is not taken; searching with what was said so far.`);
+      ? "Nothing is heard. Is the microphone muted, or is another one selected?"
+      : `Recording, ${clock(seconds)}. ${this.held ? "Release to search." : "Click again to search."}`;
+    const limit = served.limits.seconds;
+    if (seconds > Math.max(limit - MARGIN, MARGIN)) {
+      this.#finish(`The limit is ${limit} s; searching with the recording until here.`);
       return;
     }
     requestAnimationFrame(() => this.#watch(recorder));
   }
 
-  async #finish(why) {
+  async #finish(note) {
     const { recorder } = this;
     const seconds = Math.max(recorder.seconds, 0.1).toFixed(1);
     this.recorder = null;
     this.held = false;
     this.#show(false);
     const blob = await recorder.finish();
-    this.ask(new Query("audio", blob, `What you said, ${seconds} s`), why);
+    this.ask(new Query("audio", blob, `Your recording, ${seconds} s`), note);
   }
 
-  /** Stops, and forgets what was said. */
+  /** Stops, and drops the recording. */
   discard() {
     this.opening = null;
     if (!this.recorder) return;

@@ -1,10 +1,10 @@
-"""History, links and Back."""
+"""The list of queries, the browser's history, links and filters."""
 
 from __future__ import annotations
 
 import re
 
-from page_steps import give, names, speak, write
+from page_steps import choose, names, speak, type_query
 from playwright.sync_api import expect
 
 
@@ -13,14 +13,14 @@ def test_what_was_asked_is_listed_and_brought_back_at_once(visit, heard):
     speak(page, heard)
     expect(page.locator("#visit")).to_be_hidden()  # a list of one says nothing
     spoken = names(page)
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     listed = page.locator("#queries button")
     expect(listed).to_have_count(2)
     expect(listed.first).to_have_attribute("aria-current", "true")
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "/search" in request.url else None)
     listed.nth(1).click()
-    expect(page.locator("#answer-title")).to_have_text(re.compile("What you said"))
+    expect(page.locator("#answer-title")).to_have_text(re.compile("Your recording"))
     assert names(page) == spoken
     assert asked == []
     expect(page.locator("#hear")).to_be_visible()  # the recording is still there
@@ -28,9 +28,9 @@ def test_what_was_asked_is_listed_and_brought_back_at_once(visit, heard):
 
 def test_back_and_forward_lead_through_the_queries(visit, corpus):
     page = visit()
-    give(page, corpus, corpus.rows[0])
+    choose(page, corpus, corpus.rows[0])
     spoken = names(page)
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     written = names(page)
     page.go_back()
     expect(page.locator("#answer-title")).to_have_text(re.compile("flac$"))
@@ -45,10 +45,10 @@ def test_back_and_forward_lead_through_the_queries(visit, corpus):
 
 def test_a_link_to_a_spoken_query_finds_the_same(visit, corpus):
     page = visit()
-    give(page, corpus, corpus.rows[0])
+    choose(page, corpus, corpus.rows[0])
     found = names(page)
     page.click("#link")
-    expect(page.locator("#status")).to_have_text(re.compile("^The link is copied"))
+    expect(page.locator("#status")).to_have_text(re.compile("^Link copied"))
     link = page.evaluate("navigator.clipboard.readText()")
     assert "#vector=" in link
     other = visit(link)
@@ -66,12 +66,12 @@ def test_a_link_to_words_finds_the_same(visit, services):
 
 def test_a_link_that_is_broken_says_so(visit, services):
     page = visit(f"{services.open}#vector=nonsense!")
-    expect(page.locator("#notice-text")).to_have_text(re.compile("The vector is not base64"))
+    expect(page.locator("#notice")).to_have_attribute("data-code", "invalid-vector")
 
 
 def test_the_other_kind_is_a_step_of_its_own(visit):
     page = visit()
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     pictures = names(page)
     page.get_by_role("radio", name="Clips").check()
     expect(page.locator(".clip")).to_have_count(12)
@@ -88,15 +88,55 @@ def test_a_new_query_ends_the_one_before(visit):
     page.fill("#text", "a slow one")
     page.press("#text", "Enter")
     expect(page.locator(".waiting").first).to_be_visible()
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     assert len(held) == 1
     expect(page.locator("#queries button")).to_have_text(["a red ring"])
 
 
 def test_the_name_of_the_page_leads_to_its_beginning(visit):
     page = visit()
-    write(page, "a red ring")
+    type_query(page, "a red ring")
     page.click("#home")
     expect(page.locator("#answer")).to_be_hidden()
     page.go_back()
     expect(page.locator("#results .name")).to_have_count(12)
+
+
+def test_a_filter_limits_the_results_and_is_part_of_the_history(visit, corpus):
+    page = visit()
+    type_query(page, "a red ring")
+    unfiltered = names(page)
+    wanted = unfiltered[3]
+    page.fill("#filter", f"name:{wanted}")
+    page.press("#filter", "Enter")
+    expect(page.locator("#results .name")).to_have_text([wanted])
+    expect(page.locator("#status")).to_have_text(re.compile(f"name:{wanted}"))
+    type_query(page, "a blue square")  # the next query keeps it
+    expect(page.locator("#results .name")).to_have_text([wanted])
+    other = visit(page.url)
+    expect(other.locator("#results .name")).to_have_text([wanted])
+    expect(other.locator("#filter")).to_have_value(f"name:{wanted}")
+    page.go_back()
+    page.go_back()
+    expect(page.locator("#filter")).to_have_value("")
+    expect(page.locator("#results .name")).to_have_text(unfiltered)
+
+
+def test_a_filter_that_matches_nothing_can_be_cleared(visit):
+    page = visit()
+    page.fill("#filter", "folder:no such folder image_id:x*")
+    page.fill("#text", "a red ring")
+    page.press("#text", "Enter")
+    expect(page.locator("#notice-text")).to_have_text(re.compile("folder:no such folder"))
+    page.get_by_role("button", name="Clear filter").click()
+    expect(page.locator("#results .name")).to_have_count(12)
+    expect(page.locator("#filter")).to_have_value("")
+
+
+def test_a_filter_that_cannot_be_read_is_explained(visit):
+    page = visit()
+    page.fill("#filter", "holiday")
+    page.fill("#text", "a red ring")
+    page.press("#text", "Enter")
+    expect(page.locator("#notice")).to_have_attribute("data-code", "invalid-filter")
+    expect(page.locator("#filter")).to_have_value("holiday")

@@ -1,21 +1,21 @@
-/** Sounds: playing a query or a clip, one at a time, and the shape of its wave. */
+/** Playing a query or a clip, one at a time, and drawing its waveform. */
 
-const RATE = 16_000; // Hz: what is played is what the model hears
+const RATE = 16_000; // Hz, as for the model
 
 let playing = null;
 
-/** Stops whatever plays. */
-export function silence() {
+/** Pauses what plays. */
+export function pauseAll() {
   playing?.pause();
 }
 
 /**
- * A sound that can be played, stopped and asked where it is.
+ * The audio of a query or clip.
  *
- * It is played as a WAV of its samples: browsers do not know how long their own recordings are, and cannot go to a
- * moment of some FLAC files. What a browser cannot decode it may still be able to play as it is.
+ * It is played as a WAV of its samples: browsers do not know the duration of their own recordings, and cannot seek in
+ * some FLAC files. What a browser cannot decode is played as it is.
  */
-export class Sound {
+export class ClipAudio {
   constructor(blob) {
     this.element = new Audio();
     this.samples = new Float32Array(0);
@@ -31,18 +31,18 @@ export class Sound {
   }
 
   /**
-   * Calls `act` whenever it begins or ceases to play, in place of what `who` gave before.
-   * @param {string} who
+   * Calls `act` when playing starts or stops. Each watcher has one such function.
+   * @param {string} watcher
    * @param {(playing: boolean) => void} act
    */
-  watch(who, act) {
-    this.watchers.set(who, act);
+  watch(watcher, act) {
+    this.watchers.set(watcher, act);
   }
 
-  /** Plays from where it stands, or from the beginning if it has ended; stops any other. */
+  /** Plays from the current moment, or from the start if it has ended; pauses any other. */
   async play() {
     await this.ready;
-    if (playing !== this) silence();
+    if (playing !== this) pauseAll();
     playing = this;
     await this.element.play();
   }
@@ -51,29 +51,29 @@ export class Sound {
     this.element.pause();
   }
 
-  /** Plays, or pauses if it plays. */
+  /** Plays or pauses. */
   async toggle() {
     if (this.playing) this.pause();
     else await this.play();
   }
 
-  /** Goes to a moment, where the browser knows how. */
-  async move(seconds) {
+  /** Seeks to a moment, if the browser can. */
+  async seek(seconds) {
     await this.ready;
     if (Number.isFinite(this.element.duration)) this.element.currentTime = seconds;
   }
 
-  /** Its loudness in equal parts, each 0 to 1, the loudest 1; empty if it cannot be decoded. */
-  async wave(parts) {
+  /** The peaks of equal parts, scaled so that the largest is 1; empty if the audio cannot be decoded. */
+  async peaks(parts) {
     await this.ready;
     const { samples } = this;
-    const found = new Float32Array(samples.length && parts);
+    const peaks = new Float32Array(samples.length && parts);
     for (let index = 0; index < samples.length; index++) {
       const part = Math.floor((index * parts) / samples.length);
-      found[part] = Math.max(found[part], Math.abs(samples[index]));
+      peaks[part] = Math.max(peaks[part], Math.abs(samples[index]));
     }
-    const loudest = Math.max(...found, 1e-9);
-    return found.map((peak) => peak / loudest);
+    const loudest = Math.max(...peaks, 1e-9);
+    return peaks.map((peak) => peak / loudest);
   }
 
   async #load(blob) {
@@ -81,7 +81,7 @@ export class Sound {
       this.samples = mixed(await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await blob.arrayBuffer()));
       blob = wav(this.samples);
     } catch {
-      // It is tried as it is.
+      // The element may still play it.
     }
     const loaded = new Promise((resolve) => {
       for (const name of ["loadedmetadata", "error"]) this.element.addEventListener(name, resolve, { once: true });
@@ -91,45 +91,45 @@ export class Sound {
   }
 }
 
-/** The mean of a sound's channels. */
+/** The mean of the channels. */
 function mixed(decoded) {
   const channels = Array.from({ length: decoded.numberOfChannels }, (_, channel) => decoded.getChannelData(channel));
   return channels[0].map((_, index) => channels.reduce((sum, samples) => sum + samples[index], 0) / channels.length);
 }
 
-/** Samples as a WAV of 16 bits. */
+/** Samples as a 16-bit WAV file. */
 function wav(samples) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const words = (at, text) => [...text].forEach((letter, index) => view.setUint8(at + index, letter.charCodeAt(0)));
-  words(0, "RIFF");
+  const write = (at, text) => [...text].forEach((letter, index) => view.setUint8(at + index, letter.charCodeAt(0)));
+  write(0, "RIFF");
   view.setUint32(4, 36 + 2 * samples.length, true);
-  words(8, "WAVEfmt ");
-  view.setUint32(16, 16, true); // bytes of the format
-  view.setUint16(20, 1, true); // plain samples
+  write(8, "WAVEfmt ");
+  view.setUint32(16, 16, true); // bytes of the format chunk
+  view.setUint16(20, 1, true); // PCM
   view.setUint16(22, 1, true); // channels
   view.setUint32(24, RATE, true);
   view.setUint32(28, 2 * RATE, true); // bytes a second
   view.setUint16(32, 2, true); // bytes a sample
   view.setUint16(34, 16, true); // bits a sample
-  words(36, "data");
+  write(36, "data");
   view.setUint32(40, 2 * samples.length, true);
   samples.forEach((sample, index) => view.setInt16(44 + 2 * index, 32_767 * Math.min(Math.max(sample, -1), 1), true));
   return new Blob([view], { type: "audio/wav" });
 }
 
-/** Draws a wave; what lies before `share` of it in the colour of what has been played. */
-export function drawWave(canvas, peaks, share) {
+/** Draws a waveform; the first `share` of it in the color of what has been played. */
+export function drawWaveform(canvas, peaks, share) {
   const scale = window.devicePixelRatio;
   const [width, height] = [canvas.clientWidth * scale, canvas.clientHeight * scale];
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   const style = getComputedStyle(canvas);
-  const colours = { played: style.getPropertyValue("--accent"), ahead: style.getPropertyValue("--ink-soft") };
+  const colors = { played: style.getPropertyValue("--accent"), ahead: style.getPropertyValue("--ink-soft") };
   const step = width / Math.max(peaks.length, 1);
   peaks.forEach((peak, index) => {
     const played = (index + 0.5) / peaks.length <= share;
     const tall = Math.max(peak * height * 0.9, 2 * scale);
-    context.fillStyle = played ? colours.played : colours.ahead;
+    context.fillStyle = played ? colors.played : colors.ahead;
     context.globalAlpha = played ? 1 : 0.45;
     context.fillRect(index * step, (height - tall) / 2, Math.max(step * 0.6, scale), tall);
   });

@@ -1,0 +1,95 @@
+/** The queries of this visit, and queries in the address of the page. */
+
+import { ClipAudio } from "./audio.js";
+import { element, icon, make } from "./elements.js";
+import { keepToken } from "./service.js";
+
+const ICONS = { audio: "microphone", text: "text", vector: "link", image: "image" };
+// Distinguishes the history entries of this load of the page from those of an earlier one.
+const LOAD = Math.random().toString(36).slice(2);
+
+/** A query of this visit. */
+export class Query {
+  /**
+   * @param {"audio" | "image" | "text" | "vector"} kind
+   * @param {Blob | string} content
+   * @param {string} title its name on the page
+   */
+  constructor(kind, content, title) {
+    Object.assign(this, { kind, content, title });
+    this.key = "";
+    /** Answers of the service by kind of hits and filter. */
+    this.answers = new Map();
+    /** Attention by the id of an image. */
+    this.attention = new Map();
+    this.audio = kind === "audio" ? new ClipAudio(content) : null;
+    this.preview = kind === "image" ? URL.createObjectURL(content) : null;
+  }
+
+  /** The last answer for this kind of hits and filter. */
+  answer({ find, filter }) {
+    return this.answers.get(`${find} ${filter}`);
+  }
+
+  keep(answer, filter) {
+    this.answers.set(`${answer.kind} ${filter}`, answer);
+    this.latest = { find: answer.kind, filter };
+  }
+
+  /** The part of an address that repeats this query; the server keeps nothing for it. */
+  address({ find, filter }) {
+    const content = this.kind === "text" ? { text: this.content } : { vector: this.answer({ find, filter }).query.vector };
+    return `#${new URLSearchParams({ ...content, kind: find, ...(filter ? { filter } : {}) })}`;
+  }
+}
+
+/** The query in the page's address, or null. A token in the address is kept for this tab and removed. */
+export function queryInAddress() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  if (parts.has("token")) {
+    keepToken(parts.get("token"));
+    parts.delete("token");
+    history.replaceState(history.state, "", parts.size ? `#${parts}` : location.pathname);
+  }
+  const find = ["image", "clip"].find((kind) => kind === parts.get("kind")) ?? null;
+  const view = { find, filter: parts.get("filter") ?? "" };
+  if (parts.get("text")) return { query: new Query("text", parts.get("text"), parts.get("text")), view };
+  if (parts.get("vector")) return { query: new Query("vector", parts.get("vector"), "Query from a link"), view };
+  return null;
+}
+
+/** Filters of an input, such as "folder:my photos taken:2024-06..2024-08". */
+export const splitFilters = (text) => text.trim().split(/\s+(?=[^\s:]+:)/).filter(Boolean);
+
+/** The list of queries, the latest first. */
+export class QueryList {
+  /** @param {(query: Query) => void} choose called when one is chosen again */
+  constructor(choose) {
+    this.queries = [];
+    this.choose = choose;
+  }
+
+  add(query) {
+    query.key ||= `${LOAD}-${this.queries.push(query)}`;
+  }
+
+  /** The query of an entry of the browser's history. */
+  of(state) {
+    return this.queries.find((query) => query.key === state?.key) ?? null;
+  }
+
+  /** Draws the list and marks the current query. */
+  show(current) {
+    element("visit").hidden = this.queries.length < 2;
+    const items = this.queries.map((query) => make("li", {}, this.#button(query, query === current))).reverse();
+    element("queries").replaceChildren(...items);
+  }
+
+  #button(query, current) {
+    const image = query.preview ? make("img", { alt: "", src: query.preview }) : icon(ICONS[query.kind]);
+    const button = make("button", { type: "button" }, image, make("span", {}, query.title));
+    if (current) button.setAttribute("aria-current", "true");
+    button.addEventListener("click", () => this.choose(query));
+    return button;
+  }
+}
