@@ -25,7 +25,7 @@ from saysee.search.index.updating import update_index
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
 from saysee.search.index import postgres as postgres_store  # noqa: E402
-from saysee.search.index import postgres_connection, postgres_search  # noqa: E402
+from saysee.search.index import postgres_search  # noqa: E402
 
 DIMENSION = 24
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -55,8 +55,8 @@ def fill(place: str, vectors: np.ndarray) -> dict[str, str]:
 
 def admin(place: str, *statements: str) -> None:
     """Runs statements in the index's schema."""
-    address = postgres_connection.read_address(place)
-    connection = postgres_connection.connect(address)
+    address = postgres_store.read_address(place)
+    connection = postgres_store.connect(address)
     for statement in statements:
         connection.execute(statement)
     connection.close()
@@ -258,7 +258,7 @@ def test_hnsw_is_what_is_searched(database, few):
     fill(database, clustered(400))
     with open_store(database).reading() as tables:
         connection = tables.connection
-        fast = postgres_search._fast_copy(connection, "image")
+        fast = postgres_search._hnsw(connection, "image")
         assert fast.cast in ("vector", "halfvec")
         plans = []
         execute = connection.execute
@@ -271,8 +271,8 @@ def test_hnsw_is_what_is_searched(database, few):
         connection.execute = explained
         query = clustered(1)
         for where in (None, "size >= 0"):
-            postgres_search.nearest(connection, ABOUT, query, "image", 3, where)
-        postgres_search._exactly(connection, query[0], ("kind = 'image'", ()), 3)
+            postgres_search.nearest(connection, query, "image", 3, where, ())
+        postgres_search._exactly(connection, query[0], postgres_search._Condition("kind = 'image'", {}), 3)
     assert ["items_image_hnsw" in plan for plan in plans] == [True, True, False]
 
 
@@ -365,9 +365,9 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
     folder = urlsplit(postgres).query
     for place, words in (
         (locked("s3cret-wrong"), "password authentication failed.*check user and password"),
-        (locked("right", "nowhere"), '"nowhere" does not exist.*create it, or correct the address'),
-        (f"postgresql://locked:s3cret@/postgres?host={tmp_path}", "no connection.*check that the server runs there"),
-        ("postgresql://locked:s3cret@127.0.0.1:1/postgres", "no connection.*check that the server runs there"),
+        (locked("right", "nowhere"), '"nowhere" does not exist.*check the address'),
+        (f"postgresql://locked:s3cret@/postgres?host={tmp_path}", "no connection.*that the server runs there"),
+        ("postgresql://locked:s3cret@127.0.0.1:1/postgres", "no connection.*that the server runs there"),
         (locked("right"), "no index there; create one with 'saysee index MODEL FOLDER --to postgresql://locked@"),
         (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=x'; DROP TABLE items", "schema .* cannot be used"),
         (f"postgresql://postgres:s3cret@/postgres?{folder}&schema=pg_catalog", "schema .* cannot be used"),
@@ -383,11 +383,11 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
     assert "no permission" in text
     assert "right@" not in text
     with monkeypatch.context() as patched:
-        patched.setattr(postgres_connection, "_OLDEST_SERVER", 99)
+        patched.setattr(postgres_store, "OLDEST_SERVER", 99)
         assert "the server is PostgreSQL" in refusal(postgres)
     admin(postgres, "CREATE EXTENSION IF NOT EXISTS vector")
     with monkeypatch.context() as patched:
-        patched.setattr(postgres_connection, "_OLDEST_VECTOR", (99,))
+        patched.setattr(postgres_store, "OLDEST_VECTOR", (99,))
         assert "run ALTER EXTENSION vector UPDATE" in refusal(postgres)
     monkeypatch.setattr(postgres_store, "EXTENSION", "vector_of_another_name")
     assert "the server does not have pgvector; install it there" in refusal(
@@ -396,7 +396,7 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
 
 
 def test_schema_of_other_tables_is_left_alone(database):
-    schema = postgres_connection.read_address(database).schema
+    schema = postgres_store.read_address(database).schema
     admin(database, f"CREATE SCHEMA {schema}", f"CREATE TABLE {schema}.mine (a int)")
     assert "holds other tables (mine) and no index; name another by ?schema=" in refusal(database, write=True)
 

@@ -7,36 +7,38 @@ kind and path, and what another process has removed meanwhile is encoded again. 
 from __future__ import annotations
 
 import hashlib
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
 
 import numpy as np
+import pgvector.psycopg
 import psycopg
 from pgvector import Vector
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from saysee.errors import SaySeeError
 from saysee.search.index.filters import Filter
-from saysee.search.index.postgres_connection import (
-    Address,
-    Connection,
-    connect,
-    errors_in_one_line,
-    find_vectors,
-    knows_vectors,
-    read_address,
-)
-from saysee.search.index.postgres_search import damaged_copy, make_fast, nearest
+from saysee.search.index.postgres_search import Connection, hnsw_problem, nearest, update_hnsw
 from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Kind, Store, Tables, Vectors
 
 EXTENSION = "vector"
+OLDEST_SERVER, OLDEST_VECTOR = 13, (0, 5)
+"""PostgreSQL and pgvector, which brought HNSW with 0.5."""
+
+_DEFAULT_SCHEMA = "saysee"
+_SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
+_SHAPE = "postgresql://user@host:port/database?schema=name"
+_CONNECT_SECONDS = 10
 _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 """Most time of a statement that reads; most time that a batch waits for others'."""
 _EXTENSION_LOCK = 0x5A75EE
 """A lock of the whole database."""
-_IDLE = 8
-"""Connections kept for the next search."""
 
 # Text compares by its bytes, as in SQLite.
 _TABLES = """
@@ -63,7 +65,7 @@ class PostgresStore(Store):
     """The schema of an index.
 
     Args:
-        url: as :func:`saysee.search.index.postgres_connection.read_address` takes it.
+        url: as :func:`read_address` takes it.
     """
 
     folder = None
@@ -77,7 +79,7 @@ class PostgresStore(Store):
     @contextmanager
     def reading(self) -> Iterator[PostgresTables]:
         """See :meth:`Store.reading`."""
-        with errors_in_one_line(self.address):
+        with _errors_in_one_line(self.address):
             connection = self._connection()
             try:
                 with connection.transaction():
@@ -85,11 +87,10 @@ class PostgresStore(Store):
                     connection.execute(f"SET LOCAL statement_timeout = '{_SEARCH_SECONDS}s'")
                     connection.execute("SET LOCAL jit = off")  # compiling takes longer than so short a statement
                     yield PostgresTables(self.address, connection)
-            finally:
-                if connection.closed or len(self._idle) >= _IDLE or not knows_vectors(connection):
-                    connection.close()
-                else:
-                    self._idle.append(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
 
     def _connection(self) -> Connection:
         while self._idle:
@@ -104,7 +105,7 @@ class PostgresStore(Store):
     @contextmanager
     def writing(self) -> Iterator[PostgresTables]:
         """One of the writers; see :meth:`Store.writing`."""
-        with errors_in_one_line(self.address):
+        with _errors_in_one_line(self.address):
             connection = connect(self.address)
             try:
                 yield PostgresTables(self.address, connection)
@@ -116,8 +117,8 @@ class PostgresStore(Store):
     ) -> list[list[tuple[Item, float]]]:
         """See :meth:`Store.nearest`."""
         with self.reading() as tables:
-            about = tables.existing_about()
-            return tables.ranked(queries, nearest(tables.connection, about, queries, kind, k, where, filters), k)
+            tables.existing_about()
+            return tables.ranked(queries, nearest(tables.connection, queries, kind, k, where, filters), k)
 
     def compact(self) -> tuple[int, int]:
         """See :meth:`Store.compact`. Searching waits while the server rewrites the rows."""
@@ -155,16 +156,15 @@ class PostgresTables(Tables):
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
         """See :meth:`Tables.to_vectors`."""
-        about = self.existing_about()
-        vectors = [vector.to_numpy() for vector in values]
-        return np.array(vectors, np.float32).reshape(len(vectors), about.dimension)
+        vectors = np.array([vector.to_numpy() for vector in values], np.float32)
+        return vectors.reshape(len(values), self.existing_about().dimension)
 
     def is_begun(self) -> bool:
         """See :meth:`Tables.is_begun`."""
         # Read from the catalog itself: what the server remembers may be older than a lock that was waited for.
         sql = "SELECT 1 FROM pg_tables WHERE schemaname = ? AND tablename = 'about'"
         begun = self.execute(sql, (self.address.schema,)).fetchone() is not None
-        if begun and not knows_vectors(self.connection):  # another process has begun it meanwhile
+        if begun and self.connection.adapters.types.get("vector") is None:  # another process has begun it meanwhile
             find_vectors(self.connection, self.address)
         return begun
 
@@ -173,8 +173,13 @@ class PostgresTables(Tables):
         """See :meth:`Tables.transaction`. One writer's at a time, which others wait for."""
         with self.connection.transaction():
             self.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
-            self.execute("SELECT pg_advisory_xact_lock(?)", (_lock(self.address, "writing"),))
+            self.execute("SELECT pg_advisory_xact_lock(?)", (self._lock("writing"),))
             yield
+
+    def _lock(self, what: str) -> int:
+        """The number of a lock that all writers of this index know; each database has its own locks."""
+        digest = hashlib.blake2b(f"saysee {what} {self.address.schema}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
 
     def begin(self, about: About) -> None:
         """See :meth:`Tables.begin`.
@@ -202,8 +207,8 @@ class PostgresTables(Tables):
     def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         """See :meth:`Tables.insert`."""
         sql = sql.format(", vector", ", ?", ", vector = excluded.vector").replace("?", "%s")
-        values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
         cursor = self.connection.cursor()
+        values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
         cursor.executemany(sql, values, returning=True)
         while True:
             yield from (row[0] for row in cursor)
@@ -215,7 +220,8 @@ class PostgresTables(Tables):
 
     def make_ready(self) -> dict[Kind, str]:
         """See :meth:`Tables.make_ready`."""
-        return make_fast(self.connection, self.address, self.existing_about(), _lock(self.address, "fast copy"))
+        version = find_vectors(self.connection, self.address) or ()
+        return update_hnsw(self.connection, self.existing_about(), version, self._lock("fast copy"))
 
     def damage(self) -> Iterator[str]:
         """See :meth:`Tables.damage`."""
@@ -228,8 +234,8 @@ class PostgresTables(Tables):
         for kind, path in self.execute("SELECT kind, path FROM items GROUP BY kind, path HAVING count(*) > 1"):
             yield f"the {kind} {path} is there twice; create the index again"
         for kind in KINDS:
-            if (what := damaged_copy(self.connection, self.existing_about(), kind)) is not None:
-                yield f"{what}; run 'saysee index-compact {self.place}'"
+            if (problem := hnsw_problem(self.connection, self.existing_about(), kind)) is not None:
+                yield f"{problem}; run 'saysee index-compact {self.place}'"
 
     def bytes(self) -> int:
         """On the server's disk."""
@@ -238,12 +244,145 @@ class PostgresTables(Tables):
         return int(row[0])
 
 
-def _lock(address: Address, what: str) -> int:
-    """The number of a lock that all writers of this index know; each database has its own locks."""
-    digest = hashlib.blake2b(f"saysee {what} {address.schema}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an index is.
+
+    Attributes:
+        place: the address without a password, for messages.
+        schema: that holds the tables.
+        options: for libpq; a password may be among them.
+    """
+
+    place: str
+    schema: str
+    options: dict[str, Any] = field(repr=False)
+
+
+def read_address(url: str) -> Address:
+    """The parts of ``postgresql://user:password@host:port/database?schema=name&option=value``.
+
+    Options are those of libpq, such as sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and
+    from ~/.pgpass.
+
+    Raises:
+        SaySeeError: it cannot be parsed; the message does not repeat it, as it may hold a password.
+    """
+    start, _, query = url.partition("?")
+    try:
+        asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        schema = asked.pop("schema", _DEFAULT_SCHEMA)
+        options = conninfo_to_dict(f"{start}?{urlencode(asked, quote_via=quote)}" if asked else start)
+        if "#" in url:  # of a password, or the start of what other programs take for a fragment
+            raise ValueError("fragment")
+    except (psycopg.Error, ValueError):
+        raise SaySeeError(
+            f"the database's address cannot be parsed; write {_SHAPE}, with options of libpq, and characters such as # "
+            "or @ in a password as %23 or %40"
+        ) from None
+    if not _SCHEMA_NAME.fullmatch(schema):
+        raise SaySeeError(f"the schema {schema!r} of the address cannot be used; name one in a-z, 0-9 and _")
+    host = str(options.get("host", ""))
+    shown = {"host": host} if "/" in host else {}  # a socket's folder
+    shown |= {"schema": schema} if schema != _DEFAULT_SCHEMA else {}
+    user = f"{quote(str(options['user']), safe='')}@" if "user" in options else ""
+    server = "" if "/" in host else f"[{host}]" if ":" in host else host
+    port = f":{options['port']}" if "port" in options else ""
+    database = quote(str(options.get("dbname", "")), safe="") + (f"?{urlencode(shown, safe='/')}" if shown else "")
+    return Address(f"postgresql://{user}{server}{port}/{database}", schema, options)
+
+
+def connect(address: Address) -> Connection:
+    """A connection in autocommit mode that finds the index's tables and vectors by their names.
+
+    Raises:
+        SaySeeError: the database cannot be reached, or is too old.
+    """
+    options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | address.options
+    try:
+        # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
+        connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        reason = _one_line(error, address)
+        fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
+        if "password" not in reason:
+            fix = "check the address, and that the server runs there and lets this machine in"
+        raise SaySeeError(f"{address.place}: no connection ({reason}); {fix}") from None
+    try:
+        version = connection.info.server_version // 10_000
+        if version < OLDEST_SERVER:
+            raise SaySeeError(
+                f"{address.place}: the server is PostgreSQL {version}; SaySee needs {OLDEST_SERVER} or newer"
+            )
+        find_vectors(connection, address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def find_vectors(connection: Connection, address: Address) -> tuple[int, ...] | None:
+    """Makes the tables and the type of pgvector known to a connection.
+
+    Returns:
+        the version of pgvector; None where the database does not have it.
+
+    Raises:
+        SaySeeError: it is too old.
+    """
+    sql = "SELECT extversion, extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+    row = connection.execute(sql).fetchone() or ("", "public")
+    connection.execute("SELECT set_config('search_path', %s, false)", (f'"{address.schema}", {row[1]}, pg_catalog',))
+    if not row[0]:
+        return None
+    version = tuple(int(part) for part in re.findall(r"\d+", row[0]))
+    if version < OLDEST_VECTOR:
+        raise SaySeeError(
+            f"{address.place}: its pgvector is {row[0]}; SaySee needs 0.5 or newer: upgrade it, then run ALTER "
+            "EXTENSION vector UPDATE"
+        )
+    pgvector.psycopg.register_vector(connection)
+    return version
 
 
 def _close_all(connections: list[Connection]) -> None:
     for connection in connections:
         connection.close()
+
+
+_REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
+    ((errors.InsufficientPrivilege,), "no permission ({}); ask for it, or name another database or ?schema="),
+    ((errors.ReadOnlySqlTransaction,), "cannot be written ({}); name the primary server"),
+    (
+        (errors.DiskFull, errors.OutOfMemory, errors.InsufficientResources),
+        "the server's disk or memory is full ({}); free some space and run the command again, it resumes",
+    ),
+    (
+        (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure),
+        "the index is busy, or too much was asked for at once ({}); try again",
+    ),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName, errors.DataCorrupted),
+        "the index is damaged ({}); create it again, or restore a copy",
+    ),
+    ((psycopg.OperationalError,), "the connection was lost ({}); run the command again, it resumes"),
+    ((psycopg.Error,), "the database reports an error ({})"),
+)
+
+
+@contextmanager
+def _errors_in_one_line(address: Address) -> Iterator[None]:
+    """Errors of psycopg become a SaySeeError."""
+    try:
+        yield
+    except psycopg.Error as error:
+        reason = next(text for classes, text in _REASONS if isinstance(error, classes))
+        raise SaySeeError(f"{address.place}: {reason.format(_one_line(error, address))}") from None
+
+
+def _one_line(error: psycopg.Error, address: Address) -> str:
+    """The first line of the server's or libpq's message, without the password."""
+    text = error.diag.message_primary or str(error)
+    line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
+    password = str(address.options.get("password") or "")
+    return line.replace(password, "***") if password else line
