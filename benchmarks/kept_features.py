@@ -56,8 +56,8 @@ def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) ->
         for keep, found in rates.items():
             run = scratch / f"{keep}-{turn}"
             trainer = Trainer(load_recipe(options.recipe, [*settings, f"--features.keep={keep}", f"--output={run}"]))
-            if keep == "auto" and trainer.recomputed is not None:
-                sys.exit(f"kept_features: this recipe's features cannot be kept: {trainer.recomputed}")
+            if keep == "auto" and trainer.data.recomputed is not None:
+                sys.exit(f"kept_features: this recipe's features cannot be kept: {trainer.data.recomputed}")
             if keep == "auto" and turn == 0:
                 start = time.perf_counter()
                 trainer.keep_features()

@@ -28,9 +28,9 @@ from lab.nano.loop import LoopSettings, check_same_run, run_steps
 from lab.nano.running import run
 from lab.nano.words import MAX_WORDS, word_tokenizer
 from saysee.errors import ConfigError
+from saysee.files import write_folder
 from saysee.model.processor import SpeechImageProcessor
 from saysee.tasks.contrastive import bounded_scale, info_nce
-from saysee.training.checkpoint import write_folder
 
 HEAD_WIDTH = 64
 """Width of an attention head, as in CLIP; half of it was a sixth slower and no better."""

@@ -28,10 +28,10 @@ from lab.nano.probe import frame_middles, probe_phones
 from lab.nano.running import run
 from lab.nano.speech import SpeechPool, SpokenItem, augmented, vocal_tract
 from saysee.errors import CheckpointError, ConfigError
+from saysee.files import write_folder
 from saysee.model.configuration import HeadConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
-from saysee.training.checkpoint import write_folder
 
 MASK_SPAN = 5
 """Frames masked together, 0.2 s, as in HuBERT."""

@@ -41,8 +41,7 @@ from saysee.data.scenes.world import (
     relation,
 )
 from saysee.errors import CheckpointError
-from saysee.files import write_text
-from saysee.training.checkpoint import write_folder
+from saysee.files import write_folder, write_text
 
 WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
 LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}

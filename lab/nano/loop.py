@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from saysee.encoding.precision import arithmetic_of
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
-from saysee.files import write_text
+from saysee.files import clean_folder, write_text
 from saysee.log import progress_bar
 from saysee.training.attention_kernel import attention_kernel
-from saysee.training.checkpoint import clean_folder, find_checkpoints, load_checkpoint, save_checkpoint
+from saysee.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 
 LOG_FILE, CHECKPOINTS = "log.jsonl", "checkpoints"
 _BETAS = (0.9, 0.98)  # CLIP's (arXiv 2103.00020, appendix F) and HuBERT's (arXiv 2106.07447, section IV-C) alike

@@ -20,8 +20,7 @@ from lab.nano.sentences import sentences
 from saysee.data.scenes.speakers import Speaker, speaker_pools
 from saysee.data.scenes.speech import SAMPLE_RATE, synthesise
 from saysee.errors import SaySeeError
-from saysee.files import write_text
-from saysee.training.checkpoint import write_folder
+from saysee.files import write_folder, write_text
 
 CHUNK = 250  # sentences that are spoken and written at once
 PITCHES, RATES = (25, 75), (125, 215)

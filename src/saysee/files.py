@@ -1,31 +1,92 @@
-"""Files: what a kill or a power cut must not leave half written, and what tells that one has changed."""
+"""Writing files that a kill or a power cut leaves complete or absent, and fingerprints of their contents."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 STILL_SECONDS = 2.0
 """A file that changed less than this before it was read may change again within the same tick of the file system's
-clock; what was read of it is not remembered by its time."""
+clock, so its modification time does not identify what was read."""
+
+_UNFINISHED, _OLD = ".writing-", ".old-"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that appears under its name, complete and on the disk, when the ``with`` block ends without error.
+
+    Args:
+        path: of the file; what it held is replaced.
+    """
+    temporary = unfinished(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, as UTF-8; see :func:`write_bytes`."""
+    """Writes a text file atomically, as UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically: under a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".writing-{path.name}")
-    with temporary.open("wb") as file:
+    """Writes a file atomically."""
+    with atomic_write(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    flush(path.parent)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Creates or replaces a folder atomically.
+
+    Args:
+        folder: its path. A kill leaves the old folder, the new one, or (between two renames) the old one under another
+            name, which :func:`clean_folder` restores.
+        write: fills the empty folder that it receives.
+    """
+    temporary, old = unfinished(folder), folder.with_name(_OLD + folder.name)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in [*temporary.rglob("*"), temporary]:
+        flush(path)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    temporary.rename(folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clean_folder(parent: Path) -> None:
+    """Removes the unfinished files and folders below ``parent``, and restores what a kill left between two names."""
+    if not parent.is_dir():
+        return
+    for path in sorted(parent.iterdir()):
+        if path.name.startswith(_UNFINISHED):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif path.name.startswith(_OLD):
+            final = path.with_name(path.name.removeprefix(_OLD))
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(final)
+
+
+def unfinished(path: Path) -> Path:
+    """The name of a file or folder while it is written or removed."""
+    return path.with_name(_UNFINISHED + path.name)
 
 
 def flush(path: Path) -> None:

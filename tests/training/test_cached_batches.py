@@ -13,8 +13,7 @@ from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.settings.recipe import resolve_recipe
-from saysee.training.chunks import slices
-from saysee.training.trainer import Trainer
+from saysee.training.trainer import Trainer, slices
 
 SEED = 7
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
@@ -23,7 +22,7 @@ DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_p
 @pytest.fixture
 def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:
     tiny_settings["contrastive"] = {"learn_temperature": True}
-    tiny_settings["optimizer"] |= {"clip_norm": 1e9}  # so that the optimiser sees the gradient as it is
+    tiny_settings["optimizer"] |= {"clip_norm": 1e9}  # so that the optimizer sees the gradient as it is
     return tiny_settings
 
 
@@ -34,18 +33,18 @@ def without_dropout(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def one_step(settings: dict[str, Any], *overrides: str) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The figures of a first step and every parameter's gradient in it, told by Adam's first moment."""
+    """The metrics of a first step and every parameter's gradient in it, from Adam's first moment."""
     trainer = Trainer(resolve_recipe(settings, overrides))
     trainer.objective.train()
     torch.manual_seed(SEED)
-    figures, _ = trainer.steps.take(iter(trainer.loader), 0)
-    states = trainer.steps.optimizer.state
+    metrics, _ = trainer.step(iter(trainer.loader), 0)
+    states = trainer.optimizer.state
     gradients = {
         name: states[parameter]["exp_avg"] / 0.1
         for name, parameter in trainer.objective.named_parameters()
         if parameter in states
     }
-    return figures, gradients
+    return metrics, gradients
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -53,11 +52,11 @@ def test_chunks_have_the_loss_and_gradient_of_the_whole_batch(settings: dict[str
     settings = without_dropout(settings)
     settings["denoising"] = {"preset": "off"}
     settings["optimizer"]["accumulate"] = 2
-    figures, gradients = one_step(settings)
+    metrics, gradients = one_step(settings)
     in_chunks, in_chunks_gradients = one_step(settings, f"--data.chunk_size={size}")
-    assert in_chunks.keys() == figures.keys()
-    assert in_chunks["loss"] == pytest.approx(figures["loss"], rel=1e-6)
-    assert in_chunks["gradient_norm"] == pytest.approx(figures["gradient_norm"], rel=1e-5)
+    assert in_chunks.keys() == metrics.keys()
+    assert in_chunks["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert in_chunks["gradient_norm"] == pytest.approx(metrics["gradient_norm"], rel=1e-5)
     assert gradients["tasks.contrastive.log_scale"].abs() > 1e-3
     assert_same_gradients(in_chunks_gradients, gradients)
 
@@ -65,7 +64,7 @@ def test_chunks_have_the_loss_and_gradient_of_the_whole_batch(settings: dict[str
 def test_dropout_is_drawn_once_for_both_passes_and_denoising_works_on_each_chunk(settings: dict[str, Any]) -> None:
     """Against the same mathematics with all chunks in one graph: their features, the contrastive loss of all vectors
     together, the mean of the denoising loss of each."""
-    figures, gradients = one_step(settings, "--data.chunk_size=4")
+    metrics, gradients = one_step(settings, "--data.chunk_size=4")
 
     trainer = Trainer(resolve_recipe(settings))
     objective = trainer.objective.train()
@@ -88,9 +87,9 @@ def test_dropout_is_drawn_once_for_both_passes_and_denoising_works_on_each_chunk
     loss.backward()
     expected = {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
 
-    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert figures["contrastive_loss"] == pytest.approx(contrastive.item(), rel=1e-6)
-    assert figures["denoising_loss"] == pytest.approx(sum(denoising).item() / 2, rel=1e-6)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["contrastive_loss"] == pytest.approx(contrastive.item(), rel=1e-6)
+    assert metrics["denoising_loss"] == pytest.approx(sum(denoising).item() / 2, rel=1e-6)
     assert_same_gradients(gradients, expected)
 
 
@@ -105,8 +104,8 @@ def test_kept_features_go_in_chunks_too(settings: dict[str, Any]) -> None:
         output = f"--output={settings['output']}-{name}"
         trainer = Trainer(resolve_recipe(settings, [*overrides, output]))
         trainer.fit()
-        assert trainer.recomputed is None
-        losses.append(trainer.progress.previous_contrastive)
+        assert trainer.data.recomputed is None
+        losses.append(trainer.state.previous_contrastive)
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
@@ -120,7 +119,7 @@ def test_no_more_than_a_chunk_is_encoded_at_a_time(settings: dict[str, Any]) -> 
         with_graph.append(output[0].requires_grad)
 
     trainer.model.speech_encoder.hubert.encoder.layers[0].register_forward_hook(look)
-    trainer.steps.take(iter(trainer.loader), 0)
+    trainer.step(iter(trainer.loader), 0)
     assert sizes == [2, 3, 3] * 2
     assert with_graph == [False] * 3 + [True] * 3
 

@@ -102,11 +102,13 @@ def test_training_with_kept_features_is_training_without(
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "saysee")
     overrides = [f"--training.precision={precision}"]
     output = frozen_settings["output"]
     Trainer(resolve_recipe(frozen_settings, [*overrides, "--features.keep=off"])).fit()
-    assert "features are recomputed at each step: features.keep is off" in capsys.readouterr().err
+    assert "features are recomputed at each step: features.keep is off" in caplog.text
     Trainer(resolve_recipe(frozen_settings, [*overrides, f"--output={output}-kept"])).fit()
     assert computed(capsys)[0] == 60 + 20
 
@@ -518,10 +520,11 @@ def test_features_are_kept_unless_something_forbids_it(
 
 
 def test_a_run_whose_features_cannot_be_kept_says_why_and_keeps_none(
-    frozen_settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    frozen_settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "saysee")
     Trainer(resolve_recipe(frozen_settings, ["--model.speech_trainable=1", "--training.steps=1"])).fit()
-    assert "run: features are recomputed at each step: model.speech_trainable is 1" in capsys.readouterr().err
+    assert "run: features are recomputed at each step: model.speech_trainable is 1" in caplog.text
     assert not Path(frozen_settings["features"]["folder"]).exists()
 
 

@@ -140,10 +140,10 @@ def test_killed_between_two_steps_it_ends_with_the_same_weights(never_killed: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_keeps_what_is_done_exits_130_and_goes_on(
+def test_interrupted_it_keeps_what_is_done_exits_130_and_can_be_resumed(
     never_killed: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    """As a terminal's Ctrl-C and a job scheduler's stop do it: the whole group is told, the loader's workers too."""
+    """As by a terminal's Ctrl-C or a job scheduler: the whole group receives it, the loader's workers too."""
     recipe = write_recipe(settings_of(never_killed), tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = start(recipe)

@@ -61,9 +61,9 @@ def last_state(run: Path) -> dict[str, Any]:
 
 
 def gradients_of(trainer: Trainer, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Every parameter's gradient in the first step of a run, told by Adam's first moment."""
+    """Every parameter's gradient in the first step of a run, from Adam's first moment."""
     names = {parameter: name for name, parameter in trainer.objective.named_parameters()}
-    parameters = [parameter for group in trainer.steps.optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     return {
         names[parameters[number]]: values["exp_avg"] / 0.1 for number, values in state["optimizer"]["state"].items()
     }
@@ -71,7 +71,7 @@ def gradients_of(trainer: Trainer, state: dict[str, Any]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:
-    """All is trained, nothing is drawn, and the optimiser sees the gradient as it is."""
+    """All is trained, nothing is drawn, and the optimizer sees the gradient as it is."""
     tiny_settings["model"]["speech"] = tiny_settings["model"]["speech"] | NO_DROPOUT
     tiny_settings["model"]["head_dropout"] = tiny_settings["fusion"]["dropout"] = 0.0
     tiny_settings["contrastive"] = {"learn_temperature": True}
@@ -87,7 +87,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one_with_the_whole_batch(
     settings["optimizer"]["accumulate"] = 2
     two = start(write(settings, tmp_path / "two"))
     trainer = Trainer(resolve_recipe(settings))
-    # Captions of one picture fall to both processes: they must not be negatives of each other there either.
+    # Captions of one image fall to both processes: they must not be negatives of each other there either.
     batches = iter(trainer.loader)
     ids = [next(batches).image_ids for _ in range(2)]
     assert any(set(of_batch[::2].tolist()) & set(of_batch[1::2].tolist()) for of_batch in ids)
@@ -99,8 +99,8 @@ def test_two_processes_have_the_loss_and_gradient_of_one_with_the_whole_batch(
     assert result_of_two["clips"] == result["clips"] == 16
     one_line, two_line = (read_metrics(path)[0] for path in (Path(settings["output"]), tmp_path / "two" / "run"))
     assert one_line.keys() == two_line.keys()
-    for figure in ("loss", "contrastive_loss", "gradient_norm"):
-        assert two_line[figure] == pytest.approx(one_line[figure], rel=1e-5), figure
+    for metric in ("loss", "contrastive_loss", "gradient_norm"):
+        assert two_line[metric] == pytest.approx(one_line[metric], rel=1e-5), metric
     states = [last_state(path) for path in (Path(settings["output"]), tmp_path / "two" / "run")]
     one_gradients, two_gradients = (gradients_of(trainer, state) for state in states)
     assert one_gradients["tasks.contrastive.log_scale"].abs() > 1e-3
@@ -108,7 +108,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one_with_the_whole_batch(
 
 
 def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
-    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Against the same mathematics in one graph: the contrastive loss of all vectors, the mean of the denoising loss of
     the four chunks. One process resumes what two have left, and the best model loads."""
@@ -130,8 +130,8 @@ def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
     for part in rows:
         of_part = SpeechFeatures(speech.vector[part], speech.frames[part], speech.mask[part])
         of_images = ImageFeatures(images.vector[part], images.patches[part])
-        figures = objective.tasks["denoising"](of_part, of_images, batch.image_ids[part])
-        loss = loss + figures["denoising_loss"] / len(rows)
+        metrics = objective.tasks["denoising"](of_part, of_images, batch.image_ids[part])
+        loss = loss + metrics["denoising_loss"] / len(rows)
     loss.backward()
     expected = {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
 
@@ -151,8 +151,9 @@ def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
     find_checkpoints(run / "checkpoints")[-1].rename(tmp_path / "aside")
     (run / "result.json").unlink()
     resumed = resolve_recipe(settings, [f"--output={run}"])
+    caplog.set_level("INFO", "saysee")
     Trainer(resumed).fit("auto")
-    assert "1 processes go on with a run of 2" in capsys.readouterr().err
+    assert "a run of 2 processes is resumed by 1" in caplog.text
     again = [line for line in read_metrics(run) if line["kind"] == "train"]
     assert [line["step"] for line in again] == [1, 2]
     assert again[1]["contrastive_loss"] == pytest.approx(lines[1]["contrastive_loss"], rel=1e-4)
@@ -173,9 +174,6 @@ def test_features_are_computed_by_one_process_and_read_by_both(settings: dict[st
         for path in (Path(settings["output"]), tmp_path / "two" / "run")
     )
     assert two == pytest.approx(one, rel=1e-4)
-
-
-# --- one end for both -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +227,10 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert [state["progress"]["step"] for state in states] == [8, 8]
     for name, value in states[0]["weights"].items():
         assert torch.equal(value, states[1]["weights"][name]), name
-    assert len(states[0]["rng_of_others"]) == 1
-    assert torch.equal(states[0]["rng_of_others"][0][0], states[1]["rng_of_others"][0][0])
-    assert not torch.equal(states[0]["rng_of_others"][0][0], states[0]["torch_rng"])
-
-
-def own_lines(errors: str) -> list[str]:
-    return [line for line in errors.splitlines() if line.startswith("saysee:")]
+    draws = [state["torch_rng"] for state in states]
+    assert [len(of_run) for of_run in draws] == [2, 2]
+    assert all(torch.equal(one, other) for one, other in zip(*draws, strict=True))
+    assert not torch.equal(*draws[0])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -253,10 +248,10 @@ def test_a_killed_process_ends_the_other_within_a_minute(
     assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
 
 
-def test_told_to_stop_both_end_at_one_step_and_go_on_from_there(
+def test_interrupted_both_end_at_one_step_and_are_resumed_from_there(
     never_killed: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    """As a terminal's Ctrl-C does it: torchrun and both processes are told, and torchrun tells them again."""
+    """As a terminal's Ctrl-C does it: torchrun and both processes receive it, and torchrun sends them another."""
     settings, whole_run = never_killed
     recipe, run = write(settings, tmp_path, checkpoint_every=100), tmp_path / "run"
     process = start(recipe)
@@ -264,7 +259,7 @@ def test_told_to_stop_both_end_at_one_step_and_go_on_from_there(
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert own_lines(errors) == ["saysee: interrupted; what is finished is kept"]
+    assert errors.count("saysee: interrupted") == 1
     assert 0 < last_state(run)["progress"]["step"] < 8
     finish(start(recipe, "--resume", "auto"))
     assert_same_end(whole_run, run)

@@ -19,14 +19,14 @@ def train(settings: dict[str, Any], *overrides: str, resume: str = "never") -> d
     return Trainer(resolve_recipe(settings, overrides)).fit(resume)
 
 
-def test_a_run_leaves_recipe_surroundings_metrics_best_model_and_result(tiny_settings: dict[str, Any]) -> None:
+def test_a_run_leaves_recipe_environment_metrics_best_model_and_result(tiny_settings: dict[str, Any]) -> None:
     result = train(tiny_settings, "--training.save_fusion=true")
     run = Path(tiny_settings["output"])
     assert load_recipe(run / "recipe.yaml") == resolve_recipe(tiny_settings, ["--training.save_fusion=true"])
-    surroundings = json.loads((run / "environment.json").read_text())
-    assert surroundings["seed"] == 0
-    assert surroundings["versions"]["torch"] == torch.__version__
-    assert {"git_commit", "processors", "threads", "python"} <= surroundings.keys()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["seed"] == 0
+    assert environment["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "processors", "threads", "python"} <= environment.keys()
     assert result == json.loads((run / "result.json").read_text())
     assert result["steps"] == 6
     assert result["clips"] == 6 * 8
@@ -138,7 +138,7 @@ def test_a_run_of_other_settings_is_refused_by_name(tiny_settings: dict[str, Any
     train(tiny_settings, "--training.keep_checkpoints=1", resume="auto")  # no weight depends on it
 
 
-def test_a_missing_manifest_or_split_is_told(tiny_settings: dict[str, Any]) -> None:
+def test_a_missing_manifest_or_split_is_reported(tiny_settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"data\.manifest"):
         train(tiny_settings, "--data.manifest=")
     with pytest.raises(SaySeeError, match=r"train.*val.*test"):
@@ -173,7 +173,7 @@ def with_a_bad_clip(manifest: Manifest, folder: Path) -> Path:
 
 
 def test_a_bad_file_stops_training_with_its_name_or_is_skipped_and_listed(
-    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_settings["data"]["manifest"] = str(with_a_bad_clip(tiny_manifest, tmp_path))
     whole_epochs = ("--training.steps=9", "--data.batch_size=8")
@@ -181,10 +181,10 @@ def test_a_bad_file_stops_training_with_its_name_or_is_skipped_and_listed(
         train(tiny_settings, *whole_epochs)
     result = train(tiny_settings, *whole_epochs, "--data.on_bad_file=skip", f"--output={tmp_path / 'other'}")
     assert {Path(one["path"]).name for one in result["skipped_files"]} == {"rubbish.wav"}
-    assert "rubbish.wav" in capsys.readouterr().err
+    assert "rubbish.wav" in caplog.text
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_mend(tiny_settings: dict[str, Any]) -> None:
+def test_a_loss_that_is_not_finite_stops_with_a_fix(tiny_settings: dict[str, Any]) -> None:
     trainer = Trainer(resolve_recipe(tiny_settings))
     with torch.no_grad():
         trainer.model.speech_encoder.head.projection.weight.fill_(float("nan"))

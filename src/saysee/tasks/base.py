@@ -12,22 +12,17 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 class Task(nn.Module, ABC):
     """Features in, named scalars out.
 
-    A subclass implements :meth:`forward` and returns ``{name_loss: scalar, ...}``: every key that ends in ``_loss`` is
-    multiplied by the task's weight and summed into the training loss; other keys are only logged. A task may own
-    parameters (they train with the head) and may use the model's fusion encoder, which it is given when it is made.
+    A subclass implements :meth:`forward`, which returns ``{name_loss: scalar, ...}``. Every key that ends in ``_loss``
+    is multiplied by the task's weight and summed into the training loss; other keys are only logged. A task may own
+    parameters (they train with the head) and may use the model's fusion encoder, which its constructor receives.
 
     Args:
-        weight: weight of the losses when the task is in full force.
+        weight: weight of the losses after the warm-up.
         start_step: step before which the weight is 0.
         warmup_steps: steps over which the weight then rises linearly.
-
-    Attributes:
-        on_vectors: the task reads the global vectors alone. Then it sees all pairs of the batch even where encoding
-            them takes several chunks (``data.chunk_size``); another task sees the pairs of a chunk.
     """
 
     name: str
-    on_vectors = False
 
     def __init__(self, weight: float, start_step: int = 0, warmup_steps: int = 0) -> None:
         super().__init__()
@@ -36,7 +31,7 @@ class Task(nn.Module, ABC):
         self.warmup_steps = warmup_steps
 
     def weight_at(self, step: int) -> float:
-        """The weight of the losses at an optimiser step (0 is the first)."""
+        """The weight of the losses at an optimizer step (0 is the first)."""
         if step < self.start_step:
             return 0.0
         if step >= self.start_step + self.warmup_steps:
@@ -45,15 +40,15 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
-        """The losses of one batch of B pairs.
+        """The losses of B pairs.
 
         Args:
             speech: features of the clips.
-            images: features of the pictures, row by row the clips' own.
-            image_ids: [B] int; pairs that share one show the same picture and are no negatives of each other.
+            images: features of the images; row i belongs to clip i.
+            image_ids: [B] int; pairs with the same id show the same image and are not negatives of each other.
         """
 
     def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
-        """Figures of a validation batch that tell whether the task does what it is for; none by default."""
+        """Metrics of a validation batch that show whether the task does what it is for; none by default."""
         del speech, images, image_ids
         return {}

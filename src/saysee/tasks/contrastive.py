@@ -1,9 +1,19 @@
-"""Speech-image contrastive learning: the clip's vector must find its picture's among the batch's, and the other way."""
+"""Speech-image contrastive learning: each clip's vector must find the vector of its image in the batch, and vice versa.
+
+The loss compares every pair of a batch with every other, over all processes that train together. A batch that is too
+large to encode at once goes in chunks with the loss and gradient of the whole batch: see :meth:`ContrastiveTask.cache`.
+
+Shapes: B pairs of a batch (this process's share), C pairs of a chunk, D width of the joint space.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,8 +26,151 @@ MAX_LOGIT_SCALE = 100.0
 """A learned temperature never falls below 1/100, as in CLIP (arXiv 2103.00020, section 2.5)."""
 
 
+class Chunk(Protocol):
+    """Some pairs of a batch."""
+
+    image_ids: Tensor
+
+    def __len__(self) -> int: ...
+
+
+ChunkT = TypeVar("ChunkT", bound=Chunk)
+
+
+class ContrastiveTask(Task):
+    """InfoNCE between the global vectors of clips and images.
+
+    Args:
+        weight: weight of the loss.
+        temperature: temperature at the start.
+        learn_temperature: make the temperature a parameter.
+    """
+
+    name = "contrastive"
+
+    def __init__(self, weight: float = 1.0, temperature: float = 0.07, learn_temperature: bool = False) -> None:
+        super().__init__(weight)
+        scale = torch.tensor(math.log(1 / temperature))
+        if learn_temperature:
+            self.log_scale: Tensor = nn.Parameter(scale)
+        else:
+            self.register_buffer("log_scale", scale)
+
+    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Task.forward`; returns ``contrastive_loss`` and the current ``temperature``."""
+        return self._compare(speech.vector, images.vector, image_ids)
+
+    def cache(
+        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures]], chunks: Sequence[ChunkT]
+    ) -> list[CachedChunk]:
+        """The first of two passes over a batch in chunks (GradCache, arXiv 2101.06983).
+
+        The gradient of the loss goes through the vectors alone. So all chunks are encoded once without a graph, the
+        loss of all vectors gives each vector its gradient, and in a second pass each chunk is encoded again with a
+        graph, to carry that gradient to the parameters. Only the activations of one chunk are in memory at a time.
+
+        Args:
+            encode: the features of a chunk.
+            chunks: all of a batch. With several processes, each must have as many.
+
+        Returns:
+            For each chunk, what replaces this task in the second pass.
+        """
+        draws, speech, images = [], [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                draws.append(_Draws(self.log_scale.device))
+                of_speech, of_images = encode(chunk)
+                speech.append(of_speech.vector.float())
+                images.append(of_images.vector.float())
+        ids = torch.cat([chunk.image_ids for chunk in chunks]).to(self.log_scale.device)
+        all_speech, all_images = torch.cat(speech).requires_grad_(), torch.cat(images).requires_grad_()
+        results = self._compare(all_speech, all_images, ids)
+        own = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(results["contrastive_loss"], [all_speech, all_images, *own])
+        sizes = [len(chunk) for chunk in chunks]
+        return [
+            CachedChunk(
+                results={name: value.detach() for name, value in results.items()},
+                share=size / len(ids),
+                draws=of_chunk,
+                speech_gradient=of_speech,
+                image_gradient=of_images,
+                own=list(zip(own, gradients[2:], strict=True)),
+            )
+            for size, of_chunk, of_speech, of_images in zip(
+                sizes, draws, torch.split(gradients[0], sizes), torch.split(gradients[1], sizes), strict=True
+            )
+        ]
+
+    def _compare(self, speech: Tensor, images: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
+        log_scale = self.log_scale
+        scale = bounded_scale(log_scale) if isinstance(log_scale, nn.Parameter) else log_scale.float().exp()
+        compare = info_nce_over_processes if _in_several_processes() else info_nce
+        return {"contrastive_loss": compare(speech, images, scale, image_ids), "temperature": 1 / scale.detach()}
+
+
+@dataclass(frozen=True)
+class CachedChunk:
+    """What a chunk that is encoded again carries of the contrastive loss of the whole batch.
+
+    Attributes:
+        results: of the task for the whole batch, without graph.
+        share: C / B.
+        draws: the random generators before the chunk was first encoded.
+        speech_gradient, image_gradient: [C, D] gradients of the loss with respect to the chunk's vectors.
+        own: the task's parameters with their gradients.
+    """
+
+    results: dict[str, Tensor]
+    share: float
+    draws: _Draws
+    speech_gradient: Tensor
+    image_gradient: Tensor
+    own: Sequence[tuple[Tensor, Tensor]]
+
+    def encode_again(
+        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures]], chunk: ChunkT
+    ) -> tuple[SpeechFeatures, ImageFeatures]:
+        """Encodes the chunk with a graph and the same dropout as before."""
+        with self.draws.replayed():
+            return encode(chunk)
+
+    def losses(self, speech: SpeechFeatures, images: ImageFeatures) -> dict[str, Tensor]:
+        """As :meth:`ContrastiveTask.forward`, for the chunk encoded again.
+
+        The loss has the value of the whole batch. Its gradient is such that the mean over all chunks, weighted by their
+        :attr:`share`, is the gradient of the whole batch.
+        """
+        carried = (speech.vector.float() * self.speech_gradient).sum()
+        carried = carried + (images.vector.float() * self.image_gradient).sum()
+        carried = carried / self.share
+        for parameter, gradient in self.own:
+            carried = carried + (parameter * gradient).sum()
+        # The difference is exactly 0: only its gradient counts.
+        return {**self.results, "contrastive_loss": self.results["contrastive_loss"] + (carried - carried.detach())}
+
+
+class _Draws:
+    """The state of torch's random generators, of the CPU and of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Goes back to this state for a ``with`` block, and then to the state before it."""
+        with torch.random.fork_rng(devices=[self._device] if self._cuda is not None else []):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda, self._device)
+            yield
+
+
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
-    """The mean of the two directions' InfoNCE, in fp32.
+    """The mean of InfoNCE in both directions, in fp32.
 
     Row i of ``a`` belongs to row i of ``b``. Rows that share an id are neither positives nor negatives of each other.
     Zero vectors give log B. Source: arXiv 2210.00705, equation 1, with its same-image mask.
@@ -41,14 +194,14 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor
 
 
 def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
-    """This process's share of :func:`info_nce` of the rows of all W processes: its own rows against all.
+    """This process's share of :func:`info_nce` over the rows of all W processes: its own rows against all.
 
-    The mean over processes is the loss of all rows in one process, and so is the mean of the gradients of parameters;
-    because each process's rows get the gradient of all processes' losses. Every process must call it at once, with
-    the same B.
+    The mean over processes is the loss of all rows in one process, and so is the mean of the gradients of parameters,
+    because each process's rows get the gradient of all processes' losses. Every process must call it at once, with the
+    same B.
 
     Args:
-        a, b, scale, ids: as for :func:`info_nce`; ids count the same images in every process.
+        a, b, scale, ids: as for :func:`info_nce`; ids number the same images in every process.
     """
     with torch.autocast(a.device.type, enabled=False):
         own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
@@ -63,6 +216,16 @@ def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Te
         return (functional.cross_entropy(a_to_b, target) + functional.cross_entropy(b_to_a, target)) / 2
 
 
+def bounded_scale(log_scale: nn.Parameter) -> Tensor:
+    """One over a learned temperature, in fp32.
+
+    The parameter itself is bounded: a clamp behind it would stop its gradient, and with it the way back.
+    """
+    with torch.no_grad():
+        log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+    return log_scale.float().exp()
+
+
 def _in_several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -74,44 +237,3 @@ def _gather(rows: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 recommends a private module that 2.6 does not have
         return torch.cat(all_gather(rows))  # type: ignore[no-untyped-call]
-
-
-def bounded_scale(log_scale: nn.Parameter) -> Tensor:
-    """One over a learned temperature, in fp32.
-
-    The parameter itself is held back: a clamp behind it would stop its gradient, and with it the way back.
-    """
-    with torch.no_grad():
-        log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-    return log_scale.float().exp()
-
-
-class ContrastiveTask(Task):
-    """InfoNCE between the global vectors of clips and pictures, over the pairs of all processes that train together.
-
-    Args:
-        weight: weight of the loss.
-        temperature: temperature at the start.
-        learn_temperature: make it a parameter.
-    """
-
-    name = "contrastive"
-    on_vectors = True
-
-    def __init__(self, weight: float = 1.0, temperature: float = 0.07, learn_temperature: bool = False) -> None:
-        super().__init__(weight)
-        scale = torch.tensor(math.log(1 / temperature))
-        if learn_temperature:
-            self.log_scale: Tensor = nn.Parameter(scale)
-        else:
-            self.register_buffer("log_scale", scale)
-
-    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`; gives ``contrastive_loss`` and the ``temperature`` in force."""
-        log_scale = self.log_scale
-        scale = bounded_scale(log_scale) if isinstance(log_scale, nn.Parameter) else log_scale.float().exp()
-        compare = info_nce_over_processes if _in_several_processes() else info_nce
-        return {
-            "contrastive_loss": compare(speech.vector, images.vector, scale, image_ids),
-            "temperature": 1 / scale.detach(),
-        }

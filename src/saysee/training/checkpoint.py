@@ -1,78 +1,244 @@
-"""Checkpoints that a kill cannot harm.
-
-A folder is written under a temporary name, flushed to the disk and renamed: whoever finds a folder under its own name
-finds it whole.
-"""
+"""The folder of a run, its checkpoints, and the state that a resumed run continues from."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from saysee.data.loader import ResumableLoader
 from saysee.errors import CheckpointError
-from saysee.files import flush
+from saysee.files import clean_folder, unfinished, write_folder, write_text
+from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
+from saysee.training.log_records import peak_memory_mib
+from saysee.training.objective import Objective
+from saysee.training.processes import Processes
 
 STATE_FILE = "state.pt"
 _STEP = re.compile(r"step-(\d{8})")
-_TEMPORARY, _OLD = ".writing-", ".old-"
+FREE_TO_CHANGE = (
+    "training.keep_checkpoints",
+    "training.log_every",
+    "data.workers",
+    "data.cache_images_mb",
+    "features.keep",
+    "features.folder",
+    "features.limit_gb",
+    "output",
+)
+"""Settings that a resumed run may change: no weight depends on them, or (features) only to numerical noise."""
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes or replaces a folder as a whole.
+class RunFolder:
+    """The folder of a run.
 
-    Args:
-        folder: where it shall be. A kill leaves the old one, the new one, or (between two renames) the old one under
-            another name, which :func:`clean_folder` brings back.
-        write: fills the empty folder that it is given.
+    It holds ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``,
+    ``best/`` (the model that ``training.best_by`` chose, ready for ``from_pretrained``) and, at the end,
+    ``result.json``. A kill leaves each of them complete or absent.
     """
-    temporary, old = folder.with_name(_TEMPORARY + folder.name), folder.with_name(_OLD + folder.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for path in [*temporary.rglob("*"), temporary]:
-        flush(path)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    temporary.rename(folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._recipe, self._environment, self._result = (
+            path / name for name in ("recipe.yaml", "environment.json", "result.json")
+        )
+
+    def result(self, recipe: Recipe, resume: str) -> dict[str, Any] | None:
+        """The result of a finished run; None where there is a run to resume, or none.
+
+        Raises:
+            CheckpointError: the folder holds a run of another recipe, or one that is not to be resumed.
+        """
+        if self._recipe.exists():
+            if resume != "auto":
+                raise CheckpointError(
+                    f"{self.path} already holds a run; resume it with --resume auto, or give another --output"
+                )
+            _check_same_recipe(load_recipe(self._recipe), recipe, self.path)
+        if not self._result.exists():
+            return None
+        result: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
+        return result
+
+    def claim(self, recipe: Recipe, environment: Callable[[], dict[str, Any]]) -> None:
+        """Removes what a kill left incomplete, and writes recipe and environment of a new run."""
+        clean_folder(self.path)
+        clean_folder(self.checkpoints)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._recipe.exists():
+            _write_json(self._environment, environment())
+            save_recipe(recipe, self._recipe)
+
+    def environment(self) -> dict[str, Any]:
+        """What :meth:`claim` wrote when the run began."""
+        content: dict[str, Any] = json.loads(self._environment.read_text(encoding="utf-8"))
+        return content
+
+    def write_best(self, write: Callable[[Path], None]) -> None:
+        """Replaces the best model."""
+        write_folder(self.path / "best", write)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Marks the run as finished."""
+        _write_json(self._result, result)
 
 
-def clean_folder(parent: Path) -> None:
-    """Removes what a kill left half written below ``parent``, and brings back what it left between two names."""
-    if not parent.is_dir():
-        return
-    for path in sorted(parent.iterdir()):
-        if path.name.startswith(_TEMPORARY):
-            shutil.rmtree(path)
-        elif path.name.startswith(_OLD):
-            whole = path.with_name(path.name.removeprefix(_OLD))
-            if whole.exists():
-                shutil.rmtree(path)
-            else:
-                path.rename(whole)
+class TrainingState:
+    """Steps, clips, seconds, scores and signs of a run so far: plain values, part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.clips = 0
+        self.seconds = 0.0
+        self.best_recall = -1.0
+        self.best_step = 0
+        self.worse_evaluations = 0
+        self.stopped_early = False
+        self.recall: float | None = None
+        self.previous_contrastive: float | None = None
+        self.signs: list[str] = []
+        self.mid_epoch = False
+        self.reported_bad_files = 0
+        self._log_sums: dict[str, list[float]] = {}
+        self._interval_sums: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a :meth:`state_dict`."""
+        vars(self).update(state)
+
+    def add_step(self, metrics: dict[str, float], clips: int, seconds: float) -> None:
+        """Counts an optimizer step."""
+        self.step += 1
+        self.clips += clips
+        self.seconds += seconds
+        self.mid_epoch = True
+        for sums in (self._log_sums, self._interval_sums):
+            for key, value in metrics.items():
+                total = sums.setdefault(key, [0.0, 0.0])
+                total[0] += value
+                total[1] += 1
+
+    @property
+    def clips_per_second(self) -> float:
+        """Over the whole run, without evaluation."""
+        return self.clips / self.seconds if self.seconds else 0.0
+
+    def take_log_means(self) -> dict[str, float]:
+        """Means of the metrics since the last line of the log."""
+        sums, self._log_sums = self._log_sums, {}
+        return {key: total / count for key, (total, count) in sums.items()}
+
+    def take_interval_means(self) -> dict[str, float]:
+        """Means of the losses since the last evaluation."""
+        sums, self._interval_sums = self._interval_sums, {}
+        return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
+
+    def add_evaluation(self, recall: float, patience: int, best_by: Literal["recall", "step"]) -> bool:
+        """Counts an evaluation with its mean R@1 in percent; True when its model is the best so far."""
+        self.recall = recall
+        if best_by == "step" or recall > self.best_recall:
+            self.best_recall, self.best_step, self.worse_evaluations = recall, self.step, 0
+            return True
+        self.worse_evaluations += 1
+        self.stopped_early = bool(patience) and self.worse_evaluations >= patience
+        return False
+
+    def result(self, bad_files: list[tuple[str, str]]) -> dict[str, Any]:
+        """The result of a finished run."""
+        return {
+            "steps": self.step,
+            "stopped_early": self.stopped_early,
+            "best_step": self.best_step,
+            "best_val_mean_R@1": self.best_recall,
+            "training_seconds": self.seconds,
+            "seconds_per_step": self.seconds / max(self.step, 1),
+            "clips": self.clips,
+            "clips_per_second": self.clips_per_second,
+            "peak_memory_mib": peak_memory_mib(),
+            "signs_at_the_end": self.signs,
+            "skipped_files": [{"path": path, "reason": reason} for path, reason in bad_files],
+        }
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """The parts of a run that change while it trains; restored, the run ends as if it had never stopped."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    loader: ResumableLoader[Any]
+    state: TrainingState
+    processes: Processes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and plain values, without frozen weights. All processes must call it."""
+        frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
+        draws = self.processes.gather((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
+        return {
+            "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
+            "optimizer": self.optimizer.state_dict(),
+            "loader": self.loader.state_dict(),
+            "progress": self.state.state_dict(),
+            "torch_rng": [on_cpu for on_cpu, _ in draws],
+            "cuda_rng": [on_gpus for _, on_gpus in draws],
+        }
+
+    def load(self, checkpoint: Path, seed: int) -> int:
+        """Restores a checkpoint. All processes must call it.
+
+        Args:
+            checkpoint: its folder.
+            seed: of new draws, for a run that had another number of processes.
+
+        Returns:
+            How many processes the run had.
+
+        Raises:
+            CheckpointError: it cannot be read, or belongs to another model or another order of the data.
+        """
+        state = load_checkpoint(checkpoint)
+        missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
+        trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
+        if unexpected or trained & set(missing):
+            raise CheckpointError(f"{checkpoint} belongs to another model; give another --output")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.load_state_dict(state["loader"])
+        self.state.load_state_dict(state["progress"])
+        processes, rank = len(state["torch_rng"]), self.processes.rank
+        if processes != self.processes.count:
+            self.processes.seed_draws(seed + self.state.step)
+            return processes
+        torch.set_rng_state(state["torch_rng"][rank])
+        if state["cuda_rng"][rank]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"][rank])
+        return processes
 
 
 def save_checkpoint(parent: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes ``parent/step-<step>`` and removes all but the newest ``keep``.
+    """Writes ``parent/step-<step>`` atomically and removes all but the newest ``keep``.
 
     Args:
         parent: folder of the checkpoints.
-        step: optimiser steps done.
-        state: tensors and plain values, nested as you like.
-        keep: how many stay.
+        step: optimizer steps done.
+        state: tensors and plain values, nested.
+        keep: number of checkpoints that stay.
     """
     folder = parent / f"step-{step:08d}"
     write_folder(folder, lambda temporary: torch.save(state, temporary / STATE_FILE))
     for old in find_checkpoints(parent)[:-keep]:
-        # Under another name first: a kill must not leave a half removed folder under a checkpoint's name.
-        shutil.rmtree(old.rename(parent / (_TEMPORARY + old.name)))
+        # Renamed first: a kill must not leave a half removed folder under the name of a checkpoint.
+        shutil.rmtree(old.rename(unfinished(old)))
     return folder
 
 
@@ -93,6 +259,28 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
         raise CheckpointError(
-            f"checkpoint {folder} cannot be read ({type(error).__name__}); remove it to resume from the one before"
+            f"checkpoint {folder} cannot be read ({type(error).__name__}); remove it to resume from the previous one"
         ) from error
     return state
+
+
+def _check_same_recipe(there: Recipe, here: Recipe, folder: Path) -> None:
+    """Raises CheckpointError when two recipes differ in a setting that weights depend on."""
+    old, new = _flat(recipe_to_dict(there)), _flat(recipe_to_dict(here))
+    for name in sorted(old.keys() | new.keys()):
+        if name not in FREE_TO_CHANGE and old.get(name) != new.get(name):
+            raise CheckpointError(
+                f"{folder} holds a run with another {name} ({old.get(name)!r}, now {new.get(name)!r}); "
+                "give another --output, or the same settings"
+            )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -112,7 +112,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     trainer = Trainer(recipe, name="dry run")
     processes, accumulate = trainer.processes, recipe.optimizer.accumulate
-    objective, kept = trainer.objective.train(), trainer.recomputed is None
+    objective, kept = trainer.objective.train(), trainer.data.recomputed is None
     batches = _batches_from_the_longest(trainer)
     step_seconds: list[float] = []
     encoding_seconds, clips = 0.0, 0
@@ -125,13 +125,13 @@ def dry_run(recipe: Recipe) -> DryRun:
                 of_step = [_encode(objective, trainer, batch) for batch in of_step if isinstance(batch, Batch)]
                 encoding_seconds += time.perf_counter() - start
                 start = time.perf_counter()
-            _, clips = trainer.steps.take(iter(of_step), last_step)
+            _, clips = trainer.step(iter(of_step), last_step)
             if number > 0:
                 step_seconds.append(time.perf_counter() - start)
             bar.advance()
             if processes.any(sum(step_seconds) > MEASURED_SECONDS):
                 break
-    rows = [trainer.train_rows, trainer.val_rows]
+    rows = [trainer.data.train_rows, trainer.data.val_rows]
     seconds_per_step = float(np.median(step_seconds))
     encoded = clips * (1 + len(step_seconds))
     peak, on_gpu = peak_memory_mib(), trainer.accelerator.device.type == "cuda"
@@ -146,7 +146,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         hours=recipe.training.steps * seconds_per_step / 3600,
         peak_memory_bytes=None if peak is None else int(peak * 2**20),
         peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
-        recomputed=trainer.recomputed,
+        recomputed=trainer.data.recomputed,
         feature_bytes=sum(_feature_bytes(trainer.model, part) for part in rows) if kept else 0,
         feature_hours=encoding_seconds / encoded * sum(len({row.clip for row in part}) for part in rows) / 3600,
     )

@@ -1,5 +1,4 @@
-"""What a run leaves to read: metrics as JSON lines and TensorBoard, the surroundings it ran in, and a line of
-progress."""
+"""What a run records: metrics as JSON lines and for TensorBoard, its environment, and the facts for the model card."""
 
 from __future__ import annotations
 
@@ -8,74 +7,58 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from saysee.data.manifest import Manifest
 from saysee.files import write_text
+from saysee.settings.recipe import Recipe, recipe_to_dict
 from saysee.version import __version__
 
 METRICS_FILE = "metrics.jsonl"
-SECONDS_BETWEEN_LINES = 10.0
-"""Where stderr is no terminal, a line of progress at most this often."""
 
 
-class RunRecord:
-    """The log of a run.
+class MetricsLog:
+    """``metrics.jsonl`` and ``tensorboard/`` of a run.
 
     Args:
-        folder: the run's folder.
-        step: steps done when the run goes on; lines beyond it, of a run that was killed, are dropped.
+        folder: of the run.
+        step: steps done when the run is resumed; lines beyond it, of a killed run, are removed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / METRICS_FILE
-        if self._path.exists():
+        path = folder / METRICS_FILE
+        if path.exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a", encoding="utf-8")
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line.
 
         Args:
             kind: "train" or "val".
-            step: optimiser steps done.
-            figures: name to number.
+            step: optimizer steps done.
+            metrics: name to number.
         """
-        self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Ends the log."""
+        """Closes both."""
         self._file.close()
         self._board.close()
 
 
-class NoRecord(RunRecord):
-    """Keeps no log: another process does."""
-
-    def __init__(self) -> None:
-        pass
-
-    def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, in order; a line that a kill cut short is left out."""
+    """The lines of a run's metrics, in order; a line that a kill cut short is skipped."""
     lines = []
     for text in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
         try:
@@ -85,43 +68,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class ProgressLine:
-    """One line on stderr: step, loss, R@1, clips a second, time left; ``quiet`` shows nothing."""
-
-    def __init__(self, name: str, steps: int, quiet: bool = False) -> None:
-        self._name, self._steps = name, steps
-        self._console = Console(stderr=True, quiet=quiet)
-        self._shown = 0.0
-        self._status = self._console.status("") if self._console.is_terminal else None
-        if self._status is not None:
-            self._status.start()
-
-    def show(self, step: int, loss: float, recall: float | None, clips_a_second: float, seconds_left: float) -> None:
-        """Shows how far the run is; ``recall`` is the last mean R@1 in percent, None before the first evaluation."""
-        text = (
-            f"{self._name}: step {step}/{self._steps} · loss {loss:.3f} · "
-            f"mean R@1 {'–' if recall is None else f'{recall:.1f} %'} · {clips_a_second:.0f} clips/s · "
-            f"{int(seconds_left // 60)}:{int(seconds_left % 60):02d} left"
-        )
-        if self._status is not None:
-            self._status.update(text)
-        elif time.monotonic() - self._shown > SECONDS_BETWEEN_LINES:
-            self._shown = time.monotonic()
-            self._console.print(text, highlight=False)
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._console.print(text, highlight=False)
-
-    def close(self) -> None:
-        """Takes the line away."""
-        if self._status is not None:
-            self._status.stop()
-
-
-def surroundings(seed: int) -> dict[str, Any]:
-    """What a result needs beside its recipe to be had again: seed, versions, machine, and git commit where there is
-    one."""
+def environment(seed: int) -> dict[str, Any]:
+    """What is needed to reproduce a result, besides its recipe: seed, versions, machine, and git commit if known."""
     import torch
 
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr", "pillow")
@@ -139,7 +87,7 @@ def surroundings(seed: int) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source that runs, with ``+changes`` where files differ from it; None outside its checkout."""
+    """The commit of the running source, with ``+changes`` where files differ from it; None outside a checkout of it."""
 
     def git(*words: str) -> str:
         here = Path(__file__).resolve().parent
@@ -148,14 +96,51 @@ def _git_commit() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # an installed copy may lie in somebody else's checkout
+        git("ls-files", "--error-unmatch", __file__)  # an installed copy may lie in the checkout of another project
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
+def training_facts(
+    recipe: Recipe, manifest: Manifest, environment: Mapping[str, Any], step: int, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the model card reports of a run, as JSON values. It contains no path of the machine that trained.
+
+    Args:
+        recipe: its settings.
+        manifest: of its corpus.
+        environment: its ``environment.json``.
+        step: whose weights these are.
+        metrics: of the evaluation at that step.
+    """
+    images: dict[str, int] = {}
+    for row in manifest.images():
+        images[row.split] = images.get(row.split, 0) + 1
+    settings = recipe_to_dict(recipe)
+    settings["data"]["manifest"] = Path(recipe.data.manifest).name
+    del settings["output"], settings["features"]
+    for side in ("speech", "image"):
+        place = settings["model"][side]
+        if isinstance(place, str) and (Path(place).is_absolute() or Path(place).is_dir()):
+            settings["model"][side] = Path(place).name
+    path = Path(recipe.data.manifest)
+    reported = ("seed", "git_commit", "python", "device", "versions", "arithmetic")
+    return {
+        "data": {
+            "name": path.absolute().parent.name if path.stem == "manifest" else path.stem,
+            "splits": {split: {"clips": clips, "images": images[split]} for split, clips in manifest.splits().items()},
+            "languages": sorted({row.language for row in manifest if row.language}),
+            "speakers": len({row.speaker for row in manifest if row.speaker}),
+        },
+        "recipe": settings,
+        "best": {"step": step, "split": recipe.data.val_split, "mean_R@1": metrics["mean_R@1"]},
+        "run": {name: environment.get(name) for name in reported},
+    }
+
+
 def peak_memory_mib() -> float | None:
-    """The most memory that this process has held, in MiB; None where the system does not tell."""
+    """The peak memory of this process in MiB; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

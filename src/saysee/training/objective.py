@@ -1,8 +1,9 @@
-"""From a recipe to a model, its tasks, and the one number that is minimised."""
+"""From a recipe to a model, its tasks, the scalar that is minimized, and the parameter groups of the optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,21 +15,101 @@ from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import Recipe
+from saysee.settings.recipe import OptimizerSettings, Recipe
 from saysee.tasks.base import Task
-from saysee.tasks.contrastive import ContrastiveTask
+from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
-from saysee.training.chunks import Chunk
 from saysee.training.feature_loader import FeatureBatch
+
+TrainingBatch = Batch | FeatureBatch
+
+
+class Objective(nn.Module):
+    """Model and tasks as one module: a batch in, the training loss and named metrics out.
+
+    Args:
+        model: the model.
+        tasks: the tasks by name.
+    """
+
+    def __init__(self, model: SpeechImageModel, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.model = model
+        self.tasks = nn.ModuleDict(dict(tasks))
+
+    def forward(
+        self, batch: TrainingBatch, weights: Mapping[str, float], cached: CachedChunk | None = None
+    ) -> dict[str, Tensor]:
+        """The results of all tasks, and ``loss``: the weighted sum of every ``*_loss``.
+
+        Args:
+            batch: B pairs, on the device of the model.
+            weights: weight of each task; a task of weight 0 is not computed.
+            cached: for a chunk of a larger batch, what :meth:`cache` returned for it. The contrastive loss is then
+                that of the whole batch; other tasks see the pairs of the chunk.
+        """
+        speech, images = self.features(batch) if cached is None else cached.encode_again(self.features, batch)
+        results: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=batch.image_ids.device)
+        for name, task in self._tasks():
+            if weights[name] == 0:
+                continue
+            if cached is not None and isinstance(task, ContrastiveTask):
+                of_task = cached.losses(speech, images)
+            else:
+                of_task = task(speech, images, batch.image_ids)
+            results |= of_task
+            for key, value in of_task.items():
+                if key.endswith("_loss"):
+                    loss = loss + weights[name] * value
+        return {**results, "loss": loss}
+
+    def features(self, batch: TrainingBatch) -> tuple[SpeechFeatures, ImageFeatures]:
+        """The features of both sides, from waveforms and pixels or from kept features."""
+        if isinstance(batch, FeatureBatch):
+            speech = self.model.speech_encoder.from_layer_states(batch.states, batch.frame_mask)
+            return speech, ImageFeatures(vector=batch.vectors, patches=batch.patches)
+        features: tuple[SpeechFeatures, ImageFeatures] = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
+        return features
+
+    def cache(self, chunks: Sequence[TrainingBatch]) -> list[CachedChunk]:
+        """The first pass over a batch in chunks: see :meth:`ContrastiveTask.cache`."""
+        task = self.tasks["contrastive"]
+        assert isinstance(task, ContrastiveTask)
+        return task.cache(lambda chunk: self.features(chunk.to(self.model.device)), chunks)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The weight of each task at an optimizer step."""
+        return {name: task.weight_at(step) for name, task in self._tasks()}
+
+    @torch.no_grad()
+    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+        """The tasks' own metrics of a validation batch."""
+        return {
+            key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
+        }
+
+    def _tasks(self) -> list[tuple[str, Task]]:
+        return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """The model and the tasks of a recipe, ready to train.
+
+    The same seed gives the same encoders and head whether or not a task uses the fusion encoder.
+
+    Raises:
+        SaySeeError: an encoder cannot be loaded, or has fewer layers than are to be trained.
+    """
+    model = build_model(recipe)
+    return Objective(model, build_tasks(recipe, model))
 
 
 def build_model(recipe: Recipe) -> SpeechImageModel:
-    """The model that a recipe asks for, ready to train.
-
-    The same seed gives the same encoders and head whether or not a task brings the fusion encoder.
+    """The model of a recipe; with a fusion encoder if denoising needs one.
 
     Raises:
-        SaySeeError: an encoder cannot be loaded, or has fewer layers than shall be trained.
+        SaySeeError: as for :func:`build_objective`.
     """
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)
@@ -42,32 +123,22 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
         normalize_hidden_states=settings.normalize_hidden_states,
         speech_layers=settings.speech_layers,
     )
+    fusion = _fusion_config(recipe) if recipe.denoising.weight else None
     try:
-        model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=head)
+        model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=head, fusion=fusion)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # values that make no encoder
         raise ConfigError(f"model.speech, model.image: {' '.join(str(error).split())}") from error
     model.set_trainable(settings.speech_trainable, settings.image_trainable)
     return model
 
 
-def _encoder(kind: Any, value: str | dict[str, Any], setting: str) -> Any:
-    """A place of a checkpoint as it is, or the configuration that a mapping of values describes."""
-    if not isinstance(value, dict):
-        return value
-    try:
-        return kind(**value)
-    except Exception as error:  # transformers raises kinds of its own for a value of a wrong type
-        raise ConfigError(f"{setting}: not a {kind.__name__}: {' '.join(str(error).split())}") from error
-
-
 def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
-    """The tasks whose weight is not 0. Denoising gives the model its fusion encoder; off, there is none."""
+    """The tasks whose weight is not 0, for a model of :func:`build_model`."""
     tasks: dict[str, Task] = {}
     if recipe.contrastive.weight:
         settings = recipe.contrastive
         tasks["contrastive"] = ContrastiveTask(settings.weight, settings.temperature, settings.learn_temperature)
     if recipe.denoising.weight:
-        model.add_fusion(_fusion_config(recipe))
         assert model.fusion is not None
         tasks["denoising"] = DenoisingTask(
             recipe.denoising,
@@ -79,113 +150,59 @@ def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
     return tasks
 
 
+def _encoder(kind: Any, value: str | dict[str, Any], setting: str) -> Any:
+    """The name of a checkpoint unchanged, or the configuration that a mapping of values describes."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return kind(**value)
+    except Exception as error:  # transformers raises errors of its own for a value of a wrong type
+        raise ConfigError(f"{setting} is not a {kind.__name__}: {' '.join(str(error).split())}") from error
+
+
 def _fusion_config(recipe: Recipe) -> FusionConfig:
     query, noise = recipe.denoising.query, recipe.denoising.noise
-    # With both sides noisy in turn each asks once; the pictures of attention then read speech as the query.
-    asks = query if query != "noisy" else ("image" if noise == "image" else "speech")
-    # DenoisingTask withholds the asker's vector where the asker is the noisy side.
-    withheld = query in (noise, "noisy")
+    # With noise on both sides, each is the query once; attention maps then use speech as the query.
+    if query == "noisy":
+        query = "image" if noise == "image" else "speech"
+    # DenoisingTask does not show the query side's vector where that side is noisy.
+    withheld = recipe.denoising.query in (noise, "noisy")
     return FusionConfig(
-        **vars(recipe.fusion), query=asks, global_token=recipe.denoising.front if withheld else "vector"
+        **vars(recipe.fusion), query=query, global_token=recipe.denoising.front if withheld else "vector"
     )
 
 
-class Objective(nn.Module):
-    """Model and tasks as one module: a batch in, the training loss and every named figure out.
+def parameter_groups(objective: Objective, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """AdamW's groups: encoders and the rest, each with and without weight decay.
 
-    Args:
-        model: the model.
-        tasks: the tasks by name.
+    Biases, norms and scalars (fewer than two dimensions) are not decayed. Frozen parameters are in no group. Each group
+    carries ``peak_lr``, the learning rate at the end of the warm-up.
     """
-
-    def __init__(self, model: SpeechImageModel, tasks: Mapping[str, Task]) -> None:
-        super().__init__()
-        self.model = model
-        self.tasks = nn.ModuleDict(dict(tasks))
-
-    def weights_at(self, step: int) -> dict[str, float]:
-        """Each task's weight at an optimiser step."""
-        return {name: task.weight_at(step) for name, task in self._tasks()}
-
-    def features(self, batch: Batch | FeatureBatch) -> tuple[SpeechFeatures, ImageFeatures]:
-        """The features of both sides, from files' contents or from kept features."""
-        if isinstance(batch, FeatureBatch):
-            speech = self.model.speech_encoder.from_layer_states(batch.states, batch.frame_mask)
-            return speech, ImageFeatures(vector=batch.vectors, patches=batch.patches)
-        features: tuple[SpeechFeatures, ImageFeatures] = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
-        return features
-
-    def forward(
-        self, batch: Batch | FeatureBatch, weights: Mapping[str, float], chunk: Chunk | None = None
-    ) -> dict[str, Tensor]:
-        """The figures of a batch; ``loss`` is the weighted sum of every ``*_loss``.
-
-        Args:
-            batch: B pairs.
-            weights: each task's weight; a task at 0 is not computed.
-            chunk: the pairs are a chunk of a batch whose tasks on vectors are computed already: they are left out, and
-                ``surrogate`` is a scalar whose gradient is the chunk's share of the whole batch's.
-        """
-        if chunk is None:
-            speech, images = self.features(batch)
-            return self._figures(speech, images, batch.image_ids, weights)
-        with chunk.random.replayed():
-            speech, images = self.features(batch)
-        figures = self._figures(speech, images, batch.image_ids, weights, on_vectors=False)
-        return {**figures, "surrogate": chunk.share * figures["loss"] + chunk.carried(speech.vector, images.vector)}
-
-    def vectors(self, batch: Batch | FeatureBatch) -> tuple[Tensor, Tensor]:
-        """The global vectors [B, D] of clips and pictures."""
-        speech, images = self.features(batch)
-        return speech.vector, images.vector
-
-    def on_vectors(
-        self, speech: Tensor, images: Tensor, image_ids: Tensor, weights: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """The figures of those tasks that read the global vectors [B, D] alone."""
-        nothing = speech.new_empty(len(speech), 0, speech.shape[1])
-        mask = torch.empty(nothing.shape[:2], dtype=torch.bool, device=speech.device)
-        return self._figures(
-            SpeechFeatures(speech, nothing, mask), ImageFeatures(images, nothing), image_ids, weights, on_vectors=True
-        )
-
-    def parameters_on_vectors(self, weights: Mapping[str, float]) -> list[Tensor]:
-        """The trained parameters that are those tasks' own."""
-        return [
-            parameter
-            for name, task in self._tasks()
-            if task.on_vectors and weights[name]
-            for parameter in task.parameters()
-            if parameter.requires_grad
-        ]
-
-    @torch.no_grad()
-    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
-        """What each task says of itself on the features of a validation batch."""
-        return {
-            key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
+    groups: dict[tuple[bool, bool], list[Any]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            encoder = name.startswith(("model.speech_encoder.hubert.", "model.image_encoder."))
+            groups.setdefault((encoder, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak_lr": settings.encoder_lr if encoder else settings.lr,
+            "lr": 0.0,
+            "weight_decay": settings.weight_decay if decayed else 0.0,
         }
+        for (encoder, decayed), parameters in groups.items()
+    ]
 
-    def _figures(
-        self,
-        speech: SpeechFeatures,
-        images: ImageFeatures,
-        image_ids: Tensor,
-        weights: Mapping[str, float],
-        on_vectors: bool | None = None,
-    ) -> dict[str, Tensor]:
-        """What the tasks in force give, and ``loss``, the weighted sum; with ``on_vectors``, only those that do, or do
-        not, read vectors alone."""
-        figures: dict[str, Tensor] = {}
-        total = torch.zeros((), device=image_ids.device)
-        for name, task in self._tasks():
-            if weights[name] == 0 or on_vectors not in (None, task.on_vectors):
-                continue
-            for key, value in task(speech, images, image_ids).items():
-                figures[key] = value
-                if key.endswith("_loss"):
-                    total = total + weights[name] * value
-        return {**figures, "loss": total}
 
-    def _tasks(self) -> list[tuple[str, Task]]:
-        return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]
+def learning_rate_factor(step: int, steps: int, settings: OptimizerSettings) -> float:
+    """The learning rate at an optimizer step (0 is the first), as a share of its peak.
+
+    It depends on the step alone, so a resumed run needs no state for it.
+    """
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return 1.0
+    left = 1 - (step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1)
+    left = max(left, 0.0)
+    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))

@@ -1,58 +1,53 @@
 """The training loop.
 
-A run is a folder: ``recipe.yaml`` (resolved), ``environment.json``, ``metrics.jsonl``, ``tensorboard/``,
-``checkpoints/``, ``best/`` (the model that ``training.best_by`` chose, ready for ``from_pretrained``) and, at its end,
-``result.json``. Killed at any moment and resumed, it ends with the same weights as if it had never been killed.
+A step: :meth:`Trainer.step` takes batches and moves the weights; :meth:`saysee.training.objective.Objective.forward`
+turns a batch into features and these into the weighted sum of the tasks' losses (``saysee.tasks``).
 """
 
 from __future__ import annotations
 
-import json
+import itertools
+import logging
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
+from saysee.data.loader import Batch, ResumableLoader
 from saysee.data.manifest import Manifest
-from saysee.encoding.precision import Arithmetic, arithmetic_of
+from saysee.encoding.precision import arithmetic_of
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
-from saysee.files import write_text
-from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
+from saysee.log import progress_bar
+from saysee.settings.recipe import Recipe
+from saysee.tasks.contrastive import CachedChunk
 from saysee.training.attention_kernel import attention_kernel
-from saysee.training.checkpoint import clean_folder, find_checkpoints, save_checkpoint, write_folder
-from saysee.training.count import RunCount
-from saysee.training.facts import training_facts
-from saysee.training.feature_loader import FeatureBatch, FeatureLoader
-from saysee.training.features import KeptFeatures, keep_features, why_recomputed
-from saysee.training.log_records import NoRecord, ProgressLine, RunRecord, surroundings
-from saysee.training.objective import Objective, build_model, build_tasks
-from saysee.training.processes import Processes
-from saysee.training.signs import find_signs
-from saysee.training.state import RunState
-from saysee.training.steps import Steps
-from saysee.training.validation import Validation
-
-RECIPE_FILE, ENVIRONMENT_FILE, RESULT_FILE = "recipe.yaml", "environment.json", "result.json"
-FREE_TO_CHANGE = (
-    "training.keep_checkpoints",
-    "training.log_every",
-    "data.workers",
-    "data.cache_images_mb",
-    "features.keep",
-    "features.folder",
-    "features.limit_gb",
-    "output",
+from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find_checkpoints, save_checkpoint
+from saysee.training.data import TrainingData
+from saysee.training.feature_loader import FeatureBatch
+from saysee.training.log_records import MetricsLog, environment, training_facts
+from saysee.training.objective import (
+    Objective,
+    TrainingBatch,
+    build_model,
+    build_tasks,
+    learning_rate_factor,
+    parameter_groups,
 )
-"""Settings that a resumed run may change: no weight depends on them, or (features) only to numerical noise."""
+from saysee.training.processes import Processes
+from saysee.training.validation import find_signs, validate
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+"""A line of progress is logged at most this often."""
 
 
 class Trainer:
@@ -60,268 +55,294 @@ class Trainer:
 
     Args:
         recipe: every setting; see :class:`saysee.settings.recipe.Recipe`.
-        name: what the progress line calls the run; None takes the folder's name.
+        name: the run's name in log messages; None takes the name of its folder.
 
     Raises:
         SaySeeError: the manifest, an encoder or a setting cannot be used.
+
+    Attributes:
+        processes: this process among those that train together.
+        manifest: of the corpus.
+        model, objective: what is trained.
+        data: the training and validation splits.
+        state: how far the run is.
     """
 
     def __init__(self, recipe: Recipe, name: str | None = None) -> None:
         if not recipe.data.manifest:
             raise ConfigError("data.manifest is not set; give the path of a manifest: --data.manifest PATH")
         self.recipe = recipe
-        self.folder = Path(recipe.output)
-        self.name = name or self.folder.name
+        self.folder = RunFolder(Path(recipe.output))
+        self.name = name or self.folder.path.name
         device = "cpu" if recipe.training.device == "cpu" or not torch.cuda.is_available() else "cuda"
         self.arithmetic = arithmetic_of(recipe.training.precision, device)
         self.processes = Processes(self.arithmetic, cpu=recipe.training.device == "cpu")
         self.accelerator = self.processes.accelerator
+        _check_shares(recipe, self.processes.count)
         with self.processes.ending_together():
-            self._build()
-
-    def _build(self) -> None:
-        recipe, processes = self.recipe, self.processes
-        self.manifest = Manifest.read(recipe.data.manifest)
-        self.train_rows = self.manifest.select(recipe.data.train_split)
-        self.val_rows = self.manifest.select(recipe.data.val_split)
-        _refuse_small_shares(recipe, processes.count)
-        self.model = build_model(recipe)
-        self.objective = Objective(self.model, build_tasks(recipe, self.model))
-        self.steps = Steps(self.objective, recipe, processes)
-        # Dropout and noise start from the same place whatever was built before, and from another in each process.
-        processes.seed_draws(recipe.training.seed + 1)
-        files = self._build_loader()
-        self.loader: ResumableLoader[Batch] | ResumableLoader[FeatureBatch] = files
-        self.recomputed = why_recomputed(recipe, files.plan)
-        self.validation = Validation(recipe, self.val_rows)
-        self.progress = RunCount()
+            self.manifest = Manifest.read(recipe.data.manifest)
+            self.model = build_model(recipe)
+            self.objective = Objective(self.model, build_tasks(recipe, self.model))
+            self.data = TrainingData(recipe, self.manifest, self.model, self.processes, self.arithmetic)
+            self._prepared = self.accelerator.prepare_model(self.objective)
+        beta1, beta2 = recipe.optimizer.betas
+        adamw = torch.optim.AdamW(parameter_groups(self.objective, recipe.optimizer), betas=(beta1, beta2))
+        self.optimizer: Any = self.accelerator.prepare_optimizer(adamw)
+        # Dropout and noise start from the same state whatever was built before, and from another in each process.
+        self.processes.seed_draws(recipe.training.seed + 1)
+        self.state = TrainingState()
         self._stop = False
 
+    @property
+    def loader(self) -> ResumableLoader[Batch] | ResumableLoader[FeatureBatch]:
+        """The loader to train with; see :attr:`TrainingData.loader`."""
+        return self.data.loader
+
+    def keep_features(self) -> None:
+        """Computes what is missing of the features that can be kept, to read them from disk at each step."""
+        if self.data.recomputed is not None:
+            logger.info("%s: features are recomputed at each step: %s", self.name, self.data.recomputed)
+            return
+        folder = self.data.keep_features()
+        logger.info("%s: features of the frozen encoders are read from %s", self.name, folder)
+
     def fit(self, resume: str = "never") -> dict[str, Any]:
-        """Runs to the end, or goes on with a run that was broken off.
+        """Trains to the end.
 
         Args:
-            resume: "never" refuses a folder that holds a run; "auto" goes on with it, and returns a finished run's
-            result.
+            resume: "auto" resumes the run in the output folder, and returns the result of a finished one; "never" fails
+                if the folder already holds a run.
 
         Returns:
-            What ``result.json`` holds: steps, best step, best mean R@1 on the validation split in percent, training
-            seconds (without evaluation), clips a second, peak memory in MiB, files that were skipped.
+            The content of ``result.json``: steps, best step, best mean R@1 on the validation split in percent, training
+            seconds (without evaluation), clips a second, peak memory in MiB, skipped files.
 
         Raises:
             CheckpointError: the folder holds another run.
-            KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint of what is done is written.
+            KeyboardInterrupt: after SIGINT or SIGTERM, when a checkpoint is written.
         """
         processes = self.processes
         with processes.ending_together():
-            result = processes.on_rank_0(partial(self._result_there, resume))
-            if result is None:
-                self.keep_features()  # before the folder holds a run: what is refused here asks for other settings
-                processes.on_rank_0(self._claim_folder)
-                self._restore()
-        if result is None:
-            with self._stopping_gently(), processes.ending_together():
-                self._run()
-                result = processes.on_rank_0(self._write_result)
+            result = processes.on_rank_0(partial(self.folder.result, self.recipe, resume))
+            if result is not None:
+                return result
+            self.keep_features()  # before the folder holds a run: an error here asks for other settings
+            processes.on_rank_0(partial(self.folder.claim, self.recipe, self._environment))
+            self._restore()
+        with self._stopping_between_steps(), processes.ending_together():
+            self._run()
+            result = self.state.result(self.loader.bad_files)
+            processes.on_rank_0(partial(self.folder.write_result, result))
         return result
 
-    # ------------------------------------------------------------------ the loop
-
     def _run(self) -> None:
-        device, first = self.accelerator.device.type, self.processes.is_first
-        record = RunRecord(self.folder, self.progress.step) if first else NoRecord()
-        line = ProgressLine(self.name, self.recipe.training.steps, quiet=not first)
         if self.processes.count > 1:
-            line.say(f"{self.name}: {_shares(self.recipe, self.processes.count)}")
+            batch = self.recipe.data.batch_size
+            logger.info(
+                "%s: %d processes, %d pairs each, %d together (global batch)",
+                self.name,
+                self.processes.count,
+                batch // self.processes.count,
+                batch,
+            )
+        log = MetricsLog(self.folder.path, self.state.step) if self.processes.is_first else None
         try:
-            with attention_kernel(device, self.arithmetic == "bf16"):
-                self._take_steps(record, line)
-            self._tell_skipped(line)
+            with attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
+                self._take_steps(log)
+            self._report_skipped()
         finally:
-            record.close()
-            line.close()
+            if log is not None:
+                log.close()
 
-    def _take_steps(self, record: RunRecord, line: ProgressLine) -> None:
-        settings, state = self.recipe.training, self.progress
-        batches = self._batches(line)
+    def _take_steps(self, log: MetricsLog | None) -> None:
+        settings, state = self.recipe.training, self.state
+        batches = self._batches()
         self.objective.train()
-        while state.step < settings.steps and not state.stopped_early:
-            started = time.perf_counter()
-            figures, clips = self.steps.take(batches, state.step)
-            state.count(figures, clips, time.perf_counter() - started)
-            if state.step % settings.log_every == 0 or state.step == settings.steps:
-                record.write(
-                    "train", state.step, {**state.take_log_means(), "clips_per_second": state.clips_per_second}
-                )
-            left = (settings.steps - state.step) * state.seconds / state.step
-            line.show(state.step, figures["loss"], state.recall, state.clips_per_second, left)
-            if state.step % settings.eval_every == 0 or state.step == settings.steps:
-                self._evaluate(record, line)
-            if state.step % settings.checkpoint_every == 0 or state.step == settings.steps or state.stopped_early:
-                self._save()
-            if self.processes.any(self._stop):
-                self._save()
-                raise KeyboardInterrupt
+        reported = time.monotonic()
+        with progress_bar(self.name, settings.steps) as bar:
+            bar.advance(state.step)
+            while state.step < settings.steps and not state.stopped_early:
+                started = time.perf_counter()
+                metrics, clips = self.step(batches, state.step)
+                state.add_step(metrics, clips, time.perf_counter() - started)
+                bar.advance()
+                last = state.step == settings.steps
+                if log is not None and (last or state.step % settings.log_every == 0):
+                    means = {**state.take_log_means(), "clips_per_second": state.clips_per_second}
+                    log.write("train", state.step, means)
+                if time.monotonic() - reported > SECONDS_BETWEEN_LINES:
+                    reported = time.monotonic()
+                    self._report_progress(metrics["loss"])
+                if last or state.step % settings.eval_every == 0:
+                    self._evaluate(log)
+                if last or state.stopped_early or state.step % settings.checkpoint_every == 0:
+                    self._save()
+                if self.processes.any(self._stop):
+                    self._save()
+                    raise KeyboardInterrupt
 
-    def _batches(self, line: ProgressLine) -> Iterator[Batch | FeatureBatch]:
-        """Batches without end, epoch after epoch; tells at each one's end of the files that were skipped."""
+    def step(self, batches: Iterator[TrainingBatch], number: int) -> tuple[dict[str, float], int]:
+        """Takes an optimizer step.
+
+        Args:
+            batches: this process's share of each batch.
+            number: steps done before.
+
+        Returns:
+            The metrics, as means over processes and accumulated batches, and how many clips all processes took
+            together.
+
+        Raises:
+            SaySeeError: the loss is not finite.
+        """
+        settings = self.recipe.optimizer
+        factor = learning_rate_factor(number, self.recipe.training.steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        weights = self.objective.weights_at(number)
+        sums: dict[str, float] = {}
+        clips = 0
+        for accumulated in range(1, settings.accumulate + 1):
+            batch = next(batches)
+            clips += len(batch)
+            for key, value in self._backward(batch, weights, last=accumulated == settings.accumulate).items():
+                sums[key] = sums.get(key, 0.0) + value / settings.accumulate
+        means = self.processes.mean(sums)
+        if not torch.isfinite(torch.tensor(means["loss"])):
+            raise SaySeeError(
+                f"the loss is {means['loss']} at step {number + 1}; lower optimizer.lr, or set training.precision to "
+                "fp32"
+            )
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**means, "gradient_norm": float(norm), "lr_factor": factor}, clips * self.processes.count
+
+    def _backward(self, batch: TrainingBatch, weights: Mapping[str, float], last: bool) -> dict[str, float]:
+        """Adds the gradients of a batch, in chunks if the recipe says so, and returns its metrics.
+
+        After the ``last`` batch of a step the gradients are averaged over all processes.
+        """
+        chunks = [batch.part(rows) for rows in slices(len(batch), self.recipe.data.chunk_size or len(batch))]
+        cached: Sequence[CachedChunk | None] = [None]
+        if len(chunks) > 1:
+            with self.accelerator.autocast():
+                cached = self.objective.cache(chunks)
+        metrics: dict[str, float] = {}
+        for number, chunk in enumerate(chunks):
+            share = len(chunk) / len(batch)
+            with self._averaging(last and number == len(chunks) - 1):
+                on_device = chunk.to(self.accelerator.device)
+                results: dict[str, Tensor] = self._prepared(on_device, weights, cached[number])
+                self.accelerator.backward(results["loss"] * (share / self.recipe.optimizer.accumulate))
+            for key, value in results.items():
+                metrics[key] = metrics.get(key, 0.0) + share * float(value.detach())
+        return metrics
+
+    def _averaging(self, now: bool) -> AbstractContextManager[None]:
+        """Around a forward and backward pass: averages all gradients over the processes now, or later."""
+        later: AbstractContextManager[None] = nullcontext() if now else self.accelerator.no_sync(self._prepared)
+        return later
+
+    def _batches(self) -> Iterator[TrainingBatch]:
+        """Batches without end, epoch after epoch; logs the files that were skipped at the end of each."""
         while True:
             empty = True
             for batch in self.loader:
                 empty = False
                 yield batch
-            self._tell_skipped(line)
-            if empty and not self.progress.mid_epoch:
+            self._report_skipped()
+            if empty and not self.state.mid_epoch:
                 raise SaySeeError(
                     f"every file of split {self.recipe.data.train_split!r} was skipped; "
-                    "'saysee data verify' tells what is wrong with them"
+                    "'saysee data verify' reports what is wrong with them"
                 )
-            self.progress.mid_epoch = False
+            self.state.mid_epoch = False
 
-    def _tell_skipped(self, line: ProgressLine) -> None:
-        """Counts and lists the files that were skipped since the last time."""
-        bad = self.loader.bad_files
-        new = bad[self.progress.told_bad_files :]
-        if new:
-            line.say(f"{self.name}: {len(new)} more files skipped, {len(bad)} in all")
-        for path, reason in new:
-            line.say(f"{self.name}: skipped {path}: {reason}")
-        self.progress.told_bad_files = len(bad)
-
-    def _evaluate(self, record: RunRecord, line: ProgressLine) -> None:
-        state, settings = self.progress, self.recipe.training
-        objective = self.objective
-        measured = self.processes.on_rank_0(lambda: self.validation.figures(objective))
-        figures = {**measured, **state.take_interval_means()}
-        signs = find_signs(figures, state.previous_contrastive, state.step / settings.steps)
-        for sign, why in signs.items():
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        state, settings = self.state, self.recipe.training
+        measured = self.processes.on_rank_0(lambda: validate(self.objective, self.data, self.recipe))
+        metrics = {**measured, **state.take_interval_means()}
+        signs = find_signs(metrics, state.previous_contrastive, state.step / settings.steps)
+        for sign, explanation in signs.items():
             if sign not in state.signs:
-                line.say(f"{self.name}: step {state.step}: warning: {why}")
+                logger.warning("%s: step %d: %s", self.name, state.step, explanation)
         state.signs = sorted(signs)
-        state.previous_contrastive = figures.get("contrastive_loss")
-        record.write("val", state.step, {**figures, **{f"sign/{sign}": 1.0 for sign in signs}})
-        if state.judge(figures["mean_R@1"], settings.patience, settings.best_by):
+        state.previous_contrastive = metrics.get("contrastive_loss")
+        if log is not None:
+            log.write("val", state.step, {**metrics, **{f"sign/{sign}": 1.0 for sign in signs}})
+        if state.add_evaluation(metrics["mean_R@1"], settings.patience, settings.best_by):
+            self.processes.on_rank_0(partial(self.folder.write_best, partial(self._save_model, metrics)))
 
-            def save(folder: Path) -> None:
-                environment = self.folder / ENVIRONMENT_FILE
-                objective.model.trained = training_facts(self.recipe, self.manifest, environment, state.step, figures)
-                objective.model.save_pretrained(folder, fusion=settings.save_fusion)
-
-            self.processes.on_rank_0(lambda: write_folder(self.folder / "best", save))
-
-    # ------------------------------------------------------------------ the folder and its checkpoints
-
-    def _result_there(self, resume: str) -> dict[str, Any] | None:
-        """The result of a run that is finished; None where there is one to go on with, or none."""
-        recipe_file, result_file = self.folder / RECIPE_FILE, self.folder / RESULT_FILE
-        if recipe_file.exists():
-            if resume != "auto":
-                raise CheckpointError(
-                    f"{self.folder} already holds a run; go on with it by --resume auto, or give another --output"
-                )
-            _refuse_other_recipe(load_recipe(recipe_file), self.recipe, self.folder)
-        if not result_file.exists():
-            return None
-        # Finished: its recipe and surroundings stay those that it ran with.
-        result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
-        return result
-
-    def _claim_folder(self) -> None:
-        recipe_file = self.folder / RECIPE_FILE
-        clean_folder(self.folder)
-        clean_folder(self.folder / "checkpoints")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not recipe_file.exists():
-            environment = {
-                **surroundings(self.recipe.training.seed),
-                "arithmetic": self.arithmetic,
-                "processes": self.processes.count,
-            }
-            _write_json(self.folder / ENVIRONMENT_FILE, environment)
-            save_recipe(self.recipe, recipe_file)
-
-    def _write_result(self) -> dict[str, Any]:
-        result = self.progress.result(self.loader.bad_files)
-        _write_json(self.folder / RESULT_FILE, result)
-        return result
+    def _save_model(self, metrics: Mapping[str, float], folder: Path) -> None:
+        environment = self.folder.environment()
+        self.model.trained = training_facts(self.recipe, self.manifest, environment, self.state.step, metrics)
+        self.model.save_pretrained(folder, fusion=self.recipe.training.save_fusion)
 
     def _save(self) -> None:
-        state, keep = self._state().take(), self.recipe.training.keep_checkpoints
-        self.processes.on_rank_0(lambda: save_checkpoint(self.folder / "checkpoints", self.progress.step, state, keep))
+        state, keep = self._resumable().state_dict(), self.recipe.training.keep_checkpoints
+        self.processes.on_rank_0(lambda: save_checkpoint(self.folder.checkpoints, self.state.step, state, keep))
 
     def _restore(self) -> None:
-        checkpoints = find_checkpoints(self.folder / "checkpoints")
+        checkpoints = find_checkpoints(self.folder.checkpoints)
         if checkpoints:
-            before = self._state().put(checkpoints[-1], self.recipe.training.seed + 1)
-            if before != self.processes.count and self.processes.is_first:
-                print(
-                    f"{self.name}: {self.processes.count} processes go on with a run of {before}: dropout and noise "
-                    "are drawn anew, and denoising works on shares of another size",
-                    file=sys.stderr,
+            before = self._resumable().load(checkpoints[-1], self.recipe.training.seed + 1)
+            if before != self.processes.count:
+                logger.info(
+                    "%s: a run of %d processes is resumed by %d: dropout and noise are drawn anew, and denoising works "
+                    "on shares of another size",
+                    self.name,
+                    before,
+                    self.processes.count,
                 )
-        steps = self.processes.gather(self.progress.step)
+        steps = self.processes.gather(self.state.step)
         if len(set(steps)) > 1:
             raise CheckpointError(
-                f"{self.folder}: the processes find checkpoints of different steps {steps}; put the run on a disk that "
-                "all machines share"
+                f"{self.folder.path}: the processes find checkpoints of different steps {steps}; put the run on a disk "
+                "that all machines share"
             )
 
-    def _state(self) -> RunState:
-        return RunState(self.objective, self.steps.optimizer, self.loader, self.progress, self.processes)
+    def _resumable(self) -> Resumable:
+        return Resumable(self.objective, self.optimizer, self.loader, self.state, self.processes)
 
-    # ------------------------------------------------------------------ helpers
+    def _environment(self) -> dict[str, Any]:
+        return {
+            **environment(self.recipe.training.seed),
+            "arithmetic": self.arithmetic,
+            "processes": self.processes.count,
+        }
 
-    def keep_features(self) -> None:
-        """Takes kept features in place of files where that changes nothing, once they are all there."""
-        first = self.processes.is_first
-        if self.recomputed is not None:
-            if first:
-                print(f"{self.name}: features are recomputed at each step: {self.recomputed}", file=sys.stderr)
-            return
-        # The others find the features computed; on a machine that does not share the folder, they compute them.
-        train, val, bad = self.processes.on_rank_0_first(self._kept_features)
-        if first:
-            print(f"{self.name}: features of the frozen encoders are taken from {train.folder}", file=sys.stderr)
-        processes = self.processes
-        self.loader = FeatureLoader(self.loader.plan, self.train_rows, train, bad, processes.rank, processes.count)
-        self.validation.kept = val
-
-    def _kept_features(self) -> tuple[KeptFeatures, KeptFeatures, dict[str, str]]:
-        """The features of the training and the validation split, all there, and the files that were left out."""
-        data, settings = self.recipe.data, self.recipe.features
-
-        def features(arithmetic: Arithmetic) -> KeptFeatures:
-            return KeptFeatures(self.model, settings, self.manifest.root, arithmetic, workers=data.workers)
-
-        train = features(self.arithmetic)
-        val = features("fp32")  # validation is scored in fp32, as any evaluation is
-        bad = keep_features(
-            [(train, self.train_rows, data.on_bad_file == "skip"), (val, self.val_rows, False)], settings
+    def _report_progress(self, loss: float) -> None:
+        state, steps = self.state, self.recipe.training.steps
+        recall = "" if state.recall is None else f"mean R@1 {state.recall:.1f} %, "
+        left = int((steps - state.step) * state.seconds / state.step)
+        logger.info(
+            "%s: step %d of %d, loss %.3f, %s%.0f clips/s, %d:%02d left",
+            self.name,
+            state.step,
+            steps,
+            loss,
+            recall,
+            state.clips_per_second,
+            left // 60,
+            left % 60,
         )
-        return train, val, bad
 
-    def _build_loader(self) -> SpeechImageLoader:
-        data, processor = self.recipe.data, self.model.processor
-        return build_loader(
-            self.train_rows,
-            prepare_speech=processor.prepare_speech,
-            prepare_image=processor.prepare_image,
-            batch_size=data.batch_size,
-            seed=self.recipe.training.seed,
-            workers=data.workers,
-            crop_seconds=data.crop_seconds,
-            bucket_batches=data.bucket_batches,
-            on_bad_file=data.on_bad_file,
-            cache_images=data.cache_images_mb * 2**20,
-            rank=self.processes.rank,
-            world_size=self.processes.count,
-        )
+    def _report_skipped(self) -> None:
+        """Logs the files that were skipped since the last time."""
+        bad = self.loader.bad_files
+        new = bad[self.state.reported_bad_files :]
+        if new:
+            logger.warning("%s: %d more files skipped, %d in all", self.name, len(new), len(bad))
+        for path, reason in new:
+            logger.warning("%s: skipped %s: %s", self.name, path, reason)
+        self.state.reported_bad_files = len(bad)
 
     @contextmanager
-    def _stopping_gently(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops a process that is alone at once.
+    def _stopping_between_steps(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops a single process at once.
 
-        Of several, each gets two: the terminal's, or the scheduler's, and torchrun's own.
+        Each of several processes receives two: from the terminal or the scheduler, and from torchrun.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -341,7 +362,14 @@ class Trainer:
                 signal.signal(kind, handler)
 
 
-def _refuse_small_shares(recipe: Recipe, processes: int) -> None:
+def slices(count: int, most: int) -> list[slice]:
+    """0 to ``count`` in as few slices of at most ``most`` as possible, of sizes that differ by at most 1."""
+    parts = -(-count // most)
+    edges = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def _check_shares(recipe: Recipe, processes: int) -> None:
     """Raises ConfigError where several processes leave denoising one pair each: it needs another image."""
     share = recipe.data.batch_size // processes
     if recipe.denoising.weight and share < 2:
@@ -349,31 +377,3 @@ def _refuse_small_shares(recipe: Recipe, processes: int) -> None:
             f"data.batch_size is {recipe.data.batch_size} over {processes} processes, {share} each; denoising works on "
             "each process's own pairs and needs at least 2"
         )
-
-
-def _shares(recipe: Recipe, processes: int) -> str:
-    """How several processes share the work, in words for people."""
-    batch = recipe.data.batch_size
-    return f"{processes} processes, {batch // processes} pairs each, {batch} together (global batch)"
-
-
-def _refuse_other_recipe(there: Recipe, here: Recipe, folder: Path) -> None:
-    """Raises CheckpointError when two recipes differ in a setting that weights depend on."""
-    old, new = _flat(recipe_to_dict(there)), _flat(recipe_to_dict(here))
-    for name in sorted(old.keys() | new.keys()):
-        if name not in FREE_TO_CHANGE and old.get(name) != new.get(name):
-            raise CheckpointError(
-                f"{folder} holds a run with another {name} ({old.get(name)!r}, now {new.get(name)!r}); "
-                "give another --output, or the same settings"
-            )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,83 +1,94 @@
-"""What an evaluation during training measures: recall on the validation split, and the tasks' own figures."""
+"""Evaluation during training: recall on the validation split, the tasks' own metrics, and signs of failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 import torch
 
-from saysee.data.loader import Batch, build_loader
-from saysee.data.manifest import Manifest
 from saysee.evaluation.localization import attention_on_rows
 from saysee.evaluation.protocols import evaluate
-from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
-from saysee.training.feature_loader import FeatureBatch, FeatureLoader
-from saysee.training.features import KeptFeatures
+from saysee.training.data import TrainingData
 from saysee.training.objective import Objective
 
+FUSION_MARGIN = 0.02
+"""The reconstruction loss must be lower by this share than with another image's features."""
+PLATEAU_FALL = 0.01
+"""Between two evaluations the contrastive loss must fall by this share."""
+ATTENTION_LIFT = 1.05
+"""Attention on the object spoken of must be this many times what uniform attention would put there."""
 
-class Validation:
-    """Scores an objective's model on the validation split.
+
+def validate(objective: Objective, data: TrainingData, recipe: Recipe) -> dict[str, float]:
+    """Recall in percent, and the tasks' own metrics; leaves the objective in training mode."""
+    objective.model.eval()
+    encoder = data.val_features or objective.model
+    result = evaluate(encoder, data.val_rows, split=recipe.data.val_split, resamples=0, progress=False)
+    scores = result.overall.to_dict()
+    recall = {
+        f"{way}/R@{k}": scores[way][f"R@{k}"] for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)
+    }
+    diagnosis = _diagnose(objective, data)
+    objective.train()
+    return {"mean_R@1": scores["mean_R@1"], **recall, **diagnosis}
+
+
+@torch.no_grad()
+def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
+    """The tasks' own metrics on a batch of validation images, and the attention on the object spoken of."""
+    model, rows = objective.model, data.val_rows.images()
+    batch = data.val_batch().to(model.device)
+    speech, images = objective.features(batch)
+    metrics = objective.diagnose(speech, images, batch.image_ids)
+    if model.fusion is not None and {"words", "objects"} <= set(data.val_rows.extra_columns):
+        maps = model.fusion.attend(speech, images)
+        attention = attention_on_rows(
+            [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
+            [rows[row] for row in batch.rows],
+            model.speech_encoder.frame_seconds,
+        )
+        if attention is not None:
+            metrics |= {"attention_mass": attention.mass, "attention_lift": attention.lift}
+    return metrics
+
+
+def find_signs(metrics: Mapping[str, float], previous_contrastive: float | None, progress: float) -> dict[str, str]:
+    """Signs of failure: what to look at in a run that goes wrong without an error.
+
+    They are the three that the method's authors name: a reconstruction no better than without the other modality, a
+    contrastive loss that has stopped falling, and attention that is not on the region spoken of.
 
     Args:
-        recipe: every setting.
-        rows: the validation split.
+        metrics: of an evaluation: ``reconstruction_*``, ``contrastive_loss`` (mean since the previous evaluation),
+            ``attention_lift``; what is missing is not judged.
+        previous_contrastive: ``contrastive_loss`` at the previous evaluation.
+        progress: share of the steps that is done, 0 to 1. Attention is judged from one half on.
 
-    Attributes:
-        kept: kept features of the split, where there are any.
+    Returns:
+        Sign to one sentence of explanation.
     """
-
-    def __init__(self, recipe: Recipe, rows: Manifest) -> None:
-        self._recipe, self._rows = recipe, rows
-        self.kept: KeptFeatures | None = None
-
-    def figures(self, objective: Objective) -> dict[str, float]:
-        """Recall in percent, and what the tasks say of themselves; leaves the objective in training mode."""
-        objective.model.eval()
-        encoder = self.kept or objective.model
-        result = evaluate(encoder, self._rows, split=self._recipe.data.val_split, resamples=0, progress=False)
-        scores = result.overall.to_dict()
-        recall = {
-            f"{way}/R@{k}": scores[way][f"R@{k}"] for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)
-        }
-        diagnosis = self._diagnose(objective)
-        objective.train()
-        return {"mean_R@1": scores["mean_R@1"], **recall, **diagnosis}
-
-    @torch.no_grad()
-    def _diagnose(self, objective: Objective) -> dict[str, float]:
-        """The tasks' own figures on a batch of validation pictures, and attention on the object spoken of."""
-        model = objective.model
-        rows = self._rows.images()[: self._recipe.data.batch_size]
-        batch = self._batch_of(Manifest(rows, self._rows.root), model).to(model.device)
-        speech, images = objective.features(batch)
-        figures = objective.diagnose(speech, images, batch.image_ids)
-        if model.fusion is not None and {"words", "objects"} <= set(self._rows.extra_columns):
-            maps = model.fusion.attend(speech, images)
-            found = attention_on_rows(
-                [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
-                [rows[row] for row in batch.rows],
-                model.speech_encoder.frame_seconds,
+    signs = {}
+    loss = metrics.get("reconstruction_loss")
+    for side, other in (("clean", "the other modality"), ("noisy", "the noisy features")):
+        without = metrics.get(f"reconstruction_without_{side}")
+        if loss is not None and without is not None and without - loss < FUSION_MARGIN * abs(loss):
+            signs[f"fusion_ignores_{side}"] = (
+                f"the reconstruction loss ({loss:.3f}) is hardly lower than with the {side} side of another image "
+                f"({without:.3f}): the fusion encoder makes little use of {other}"
             )
-            if found is not None:
-                figures |= {"attention_mass": found.mass, "attention_lift": found.lift}
-        return figures
-
-    def _batch_of(self, manifest: Manifest, model: SpeechImageModel) -> Batch | FeatureBatch:
-        """All rows of a manifest, whole, in one batch."""
-        data = self._recipe.data
-        files = build_loader(
-            manifest,
-            prepare_speech=model.processor.prepare_speech,
-            prepare_image=model.processor.prepare_image,
-            batch_size=data.batch_size,
-            seed=self._recipe.training.seed,
-            bucket_batches=data.bucket_batches,
-            on_bad_file=data.on_bad_file,
-            drop_last=False,
+    contrastive = metrics.get("contrastive_loss")
+    if (
+        contrastive is not None
+        and previous_contrastive is not None
+        and previous_contrastive - contrastive < PLATEAU_FALL * previous_contrastive
+    ):
+        signs["contrastive_plateau"] = (
+            f"the contrastive loss has stopped falling ({previous_contrastive:.3f}, now {contrastive:.3f})"
         )
-        batches: Iterator[Batch | FeatureBatch] = iter(files)
-        if self.kept is not None:
-            batches = iter(FeatureLoader(files.plan, manifest, self.kept, {}))
-        return next(batches)
+    lift = metrics.get("attention_lift")
+    if lift is not None and progress >= 0.5 and lift < ATTENTION_LIFT:
+        signs["attention_off_object"] = (
+            f"attention is not on the object spoken of: {lift:.2f} times what uniform attention would put there"
+        )
+    return signs

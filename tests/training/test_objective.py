@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from saysee.settings.recipe import OptimizerSettings, resolve_recipe
-from saysee.training.objective import Objective, build_model, build_tasks
-from saysee.training.optimization import learning_rate_factor, parameter_groups
+from saysee.training.objective import Objective, build_model, build_tasks, learning_rate_factor, parameter_groups
 
 
 def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from saysee.training.signs import find_signs
+from saysee.training.validation import find_signs
 
 
 def test_a_reconstruction_that_needs_both_sides_shows_no_sign() -> None:
-    figures = {
+    metrics = {
         "reconstruction_loss": 1.0,
         "reconstruction_without_clean": 1.5,
         "reconstruction_without_noisy": 1.2,
         "contrastive_loss": 2.0,
         "attention_lift": 1.5,
     }
-    assert find_signs(figures, previous_contrastive=2.5, progress=0.9) == {}
+    assert find_signs(metrics, previous_contrastive=2.5, progress=0.9) == {}
 
 
 def test_each_failure_shows_its_own_sign() -> None:
