@@ -60,7 +60,7 @@ class ProgressBar:
 
     def __init__(self, what: str, total: int, enabled: bool = True) -> None:
         self._what, self._total, self._done = what, total, 0
-        shown = enabled and _progress_enabled and _is_rank_0()
+        shown = enabled and _progress_enabled and is_rank_0()
         self._shown_from = time.monotonic() + PATIENCE_SECONDS if shown else float("inf")
         self._task: TaskID | None = None
 
@@ -135,7 +135,7 @@ def configure_command_line(*packages: str) -> None:
     """
     for name in ("saysee", *packages):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO if _is_rank_0() else logging.WARNING)
+        logger.setLevel(logging.INFO if is_rank_0() else logging.WARNING)
         if not is_configured(name):
             logger.addHandler(_CommandLineHandler())
     for variable, value in _QUIET_ENVIRONMENT.items():
@@ -171,6 +171,6 @@ class _CommandLineHandler(logging.Handler):
             self.handleError(record)
 
 
-def _is_rank_0() -> bool:
+def is_rank_0() -> bool:
     """Whether this is the only process, or the one of those started by torchrun that reports."""
     return os.environ.get("RANK", "0") == "0"

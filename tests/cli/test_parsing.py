@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from saysee.cli import VERBS, main, parse
-from saysee.cli.parsing import VerbParser
+from saysee.cli.parsing import Verb
 from saysee.errors import ConfigError
 
 
@@ -66,10 +67,11 @@ def strict(model: str, *, rate: float = 1.0) -> None:
 
 def given(*words: str, function: Any = sample) -> dict[str, Any]:
     """The arguments that differ from the defaults."""
-    parsed = VerbParser("sample", function).parse_words(words)
-    assert parsed is not None
+    parsed = Verb("sample", function).parse(words)
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    return {name: value for name, value in parsed[0].items() if name != "command" and value not in ([], defaults[name])}
+    return {
+        name: value for name, value in parsed[0].items() if name != "command" and value not in ([], (), defaults[name])
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,16 +82,18 @@ def given(*words: str, function: Any = sample) -> dict[str, Any]:
         ("--count=5 -k2", {"count": 5, "k": 2}),
         ("--count -3 --share -0.5", {"count": -3, "share": -0.5}),
         ("--name -x --share 1e3", {"name": "-x", "share": 1000.0}),
-        ("--name null --for [a] --tag {b} --tag 3", {"name": "null", "for_": "[a]", "tag": ["{b}", "3"]}),
+        ("--name [a] --for null --tag {b} --tag 3", {"name": "[a]", "for_": "null", "tag": ["{b}", "3"]}),
         ("--name= --for a=b", {"name": "", "for_": "a=b"}),
         ("--how good", {"how": "good"}),
         ("a b", {"file": ["a", "b"]}),
         ("a --tag x b --write c", {"file": ["a", "b", "c"], "tag": ["x"], "write": True}),
+        ("null [a] {b:c} 1 *", {"file": ["null", "[a]", "{b:c}", "1", "*"]}),
+        ("--part null --metadata [a] null", {"part": [Path("null")], "metadata": (Path("[a]"), Path("null"))}),
         ("a -- -b --write", {"file": ["a", "-b", "--write"]}),
         ("-", {"file": ["-"]}),
-        ("--metadata a -b --write", {"metadata": [Path("a"), Path("-b")], "write": True}),
+        ("--metadata a -b --write", {"metadata": (Path("a"), Path("-b")), "write": True}),
         ("--part a --part b c", {"file": ["c"], "part": [Path("a"), Path("b")]}),
-        ("--metadata a --metadata b", {"metadata": [Path("a"), Path("b")]}),
+        ("--metadata a --metadata b", {"metadata": (Path("a"), Path("b"))}),
         ("--record", {"record": True}),
         ("--record 4 --write", {"record": 4.0, "write": True}),
         ("--record --write", {"record": True, "write": True}),
@@ -142,15 +146,13 @@ def test_an_unknown_flag_is_named_with_the_closest_one_and_the_verb_s_help() -> 
 
 
 def test_the_command_line_itself_is_an_argument() -> None:
-    parsed = VerbParser("sample", sample).parse_words(["m", "--to", "a b"])
-    assert parsed is not None
+    parsed = Verb("sample", sample).parse(["m", "--to", "a b"])
     assert parsed[0]["command"] == "saysee sample m --to 'a b'"
 
 
-def test_help_shows_each_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert VerbParser("sample", sample).parse_words(["m", "--help"]) is None
-    text = " ".join(capsys.readouterr().out.split())
-    for part in ("MODEL [FILE ...] --to PATH", "--count N how many (default: 3)", "50%", "{fast,good}", "With care."):
+def test_help_shows_each_flag_with_its_default() -> None:
+    text = " ".join(Verb("sample", sample).help().split())
+    for part in ("MODEL --to PATH [FILE ...]", "--count N how many (default: 3)", "50%", "{fast,good}", "With care."):
         assert part in text, part
     assert "--overrides" not in text
 
@@ -159,10 +161,16 @@ def test_help_shows_each_flag_with_its_default(capsys: pytest.CaptureFixture[str
 def test_every_verb_has_help_for_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    for flag in ("--json", "--debug"):
-        assert flag in text
-    parser = VerbParser(name, VERBS[name])
-    assert all(action.help for action in parser._actions)
+    parameters = inspect.signature(VERBS[name]).parameters
+    flags = {
+        ("-" if len(flag) == 1 else "--") + flag.rstrip("_").replace("_", "-")
+        for flag, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    hidden = {"--overrides", "--command"} & flags
+    for flag in (flags - hidden) | {"--json", "--debug"}:
+        (described,) = re.findall(rf"^  {flag}(?![\w-]).*(?:\n? {{22,}}.*)?", text, re.MULTILINE)
+        assert len(described.split()) > 2, flag
 
 
 def test_what_each_verb_needs_is_enough_to_call_it() -> None:

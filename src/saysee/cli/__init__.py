@@ -18,7 +18,7 @@ from saysee.cli.printing import (
     EXIT_MISTAKE,
     Result,
     did_you_mean,
-    print_error,
+    print_message,
     print_result,
 )
 from saysee.errors import ConfigError, SaySeeError
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_command_line()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        call = parse(words)
+        call = parse([word for word in words if word != "--debug"])
         if call is None:
             return EXIT_DONE
         if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -82,10 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SaySeeError, OSError) as error:
         if "--debug" in words:
             raise
-        print_error(_message(error))
+        print_message(_message(error))
         return EXIT_MISTAKE
     except KeyboardInterrupt:
-        print_error("interrupted; what is finished is kept")
+        print_message("interrupted; what is finished is kept")
         return EXIT_INTERRUPTED
 
 
@@ -99,10 +99,13 @@ def parse(words: Sequence[str]) -> Call | None:
     length = 2 if group else 1
     name, rest = " ".join(words[:length]), words[length:]
     if name in VERBS:
-        from saysee.cli.parsing import VerbParser
+        from saysee.cli.parsing import Verb
 
-        parsed = VerbParser(name, VERBS[name]).parse_words(rest)
-        return None if parsed is None else Call(VERBS[name], *parsed)
+        verb = Verb(name, VERBS[name])
+        if not {"-h", "--help"} & set(rest):
+            return Call(VERBS[name], *verb.parse(rest))
+        print(verb.help())
+        return None
     if name == "--version":
         print(f"saysee {__version__}")
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from saysee.cli.printing import Result, print_error
+from saysee.cli.printing import Result, print_message
 from saysee.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -203,5 +203,5 @@ def verify(manifest: Path, *, max_seconds: float = 60.0, workers: int | None = N
 
 def _result(prepared: Prepared) -> Result:
     for note in prepared.notes:
-        print_error(note)
+        print_message(note)
     return Result(prepared.to_dict(), [prepared.to_line()])

@@ -1,12 +1,12 @@
 """From the words of a command line to the arguments of a typed function.
 
-Flags, types and help come from the signature and the docstring of a verb's function. A parameter before the ``*`` is a
-positional argument, one after it a flag: ``batch_size`` is ``--batch-size``, ``k`` is ``-k``, ``for_`` is ``--for``.
-The type says which values it takes:
+jsonargparse derives types, defaults and help from the signature and the docstring of a verb's function, and checks the
+values; this module assigns words to parameters. Those before the ``*`` of the signature are positional, those after it
+flags: ``batch_size`` is ``--batch-size``, ``k`` is ``-k``, ``for_`` is ``--for``. A flag takes one value, except for
 
 - ``bool``: none.
-- ``float | bool``: a number, or none for True.
-- ``Sequence[X]``: one, and the flag may be repeated; a positional argument takes any number.
+- ``float | bool``: one or, for True, none.
+- ``Sequence[X]``: one, and the flag may be repeated. A positional argument of this type takes all words that are left.
 - ``tuple[X, ...]``: all words up to the next flag.
 
 Two parameters are not flags: ``overrides`` collects the flags that the function does not have (settings of a recipe),
@@ -15,29 +15,33 @@ and ``command`` is the command line itself.
 
 from __future__ import annotations
 
-import argparse
 import collections.abc
 import inspect
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from textwrap import fill
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from saysee.cli.printing import did_you_mean
 from saysee.errors import ConfigError
 
+_COMMON = {"json": "print the result as JSON", "debug": "show the traceback of an error"}
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
+_INDENT = " " * 24
 
 
-class VerbParser(ArgumentParser):
-    """The parser of one verb.
+class Verb:
+    """A verb of the command line.
 
     Args:
         name: the verb, such as ``data scenes``.
@@ -45,138 +49,148 @@ class VerbParser(ArgumentParser):
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        doc = docstring_parser.parse(function.__doc__ or "")
-        super().__init__(prog=f"saysee {name}", description=doc.description, formatter_class=_HelpFormatter)
+        self.name, self._function = f"saysee {name}", function
         self._parameters = inspect.signature(function).parameters
-        kinds, texts = get_type_hints(function), {param.arg_name: param.description for param in doc.params}
-        for parameter in self._parameters.values():
-            if parameter.name not in ("overrides", "command"):
-                flag, options = _argument(parameter, kinds[parameter.name])
-                self.add_argument(flag, help=texts[parameter.name], **options)
-        for flag, text in (("json", "print the result as JSON"), ("debug", "show the traceback of an error")):
-            if flag not in self._parameters:
-                self.add_argument(f"--{flag}", action="store_true", help=text)
-        self.usage = " ".join([self.prog, "[options]", *_usages(self._actions)])
+        hidden = {"overrides", "command"} & self._parameters.keys()
+        # Resolved here: for annotations that are text, jsonargparse imports all that is under TYPE_CHECKING.
+        function.__annotations__ = get_type_hints(function)
+        self._parser = ArgumentParser(exit_on_error=False)
+        self._parser.add_function_arguments(function, as_group=False, skip={*hidden})
+        texts = _COMMON | {action.dest: action.help or "" for action in self._parser._actions}
+        kinds = dict.fromkeys(_COMMON, bool) | function.__annotations__
+        common = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=False) for name in _COMMON}
+        arguments = [
+            _Argument(parameter, kinds[name], texts[name])
+            for name, parameter in (dict(self._parameters) | common).items()
+            if name not in hidden
+        ]
+        self._positional = [argument for argument in arguments if argument.flag is None]
+        self._flags = {argument.flag: argument for argument in arguments if argument.flag is not None}
 
-    def parse_words(self, words: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
-        """The arguments of the function and whether ``--json`` is given; None if help is asked for, which is printed.
+    def parse(self, words: Sequence[str]) -> tuple[dict[str, Any], bool]:
+        """The arguments of the function, and whether ``--json`` is given.
 
         Raises:
             ConfigError: a flag is unknown, or a value is missing or of the wrong type.
         """
-        flags: list[str] = []
-        positional: list[str] = []
+        values: dict[str, Any] = {}
         overrides: list[str] = []
+        positional: deque[str] = deque()
         left = deque(words)
         while left:
             word = left.popleft()
-            flag, equals, _ = word.partition("=")
-            action = self._option_string_actions.get(flag)
-            if word == "--":
+            flag, equals, value = word.partition("=")
+            if flag not in self._flags and word[:2] in self._flags:
+                flag, equals, value = word[:2], "=", word[2:]  # -k5
+            if flag in self._flags:
+                most = self._flags[flag].most
+                self._assign(values, self._flags[flag], [value] if equals else self._take(left, most))
+            elif word == "--":
                 positional += left
                 left.clear()
-            elif word in ("-h", "--help"):
-                self.print_help()
-                return None
-            elif action is not None:
-                values = [] if equals else self._values(left, action.nargs)
-                flags += [f"{word}={value}" for value in values] or [word]  # argparse takes no such value for a flag
             elif not word.startswith("-") or word == "-" or os.path.lexists(word):
                 positional.append(word)
-            elif word[:2] in self._option_string_actions:  # -k5
-                flags.append(word)
             elif "overrides" in self._parameters and word.startswith("--"):
-                overrides.append(word if equals else "=".join([word, *self._values(left, None)]))
+                overrides.append(word if equals else "=".join([word, *self._take(left, 1)]))
             else:
-                self.error(f"unknown flag {flag!r}{did_you_mean(flag, self._option_string_actions)}")
-        parsed: dict[str, Any] = self.parse_args([*flags, *(["--", *positional] if positional else [])]).as_dict()
-        parsed |= {"overrides": tuple(overrides), "command": shlex.join([*self.prog.split(), *words])}
-        return {name: parsed[name] for name in self._parameters}, parsed["json"]
+                self._fail(f"unknown flag {flag!r}{did_you_mean(flag, self._flags)}")
+        for argument in self._positional:
+            if positional:
+                count = min(argument.most, len(positional))
+                self._assign(values, argument, [positional.popleft() for _ in range(count)])
+        if positional:
+            self._fail(f"unexpected argument {positional[0]!r}")
+        arguments = self._check({name: value for name, value in values.items() if name in self._parameters})
+        arguments |= {"overrides": tuple(overrides), "command": shlex.join([*self.name.split(), *words])}
+        return {name: arguments[name] for name in self._parameters}, values.get("json", False)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises what is wrong as one line, where argparse prints the usage and exits.
+    def help(self) -> str:
+        """What the verb does, and its arguments."""
+        width = min(shutil.get_terminal_size().columns, 100)
+        paragraphs = (inspect.getdoc(self._function) or "").partition("\n\nArgs:")[0].split("\n\n")
+        arguments = [*self._positional, *self._flags.values()]
+        needed = [each.usage for each in arguments if each.required]
+        optional = [f"[{each.usage}]" for each in self._positional if not each.required]
+        rows = []
+        for each in arguments:
+            text = fill(each.help, width, initial_indent=_INDENT, subsequent_indent=_INDENT)
+            name = f"  {each.usage:<21} "
+            rows.append(name + text[len(name) :] if len(name) == len(_INDENT) else f"{name.rstrip()}\n{text}")
+        usage = " ".join(["usage:", self.name, "[options]", *needed, *optional])
+        return "\n\n".join([usage, *(fill(paragraph, width) for paragraph in paragraphs), "\n".join(rows)])
 
-        Raises:
-            ConfigError: always.
-        """
-        if wrong := re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL):
-            action = next(action for action in self._actions if action.dest == wrong[1])
-            message = f"{_name(action)} is {wrong[2]!r}; give {_expected(action)}"
-        elif missing := re.match(r"the following arguments are required: (.*)", message):
-            names = missing[1].split(", ")
-            message = "give " + " and ".join(_name(action) for action in self._actions if action.dest in names)
-        raise ConfigError(f"{' '.join(message.split())}; see '{self.prog} --help'") from ex
-
-    def _values(self, left: deque[str], nargs: int | str | None) -> list[str]:
-        """Takes the values of a flag off the words behind it. A value may begin with a dash, but not be a flag."""
-        most = 0 if nargs == 0 else len(left) if nargs == "+" else 1
+    def _take(self, left: deque[str], most: int) -> list[str]:
+        """Takes the values of a flag off the words after it. A value may begin with a dash, but not be a flag."""
         values: list[str] = []
         while left and len(values) < most and not self._is_flag(left[0]):
             values.append(left.popleft())
         return values
 
     def _is_flag(self, word: str) -> bool:
-        return word.startswith("--") or word.partition("=")[0] in self._option_string_actions
+        return word.startswith("--") or word.partition("=")[0] in self._flags
+
+    def _assign(self, values: dict[str, Any], argument: _Argument, given: list[str]) -> None:
+        if not argument.least <= len(given) <= argument.most:
+            self._fail(f"{argument.shown} {'needs a value' if argument.most else 'takes no value'}")
+        if argument.is_list:
+            values[argument.name] = [*values.get(argument.name, []), *given]
+        else:
+            values[argument.name] = given[0] if given else True
+
+    def _check(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values in their types, with the defaults of the others."""
+        arguments = {argument.name: argument for argument in [*self._positional, *self._flags.values()]}
+        missing = [each.usage for each in arguments.values() if each.required and each.name not in values]
+        if missing:
+            self._fail(f"give {' and '.join(missing)}")
+        try:
+            checked: dict[str, Any] = self._parser.parse_object(dict(values)).as_dict()
+        except ArgumentError as error:
+            wrong = re.match(r'Parser key "(\w+)"', str(error))
+            if wrong is None:
+                self._fail(str(error))
+            argument = arguments[wrong[1]]
+            self._fail(f"{argument.shown} is {values[wrong[1]]!r}; give {argument.expected}")
+        return checked
+
+    def _fail(self, message: str) -> NoReturn:
+        raise ConfigError(f"{' '.join(message.split())}; see '{self.name} --help'")
 
 
-def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[str, dict[str, Any]]:
-    """Name and options of ``add_argument`` for a parameter of a type."""
-    is_flag, has_default = parameter.kind is parameter.KEYWORD_ONLY, parameter.default is not parameter.empty
-    members = [member for member in get_args(kind) if member is not NoneType]
-    if get_origin(kind) is not Literal and len(members) == 1 and NoneType in get_args(kind):
-        kind = members[0]  # X | None would read the text "null" as None
-    options: dict[str, Any] = {}
-    if has_default:
-        options["default"] = [] if parameter.default == () else parameter.default  # argparse appends to it
-    if get_origin(kind) is collections.abc.Sequence:
-        kind = members[0]
-        options |= {"action": "extend", "nargs": 1} if is_flag else {"nargs": "*" if has_default else "+"}
-    elif get_origin(kind) is tuple:
-        kind = members[0]
-        options |= {"action": "extend", "nargs": "+"}
-    elif kind == float | bool:
-        options |= {"nargs": "?", "const": True}
-    elif has_default and not is_flag:
-        options |= {"nargs": "?"}
-    options |= {"action": "store_true"} if kind is bool else {"type": kind}
-    if not is_flag:
-        return parameter.name, options | {"metavar": parameter.name.upper()}
-    if kind is not bool and get_origin(kind) is not Literal:
-        options |= {"metavar": _METAVARS.get(kind, "NUMBER")}
-    if not has_default:
-        options |= {"required": True}
-    words = parameter.name.rstrip("_").replace("_", "-")
-    return f"-{words}" if len(words) == 1 else f"--{words}", options | {"dest": parameter.name}
+class _Argument:
+    """A parameter as the command line has it.
 
+    Attributes:
+        flag: such as ``--batch-size``; None for a positional argument.
+        shown: the flag, or the name of a positional argument.
+        usage: how it is given, such as ``--batch-size N``.
+        help: what it means, and its default.
+        required: whether it must be given.
+        least: number of values that it needs.
+        most: number of values that it takes.
+        is_list: whether its values are collected.
+        expected: what a value must be.
+    """
 
-def _usages(actions: Iterable[argparse.Action]) -> Iterable[str]:
-    """How the positional arguments and the required flags are given."""
-    for action in actions:
-        if not action.option_strings:
-            many = " ..." if action.nargs in ("*", "+") else ""
-            yield f"[{action.metavar}{many}]" if action.nargs in ("?", "*") else f"{action.metavar}{many}"
-        elif action.required:
-            yield f"{action.option_strings[0]} {action.metavar}"
-
-
-def _name(action: argparse.Action) -> str:
-    return action.option_strings[0] if action.option_strings else str(action.metavar)
-
-
-def _expected(action: argparse.Action) -> str:
-    kind = getattr(action, "_typehint", None)
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    return "a whole number" if kind is int else "a number"
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Shows default values, and keeps the paragraphs of a docstring."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        fill = super()._fill_text
-        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        shown = action.option_strings and action.nargs != 0 and isinstance(action.default, int | float | str | Path)
-        return f"{action.help} (default: {action.default})" if shown else action.help or ""
+    def __init__(self, parameter: Parameter, kind: Any, text: str) -> None:
+        self.name, self.help, default = parameter.name, text, parameter.default
+        words = self.name.rstrip("_").replace("_", "-")
+        self.flag = None
+        if parameter.kind is Parameter.KEYWORD_ONLY:
+            self.flag = f"-{words}" if len(words) == 1 else f"--{words}"
+        self.shown = self.flag or words.upper()
+        self.required = default is Parameter.empty
+        if isinstance(default, int | float | str | Path) and not isinstance(default, bool):
+            self.help += f" (default: {default})"
+        if get_origin(kind) in (Union, UnionType):  # X | None, or float | bool
+            kind = next(member for member in get_args(kind) if member is not NoneType)
+        self.is_list = get_origin(kind) in (tuple, collections.abc.Sequence)
+        many = get_origin(kind) is (tuple if self.flag else collections.abc.Sequence)
+        self.least = 0 if isinstance(default, bool) else 1
+        self.most = 0 if kind is bool else sys.maxsize if many else 1
+        kind = get_args(kind)[0] if self.is_list else kind
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        self.expected = " or ".join(choices) or ("a whole number" if kind is int else "a number")
+        metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")
+        metavar = f"[{metavar}]" if metavar and not self.least else metavar
+        self.usage = " ".join(filter(None, [self.shown, metavar if self.flag else "", "..." if many else ""]))

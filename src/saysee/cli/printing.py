@@ -45,15 +45,15 @@ def print_result(result: Result, as_json: bool) -> int:
             else:
                 print_table(part)
     for reason in result.skipped[:_SKIPPED_SHOWN]:
-        print_error(reason)
+        print_message(reason)
     if (more := len(result.skipped) - _SKIPPED_SHOWN) > 0:
-        print_error(f"{more:,} more files skipped; --json lists all")
+        print_message(f"{more:,} more files skipped; --json lists all")
     for failure in result.failures:
-        print_error(failure)
+        print_message(failure)
     return EXIT_MISTAKE if result.failures else EXIT_DONE
 
 
-def print_error(message: object) -> None:
+def print_message(message: object) -> None:
     """Prints one line on stderr."""
     print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saysee.cli.printing import Result, print_error, print_table
+from saysee.cli.printing import Result, print_message, print_table
 from saysee.errors import ConfigError
 from saysee.hardware import torch_device
 
@@ -68,7 +68,7 @@ def index(
         encoder = Encoder.load(model, torch_device(device))
         report = update_index(encoder, found, to, batch_size=batch_size, workers=workers)
     for note in report.notes:
-        print_error(note)
+        print_message(note)
     return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])
 
 
@@ -175,7 +175,9 @@ def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
         raise ConfigError(f"--record is {limit:g} seconds; give a number above 0, or none")
     microphone = Microphone()
     _ = index.encoder  # loads the model
-    print_error(f"speak now {'and then be silent' if limit is None else f'for {limit:g} s'}, or press Enter when done")
+    print_message(
+        f"speak now {'and then be silent' if limit is None else f'for {limit:g} s'}, or press Enter when done"
+    )
     return microphone.record(limit)
 
 
@@ -191,4 +193,4 @@ def _open(sheet: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(sheet.as_uri()):
-        print_error(f"no browser can be opened here; the HTML file is {sheet}")
+        print_message(f"no browser can be opened here; the HTML file is {sheet}")

@@ -53,7 +53,7 @@ def ablate(
 
 
 def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
-    """Run the whole way: make a corpus, train baseline and CMD, score both, write a report.
+    """Make a corpus, train the baseline and CMD on it, evaluate both, and write a report.
 
     Args:
         to: folder of everything that is made

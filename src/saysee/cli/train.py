@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from saysee.cli.printing import Result
 from saysee.errors import ConfigError
+from saysee.log import is_rank_0
 
 
 def train(
@@ -36,16 +36,15 @@ def train(
     if recipe is None:
         raise ConfigError("give a recipe: 'saysee train RECIPE.yaml'; 'saysee train --settings' lists every setting")
     loaded = load_recipe(recipe, overrides)
-    is_rank_0 = os.environ.get("RANK", "0") == "0"
     if dry_run:
         from saysee.training.dry_run import dry_run as run_dry
 
         rehearsal = run_dry(loaded)
-        return Result(rehearsal.to_dict(), [rehearsal.to_table()]) if is_rank_0 else None
+        return Result(rehearsal.to_dict(), [rehearsal.to_table()]) if is_rank_0() else None
     from saysee.training.trainer import Trainer
 
     result = Trainer(loaded).fit(resume=resume)
-    if not is_rank_0:
+    if not is_rank_0():
         return None
     model = f"{loaded.output}/best"
     line = (
