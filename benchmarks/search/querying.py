@@ -23,7 +23,7 @@ from benchmarks.search.vectors import DIMENSION, Vectors, write_vectors
 from saysee.encoding.encoder import Encoder
 from saysee.search.index.imported_vectors import index_vectors
 from saysee.search.index.index import Index
-from saysee.studies.processes import alone
+from saysee.studies.processes import run_alone
 
 K = 10
 WARM_UP = 20
@@ -74,7 +74,7 @@ def compare_queries(rows: int, queries: int, pgvector_rows: int, scratch: Path) 
             table = stack.enter_context(PgvectorTable.create(matrix, scratch / "postgres"))
             methods["pgvector, HNSW"] = Method(lambda query: table.search(query, K), table.metrics)
         metrics = _timed(methods, asked)
-    metrics["saysee index"]["megabytes_in_memory"] = alone(memory_of, scratch / "index", asked[:WARM_UP], K)
+    metrics["saysee index"]["megabytes_in_memory"] = run_alone(memory_of, scratch / "index", asked[:WARM_UP], K)
     skipped = {} if reason is None else {"pgvector": reason}
     return {"rows": rows, "dimension": DIMENSION, "queries": queries, "methods": metrics, "skipped": skipped}
 

@@ -57,7 +57,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Trainer(recipe).fit(resume="auto")
 
     monkeypatch.setattr(ablation, "train_alone", train)
-    monkeypatch.setattr(ablation, "alone", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(ablation, "run_alone", lambda work, *arguments: work(*arguments))
     return done
 
 
@@ -321,7 +321,7 @@ def test_the_table_pairs_by_seed_at_both_budgets_and_does_not_hang_on_the_order_
         "grid": {"a": {}, "slow": {"denoising.weight": 1}, "quick": {}},
         "calls": [],
         "split": "test",
-        "training_pictures": 10,
+        "training_images": 10,
     }
     runs = [scores("a", seed, 10.0 + 10 * seed, 0.2) for seed in (0, 1)]
     runs += [scores("slow", seed, 13.0 + 12 * seed, 0.4) for seed in (0, 1)]

@@ -11,7 +11,7 @@ from saysee import SpeechImageModel
 STEP = """
 import sys
 from saysee.log import configure_command_line
-from saysee.studies.processes import alone
+from saysee.studies.processes import run_alone
 from saysee import SpeechImageModel
 
 
@@ -21,8 +21,8 @@ def made(make, *arguments):
 
 if __name__ == "__main__":
     configure_command_line()
-    print(alone(made, SpeechImageModel.from_encoders, "saysee/hubert-nano", "saysee/clip-nano"))
-    print(alone(made, SpeechImageModel.from_pretrained, sys.argv[1]))
+    print(run_alone(made, SpeechImageModel.from_encoders, "saysee/hubert-nano", "saysee/clip-nano"))
+    print(run_alone(made, SpeechImageModel.from_pretrained, sys.argv[1]))
 """
 
 

@@ -35,11 +35,11 @@ from saysee.studies.ablation_table import (
     EQUAL_TIME,
     AblationResult,
     RunScores,
-    pictures_in_share,
+    images_in_share,
     steps_in_equal_time,
     write_tables,
 )
-from saysee.studies.processes import alone, terminated_like_interrupted, train_alone
+from saysee.studies.processes import run_alone, sigterm_as_interrupt, train_alone
 from saysee.training.log_records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
@@ -114,7 +114,7 @@ def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSetti
     folder, settings = Path(folder).resolve(), settings or AblationSettings()
     study = _Study(recipe, folder, settings)
     study.claim()
-    with terminated_like_interrupted():
+    with sigterm_as_interrupt():
         for seed in study.seeds:
             for run in study.runs(seed):
                 study.do(run)
@@ -135,7 +135,7 @@ def share_of_pictures(manifest: Manifest, split: str, share: float) -> Manifest:
     """
     ids = {row.image_id for row in manifest.select(split)}
     drawn = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest())
-    kept = set(drawn[: pictures_in_share(len(ids), share)])
+    kept = set(drawn[: images_in_share(len(ids), share)])
     return Manifest([row for row in manifest if row.split != split or row.image_id in kept], manifest.root)
 
 
@@ -218,10 +218,10 @@ class _Study:
             if not (path / "result.json").exists():
                 path.parent.mkdir(exist_ok=True)
                 if not self._features_kept and _is_frozen(self.base) and self.base.features.keep != "off":
-                    alone(keep_features, self.recipe(run, self.steps(run)))
+                    run_alone(keep_features, self.recipe(run, self.steps(run)))
                 self._features_kept = True
                 train_alone(self.recipe(run, self.steps(run)), path.with_name(f"{path.name}.yaml"), str(run))
-            scores = {**vars(run), **alone(score_run, path, self.settings.split)}
+            scores = {**vars(run), **run_alone(score_run, path, self.settings.split)}
             write_text(scores_file, json.dumps(scores, indent=1) + "\n")
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
         path.with_name(f"{path.name}.yaml").unlink(missing_ok=True)
@@ -295,7 +295,7 @@ class _Study:
         """What ``study.json`` holds, with the split that was scored."""
         content = json.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8"))
         train = self.manifest.select(self.base.data.train_split)
-        return {**content, "split": self.settings.split, "training_pictures": len(train.images())}
+        return {**content, "split": self.settings.split, "training_images": len(train.images())}
 
     def scores(self) -> list[RunScores]:
         """All runs of the folder that are scored on the split, whichever call did them."""

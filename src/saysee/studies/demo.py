@@ -23,7 +23,7 @@ from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe, load_recipe
 from saysee.studies.other_queries import OtherQueries, ask_otherwise
-from saysee.studies.processes import alone, train_alone
+from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoReport, write_report
 from saysee.training.features import KeptFeatures, evaluate_kept, keep_features
 from saysee.training.trainer import Trainer
@@ -140,7 +140,7 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     _say("2/5 features of the frozen encoders")
     if not all((Path(recipe.output) / "result.json").exists() for recipe in recipes.values()):
         with steps.timed("features"):
-            alone(_keep_features, first)
+            run_alone(_keep_features, first)
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, recipe) in enumerate(recipes.items(), start=3):

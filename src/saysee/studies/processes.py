@@ -1,4 +1,4 @@
-"""Steps of a study in processes of their own, so that each step's memory and threads are its own."""
+"""Steps of a study in processes of their own, so that their memory and threads are their own too."""
 
 from __future__ import annotations
 
@@ -19,52 +19,62 @@ from saysee.errors import SaySeeError
 from saysee.settings.recipe import Recipe, save_recipe
 
 PATIENCE_SECONDS = 10
-"""How long an interrupted training may take to end its step and write its checkpoint before it is told again."""
+"""Time for an interrupted training to finish its step and write its checkpoint, before it is terminated."""
 
 Result = TypeVar("Result")
 
 
-def alone(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Does work in a process of its own, so that the memory it took is free for the next step.
+def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function in a process of its own, which frees its memory when it ends.
 
     Args:
-        work: a function of a module; it and what it is given and gives can be pickled.
-        arguments: what it is given.
+        function: of a module; it, its arguments and its result are pickled.
+        arguments: of the function.
     """
     with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
     ) as process:
-        return process.submit(work, *arguments).result()
+        return process.submit(function, *arguments).result()
 
 
 def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
-    """``saysee train`` in a process of its own; goes on with the run in the recipe's output folder.
+    """Runs ``saysee train`` in a process of its own; resumes the run in the recipe's output folder.
 
     Args:
         recipe: of the run.
-        recipe_file: where to write it.
-        what: what is trained, for the message of a failure.
+        recipe_file: where the recipe is written.
+        what: name of the run, for the error message.
 
     Returns:
         The run's ``result.json``.
 
     Raises:
-        SaySeeError: the training failed; it has told why on stderr.
-        KeyboardInterrupt: the run was interrupted; it has written its checkpoint.
+        SaySeeError: the training failed; its error is on stderr.
+        KeyboardInterrupt: interrupted; the training has written its checkpoint.
     """
     save_recipe(recipe, recipe_file)
-    code, text = _run([sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"])
-    if code == 130:
+    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:  # a terminal interrupts the process too
+        try:
+            process.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+        raise
+    if process.returncode == 130:
         raise KeyboardInterrupt
-    if code:
-        raise SaySeeError(f"training {what} failed, for the reason above; mend it and give the command again to go on")
-    result: dict[str, Any] = json.loads(text)
+    if process.returncode:
+        raise SaySeeError(f"training {what} failed; fix the error above and run the command again to resume")
+    result: dict[str, Any] = json.loads(output)
     return result
 
 
 @contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Within a ``with`` block SIGTERM does what Ctrl-C does, so that a scheduler's stop reaches the step's process."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Within a ``with`` block SIGTERM raises KeyboardInterrupt, so that a scheduler's stop reaches the child too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -80,21 +90,5 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(command: list[str]) -> tuple[int, str]:
-    """Exit code and stdout. At Ctrl-C the process, which a terminal tells too, is given time to write its
-    checkpoint."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        output, _ = process.communicate()
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # nobody told it
-            process.wait()
-        raise
-    return process.returncode, output
-
-
-def _leave_interrupts_to_the_parent() -> None:
+def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,8 +23,8 @@ from saysee.files import write_text
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
-from saysee.studies.figures import attention_picture, curves_svg
 from saysee.studies.other_queries import OtherQueries
+from saysee.studies.plots import attention_image, curves_svg
 from saysee.training.log_records import read_metrics
 
 QUERIES, TOP, ATTENTION_PICTURES = 10, 5, 3
@@ -167,7 +167,7 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
                     {
                         "word": word["word"],
                         "picture": _picture_url(
-                            attention_picture(
+                            attention_image(
                                 picture, weights, [row.extra["objects"][number]["box"] for number in word["objects"]]
                             )
                         ),

@@ -1,4 +1,4 @@
-"""Pictures for reports: curves and intervals as SVG, attention over a picture."""
+"""Plots for reports: curves and intervals as SVG, attention over an image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 HEAT = np.array([255, 40, 0], dtype=np.float32)
-"""Colour of full attention."""
+"""Color of full attention."""
 
 
 def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """Line chart over training steps, as an SVG element.
 
     Args:
-        title: what is shown.
+        title: of the chart.
         axis: name and unit of the vertical axis.
         series: name to (steps, values).
     """
@@ -37,10 +37,10 @@ def intervals_svg(
     """A point with its interval for each row, as an SVG element.
 
     Args:
-        title: what is shown.
+        title: of the chart.
         axis: name and unit of the horizontal axis.
         rows: names, from the top down.
-        series: name to each row's (value, half of its interval); None leaves a row out.
+        series: name to (value, half of its interval) of each row; None skips the row.
     """
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
     """Lines through points with intervals, as an SVG element.
 
     Args:
-        title: what is shown.
+        title: of the chart.
         x_axis, y_axis: names and units of the axes.
         series: name to (x, value, half of its interval).
     """
@@ -91,15 +91,15 @@ def _svg(figure: Any, axes: Any, title: str, x_axis: str, y_axis: str) -> str:
     return text[text.index("<svg") :]
 
 
-def attention_picture(
-    picture: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), size: int = 132
+def attention_image(
+    image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), size: int = 132
 ) -> Image.Image:
-    """A picture with attention laid over it.
+    """An image overlaid with attention.
 
     Args:
-        picture: RGB, square as the model sees it.
+        image: RGB, square as the model sees it.
         attention: [P] weights over a square grid of patches, row by row from the top left.
-        boxes: boxes to outline, ``[x0, y0, x1, y1]`` in 0..1.
+        boxes: boxes to outline, ``[left, top, right, bottom]`` as shares of the sides.
         size: side of the result in pixels.
     """
     side = round(len(attention) ** 0.5)
@@ -107,8 +107,8 @@ def attention_picture(
     heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
     smooth = Image.fromarray((heat * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     alpha = np.asarray(smooth, dtype=np.float32)[..., None] / 255 * 0.75
-    grey = np.asarray(picture.convert("L").convert("RGB").resize((size, size)), dtype=np.float32)
-    base = 0.35 * grey + 0.65 * np.asarray(picture.resize((size, size)), dtype=np.float32)
+    grey = np.asarray(image.convert("L").convert("RGB").resize((size, size)), dtype=np.float32)
+    base = 0.35 * grey + 0.65 * np.asarray(image.resize((size, size)), dtype=np.float32)
     result = Image.fromarray((base * (1 - alpha) + HEAT * alpha).astype(np.uint8))
     draw = ImageDraw.Draw(result)
     for x0, y0, x1, y1 in boxes:
