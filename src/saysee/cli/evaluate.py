@@ -38,12 +38,12 @@ def evaluate(
 
     Args:
         model: folder or hub name of a SaySee model, or cascade:ASR+CLIP
-        manifest: .parquet or .jsonl manifests, each with its split as MANIFEST:SPLIT where it differs from --split
+        manifest: .parquet or .jsonl manifests; MANIFEST:SPLIT scores another split than --split
         split: the split to score
-        by: break the scores down by this column (repeatable; with one manifest)
+        by: also score each value of this column separately (repeatable; one manifest only)
         language: the spoken language, such as en, for the Whisper of a cascade
         batch_size: files encoded together
-        device: where to compute
+        device: device to compute on
     """
     from saysee.data.manifest import Manifest
 

@@ -40,12 +40,12 @@ def index(
         model: folder or hub name of a SaySee model
         source: the folder to index, with its sub-folders, or a manifest
         to: folder of the index, or postgresql://user@host/database
-        from_vectors: CLIP vectors that you already have, .npy or .parquet
-        ids: a CSV file with a line for each of these vectors, and the column path
+        from_vectors: existing CLIP vectors to index, .npy or .parquet
+        ids: CSV file with one row per vector and a column named path
         model_: the model, with --from-vectors
         batch_size: files encoded together
-        workers: number of threads that decode (default: one per CPU core)
-        device: where to compute
+        workers: number of decoding threads (default: one per CPU core)
+        device: device to compute on
     """
     if model is not None and model_ is not None:
         raise ConfigError("the model is given twice; give it once, first or by --model")
@@ -122,18 +122,17 @@ def search(
     Args:
         index: folder of the index, or its postgresql:// address
         query: clips, images, or folders of them
-        text: a query in writing (repeatable)
-        record: record a query with the microphone, for this many seconds or until Enter or silence
-        k: most hits of each query
+        text: a text query (repeatable)
+        record: record a query by the microphone, for this many seconds, or until silence or Enter
+        k: maximum number of hits per query
         where: an SQL expression, such as "folder LIKE 'holiday%'"
-        filter: NAME:VALUE returns matching rows only: folder:holiday*, speaker:s1, taken:2024-06..2024-08, size:1000..
-            (repeatable)
-        for_: what to find (default: for an image clips if the index has any, else images)
+        filter: NAME:VALUE, such as folder:holiday*, speaker:s1, taken:2024-06..2024-08 or size:1000.. (repeatable)
+        for_: what to find (default: clips for an image query if the index has any, else images)
         sheet: also write the results as an HTML file
         open: open the HTML file in the browser; without --sheet it is a temporary file
-        no_thumbnails: show no images in a terminal that can show them
-        model: where the model of the index is now
-        device: where to compute
+        no_thumbnails: do not show images in the terminal
+        model: the model of the index, if it has moved
+        device: device to compute on
     """
     if k < 1:
         raise ConfigError(f"-k is {k}; it must be at least 1")

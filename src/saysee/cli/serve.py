@@ -37,21 +37,21 @@ def serve(
 
     Args:
         index: folder of the index, or its postgresql:// address
-        host: address to listen on; others than this machine's own let other machines in
+        host: address to listen on; the default admits this machine only
         port: port to listen on; 0 takes a free one
-        token: token that clients must send; required if other machines can connect (or set SAYSEE_TOKEN)
+        token: secret that clients must send (default: SAYSEE_TOKEN); required if other machines can connect
         write: let clients add and remove images and clips
-        uploads: folder of what they add (default: uploads in the index)
-        model: where the model of the index is now
-        device: where to compute
-        queue: most requests accepted at a time
-        batch: most queries encoded together
-        wait: longest time to wait for further queries to encode together, in milliseconds
-        max_bytes: most bytes of a file (default: 33554432)
-        max_seconds: most seconds of a clip (default: 60)
-        max_pixels: most pixels of an image (default: 64000000)
-        max_k: most hits of a search (default: 100)
-        max_text: most characters of a text (default: 1000)
+        uploads: folder for added files (default: uploads in the index folder)
+        model: the model of the index, if it has moved
+        device: device to compute on
+        queue: maximum number of requests accepted at once
+        batch: maximum number of queries encoded together
+        wait: maximum time to wait for further queries to encode together, in milliseconds
+        max_bytes: largest file, in bytes (default: 33554432)
+        max_seconds: longest clip, in seconds (default: 60)
+        max_pixels: largest image, in pixels (default: 64000000)
+        max_k: maximum number of hits (default: 100)
+        max_text: longest text, in characters (default: 1000)
         json: print the address as JSON
     """
     with extra_needed("saysee serve", "serve"):

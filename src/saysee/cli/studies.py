@@ -22,23 +22,23 @@ def ablate(
 ) -> Result:
     """Compare variants of a recipe over several seeds.
 
-    A flag with the name of a setting overrides the recipe for all of them, such as --data.manifest.
+    A flag with the name of a setting, such as --data.manifest, overrides the recipe in all of them.
 
     Args:
-        recipe: a YAML file of settings, or the name of a recipe of the package
-        to: folder of the runs and tables; finished runs are kept and not repeated
-        seeds: runs of each row
-        rows: names of the rows to run besides the baseline, with commas between (default: all)
-        grid: a YAML file of rows (default: the package's own)
-        sizes: shares of the training images to train on too, with commas between, such as 0.25,0.5,1
-        split: the split to score; use val to choose between variants
+        recipe: a YAML file of settings, or the name of a packaged recipe
+        to: folder of the runs and tables; finished runs are not repeated
+        seeds: number of runs per row
+        rows: names of the rows to run besides the baseline, separated by commas (default: all)
+        grid: a YAML file of rows (default: the packaged one)
+        sizes: shares of the training images to train on as well, separated by commas, such as 0.25,0.5,1
+        split: the split to score; use val to choose a variant
     """
     from saysee.studies.ablation import AblationSettings, run_ablation
 
     try:
         shares = tuple(float(word) for word in sizes.split(",")) if sizes else ()
     except ValueError as error:
-        raise ConfigError(f"--sizes is {sizes!r}; give numbers with commas between, such as 0.25,0.5,1") from error
+        raise ConfigError(f"--sizes is {sizes!r}; give numbers separated by commas, such as 0.25,0.5,1") from error
     settings = AblationSettings(
         overrides=overrides,
         seeds=seeds,
@@ -56,7 +56,7 @@ def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
     """Make a corpus, train the baseline and CMD on it, evaluate both, and write a report.
 
     Args:
-        to: folder of everything that is made
+        to: folder of the corpus, the models and the report
         seed: seed of the corpus and of the training
     """
     from saysee.studies.demo import DemoSettings, run_demo

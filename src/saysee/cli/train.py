@@ -24,9 +24,9 @@ def train(
     A flag with the name of a setting overrides the recipe: --optimizer.lr 3e-4, --denoising.preset paper.
 
     Args:
-        recipe: a YAML file of settings, or the name of a recipe of the package
-        resume: auto resumes the run in the output folder if there is one; never fails if the folder already holds one
-        dry_run: take a few steps and save nothing: print parameters, seconds per step, memory, disk, hours to the end
+        recipe: a YAML file of settings, or the name of a packaged recipe
+        resume: auto: resume the run in the output folder; never: fail if the folder already holds one
+        dry_run: take a few steps, save nothing, and print parameters, seconds per step, memory, disk space and hours
         settings: list every setting with its default
     """
     from saysee.settings.recipe import load_recipe, recipe_help
@@ -69,7 +69,7 @@ def card(
         scores: output of 'saysee evaluate ... --json', for this model or for a cascade (repeatable)
         to: the file to write (default: README.md in the model's folder)
         name: name of the model (default: the name of its run)
-        license: license of the weights, by its name on the hub, such as apache-2.0
+        license: license of the weights as the hub names it, such as apache-2.0
     """
     from saysee.model.card import read_scores, write_card
 
