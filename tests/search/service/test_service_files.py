@@ -200,11 +200,11 @@ def test_an_item_that_cannot_be_used_is_rejected(ask, index):
         ({"file": ("a.png", b"<html>")}, 422, "undecodable"),
         ({"file": ("a.png", b"\x89PNG\r\n\x1a\nrubbish")}, 422, "undecodable"),
         ({"file": ("a.wav", b"RIFF....WAVErubbish")}, 422, "truncated"),
-        ({"file": ("a.png", b""), "metadata": (None, "[1]")}, 422, "invalid-metadata"),
-        ({"file": ("a.png", b""), "metadata": (None, '{"a": NaN}')}, 422, "invalid-metadata"),
-        ({"file": ("a.png", b""), "metadata": (None, '{"a": "\\ud800"}')}, 422, "invalid-metadata"),
-        ({"file": ("a.png", b""), "metadata": (None, "[" * 9_999)}, 422, "invalid-metadata"),
-        ({"file": ("a.png", b""), "metadata": (None, json.dumps({"a": "b" * 17_000}))}, 413, "metadata-too-large"),
+        ({"file": ("a.png", b""), "metadata": (None, "[1]")}, 422, "invalid-field"),
+        ({"file": ("a.png", b""), "metadata": (None, '{"a": NaN}')}, 422, "invalid-field"),
+        ({"file": ("a.png", b""), "metadata": (None, '{"a": "\\ud800"}')}, 422, "invalid-field"),
+        ({"file": ("a.png", b""), "metadata": (None, "[" * 9_999)}, 422, "invalid-field"),
+        ({"file": ("a.png", b""), "metadata": (None, json.dumps({"a": "b" * 70_000}))}, 400, "malformed-form"),
     ):
         answer = client.post("/items", files=files)
         assert (answer.status_code, answer.json()["code"]) == (status, code), (files, answer.text)

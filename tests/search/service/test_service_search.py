@@ -190,8 +190,8 @@ def test_a_large_file_is_rejected_while_it_arrives(make_service):
     request = Request({"type": "http", "method": "POST", "path": "/search", "headers": headers}, receive)
 
     async def read():
-        with service.places.taking() as place:
-            limited = LimitedRequest(request, place, service.settings)
+        with service.places.taking() as hold:
+            limited = LimitedRequest(request, hold, service.settings)
             with pytest.raises(RequestError, match="1,000,000 bytes") as error:
                 await limited.form()
         assert (error.value.status_code, error.value.code) == (413, "too-large")

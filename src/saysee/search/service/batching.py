@@ -21,6 +21,8 @@ from saysee.search.service.metrics import Metrics
 
 Run = Callable[[list[Any]], list[Any]]
 """Contents of one batch to their results, in the same order."""
+Hold = Callable[[int], None]
+"""Takes so many more bytes of memory."""
 
 _ASSUMED_SECONDS = 0.5
 """Duration of a batch before one was measured."""
@@ -33,24 +35,6 @@ class _Job:
     content: Any
     run: Run
     future: Future[Any] = field(default_factory=Future)
-
-
-class Place:
-    """The place of one request, and the memory that its body takes."""
-
-    def __init__(self, places: Places) -> None:
-        self._places, self.bytes = places, 0
-
-    def hold(self, count: int) -> None:
-        """Takes ``count`` more bytes for the body.
-
-        Raises:
-            RequestError: the bodies of all requests together would exceed their limit.
-        """
-        if self._places.bytes + count > self._places.max_bytes:
-            raise self._places.busy()
-        self._places.bytes += count
-        self.bytes += count
 
 
 class Places:
@@ -68,26 +52,33 @@ class Places:
         self.taken = self.bytes = 0
 
     @contextmanager
-    def taking(self) -> Iterator[Place]:
-        """A place for the duration of a ``with`` block.
+    def taking(self) -> Iterator[Hold]:
+        """A place for the duration of a ``with`` block, and the function that takes memory for it.
 
         Raises:
-            RequestError: all are taken.
+            RequestError: all places or all memory are taken, by this function too.
         """
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if self.bytes + count > self.max_bytes:
+                raise self._busy()
+            self.bytes += count
+            held += count
+
         if self.taken >= self.count:
-            raise self.busy()
-        place = Place(self)
+            raise self._busy()
         self.taken += 1
         self.metrics.places.set(self.taken)
         try:
-            yield place
+            yield hold
         finally:
             self.taken -= 1
-            self.bytes -= place.bytes
+            self.bytes -= held
             self.metrics.places.set(self.taken)
 
-    def busy(self) -> RequestError:
-        """The error of a request for which there is no place."""
+    def _busy(self) -> RequestError:
         self.metrics.busy.inc()
         seconds = self.retry_after()
         return RequestError(503, "busy", f"The service is busy; try again in {seconds} s.", seconds)

@@ -25,9 +25,9 @@ from saysee.search.service.answering import Answerer, Query, QueryKind, from_tex
 from saysee.search.service.attending import attend
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.errors import RequestError, client_errors, one_line
-from saysee.search.service.items import Items, read_metadata
+from saysee.search.service.items import Items
 from saysee.search.service.metrics import Metrics
-from saysee.search.service.schemas import AttentionForm, ItemForm, SearchForm, hit_answer, item_answer
+from saysee.search.service.schemas import AboutAnswer, AttentionForm, ItemForm, SearchForm, hit_answer, item_answer
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
@@ -70,19 +70,19 @@ class Service:
         """Runs a function that decodes or reads files off the event loop; cancelled while it waits, it never runs."""
         return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
 
-    def about(self) -> dict[str, Any]:
-        """The fields of an :class:`saysee.search.service.schemas.AboutAnswer`."""
+    def about(self) -> AboutAnswer:
+        """What is served."""
         counts, folder = self.index.counts(), self.index.store.folder
-        return {
-            "name": self.index.place.rpartition("/")[2] if folder is None else folder.absolute().name,
-            "images": counts["image"],
-            "clips": counts["clip"],
-            "writable": self.settings.write,
-            "attention": attention_source(self.answerer.encoder.model),
-            "limits": self.settings.limits.to_dict(),
-            "formats": {"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
-            "version": __version__,
-        }
+        return AboutAnswer(
+            name=self.index.place.rpartition("/")[2] if folder is None else folder.absolute().name,
+            images=counts["image"],
+            clips=counts["clip"],
+            writable=self.settings.write,
+            attention=attention_source(self.answerer.encoder.model),
+            limits=self.settings.limits,
+            formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
+            version=__version__,
+        )
 
     async def search(self, form: SearchForm) -> dict[str, Any]:
         """The fields of a :class:`saysee.search.service.schemas.SearchAnswer`, without the time.
@@ -128,7 +128,6 @@ class Service:
         Raises:
             RequestError: the file is neither, cannot be used, or cannot be written.
         """
-        metadata = None if form.metadata is None else read_metadata(form.metadata)
         content = await form.file.read()
         found = file_kind(io.BytesIO(content))
         if found is None:
@@ -137,12 +136,12 @@ class Service:
             )
         kind, _, suffix = found
         name = await self.in_thread(fingerprint, content)
-        item = await self.in_thread(self.items.find, kind, name, metadata)
+        item = await self.in_thread(self.items.find, kind, name, form.metadata)
         if item is not None:
             return item_answer(item), False
         prepared = await self.in_thread(self._decode, kind, content)
         vector = await self._run(f"encode {kind}", prepared, lambda batch: self.answerer.encode(kind, batch))
-        item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, metadata)
+        item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, form.metadata)
         return item_answer(item), True
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:

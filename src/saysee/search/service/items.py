@@ -7,7 +7,6 @@ between leaves a file without a row, which the same upload reuses.
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -29,7 +28,6 @@ from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Kind
 from saysee.search.service.errors import RequestError, one_line
 
-METADATA_BYTES = 16 * 2**10
 THUMBNAIL_SIDE = 320
 THUMBNAIL_TYPE = "image/webp"
 _THUMBNAIL_QUALITY = 80
@@ -164,30 +162,6 @@ class Items:
             file = place_of_upload(item, self.uploads)
             if file is not None:
                 file.unlink(missing_ok=True)
-
-
-def read_metadata(text: str) -> dict[str, Any]:
-    """Metadata as a client sends it: a JSON object.
-
-    Raises:
-        RequestError: it is not one, or too large.
-    """
-    if len(text.encode("utf-8", "replace")) > METADATA_BYTES:
-        raise RequestError(413, "metadata-too-large", f"The metadata exceeds the limit of {METADATA_BYTES:,} bytes.")
-    try:
-        values = json.loads(text, parse_constant=_reject_constant)
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair cannot be stored
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise RequestError(
-            422, "invalid-metadata", 'The metadata is not a JSON object; send one such as {"album": "holiday"}.'
-        )
-    return values
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 @lru_cache(_CACHED_THUMBNAILS)

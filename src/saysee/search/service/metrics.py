@@ -12,8 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saysee.search.service.errors import CLIENT_LEFT
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
 
 class Metrics:
     """The metrics of one service.
@@ -28,18 +26,14 @@ class Metrics:
         self.requests = Counter(
             "saysee_requests", "Answered requests", ("route", "method", "status"), registry=registry
         )
-        self.seconds = Histogram(
-            "saysee_request_seconds", "From request to answer", ("route",), buckets=_SECONDS, registry=registry
-        )
+        self.seconds = Histogram("saysee_request_seconds", "From request to answer", ("route",), registry=registry)
         self.left = Counter("saysee_clients_left", "Clients that left before their answer", registry=registry)
         self.busy = Counter("saysee_busy", "Requests rejected because all places were taken", registry=registry)
         self.places = Gauge("saysee_places_taken", "Requests with a form in progress", registry=registry)
         self.batch = Histogram(
             "saysee_batch_size", "Jobs in one batch of the model", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self.model_seconds = Histogram(
-            "saysee_model_seconds", "One batch of the model", buckets=_SECONDS, registry=registry
-        )
+        self.model_seconds = Histogram("saysee_model_seconds", "One batch of the model", registry=registry)
         rows = Gauge("saysee_index_rows", "Rows of the index", ("kind",), registry=registry)
         for kind in counts():
             rows.labels(kind).set_function(partial(lambda kind: counts()[kind], kind))

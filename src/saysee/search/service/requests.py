@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from saysee.search.service.batching import Place
+from saysee.search.service.batching import Hold
 from saysee.search.service.errors import RequestError, client_left
 from saysee.search.service.settings import ServiceSettings
 
@@ -34,8 +34,8 @@ class FormRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             service = request.app.state.service
-            with service.places.taking() as place:
-                return await handler(LimitedRequest(request, place, service.settings))
+            with service.places.taking() as hold:
+                return await handler(LimitedRequest(request, hold, service.settings))
 
         return handle
 
@@ -47,9 +47,9 @@ class _Parser(MultiPartParser):
 class LimitedRequest(Request):
     """A request whose multipart form is rejected while it arrives, as soon as it exceeds a limit."""
 
-    def __init__(self, request: Request, place: Place, settings: ServiceSettings) -> None:
+    def __init__(self, request: Request, hold: Hold, settings: ServiceSettings) -> None:
         super().__init__(request.scope, request.receive)
-        self._place, self._settings = place, settings
+        self._hold, self._settings = hold, settings
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override]
         """The fields of the form.
@@ -75,7 +75,7 @@ class LimitedRequest(Request):
             await body.aclose()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives, within the limit of bytes; what arrives is counted in the place."""
+        """The body as it arrives, within the limits of bytes and of memory."""
         limit = self._settings.limits.bytes
         declared = self.headers.get("content-length", "")
         arrived = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
@@ -85,7 +85,7 @@ class LimitedRequest(Request):
                 arrived += len(chunk)
                 if arrived > limit + _OVERHEAD_BYTES:
                     break
-                self._place.hold(len(chunk))
+                self._hold(len(chunk))
                 yield chunk
             else:
                 return

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 from saysee.search.index.index import Hit
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
 from saysee.search.index.store import Item, Kind
+from saysee.search.service.settings import Limits
 
 DEFAULT_K = 12
 MAX_ID = 2**63 - 1
 _FILE: dict[str, JsonValue] = {"format": "binary"}
 
+
+def _storable(values: dict[str, Any]) -> dict[str, Any]:
+    json.dumps(values, allow_nan=False)  # raises ValueError for NaN and infinity, which JSON does not have
+    return values
+
+
 # An optional field of a form is absent, never null.
 OptionalFile = UploadFile | SkipJsonSchema[None]
 OptionalText = str | SkipJsonSchema[None]
+JsonObject = Annotated[Json[dict[str, JsonValue]], AfterValidator(_storable)]
 
 
 class _Form(BaseModel):
@@ -54,7 +63,7 @@ class ItemForm(_Form):
     """A new item of the index."""
 
     file: UploadFile = Field(description="an image or audio file", json_schema_extra=_FILE)
-    metadata: OptionalText = Field(None, description="further columns, as a JSON object")
+    metadata: JsonObject | SkipJsonSchema[None] = Field(None, description="further columns, as a JSON object")
 
 
 class ErrorAnswer(BaseModel):
@@ -62,16 +71,6 @@ class ErrorAnswer(BaseModel):
 
     code: str = Field(description="for programs: kebab-case, stable across releases")
     detail: str = Field(description="for people: one line that says what is wrong and how to fix it")
-
-
-class LimitsAnswer(BaseModel):
-    """Limits of one request."""
-
-    bytes: int
-    seconds: float
-    pixels: int
-    k: int
-    text: int
 
 
 class AboutAnswer(BaseModel):
@@ -82,7 +81,7 @@ class AboutAnswer(BaseModel):
     clips: int
     writable: bool = Field(description="whether items may be added and removed")
     attention: Literal["fusion", "similarity"] = Field(description="what POST /attention is computed from")
-    limits: LimitsAnswer
+    limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
     version: str
 
@@ -134,12 +133,6 @@ class AttentionAnswer(BaseModel):
     box: tuple[float, float, float, float] = Field(
         description="left, top, right and bottom of the grid, as fractions of the image's sides"
     )
-
-
-class HealthAnswer(BaseModel):
-    """The model is loaded."""
-
-    status: Literal["ok"] = "ok"
 
 
 def item_answer(item: Item) -> dict[str, Any]:

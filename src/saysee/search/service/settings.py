@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from saysee.errors import ConfigError
 from saysee.media.audio import MAX_SECONDS
@@ -36,10 +35,6 @@ class Limits:
         for name, value in asdict(self).items():
             if not value > 0:
                 raise ConfigError(f"--max-{name} is {value}; it must be above 0")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
