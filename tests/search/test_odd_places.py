@@ -144,11 +144,11 @@ def test_a_replaced_model_is_told(encoder, model_folder, hubert_folder, clip_fol
 
 def test_no_pictures_at_all(model_folder, tmp_path, run):
     (tmp_path / "empty").mkdir()
-    one_line(run("index", model_folder, tmp_path / "empty", "--to", tmp_path / "index"), "no picture and no clip there")
+    one_line(run("index", model_folder, tmp_path / "empty", "--to", tmp_path / "index"), "no image and no clip there")
     assert not (tmp_path / "index").exists()
     one_line(run("search", tmp_path / "index", "--text", "a"), "no index there")
     (tmp_path / "empty/notes.txt").write_text("no picture")
-    one_line(run("index", model_folder, tmp_path / "empty", "--to", tmp_path / "index"), "no picture and no clip there")
+    one_line(run("index", model_folder, tmp_path / "empty", "--to", tmp_path / "index"), "no image and no clip there")
 
 
 def test_clips_alone_are_told_when_pictures_are_asked_for(encoder, tmp_path, run):

@@ -227,7 +227,7 @@ def test_fast_copy_follows_the_truth(encoder, tmp_path, monkeypatch):
         writer.put([Item("image", "9000.jpg")], -vectors[:1])
     (file,) = index.folder.glob("*.faiss")
     assert index.check() == [
-        f"{index.folder}: the fast copy of its images is missing or stale; run 'saysee index-compact {index.folder}'"
+        f"{index.place}: the fast copy of its images is missing or stale; run 'saysee index-compact {index.place}'"
     ]
     assert numbers(index.search(vectors=-vectors[:1], k=1)) == [[9000]]
     assert not file.exists()
@@ -250,7 +250,7 @@ def test_check_finds_a_damaged_vector(index):
     with sqlite3.connect(index.folder / "items.sqlite") as connection:
         connection.execute("UPDATE vectors SET vector = zeroblob(96) WHERE item = 1")
     connection.close()
-    assert index.check() == [f"{index.folder}: the vector of row 1 is damaged; create the index again"]
+    assert index.check() == [f"{index.place}: the vector of row 1 is damaged; create the index again"]
 
 
 def test_compact_gives_room_back(encoder, tmp_path):

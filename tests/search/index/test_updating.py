@@ -204,7 +204,7 @@ def test_new_speech_head_encodes_clips_anew_and_no_picture(encoder, photos, plac
     counted(retrained)
     report = update_index(retrained, photos, place)
     assert (report.encoded, report.kept, report.removed, counted()) == (3, 6, 0, 3)
-    assert report.notes == ["3 clips of the index are of another model, and are encoded anew"]
+    assert report.notes == ["3 clips of the index are of another model, and are encoded again"]
     after = rows(place)
     for key, (number, vector) in before.items():
         assert after[key][0] == number
@@ -243,7 +243,7 @@ def test_nothing_to_index_leaves_the_index_alone(encoder, photos, place):
     update_index(encoder, photos, place)
     shutil.rmtree(photos)
     photos.mkdir()  # as a drive that is not mounted looks
-    with pytest.raises(SaySeeError, match="no picture and no clip there"):
+    with pytest.raises(SaySeeError, match="no image and no clip there"):
         update_index(encoder, photos, place)
     assert len(rows(place)) == 9
 

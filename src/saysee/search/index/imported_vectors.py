@@ -1,4 +1,4 @@
-"""An index of vectors that the user has already, from CLIP's image encoder: no picture is encoded again."""
+"""An index of vectors that the user already has, from CLIP's image encoder: no image is encoded again."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _PATH_COLUMNS = ("path", "image_path", "image", "file", "filename", "url", "id")
 _CHUNK = 8_192
 """Vectors read and committed together."""
 _SAMPLES = 8
-"""Pictures that are encoded to see whether the vectors are of this model."""
+"""Images that are encoded to check whether the vectors are of this model."""
 _ALIKE = 0.9
-"""Least median cosine of these. A choice: another program's resizing moves vectors a little, another model's lie
-anywhere."""
+"""Least median cosine of these. A choice: another program's resizing changes vectors a little, another model's have
+nothing in common with them."""
 
 
 def index_vectors(
     encoder: Encoder, vectors: str | os.PathLike[str], ids: str | os.PathLike[str], to: str | os.PathLike[str]
 ) -> IndexReport:
-    """Makes an index of given vectors, or brings one up to date.
+    """Creates an index of imported vectors, or brings one up to date.
 
     Args:
         encoder: the model whose image encoder they came from.
@@ -45,12 +45,14 @@ def index_vectors(
 
     Raises:
         SaySeeError: a file cannot be read; another number of lines; another dimension; vectors that are not this
-            model's, as far as the pictures can be found.
+            model's, as far as the images can be found.
     """
     rows = _read_ids(Path(ids))
     matrix = _read_vectors(Path(vectors))
     if len(rows) != len(matrix):
-        raise SaySeeError(f"{ids}: {len(rows):,} lines for the {len(matrix):,} vectors of {vectors}; give one for each")
+        raise SaySeeError(
+            f"{ids}: {len(rows):,} lines for the {len(matrix):,} vectors of {vectors}; write one for each"
+        )
     if matrix.shape[1] != encoder.dimension:
         raise SaySeeError(
             f"{vectors}: {matrix.shape[1]} dimensions, and the model {encoder.name} has {encoder.dimension}; give the "
@@ -148,7 +150,7 @@ def _read_parquet(path: Path) -> NDArray[Any]:
     column = pq.read_table(path, columns=lists).column(0).combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     if column.null_count or len(values) % len(column):
-        raise SaySeeError(f"{path}: vectors of several lengths; leave out the rows without one")
+        raise SaySeeError(f"{path}: vectors of several lengths; remove the rows without one")
     return np.asarray(values).reshape(len(column), -1)
 
 
@@ -158,10 +160,10 @@ def _blocks(rows: list[Item], matrix: NDArray[Any]) -> Iterator[tuple[list[Item]
 
 
 def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray[Any]) -> list[str]:
-    """Compares some vectors with those that the model gives for their pictures.
+    """Compares some vectors with those that the model gives for their images.
 
     Returns:
-        what could not be checked.
+        a warning, where nothing could be compared.
 
     Raises:
         SaySeeError: they are of another model.
@@ -173,11 +175,11 @@ def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray
             try:
                 prepared.append(encoder.prepare("image", root / rows[place].path))
                 places.append(place)
-            except MediaError:  # given vectors need no files
+            except MediaError:  # imported vectors need no files
                 continue
     if not places:
         return [
-            "no picture was found at its path, so that only the dimension was checked: whether the vectors are of this "
+            "no image was found at its path, so that only the dimension was checked: whether the vectors are of this "
             "model's image encoder is not known"
         ]
     given = np.asarray(matrix[places], np.float32)
@@ -185,7 +187,7 @@ def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray
     cosine = float(np.median((encoder.encode("image", prepared) * given).sum(axis=1)))
     if not cosine >= _ALIKE:
         raise SaySeeError(
-            f"the vectors are not of the image encoder of {encoder.name}: of {len(places)} pictures encoded to "
-            f"compare, the median cosine is {cosine:.2f}; give the model that made them, or index the pictures"
+            f"the vectors are not of the image encoder of {encoder.name}: of {len(places)} images encoded to "
+            f"compare, the median cosine is {cosine:.2f}; name the model that made them, or index the images"
         )
     return []

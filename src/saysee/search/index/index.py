@@ -1,4 +1,4 @@
-"""Index: speech, pictures and texts to the rows of an index that are nearest."""
+"""Index: finds the rows of an index that are nearest to speech, images or texts."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Hit:
     """A row that was found.
 
     Attributes:
-        id: of the row, as long as its file stays in the index.
+        id: of the row; it stays the same while the file is in the index.
         kind: "image" or "clip".
         path: of the file, absolute.
         score: cosine similarity with the query, −1 to 1.
-        metadata: further columns, of the manifest or table that the index was made from.
+        metadata: further columns of the manifest or table that the index was created from.
     """
 
     id: int
@@ -61,14 +61,14 @@ class Hit:
 
 
 class Index:
-    """An index of pictures and clips, for searching. It may be searched while another process writes it.
+    """An index of images and clips, for searching. It may be searched while another process writes it.
 
-    Make one with :meth:`open`; ``saysee index`` and :func:`saysee.search.index.updating.update_index` write it.
+    Open one with :meth:`open`; ``saysee index`` and :func:`saysee.search.index.updating.update_index` write it.
 
     Attributes:
         place: where it is, for messages: its folder, or its database's address without a password.
         store: what holds its rows and vectors.
-        about: model, dimension and the like, as they were when it was opened.
+        about: model, dimension and so on, as they were when it was opened.
     """
 
     def __init__(self, store: Store, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
@@ -86,9 +86,9 @@ class Index:
 
         Args:
             path: its folder, or ``postgresql://user@host/database?schema=name``.
-            model: in place of the one that the index names: the same model, loaded or where it lies now. It is loaded
-                at the first query that needs it.
-            device: where a model that is loaded here runs, as torch names it.
+            model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
+                first query that needs it.
+            device: of a model that is loaded here, as torch names it.
 
         Raises:
             SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
@@ -97,13 +97,13 @@ class Index:
 
     @property
     def folder(self) -> Path:
-        """Where an index of this machine lies.
+        """The folder of an index on this machine.
 
         Raises:
-            SaySeeError: it is in a database.
+            SaySeeError: the index is in a database.
         """
         if self.store.folder is None:
-            raise SaySeeError(f"{self.place}: an index in a database has no folder; name one for this use")
+            raise SaySeeError(f"{self.place}: an index in a database has no folder; name a folder for this")
         return self.store.folder
 
     def __len__(self) -> int:
@@ -114,20 +114,18 @@ class Index:
         return self.store.counts()
 
     def rows(self, ids: Sequence[int]) -> dict[int, Item]:
-        """The rows of ids, by id; those that are not there are left out."""
+        """The rows of ids, by id; missing ones are skipped."""
         return self.store.rows(ids)
 
     def path_of(self, item: Item) -> str:
-        """Where a row's file lies now, or its address on the web."""
+        """Where a row's file is now, or its address on the web."""
         return self._path(root_of(self.about, self.store.folder, item.path), item)
 
     @staticmethod
     def _path(root: Path, item: Item) -> str:
-        if "://" in item.path:  # given vectors may be of pictures on the web
+        if "://" in item.path:  # imported vectors may be of images on the web
             return item.path
         return os.path.normpath(root / item.path)
-
-    # ------------------------------------------------------------------ searching
 
     def search(
         self,
@@ -141,12 +139,12 @@ class Index:
         filters: Sequence[str | Filter] = (),
         kind: Kind | None = None,
     ) -> list[list[Hit]]:
-        """The nearest rows of several queries of one sort.
+        """The rows nearest to each of several queries of one kind.
 
         Args:
             speech: clips, as for ``SpeechImageModel.encode_speech``.
-            images: pictures, as for ``SpeechImageModel.encode_images``.
-            texts: in writing.
+            images: as for ``SpeechImageModel.encode_images``.
+            texts: as for ``SpeechImageModel.encode_text``.
             vectors: [Q, D] of the index's own model, of any length but 0.
             k: most rows for each query.
             where: an SQL expression of the store's own database (SQLite or PostgreSQL) that rows must fulfill, over
@@ -154,14 +152,14 @@ class Index:
                 read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
             filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
                 keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
-            kind: what to find. Left out: for pictures clips where the index has any, else pictures.
+            kind: what to find; by default clips for image queries where the index has any, else images.
 
         Returns:
             for each query up to ``k`` hits, the best first; of equal scores the earlier row.
 
         Raises:
             MediaError: a file of a query cannot be used.
-            SaySeeError: not exactly one sort of query; a bad condition, filter or vector; another model than that of
+            SaySeeError: not exactly one kind of query; a bad condition, filter or vector; another model than that of
                 the index.
         """
         given = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
@@ -185,10 +183,10 @@ class Index:
 
     @property
     def encoder(self) -> Encoder:
-        """The index's model, loaded when first asked for.
+        """The index's model, loaded at the first use.
 
         Raises:
-            SaySeeError: it is gone, or another.
+            SaySeeError: the model is not found, or it is another than that of the index.
         """
         if self._encoder is None:
             from saysee.encoding.encoder import Encoder
@@ -224,11 +222,11 @@ class Index:
             )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
-            raise SaySeeError("a query's vector is zero or not finite; leave it out")
+            raise SaySeeError("a query's vector is zero or not finite; remove it")
         return np.asarray(queries / lengths)
 
     def _hits(self, found: list[list[tuple[Item, float]]]) -> list[list[Hit]]:
-        """Rows with the paths that their files have now."""
+        """Rows with the current paths of their files."""
         first = next((item.path for rows in found for item, _ in rows), None)
         root = root_of(self.about, self.store.folder, first)
         return [
@@ -236,10 +234,8 @@ class Index:
             for rows in found
         ]
 
-    # ------------------------------------------------------------------ upkeep
-
     def check(self) -> list[str]:
-        """Reads the whole index and tells what is wrong with it, a line each; empty when all is well.
+        """Reads the whole index and returns what is wrong with it, one line each; empty when all is well.
 
         Raises:
             SaySeeError: it is too damaged to be read.
@@ -247,12 +243,12 @@ class Index:
         return self.store.check()
 
     def compact(self) -> tuple[int, int]:
-        """Gives back the room of removed rows, and makes the fast copy anew where it does not fit.
+        """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.
 
         Returns:
             bytes of the index before and after.
 
         Raises:
-            SaySeeError: another process writes it, or there is no room.
+            SaySeeError: another process writes the index, or the disk is full.
         """
         return self.store.compact()

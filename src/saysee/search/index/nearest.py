@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
@@ -40,24 +40,16 @@ _UNFINISHED = ".writing-"
 FROM_MEMORY = "exact, from memory"
 
 
-class Searcher(Protocol):
-    """Vectors of one kind, for searching.
+@dataclass(slots=True)
+class InMemory:
+    """The vectors of one kind in memory, every one compared in fp32.
 
     Attributes:
         stamp: of the rows that they were read from.
+        ids: of the rows [N].
+        vectors: unit vectors [N, D].
         method: of searching, for people.
     """
-
-    stamp: str
-    method: str
-
-    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
-        """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
-
-
-@dataclass(slots=True)
-class InMemory:
-    """Every vector compared, in fp32."""
 
     stamp: str
     ids: Ids
@@ -65,7 +57,7 @@ class InMemory:
     method: str = FROM_MEMORY
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
-        """As :class:`Searcher` says."""
+        """For each query of [Q, D] the ids of at least the ``k`` best, among ``allowed`` only if that is given."""
         ids, vectors = self.ids, self.vectors
         if allowed is not None:
             rows = np.isin(ids, allowed)
@@ -75,14 +67,14 @@ class InMemory:
 
 @dataclass(slots=True)
 class Faiss:
-    """A faiss index whose ids are the rows' own."""
+    """The vectors of one kind in a faiss index whose ids are the rows' own; else as :class:`InMemory`."""
 
     stamp: str
     index: Any
     method: str
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
-        """As :class:`Searcher` says."""
+        """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
         settings = None
         if allowed is not None:
             chosen = faiss.IDSelectorBatch(allowed)
@@ -97,15 +89,11 @@ class Faiss:
         return [row[row >= 0] for row in found]
 
 
-def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]:
-    """For each query of [Q, D] the ids of the ``k`` nearest of ``vectors`` [N, D], and of those as near as the last.
+Searcher = InMemory | Faiss
 
-    Args:
-        queries: unit vectors.
-        ids: of the vectors [N].
-        vectors: unit vectors.
-        k: how many, if there are as many.
-    """
+
+def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]:
+    """For each query of [Q, D] the ids of the ``k`` nearest vectors of [N, D], and of those as near as the last."""
     found: list[Ids] = []
     k = min(k, len(ids))
     at_once = max(1, _PRODUCTS_AT_ONCE // max(1, len(ids)))
@@ -121,7 +109,7 @@ def load(tables: Tables, kind: Kind) -> Searcher | None:
     rows = tables.counts()[kind]
     if rows <= MEMORY_ROWS:
         return in_memory(tables, kind)
-    current = tables.noted(stamp_name(kind))
+    current = tables.stamp(kind)
     path, record = _file(tables, kind, current), tables.noted(f"copy_{kind}")
     try:
         if not record or record["name"] != path.name or path.stat().st_size != record["bytes"]:
@@ -144,21 +132,17 @@ def in_memory(tables: Tables, kind: Kind) -> InMemory:
     for numbers, block in blocks(tables, kind):
         ids[read : read + len(block)], vectors[read : read + len(block)] = numbers, block
         read += len(block)
-    return InMemory(tables.noted(stamp_name(kind)), ids[:read], vectors[:read])
+    return InMemory(tables.stamp(kind), ids[:read], vectors[:read])
 
 
 def write_all(folder: Path, tables: Tables) -> dict[Kind, str]:
-    """Brings the files up to date and removes stale ones.
-
-    Args:
-        folder: of the index.
-        tables: of its one writer.
+    """Brings the files in the folder of an index up to date and removes stale ones, by the index's one writer.
 
     Returns:
         how each kind that has rows is searched.
 
     Raises:
-        SaySeeError: a file cannot be written.
+        SaySeeError: the disk is full.
     """
     methods: dict[Kind, str] = {}
     wanted = set()
@@ -179,7 +163,7 @@ def damage(tables: Tables, kind: Kind) -> str | None:
     """What is wrong with a kind's file, read to its last byte; None where all is well or no file is needed."""
     if tables.counts()[kind] <= MEMORY_ROWS:
         return None
-    path, record = _file(tables, kind, tables.noted(stamp_name(kind))), tables.noted(f"copy_{kind}")
+    path, record = _file(tables, kind, tables.stamp(kind)), tables.noted(f"copy_{kind}")
     if not path.is_file() or not record or record["name"] != path.name:
         return f"the fast copy of its {kind}s is missing or stale"
     return None if _digest(path) == record["hash"] else f"the fast copy of its {kind}s ({path.name}) is damaged"
@@ -193,13 +177,8 @@ def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
         yield np.array([row[0] for row in rows], np.int64), tables.to_vectors([row[1] for row in rows])
 
 
-def stamp_name(kind: Kind) -> str:
-    """The name of the note that changes whenever a vector of the kind is added, changed or removed."""
-    return f"stamp_{kind}"
-
-
 def _write(folder: Path, tables: Tables, kind: Kind, approximate: bool) -> Faiss:
-    current = tables.noted(stamp_name(kind))
+    current = tables.stamp(kind)
     index = _build(tables, kind, approximate)
     path = _file(tables, kind, current)
     scratch = path.with_name(f"{_UNFINISHED}{path.name}")

@@ -29,8 +29,8 @@ class Source:
     Attributes:
         root: folder that relative paths start from, absolute.
         name: "." for the folder itself, else the manifest's name in it.
-        items: the pictures and clips, each once.
-        place: the folder or manifest as it was given, for messages.
+        items: the images and clips, each once.
+        place: the folder or manifest as the user named it, for messages.
     """
 
     root: Path
@@ -40,15 +40,15 @@ class Source:
 
 
 def find_source(place: str | os.PathLike[str]) -> Source:
-    """The pictures and clips of a folder, or of a manifest (.parquet, .jsonl).
+    """The images and clips of a folder, or of a manifest (.parquet, .jsonl).
 
-    A clip of a manifest has all columns of its row as metadata. A picture has those on which all its rows agree.
+    A clip of a manifest has all columns of its row as metadata. An image has those on which all its rows agree.
 
     Raises:
-        SaySeeError: no such place, or no picture and no clip in it.
+        SaySeeError: no such place, or no image and no clip in it.
     """
     if is_database(place):  # it may hold a password, so it is not repeated
-        raise SaySeeError("a database's address is no folder and no manifest; name what to index, then --to ADDRESS")
+        raise SaySeeError("a database's address cannot be indexed; name a folder or manifest, then --to ADDRESS")
     path = Path(place)
     if path.is_dir() or not path.exists():
         return _of_folder(path)
@@ -57,15 +57,15 @@ def find_source(place: str | os.PathLike[str]) -> Source:
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:
-    """Where an index's relative paths start from now.
+    """Where the relative paths of an index start from now.
 
-    Index and files may have moved together: then the root lies beside the index as it did, and that is looked at first.
-    Where a file of the index is found decides.
+    Index and files may have moved together, so the place relative to the index is tried first. The first place at which
+    a file of the index exists is taken.
 
     Args:
         about: of the index.
         folder: the index; None for one in a database.
-        first: a path of the index, or None for an empty one.
+        first: a path in the index, or None for an empty one.
     """
     for root in _places(about.root, about.root_beside, folder):
         if (root / first).exists() if first is not None else root.is_dir():
@@ -74,17 +74,21 @@ def root_of(about: About, folder: Path | None, first: str | None) -> Path:
 
 
 def model_of(about: About, index: str, folder: Path | None) -> str:
-    """Folder or hub name of the index's model, as it lies now; a place that is gone is told with the index's name."""
+    """Folder or hub name of the index's model now.
+
+    Raises:
+        SaySeeError: the folder no longer exists.
+    """
     if about.model_beside is None and not os.path.isabs(about.model):
         return about.model
     for place in _places(about.model, about.model_beside, folder):
         if place.is_dir():
             return os.fspath(place)
-    raise SaySeeError(f"{index}: its model is no longer at {about.model}; name where it lies by --model")
+    raise SaySeeError(f"{index}: its model is no longer at {about.model}; name its place by --model")
 
 
 def beside(place: Path, folder: Path | None) -> str | None:
-    """A place as seen from the index; None on another drive, and for an index in a database."""
+    """A place relative to the index; None on another drive, and for an index in a database."""
     try:
         return None if folder is None else os.path.relpath(os.path.abspath(place), os.path.abspath(folder))
     except ValueError:
@@ -102,7 +106,7 @@ def _of_folder(folder: Path) -> Source:
     items = [Item("image", listing.relative(path)) for path in listing.files(IMAGE_SUFFIXES)]
     items += [Item("clip", listing.relative(path)) for path in listing.files(AUDIO_SUFFIXES)]
     if not items:
-        raise SaySeeError(f"{folder}: no picture and no clip there; name the folder that holds them")
+        raise SaySeeError(f"{folder}: no image and no clip there; name the folder that holds them")
     return Source(Path(os.path.abspath(folder)), ".", items, os.fspath(folder))
 
 
@@ -110,8 +114,8 @@ def _of_manifest(manifest: Manifest) -> list[Item]:
     items: dict[tuple[Kind, str], Item] = {}
     for row in manifest:
         values = _metadata(row)
-        picture = items.setdefault(("image", _normal(row.image)), Item("image", _normal(row.image), metadata=values))
-        picture.metadata = {name: value for name, value in picture.metadata.items() if values.get(name) == value}
+        image = items.setdefault(("image", _normal(row.image)), Item("image", _normal(row.image), metadata=values))
+        image.metadata = {name: value for name, value in image.metadata.items() if values.get(name) == value}
         items["clip", _normal(row.clip)] = Item("clip", _normal(row.clip), metadata=values)
     return list(items.values())
 

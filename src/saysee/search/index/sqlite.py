@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -53,6 +53,15 @@ _BEGUN = (_LOCK_FILE, f"{_LOCK_FILE}-journal", _HOLDER_FILE, f".writing-{_HOLDER
 """Files of a writer that was killed before the index was begun."""
 _UNWRITABLE = "{}: the index cannot be written ({}); change its permissions, or name another place by --to"
 _FULL = "{}: the disk is full; free some space and run the command again, it resumes"
+_REASONS = (
+    ("is full", _FULL),
+    ("readonly", _UNWRITABLE),
+    ("unable to open", _UNWRITABLE),
+    ("disk I/O", "{}: the disk reports an error ({}); check it and run the command again"),
+    ("locked", "{}: the index is busy ({}); try again"),
+    ("", "{}: the index is damaged ({}); create it again, or restore a copy"),
+)
+"""Parts of SQLite's messages, and what to say of them."""
 
 _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -166,7 +175,7 @@ class SqliteStore(Store):
         """Searches the current rows of a kind; a missing or stale fast copy is built, where that is possible."""
         with self.reading() as tables:
             known = self._searchers.get(kind)
-            if known is not None and known.stamp == tables.noted(fast_copy.stamp_name(kind)):
+            if known is not None and known.stamp == tables.stamp(kind):
                 return known
             found = fast_copy.load(tables, kind)
         if found is None:
@@ -260,7 +269,7 @@ class SqliteTables(Tables):
     def touch(self, kinds: Iterable[Kind]) -> None:
         """Gives these kinds a new stamp, so that a fast copy made before no longer fits."""
         for kind in kinds:
-            self.note(fast_copy.stamp_name(kind), secrets.token_hex(8))
+            self.note(f"stamp_{kind}", secrets.token_hex(8))
 
     def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         """See :meth:`Tables.insert`."""
@@ -361,24 +370,11 @@ def _errors_in_one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        _refuse(folder, str(error))
+        text = next(message for part, message in _REASONS if part in str(error))
+        raise SaySeeError(text.format(folder, error)) from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise SaySeeError(_FULL.format(folder)) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise SaySeeError(_UNWRITABLE.format(folder, error.strerror)) from None
         raise
-
-
-def _refuse(folder: Path, text: str) -> NoReturn:
-    if "is full" in text:
-        message = _FULL.format(folder)
-    elif "readonly" in text or "unable to open" in text:
-        message = _UNWRITABLE.format(folder, text)
-    elif "disk I/O" in text:
-        message = f"{folder}: the disk reports an error ({text}); check it and run the command again"
-    elif "locked" in text:
-        message = f"{folder}: the index is busy ({text}); try again"
-    else:
-        message = f"{folder}: the index is damaged ({text}); create it again, or restore a copy"
-    raise SaySeeError(message) from None

@@ -29,7 +29,7 @@ Vectors = NDArray[np.float32]
 
 FORMAT = 2
 """Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
-for both kinds, from which those of the kinds cannot be told."""
+for both kinds, from which those of each kind do not follow."""
 SPARE = 2
 """Times as many rows are taken from a fast copy as are asked for; the stored vectors order them."""
 UNIT_TOLERANCE = 0.01
@@ -49,7 +49,7 @@ class About:
     """What holds for the whole index.
 
     Attributes:
-        model: folder or hub name of the model, as it was last given.
+        model: folder or hub name of the model, as the user last named it.
         model_beside: that folder relative to the index; None for a hub name and for an index in a database.
         fingerprints: by kind, of what makes its vectors: one side of the model and its preprocessing. While another
             model encodes the rows of a kind again, still the previous one.
@@ -104,7 +104,7 @@ class Item:
     Attributes:
         kind: "image" or "clip".
         path: with forward slashes, relative to the index's root, or absolute.
-        size: in bytes; None where only the vector was given.
+        size: in bytes; None where only the vector was imported.
         mtime_ns: time of the last change in ns; None where it is too recent to be trusted, or unknown.
         hash: of the content.
         metadata: further columns.
@@ -183,21 +183,14 @@ class Tables(ABC):
 
     @abstractmethod
     def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        """Inserts rows with their vectors [N, D], or replaces those of equal kind and path, and yields their ids.
+        """Inserts or replaces rows with their vectors [N, D], and yields their ids.
 
-        Args:
-            sql: that inserts a row, with three gaps ``{}`` for a further column: its name, value and replacement.
-            rows: values of the other columns.
-            vectors: unit vectors.
+        The SQL has three gaps ``{}`` for a further column: its name, its value and how it is replaced.
         """
 
     @abstractmethod
     def make_ready(self) -> dict[Kind, str]:
-        """Brings the fast copies up to date.
-
-        Returns:
-            how each kind that has rows is searched, for people.
-        """
+        """Brings the fast copies up to date, and returns how each kind that has rows is searched, for people."""
 
     @abstractmethod
     def damage(self) -> Iterator[str]:
@@ -206,6 +199,10 @@ class Tables(ABC):
     @abstractmethod
     def touch(self, kinds: Iterable[Kind]) -> None:
         """Marks the vectors of these kinds as changed, within a transaction."""
+
+    def stamp(self, kind: Kind) -> str:
+        """What changes whenever a vector of the kind is added, changed or removed."""
+        return str(self.noted(f"stamp_{kind}"))
 
     @property
     def about(self) -> About | None:
@@ -287,15 +284,9 @@ class Tables(ABC):
         return np.array([row[0] for row in rows], np.int64), self.to_vectors([row[1] for row in rows])
 
     def ranked(self, queries: Vectors, found: Sequence[Ids], k: int) -> list[list[tuple[Item, float]]]:
-        """Candidates in the order of their exact scores; of equal scores the earlier row first.
+        """For each query of [Q, D] the ``k`` best of its candidates with their cosine similarity.
 
-        Args:
-            queries: unit vectors [Q, D].
-            found: for each query the ids of its candidates; rows that were removed meanwhile are skipped.
-            k: most for each query.
-
-        Returns:
-            for each query the rows, each with its cosine similarity.
+        Of equal scores the earlier row comes first. Candidates that were removed meanwhile are skipped.
         """
         ids, vectors = self.vectors_of(np.unique(np.concatenate(found)).tolist() if found else ())
         best: list[list[tuple[int, float]]] = []

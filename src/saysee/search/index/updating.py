@@ -1,4 +1,4 @@
-"""Bringing an index up to date with its files: only what is new or changed goes through the model.
+"""Brings an index up to date with its files: the model encodes only what is new or changed.
 
 Threads read and decode ahead while the model encodes. Each batch is one transaction.
 """
@@ -34,15 +34,15 @@ class IndexReport:
     """What an indexing run did.
 
     Attributes:
-        index: where it is.
-        images, clips: rows that the index holds now.
-        encoded: files that went through the model.
+        index: its folder or address.
+        images, clips: rows of the index after the run.
+        encoded: files that the model encoded.
         kept: files that had not changed.
-        moved: files found at a new place, with the vector they had.
-        removed: rows whose file is gone or can no longer be used.
+        moved: files found at a new place, which keep their vectors.
+        removed: rows whose file no longer exists or can no longer be used.
         refused: path and reason of each file that cannot be used.
         search: how the index is searched, by kind.
-        notes: what could not be checked.
+        notes: warnings, such as of what could not be checked.
     """
 
     index: str
@@ -65,7 +65,7 @@ class IndexReport:
         """One line for the terminal."""
         how = "; ".join(f"{kind}s: {text}" for kind, text in self.search.items())
         return (
-            f"{self.index}: {self.images:,} pictures and {self.clips:,} clips ({self.encoded:,} encoded, "
+            f"{self.index}: {self.images:,} images and {self.clips:,} clips ({self.encoded:,} encoded, "
             f"{self.kept:,} unchanged, {self.moved:,} moved, {self.removed:,} removed, {len(self.refused):,} refused); "
             f"{how}"
         )
@@ -79,21 +79,21 @@ def update_index(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> IndexReport:
-    """Makes an index of a folder's or manifest's files, or brings one up to date.
+    """Creates an index of the files of a folder or manifest, or brings one up to date.
 
-    Killed at any moment, it loses the batch in flight at most; the same call goes on. Bad files are reported and leave
-    the others alone.
+    Killed at any moment, it loses the current batch at most; the same call resumes. Files that cannot be used are
+    reported and skipped.
 
     Args:
         encoder: the model.
         place: a folder or a manifest, or what :func:`saysee.search.index.sources.find_source` found there.
         to: folder of the index, or ``postgresql://user@host/database?schema=name``.
         batch_size: files encoded, and committed, together.
-        workers: threads that decode; none for as many as there are cores.
+        workers: threads that decode; by default as many as there are cores, up to 8.
 
     Raises:
-        SaySeeError: nothing to index, nothing of it usable, an index of another model or of other files, another
-            writer, no room.
+        SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
+            writes it; the disk is full.
     """
     if batch_size < 1 or (workers is not None and workers < 1):
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
@@ -115,7 +115,7 @@ def update_index(
 
 
 def finish(writer: Tables, about: About, report: IndexReport) -> None:
-    """Tells whose vectors they all are now, makes the fast copies of what is there, and counts it."""
+    """Notes which model made all vectors, updates the fast copies, and counts the rows."""
     if writer.about != about:
         writer.set_about(about)
     report.search = writer.make_ready()
@@ -124,7 +124,7 @@ def finish(writer: Tables, about: About, report: IndexReport) -> None:
 
 
 def begin_about(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str) -> About:
-    """What holds for an index of these files by this model from now on."""
+    """What holds for an index of these files by this model."""
     local = os.path.isdir(encoder.name)
     return About(
         model=os.path.abspath(encoder.name) if local else encoder.name,
@@ -149,7 +149,7 @@ def _begin(
     about = begin_about(writer, encoder, source.root, source.name, before.precision if before else "float32")
     others = Counter(item.kind for item in known.values() if item.encoded_by != about.fingerprints[item.kind])
     for kind, count in others.items():
-        report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded anew")
+        report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
     now = replace(about, fingerprints=before.fingerprints) if before and others else about
     if now != before:
         writer.set_about(now)
@@ -159,10 +159,10 @@ def _begin(
 def check_same_source(
     writer: Tables, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
 ) -> None:
-    """Refuses files of another place while those of the index are still at theirs: they would all be taken out.
+    """Refuses files of another place while those of the index still exist: they would all be removed from it.
 
     Raises:
-        SaySeeError: so it is.
+        SaySeeError: the index is of files at another place.
     """
     first = next((item.path for item in known.values()), None)
     old = root_of(before, writer.folder, first)
@@ -175,7 +175,7 @@ def check_same_source(
 
 @dataclass(slots=True)
 class _Ready:
-    """A file that a thread has looked at: of known content, or prepared for the model, or refused."""
+    """A file that a thread has read: of known content, or prepared for the model, or refused."""
 
     item: Item
     prepared: Any = None
@@ -218,9 +218,9 @@ class _Run:
         self.report.removed += len(leaving)
 
     def _is_gone(self, key: tuple[Kind, str]) -> bool:
-        """Whether a row that is not wanted has nothing behind it.
+        """Whether a row that is not wanted has no file.
 
-        A file that came into the folder after it was listed may have been put into the index by another process.
+        Another process may have indexed a file that came into the folder after it was listed.
         """
         by_listing = self.source.name != "." or key in self.wanted
         return by_listing or not (self.source.root / key[1]).exists()
@@ -230,7 +230,7 @@ class _Run:
         return row.encoded_by == self.encoder.fingerprints[row.kind]
 
     def _compare(self) -> list[Item]:
-        """What is not, by size and time, as it was; what is gets its metadata anew."""
+        """The items whose size or time has changed; the rows of the others get their current metadata."""
         todo: list[Item] = []
         renewed: list[Item] = []
         for item in self.source.items:
@@ -251,7 +251,7 @@ class _Run:
         return todo
 
     def _refresh(self, items: list[Item]) -> list[Item]:
-        """Writes rows anew, and gives back those that another process has taken out, which have to be made again."""
+        """Updates rows, and returns those that another process has removed, which have to be encoded again."""
         gone = self.writer.refresh(items) if items else []
         self.report.kept -= len(gone)
         for item in gone:
@@ -296,7 +296,7 @@ class _Run:
             return _Ready(item, reason=f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again")
 
     def _commit(self, batch: list[_Ready], bar: ProgressBar) -> None:
-        """Writes a batch: first what only has a new time or place, then what needs a vector."""
+        """Writes a batch: first the files that only have a new time or place, then those that need a vector."""
         renewed, new = [], []
         for ready in batch:
             if ready.reason is not None:
@@ -314,11 +314,11 @@ class _Run:
         assert ready.reason is not None
         self.report.refused.append((printable(self.source.root / ready.item.path), ready.reason))
         key = (ready.item.kind, ready.item.path)
-        if key in self.known:  # its vector is of a content that is gone
+        if key in self.known:  # its vector is of a content that no longer exists
             self.leaving[key] = self.known[key]
 
     def _same(self, ready: _Ready) -> Item | None:
-        """The row that holds this content already: the file's own, or one whose file has left its place."""
+        """The row that already has this content: the file's own, or one whose file was moved."""
         item = ready.item
         before = self.known.get((item.kind, item.path))
         if before is not None:
@@ -333,7 +333,7 @@ class _Run:
         return self.leaving.pop(key)
 
     def _write_new(self, new: list[_Ready]) -> None:
-        """Vectors by the model, or of another file of the same content, in one transaction."""
+        """Writes rows with vectors of the model, or of another file of the same content, in one transaction."""
         items: list[Item] = []
         vectors: list[Vectors] = []
         unknown = []
@@ -358,7 +358,7 @@ class _Run:
                 self.writer.put(items, np.stack(vectors))
 
     def _prepare_late(self, ready: _Ready) -> bool:
-        """For files that changed places: the row that had this content has been written over or taken out meanwhile."""
+        """Prepares a file whose content another row had until it was overwritten or removed in this run."""
         try:
             ready.prepared = self.encoder.prepare(ready.item.kind, self.source.root / ready.item.path)
         except SaySeeError as error:
