@@ -55,8 +55,7 @@ def fill(place: str, vectors: np.ndarray) -> dict[str, str]:
 
 def admin(place: str, *statements: str) -> None:
     """Runs statements in the index's schema."""
-    address = postgres_store.read_address(place)
-    connection = postgres_store.connect(address)
+    connection = open_store(place).connect()
     for statement in statements:
         connection.execute(statement)
     connection.close()
@@ -396,7 +395,7 @@ def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, 
 
 
 def test_schema_of_other_tables_is_left_alone(database):
-    schema = postgres_store.read_address(database).schema
+    schema = open_store(database).schema
     admin(database, f"CREATE SCHEMA {schema}", f"CREATE TABLE {schema}.mine (a int)")
     assert "holds other tables (mine) and no index; name another by ?schema=" in refusal(database, write=True)
 

@@ -71,7 +71,23 @@ class Faiss:
 
     stamp: str
     index: Any
-    method: str
+
+    @classmethod
+    def read(cls, stamp: str, path: Path, approximate: bool) -> Faiss:
+        """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes.
+
+        Raises:
+            RuntimeError: there is no such file, or a newer faiss has written it.
+        """
+        flag = faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC
+        return cls(stamp, faiss.read_index(os.fspath(path), flag))
+
+    @property
+    def method(self) -> str:
+        """Of searching, for people."""
+        if isinstance(self.index, faiss.IndexIVF):
+            return f"approximate, {self.index.nprobe} of {self.index.nlist} clusters, fp16"
+        return "exact, fp16"
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
@@ -114,14 +130,11 @@ def load(tables: Tables, kind: Kind) -> Searcher | None:
     try:
         if not record or record["name"] != path.name or path.stat().st_size != record["bytes"]:
             return None
-        index = faiss.read_index(os.fspath(path), _mapping(record["approximate"]))
+        found = Faiss.read(current, path, record["approximate"])
     except (OSError, RuntimeError):  # just removed by a writer, or written by a newer faiss
         return None
-    return (
-        Faiss(current, index, _method(index))
-        if (index.ntotal, index.d) == (rows, tables.existing_about().dimension)
-        else None
-    )
+    fits = (found.index.ntotal, found.index.d) == (rows, tables.existing_about().dimension)
+    return found if fits else None
 
 
 def in_memory(tables: Tables, kind: Kind) -> InMemory:
@@ -196,23 +209,12 @@ def _write(folder: Path, tables: Tables, kind: Kind, approximate: bool) -> Faiss
         _remove(scratch)
     record = {"name": path.name, "bytes": path.stat().st_size, "hash": _digest(path), "approximate": approximate}
     tables.note(f"copy_{kind}", record)
-    return Faiss(current, faiss.read_index(os.fspath(path), _mapping(approximate)), _method(index))
+    return Faiss.read(current, path, approximate)
 
 
 def _file(tables: Tables, kind: Kind, stamp: str) -> Path:
     assert tables.folder is not None
     return tables.folder / f"{kind}s-{stamp}.faiss"
-
-
-def _mapping(approximate: bool) -> int:
-    """The flag by which faiss maps a file: it has one for inverted lists and one for flat codes."""
-    return int(faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC)
-
-
-def _method(index: Any) -> str:
-    if isinstance(index, faiss.IndexIVF):
-        return f"approximate, {index.nprobe} of {index.nlist} clusters, fp16"
-    return "exact, fp16"
 
 
 def _remove(path: Path) -> None:

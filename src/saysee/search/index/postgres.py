@@ -11,7 +11,6 @@ import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -40,6 +39,25 @@ _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 _EXTENSION_LOCK = 0x5A75EE
 """A lock of the whole database."""
 
+_REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
+    ((errors.InsufficientPrivilege,), "no permission ({}); ask for it, or name another database or ?schema="),
+    ((errors.ReadOnlySqlTransaction,), "cannot be written ({}); name the primary server"),
+    (
+        (errors.DiskFull, errors.OutOfMemory, errors.InsufficientResources),
+        "the server's disk or memory is full ({}); free some space and run the command again, it resumes",
+    ),
+    (
+        (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure),
+        "the index is busy, or too much was asked for at once ({}); try again",
+    ),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName, errors.DataCorrupted),
+        "the index is damaged ({}); create it again, or restore a copy",
+    ),
+    ((psycopg.OperationalError,), "the connection was lost ({}); run the command again, it resumes"),
+    ((psycopg.Error,), "the database reports an error ({})"),
+)
+
 # Text compares by its bytes, as in SQLite.
 _TABLES = """
 CREATE TABLE about (name text PRIMARY KEY, value text NOT NULL);
@@ -65,28 +83,35 @@ class PostgresStore(Store):
     """The schema of an index.
 
     Args:
-        url: as :func:`read_address` takes it.
+        url: ``postgresql://user:password@host:port/database?schema=name&option=value``, with options of libpq such as
+            sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and from ~/.pgpass.
+
+    Attributes:
+        schema: that holds the tables.
+
+    Raises:
+        SaySeeError: the address cannot be parsed; the message does not repeat it, as it may hold a password.
     """
 
     folder = None
 
     def __init__(self, url: str) -> None:
-        self.address = read_address(url)
-        self.place = self.address.place
+        self.schema, self._options = _parsed(url)
+        self.place = _shown(self.schema, self._options)
         self._idle: list[Connection] = []
         weakref.finalize(self, _close_all, self._idle)
 
     @contextmanager
     def reading(self) -> Iterator[PostgresTables]:
         """See :meth:`Store.reading`."""
-        with _errors_in_one_line(self.address):
+        with self._errors_in_one_line():
             connection = self._connection()
             try:
                 with connection.transaction():
                     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                     connection.execute(f"SET LOCAL statement_timeout = '{_SEARCH_SECONDS}s'")
                     connection.execute("SET LOCAL jit = off")  # compiling takes longer than so short a statement
-                    yield PostgresTables(self.address, connection)
+                    yield PostgresTables(self, connection)
             except BaseException:
                 connection.close()
                 raise
@@ -100,15 +125,15 @@ class PostgresStore(Store):
                 return connection
             except psycopg.OperationalError:  # the server was restarted
                 connection.close()
-        return connect(self.address)
+        return self.connect()
 
     @contextmanager
     def writing(self) -> Iterator[PostgresTables]:
         """One of the writers; see :meth:`Store.writing`."""
-        with _errors_in_one_line(self.address):
-            connection = connect(self.address)
+        with self._errors_in_one_line():
+            connection = self.connect()
             try:
-                yield PostgresTables(self.address, connection)
+                yield PostgresTables(self, connection)
             finally:
                 connection.close()
 
@@ -131,27 +156,93 @@ class PostgresStore(Store):
             tables.make_ready()
             return before, tables.bytes()
 
+    def connect(self) -> Connection:
+        """A connection in autocommit mode that finds the index's tables and vectors by their names.
+
+        Raises:
+            SaySeeError: the database cannot be reached, or is too old.
+        """
+        options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | self._options
+        try:
+            # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
+            connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+        except psycopg.Error as error:
+            reason = self._one_line(error)
+            fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
+            if "password" not in reason:
+                fix = "check the address, and that the server runs there and lets this machine in"
+            raise SaySeeError(f"{self.place}: no connection ({reason}); {fix}") from None
+        try:
+            version = connection.info.server_version // 10_000
+            if version < OLDEST_SERVER:
+                raise SaySeeError(
+                    f"{self.place}: the server is PostgreSQL {version}; SaySee needs {OLDEST_SERVER} or newer"
+                )
+            self.find_vectors(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def find_vectors(self, connection: Connection) -> tuple[int, ...] | None:
+        """Makes the tables and the type of pgvector known to a connection.
+
+        Returns:
+            the version of pgvector; None where the database does not have it.
+
+        Raises:
+            SaySeeError: it is too old.
+        """
+        sql = "SELECT extversion, extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+        row = connection.execute(sql).fetchone() or ("", "public")
+        path = f'"{self.schema}", {row[1]}, pg_catalog'
+        connection.execute("SELECT set_config('search_path', %s, false)", (path,))
+        if not row[0]:
+            return None
+        version = tuple(int(part) for part in re.findall(r"\d+", row[0]))
+        if version < OLDEST_VECTOR:
+            raise SaySeeError(
+                f"{self.place}: its pgvector is {row[0]}; SaySee needs 0.5 or newer: upgrade it, then run ALTER "
+                "EXTENSION vector UPDATE"
+            )
+        pgvector.psycopg.register_vector(connection)
+        return version
+
+    @contextmanager
+    def _errors_in_one_line(self) -> Iterator[None]:
+        """Errors of psycopg become a SaySeeError."""
+        try:
+            yield
+        except psycopg.Error as error:
+            reason = next(text for classes, text in _REASONS if isinstance(error, classes))
+            raise SaySeeError(f"{self.place}: {reason.format(self._one_line(error))}") from None
+
+    def _one_line(self, error: psycopg.Error) -> str:
+        """The first line of the server's or libpq's message, without the password."""
+        text = error.diag.message_primary or str(error)
+        line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
+        password = str(self._options.get("password") or "")
+        return line.replace(password, "***") if password else line
+
 
 class PostgresTables(Tables):
     """A connection to the schema."""
 
-    among = "id = ANY(?::bigint[])"
+    _among = "id = ANY(?::bigint[])"
     with_vectors = "items"
 
-    def __init__(self, address: Address, connection: Connection) -> None:
-        super().__init__(address.place, None)
-        self.address, self.connection = address, connection
+    def __init__(self, store: PostgresStore, connection: Connection) -> None:
+        super().__init__(store.place, None)
+        self.store, self.connection = store, connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
         """See :meth:`Tables.execute`."""
         return self.connection.execute(sql.replace("?", "%s"), values, binary=True)
 
-    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """See :meth:`Tables.execute_many`."""
+    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
 
-    def as_list(self, ids: Iterable[int]) -> list[int]:
-        """See :meth:`Tables.as_list`."""
+    def _as_list(self, ids: Iterable[int]) -> list[int]:
         return [int(number) for number in ids]
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
@@ -159,13 +250,12 @@ class PostgresTables(Tables):
         vectors = np.array([vector.to_numpy() for vector in values], np.float32)
         return vectors.reshape(len(values), self.existing_about().dimension)
 
-    def is_begun(self) -> bool:
-        """See :meth:`Tables.is_begun`."""
+    def _is_begun(self) -> bool:
         # Read from the catalog itself: what the server remembers may be older than a lock that was waited for.
         sql = "SELECT 1 FROM pg_tables WHERE schemaname = ? AND tablename = 'about'"
-        begun = self.execute(sql, (self.address.schema,)).fetchone() is not None
+        begun = self.execute(sql, (self.store.schema,)).fetchone() is not None
         if begun and self.connection.adapters.types.get("vector") is None:  # another process has begun it meanwhile
-            find_vectors(self.connection, self.address)
+            self.store.find_vectors(self.connection)
         return begun
 
     @contextmanager
@@ -178,22 +268,22 @@ class PostgresTables(Tables):
 
     def _lock(self, what: str) -> int:
         """The number of a lock that all writers of this index know; each database has its own locks."""
-        digest = hashlib.blake2b(f"saysee {what} {self.address.schema}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"saysee {what} {self.store.schema}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
 
-    def begin(self, about: About) -> None:
+    def _begin(self, about: About) -> None:
         """See :meth:`Tables.begin`.
 
         Raises:
             SaySeeError: the server does not have pgvector, or the schema holds other tables.
         """
-        schema = self.address.schema
-        if find_vectors(self.connection, self.address) is None:
+        schema = self.store.schema
+        if self.store.find_vectors(self.connection) is None:
             self.execute("SELECT pg_advisory_xact_lock(?)", (_EXTENSION_LOCK,))  # another index may begin just now
             if not self.execute("SELECT 1 FROM pg_available_extensions WHERE name = ?", (EXTENSION,)).fetchone():
                 raise SaySeeError(f"{self.place}: the server does not have pgvector; install it there")
             self.execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION} SCHEMA public")
-            find_vectors(self.connection, self.address)
+            self.store.find_vectors(self.connection)
         if not self.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (schema,)).fetchone():
             self.execute(f'CREATE SCHEMA "{schema}"')  # the name holds a-z, 0-9 and _ alone
         sql = "SELECT relname FROM pg_class WHERE relnamespace = ?::regnamespace AND relkind IN ('r', 'v')"
@@ -204,8 +294,7 @@ class PostgresTables(Tables):
             )
         self.connection.execute(_TABLES.format(dimension=int(about.dimension)))
 
-    def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        """See :meth:`Tables.insert`."""
+    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         sql = sql.format(", vector", ", ?", ", vector = excluded.vector").replace("?", "%s")
         cursor = self.connection.cursor()
         values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
@@ -220,7 +309,7 @@ class PostgresTables(Tables):
 
     def make_ready(self) -> dict[Kind, str]:
         """See :meth:`Tables.make_ready`."""
-        version = find_vectors(self.connection, self.address) or ()
+        version = self.store.find_vectors(self.connection) or ()
         return update_hnsw(self.connection, self.existing_about(), version, self._lock("fast copy"))
 
     def damage(self) -> Iterator[str]:
@@ -244,30 +333,8 @@ class PostgresTables(Tables):
         return int(row[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an index is.
-
-    Attributes:
-        place: the address without a password, for messages.
-        schema: that holds the tables.
-        options: for libpq; a password may be among them.
-    """
-
-    place: str
-    schema: str
-    options: dict[str, Any] = field(repr=False)
-
-
-def read_address(url: str) -> Address:
-    """The parts of ``postgresql://user:password@host:port/database?schema=name&option=value``.
-
-    Options are those of libpq, such as sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and
-    from ~/.pgpass.
-
-    Raises:
-        SaySeeError: it cannot be parsed; the message does not repeat it, as it may hold a password.
-    """
+def _parsed(url: str) -> tuple[str, dict[str, Any]]:
+    """The schema and libpq's options of an address."""
     start, _, query = url.partition("?")
     try:
         asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
@@ -282,107 +349,21 @@ def read_address(url: str) -> Address:
         ) from None
     if not _SCHEMA_NAME.fullmatch(schema):
         raise SaySeeError(f"the schema {schema!r} of the address cannot be used; name one in a-z, 0-9 and _")
-    host = str(options.get("host", ""))
+    return schema, {name: str(value) for name, value in options.items()}
+
+
+def _shown(schema: str, options: dict[str, Any]) -> str:
+    """The address without a password."""
+    host = options.get("host", "")
     shown = {"host": host} if "/" in host else {}  # a socket's folder
     shown |= {"schema": schema} if schema != _DEFAULT_SCHEMA else {}
-    user = f"{quote(str(options['user']), safe='')}@" if "user" in options else ""
+    user = f"{quote(options['user'], safe='')}@" if "user" in options else ""
     server = "" if "/" in host else f"[{host}]" if ":" in host else host
     port = f":{options['port']}" if "port" in options else ""
-    database = quote(str(options.get("dbname", "")), safe="") + (f"?{urlencode(shown, safe='/')}" if shown else "")
-    return Address(f"postgresql://{user}{server}{port}/{database}", schema, options)
-
-
-def connect(address: Address) -> Connection:
-    """A connection in autocommit mode that finds the index's tables and vectors by their names.
-
-    Raises:
-        SaySeeError: the database cannot be reached, or is too old.
-    """
-    options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | address.options
-    try:
-        # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
-        connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-    except psycopg.Error as error:
-        reason = _one_line(error, address)
-        fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
-        if "password" not in reason:
-            fix = "check the address, and that the server runs there and lets this machine in"
-        raise SaySeeError(f"{address.place}: no connection ({reason}); {fix}") from None
-    try:
-        version = connection.info.server_version // 10_000
-        if version < OLDEST_SERVER:
-            raise SaySeeError(
-                f"{address.place}: the server is PostgreSQL {version}; SaySee needs {OLDEST_SERVER} or newer"
-            )
-        find_vectors(connection, address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def find_vectors(connection: Connection, address: Address) -> tuple[int, ...] | None:
-    """Makes the tables and the type of pgvector known to a connection.
-
-    Returns:
-        the version of pgvector; None where the database does not have it.
-
-    Raises:
-        SaySeeError: it is too old.
-    """
-    sql = "SELECT extversion, extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
-    row = connection.execute(sql).fetchone() or ("", "public")
-    connection.execute("SELECT set_config('search_path', %s, false)", (f'"{address.schema}", {row[1]}, pg_catalog',))
-    if not row[0]:
-        return None
-    version = tuple(int(part) for part in re.findall(r"\d+", row[0]))
-    if version < OLDEST_VECTOR:
-        raise SaySeeError(
-            f"{address.place}: its pgvector is {row[0]}; SaySee needs 0.5 or newer: upgrade it, then run ALTER "
-            "EXTENSION vector UPDATE"
-        )
-    pgvector.psycopg.register_vector(connection)
-    return version
+    database = quote(options.get("dbname", ""), safe="") + (f"?{urlencode(shown, safe='/')}" if shown else "")
+    return f"postgresql://{user}{server}{port}/{database}"
 
 
 def _close_all(connections: list[Connection]) -> None:
     for connection in connections:
         connection.close()
-
-
-_REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
-    ((errors.InsufficientPrivilege,), "no permission ({}); ask for it, or name another database or ?schema="),
-    ((errors.ReadOnlySqlTransaction,), "cannot be written ({}); name the primary server"),
-    (
-        (errors.DiskFull, errors.OutOfMemory, errors.InsufficientResources),
-        "the server's disk or memory is full ({}); free some space and run the command again, it resumes",
-    ),
-    (
-        (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure),
-        "the index is busy, or too much was asked for at once ({}); try again",
-    ),
-    (
-        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName, errors.DataCorrupted),
-        "the index is damaged ({}); create it again, or restore a copy",
-    ),
-    ((psycopg.OperationalError,), "the connection was lost ({}); run the command again, it resumes"),
-    ((psycopg.Error,), "the database reports an error ({})"),
-)
-
-
-@contextmanager
-def _errors_in_one_line(address: Address) -> Iterator[None]:
-    """Errors of psycopg become a SaySeeError."""
-    try:
-        yield
-    except psycopg.Error as error:
-        reason = next(text for classes, text in _REASONS if isinstance(error, classes))
-        raise SaySeeError(f"{address.place}: {reason.format(_one_line(error, address))}") from None
-
-
-def _one_line(error: psycopg.Error, address: Address) -> str:
-    """The first line of the server's or libpq's message, without the password."""
-    text = error.diag.message_primary or str(error)
-    line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
-    password = str(address.options.get("password") or "")
-    return line.replace(password, "***") if password else line

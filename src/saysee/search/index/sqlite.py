@@ -213,7 +213,7 @@ class SqliteTables(Tables):
     """A connection to the SQLite file."""
 
     folder: Path
-    among = "id IN (SELECT value FROM json_each(?))"
+    _among = "id IN (SELECT value FROM json_each(?))"
     with_vectors = "items JOIN vectors ON item = id"
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
@@ -224,12 +224,10 @@ class SqliteTables(Tables):
         """See :meth:`Tables.execute`."""
         return self.connection.execute(sql, values)
 
-    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """See :meth:`Tables.execute_many`."""
+    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.executemany(sql, rows)
 
-    def as_list(self, ids: Iterable[int]) -> str:
-        """See :meth:`Tables.as_list`."""
+    def _as_list(self, ids: Iterable[int]) -> str:
         return json.dumps([int(number) for number in ids])
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
@@ -244,8 +242,7 @@ class SqliteTables(Tables):
             raise sqlite3.DatabaseError("a vector has another length than the index's")
         return np.frombuffer(b"".join(values), stored).reshape(len(values), about.dimension).astype(np.float32)
 
-    def is_begun(self) -> bool:
-        """See :meth:`Tables.is_begun`."""
+    def _is_begun(self) -> bool:
         return self.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone() is not None
 
     @contextmanager
@@ -260,8 +257,7 @@ class SqliteTables(Tables):
                 self.execute("ROLLBACK")
             raise
 
-    def begin(self, _: About) -> None:
-        """See :meth:`Tables.begin`."""
+    def _begin(self, _: About) -> None:
         for statement in _SCHEMA.split(";"):
             self.execute(statement)
         self.touch(KINDS)
@@ -271,8 +267,7 @@ class SqliteTables(Tables):
         for kind in kinds:
             self.note(f"stamp_{kind}", secrets.token_hex(8))
 
-    def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        """See :meth:`Tables.insert`."""
+    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         stored = np.ascontiguousarray(vectors, dtype=_stored_type(self.existing_about()))
         for row, vector in zip(rows, stored, strict=True):
             (number,) = self.execute(sql.format("", "", ""), row).fetchone()

@@ -144,10 +144,10 @@ class Tables(ABC):
         folder: of the index; None for one in a database.
     """
 
-    among: ClassVar[str]
-    """SQL: whether an id is in the list that one parameter gives, as :meth:`as_list` makes it."""
     with_vectors: ClassVar[str]
     """SQL: the rows joined with their vectors."""
+    _among: ClassVar[str]
+    """SQL: whether an id is in the list that one parameter gives, as ``_as_list`` makes it."""
 
     def __init__(self, place: str, folder: Path | None) -> None:
         self.place, self.folder = place, folder
@@ -158,35 +158,12 @@ class Tables(ABC):
         """Runs SQL with ``?`` for each value, and returns the DB-API cursor."""
 
     @abstractmethod
-    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Runs SQL once for each row of values."""
-
-    @abstractmethod
-    def as_list(self, ids: Iterable[int]) -> Any:
-        """Ids as one parameter."""
-
-    @abstractmethod
-    def to_vectors(self, values: Sequence[Any]) -> Vectors:
-        """Vectors [N, D] from the column ``vector``."""
-
-    @abstractmethod
-    def is_begun(self) -> bool:
-        """Whether the tables exist."""
-
-    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """All or nothing."""
 
     @abstractmethod
-    def begin(self, about: About) -> None:
-        """Creates the tables, within a transaction."""
-
-    @abstractmethod
-    def insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        """Inserts or replaces rows with their vectors [N, D], and yields their ids.
-
-        The SQL has three gaps ``{}`` for a further column: its name, its value and how it is replaced.
-        """
+    def to_vectors(self, values: Sequence[Any]) -> Vectors:
+        """Vectors [N, D] from the column ``vector``."""
 
     @abstractmethod
     def make_ready(self) -> dict[Kind, str]:
@@ -204,6 +181,26 @@ class Tables(ABC):
         """What changes whenever a vector of the kind is added, changed or removed."""
         return str(self.noted(f"stamp_{kind}"))
 
+    @abstractmethod
+    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
+
+    @abstractmethod
+    def _as_list(self, ids: Iterable[int]) -> Any: ...
+
+    @abstractmethod
+    def _is_begun(self) -> bool: ...
+
+    @abstractmethod
+    def _begin(self, about: About) -> None:
+        """Creates the tables, within a transaction."""
+
+    @abstractmethod
+    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
+        """Inserts or replaces rows with their vectors [N, D], and yields their ids.
+
+        The SQL has three gaps ``{}`` for a further column: its name, its value and how it is replaced.
+        """
+
     @property
     def about(self) -> About | None:
         """What holds for the index; None for one that was never begun."""
@@ -211,7 +208,7 @@ class Tables(ABC):
         return self._last_about
 
     def _read_about(self) -> About | None:
-        if not self.is_begun():
+        if not self._is_begun():
             return None
         return About.from_rows(self.execute("SELECT name, value FROM about"), self.place)
 
@@ -237,8 +234,8 @@ class Tables(ABC):
             if current not in (self._last_about, about):
                 raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
             if current is None:
-                self.begin(about)
-            self.execute_many(_SET_ABOUT, about.to_rows())
+                self._begin(about)
+            self._execute_many(_SET_ABOUT, about.to_rows())
         self._last_about = about
 
     def noted(self, name: str) -> Any:
@@ -257,7 +254,7 @@ class Tables(ABC):
 
     def rows(self, ids: Sequence[int]) -> dict[int, Item]:
         """The rows of ids, by id; missing ones are skipped."""
-        cursor = self.execute(f"SELECT {_ITEM} FROM items WHERE {self.among}", (self.as_list(ids),))
+        cursor = self.execute(f"SELECT {_ITEM} FROM items WHERE {self._among}", (self._as_list(ids),))
         return {item.id: item for item in map(Item.from_row, cursor)}
 
     def known(self) -> dict[tuple[Kind, str], Item]:
@@ -279,8 +276,8 @@ class Tables(ABC):
 
     def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
         """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
-        sql = f"SELECT id, vector FROM {self.with_vectors} WHERE {self.among} ORDER BY id"
-        rows = self.execute(sql, (self.as_list(ids),)).fetchall()
+        sql = f"SELECT id, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
+        rows = self.execute(sql, (self._as_list(ids),)).fetchall()
         return np.array([row[0] for row in rows], np.int64), self.to_vectors([row[1] for row in rows])
 
     def ranked(self, queries: Vectors, found: Sequence[Ids], k: int) -> list[list[tuple[Item, float]]]:
@@ -315,7 +312,7 @@ class Tables(ABC):
             f"ON CONFLICT (kind, path) DO UPDATE SET {changed}{{}} RETURNING id"
         )
         if rows:
-            for item, number in zip(items, self.insert(sql, rows, vectors), strict=True):
+            for item, number in zip(items, self._insert(sql, rows, vectors), strict=True):
                 item.id = number
             self.touch({item.kind for item in items})
 
@@ -333,8 +330,8 @@ class Tables(ABC):
             staying = [item for item in items if item.id in there]
             # Where a file has moved to, another process may have encoded it meanwhile.
             occupied = "DELETE FROM items WHERE kind = ? AND path = ? AND id <> ?"
-            self.execute_many(occupied, [(item.kind, item.path, item.id) for item in staying])
-            self.execute_many(
+            self._execute_many(occupied, [(item.kind, item.path, item.id) for item in staying])
+            self._execute_many(
                 "UPDATE items SET path = ?, folder = ?, name = ?, size = ?, mtime_ns = ?, metadata = ? WHERE id = ?",
                 [(*item.changeable(), item.id) for item in staying],
             )
@@ -344,7 +341,7 @@ class Tables(ABC):
         """Removes rows and their vectors, by their ids; in one transaction."""
         if items:
             with self.transaction():
-                self.execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
+                self._execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
                 self.touch({item.kind for item in items})
 
 
