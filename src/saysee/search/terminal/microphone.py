@@ -19,12 +19,9 @@ SILENCE_SECONDS = 1.5
 """Silence after speech that ends a recording: longer than the pauses within a sentence."""
 
 _BLOCK_SECONDS = 0.05
-_SPEECH_SECONDS = 0.2
-"""Loud time before silence counts: a click is shorter."""
-_ABOVE_FLOOR = 4.0
-"""Loud means this many times the quietest tenth of the recording (12 dB)."""
-_MIN_LOUD = 1e-3
-"""Mean amplitude (−60 dB) below which nothing is loud, however quiet the room."""
+_SPEECH_SECONDS = 0.2  # loud time before silence counts: a click is shorter
+_ABOVE_FLOOR = 4.0  # loud means this many times the quietest tenth of the recording (12 dB)
+_MIN_LOUD = 1e-3  # mean amplitude (−60 dB) below which nothing is loud, however quiet the room
 _STALLED_SECONDS = 5.0
 _OR_FILE = "or record a file and name it instead of --record"
 
@@ -61,11 +58,6 @@ class Microphone:
             SaySeeError: the microphone cannot be opened, or delivers no samples.
         """
         blocks: queue.SimpleQueue[NDArray[np.float32]] = queue.SimpleQueue()
-
-        def receive(block: Any, frames: int, time: Any, status: Any) -> None:
-            del frames, time, status
-            blocks.put(np.array(block[:, 0]))
-
         listener = Listener(self.rate, seconds)
         try:
             with self._library.InputStream(
@@ -73,7 +65,7 @@ class Microphone:
                 channels=1,
                 dtype="float32",
                 blocksize=round(self.rate * _BLOCK_SECONDS),
-                callback=receive,
+                callback=lambda block, *_: blocks.put(np.array(block[:, 0])),
             ):
                 while not listener.add(blocks.get(timeout=_STALLED_SECONDS)) and not _enter_pressed():
                     pass
@@ -85,12 +77,7 @@ class Microphone:
 
 
 class Listener:
-    """Collects samples and decides when the recording ends.
-
-    Args:
-        rate: Hz.
-        seconds: length of the recording; None for silence after speech, or ``MAX_SECONDS``.
-    """
+    """Collects samples at ``rate`` Hz and decides when the recording ends: see :meth:`Microphone.record`."""
 
     def __init__(self, rate: int, seconds: float | None) -> None:
         self._rate, self._until_silence = rate, seconds is None
@@ -110,8 +97,7 @@ class Listener:
         return np.concatenate([np.empty(0, np.float32), *self._blocks])[: self._max_samples]
 
     def _is_over(self, block_seconds: float) -> bool:
-        """Whether there was speech and then silence. Loudness is judged from the whole recording each time, so that
-        speech which starts at once is recognized by the silence that follows it."""
+        """Whether there was speech and then silence, judged from the whole recording: it may start with speech."""
         levels = np.array(self._levels)
         (loud,) = np.nonzero(levels > max(_MIN_LOUD, _ABOVE_FLOOR * float(np.quantile(levels, 0.1))))
         if len(loud) * block_seconds < _SPEECH_SECONDS:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,14 @@ from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
 from saysee.media.images import load_image
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
-from saysee.search.index.store import KINDS, Kind, is_database
+from saysee.search.index.store import Kind, is_database
 from saysee.search.terminal.microphone import NAME
 
-_CHUNK = 256
-"""Files that are decoded, encoded and searched for together."""
-_ESCAPED = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of characters that end a line, control a terminal or cannot be written to one."""
+QueryKind = Literal["image", "clip", "text"]
+
+_CHUNK = 256  # queries that are decoded, encoded and searched for together
+_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that end a line, control a terminal or cannot be written
+_SIDES: dict[QueryKind, str] = {"image": "images", "clip": "speech", "text": "texts"}  # arguments of Index.search
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class QueryResult:
     """
 
     name: str
-    kind: Literal["clip", "image", "text"]
+    kind: QueryKind
     hits: list[Hit]
     recording: NDArray[np.float32] | None = None
 
@@ -72,6 +73,12 @@ class SearchResults:
         return {"results": results, "refused": self.skipped}
 
 
+class _Query(NamedTuple):
+    name: str
+    kind: QueryKind
+    content: Any
+
+
 def run_queries(
     index: Index,
     places: Sequence[str],
@@ -92,72 +99,67 @@ def run_queries(
         places: audio files, image files, folders.
         texts: written queries.
         recording: [T] samples at 16 kHz from the microphone.
-        k: most hits for each query.
-        where: as for :meth:`Index.search`.
-        filters: likewise.
-        kind: likewise.
+        k, where, filters, kind: as for :meth:`Index.search`.
 
     Raises:
         SaySeeError: no query; a named file that is neither audio nor image, or damaged; else as ``Index.search``.
     """
-    files, named = _expand(places)
-    if not files and not texts and recording is None:
+    if not places and not texts and recording is None:
         raise SaySeeError("no query; name an audio file, an image or a folder of them, or give --text or --record")
-
-    def search(**queries: Any) -> list[list[Hit]]:
-        return index.search(**queries, k=k, where=where, filters=filters, kind=kind)
-
     found = SearchResults()
-    if recording is not None:
-        (hits,) = search(speech=[recording])
-        found.results.append(QueryResult(NAME, "clip", hits, recording))
-    for start in range(0, len(files), _CHUNK):
-        loaded: dict[str, tuple[Kind, Any]] = {}
-        for path in files[start : start + _CHUNK]:
-            try:
-                loaded[path] = _load(path)
-            except MediaError as error:
-                if path in named:
-                    raise
-                found.skipped.append(str(error))
-        results: dict[str, QueryResult] = {}
-        for side, query_kind in zip(("images", "speech"), KINDS, strict=True):
-            paths = [path for path, (file_kind, _) in loaded.items() if file_kind == query_kind]
-            if paths:
-                hits_of_all = search(**{side: [loaded[path][1] for path in paths]})
-                results |= {
-                    path: QueryResult(path, query_kind, hits) for path, hits in zip(paths, hits_of_all, strict=True)
-                }
-        found.results += [results[path] for path in loaded]
-    if texts:
+    queries = _read(_expand(places), texts, recording, found.skipped)
+    while chunk := list(itertools.islice(queries, _CHUNK)):
+        hits: dict[int, list[Hit]] = {}
+        for query_kind, side in _SIDES.items():
+            positions = [position for position, query in enumerate(chunk) if query.kind == query_kind]
+            if positions:
+                contents = {side: [chunk[position].content for position in positions]}
+                results = index.search(**contents, k=k, where=where, filters=filters, kind=kind)
+                hits |= dict(zip(positions, results, strict=True))
         found.results += [
-            QueryResult(text, "text", hits) for text, hits in zip(texts, search(texts=texts), strict=True)
+            QueryResult(query.name, query.kind, hits[position], recording if query.content is recording else None)
+            for position, query in enumerate(chunk)
         ]
     if not found.results:
-        raise SaySeeError(f"none of {len(files)} files can be used as a query; the first: {found.skipped[0]}")
+        raise SaySeeError(f"none of {len(found.skipped)} files can be used as a query; the first: {found.skipped[0]}")
     return found
 
 
-def _expand(places: Sequence[str]) -> tuple[list[str], set[str]]:
-    """The files in order, each once, and those that were named themselves."""
-    files: dict[str, None] = {}
-    named = set()
+def _expand(places: Sequence[str]) -> dict[str, bool]:
+    """The files in order, each once, and whether each was named itself."""
+    files: dict[str, bool] = {}
     for place in places:
         if Path(place).is_dir():
             inside = Listing(place, "QUERY").files(AUDIO_SUFFIXES | IMAGE_SUFFIXES)
             if not inside:
                 raise SaySeeError(f"{place}: no audio file and no image in it; name another folder")
-            files |= dict.fromkeys(sorted(inside))
-            continue
-        if is_database(place):  # it may hold a password, so it is not repeated
+            files |= {path: files.get(path, False) for path in inside}
+        elif is_database(place):  # it may hold a password, so it is not repeated
             raise SaySeeError("the address of a database cannot be a query; name it once, before the queries")
-        files[place] = None
-        named.add(os.fspath(place))
-    return list(files), named
+        else:
+            files[place] = True
+    return files
 
 
-def _load(path: str) -> tuple[Kind, Any]:
-    """The kind of a file, by its content, and its samples or image."""
+def _read(
+    files: Mapping[str, bool], texts: Sequence[str], recording: NDArray[np.float32] | None, skipped: list[str]
+) -> Iterator[_Query]:
+    """The queries in the order of the results; files are decoded one by one."""
+    if recording is not None:
+        yield _Query(NAME, "clip", recording)
+    for path, is_named in files.items():
+        try:
+            yield _load(path)
+        except MediaError as error:
+            if is_named:
+                raise
+            skipped.append(str(error))
+    for text in texts:
+        yield _Query(text, "text", text)
+
+
+def _load(path: str) -> _Query:
+    """Decodes a file; its content says what it is."""
     try:
         with opened(path, "audio") as (file, name):
             found = file_kind(file)
@@ -167,7 +169,7 @@ def _load(path: str) -> tuple[Kind, Any]:
         raise MediaError("missing", f"{error}; write --text before a text") from None
     if found is None:
         raise MediaError("undecodable", f"{name}: neither audio nor an image that can be read; convert it")
-    return found.kind, load_image(path) if found.kind == "image" else load_audio(path)
+    return _Query(path, found.kind, load_image(path) if found.kind == "image" else load_audio(path))
 
 
 def _one_line(text: str) -> str:

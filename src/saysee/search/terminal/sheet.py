@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile
@@ -20,8 +19,7 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.files import write_text
 from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.images import load_image
-from saysee.search.index.index import Hit
-from saysee.search.terminal.queries import QueryResult, SearchResults
+from saysee.search.terminal.queries import SearchResults
 
 MAX_QUERIES = 200
 """Queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once."""
@@ -44,9 +42,9 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
     """
     place = Path(tempfile.mkdtemp(prefix="saysee-")) / "search.html" if path is None else Path(path).absolute()
     environment = Environment(loader=PackageLoader("saysee", "search/terminal"), autoescape=select_autoescape())
-    contents = _Contents()
+    environment.globals.update(media_url=functools.cache(_media_url), audio_url=_audio_url, name=_name, link=_link)
     text = environment.get_template("sheet.html").render(
-        queries=[contents.of_query(result) for result in results.results[:MAX_QUERIES]],
+        results=results.results[:MAX_QUERIES],
         omitted=max(0, len(results.results) - MAX_QUERIES),
         skipped=results.skipped,
     )
@@ -59,43 +57,27 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
     return place
 
 
-class _Contents:
-    """What the sheet shows of files, each read once."""
-
-    def __init__(self) -> None:
-        self._urls: dict[tuple[str, str], str | None] = {}
-
-    def of_query(self, result: QueryResult) -> dict[str, Any]:
-        if result.recording is not None:
-            url: str | None = _audio_url(result.recording)
-        else:
-            url = None if result.kind == "text" else self._of_file(result.kind, result.name)
-        hits = [self._of_hit(hit) for hit in result.hits]
-        return {"name": result.name, "kind": result.kind, "url": url, "hits": hits}
-
-    def _of_hit(self, hit: Hit) -> dict[str, Any]:
-        is_web = "://" in hit.path
-        return {
-            "path": hit.path,
-            "name": hit.path.rsplit("/", 1)[-1] if is_web else os.path.basename(hit.path),
-            "link": _link(hit.path) if is_web else Path(hit.path).as_uri(),
-            "kind": hit.kind,
-            "score": hit.score,
-            "url": None if is_web else self._of_file(hit.kind, hit.path),
-        }
-
-    def _of_file(self, kind: str, path: str) -> str | None:
-        if (kind, path) not in self._urls:
-            try:
-                self._urls[kind, path] = _image_url(path) if kind == "image" else _audio_url(load_audio(path))
-            except MediaError:
-                self._urls[kind, path] = None
-        return self._urls[kind, path]
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1] if _is_web(path) else os.path.basename(path)
 
 
-def _link(address: str) -> str | None:
-    """A web address that may be followed by a click; None for other schemes, which may run scripts."""
-    return address if urlsplit(address).scheme in ("http", "https") else None
+def _link(path: str) -> str | None:
+    """The address of a file or web page; None for schemes that may run scripts."""
+    if _is_web(path):
+        return path if path.startswith(("http://", "https://")) else None
+    return Path(path).as_uri()
+
+
+def _is_web(path: str) -> bool:
+    return "://" in path
+
+
+def _media_url(kind: str, path: str) -> str | None:
+    """A file's content as a data URL; None if it cannot be read."""
+    try:
+        return None if _is_web(path) else _image_url(path) if kind == "image" else _audio_url(load_audio(path))
+    except MediaError:
+        return None
 
 
 def _image_url(path: str) -> str:

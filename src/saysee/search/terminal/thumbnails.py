@@ -21,13 +21,10 @@ from saysee.search.index.index import Hit
 
 Protocol = Literal["kitty", "iterm"]
 
-CELL_COLUMNS = 16
-"""Columns of the terminal that an image takes."""
-_SIDE = 160
-"""Pixels of a thumbnail: ten a column, which is common; terminals scale it."""
+CELL_COLUMNS = 16  # of the terminal, for one image
+_SIDE = 160  # pixels of a thumbnail: ten a column, which is common; terminals scale it
 _GAP = 8
-_CHUNK = 4_096
-"""Characters that kitty accepts in one escape sequence."""
+_CHUNK = 4_096  # characters that kitty accepts in one escape sequence
 
 
 def protocol_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Protocol | None:
@@ -43,13 +40,9 @@ def protocol_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> 
 
 
 def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: TextIO | None = None) -> None:
-    """Shows the images of hits in rows, the best first. A clip, or an image that cannot be read, leaves a gap.
+    """Shows the images of hits in rows, in a terminal of so many columns; the best come first.
 
-    Args:
-        hits: of one query.
-        protocol: of the terminal.
-        columns: width of the terminal.
-        stream: of the terminal; None for stdout.
+    A clip, or an image that cannot be read, leaves a gap. Without a stream they go to stdout.
     """
     stream = stream or sys.stdout
     images = [_thumbnail(hit) for hit in hits]
@@ -57,7 +50,7 @@ def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: Tex
     for start in range(0, len(images), per_row):
         row = images[start : start + per_row]
         if any(row):
-            png = _png(_strip(row))
+            png = _strip(row)
             width = len(row) * CELL_COLUMNS
             stream.write("".join(_kitty(png, width)) if protocol == "kitty" else _iterm(png, width))
             stream.write("\n")
@@ -75,19 +68,15 @@ def _thumbnail(hit: Hit) -> Image.Image | None:
     return image
 
 
-def _strip(images: Sequence[Image.Image | None]) -> Image.Image:
-    """Images side by side, each centered in its cell, on a transparent background."""
+def _strip(images: Sequence[Image.Image | None]) -> bytes:
+    """A PNG of images side by side, each centered in its cell, on a transparent background."""
     strip = Image.new("RGBA", (len(images) * (_SIDE + _GAP), _SIDE + _GAP))
     for place, image in enumerate(images):
         if image is not None:
             left = place * (_SIDE + _GAP) + (_SIDE - image.width) // 2
             strip.paste(image, (left, (_SIDE - image.height) // 2))
-    return strip
-
-
-def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    strip.save(buffer, "PNG")
     return buffer.getvalue()
 
 
