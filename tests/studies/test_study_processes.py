@@ -9,6 +9,7 @@ from pathlib import Path
 from saysee import SpeechImageModel
 
 STEP = """
+import logging
 import sys
 from saysee.log import configure_command_line
 from saysee.studies.processes import run_alone
@@ -16,6 +17,7 @@ from saysee import SpeechImageModel
 
 
 def made(make, *arguments):
+    logging.getLogger("saysee.step").info("made")
     return type(make(*arguments)).__name__
 
 
@@ -26,7 +28,7 @@ if __name__ == "__main__":
 """
 
 
-def test_libraries_are_quiet_in_a_step_s_process_too(tmp_path: Path) -> None:
+def test_a_step_s_process_logs_as_the_command_does_and_its_libraries_are_quiet(tmp_path: Path) -> None:
     """A step's own lines stay readable between bars of transformers' and its warnings of model types."""
     SpeechImageModel.from_encoders("saysee/hubert-nano", "saysee/clip-nano").save_pretrained(tmp_path / "model")
     program = tmp_path / "step.py"
@@ -34,4 +36,4 @@ def test_libraries_are_quiet_in_a_step_s_process_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "model")], capture_output=True, text=True, check=False
     )
-    assert (done.stdout.split(), done.stderr) == (["SpeechImageModel"] * 2, "")
+    assert (done.stdout.split(), done.stderr) == (["SpeechImageModel"] * 2, "saysee: made\n" * 2)

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from saysee.errors import SaySeeError
+from saysee.log import configure_command_line, is_configured
 from saysee.settings.recipe import Recipe, save_recipe
 
 PATIENCE_SECONDS = 10
@@ -32,7 +33,7 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
         arguments: of the function.
     """
     with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_step, initargs=(is_configured(),)
     ) as process:
         return process.submit(function, *arguments).result()
 
@@ -90,5 +91,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start_step(as_command_line: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    if as_command_line:
+        configure_command_line()
