@@ -38,7 +38,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) -> dict[str, Any]:
     """Trains both in turn; returns rates in clips a second, and their ratio."""
-    from saysee.settings.recipe import load_recipe
+    from saysee.settings.reading import load_recipe
     from saysee.training.trainer import Trainer
 
     steps = options.warm_up + options.steps

@@ -17,7 +17,7 @@ from PIL import Image
 
 from saysee.cli import VERBS, main
 from saysee.data.manifest import Manifest, Row
-from saysee.settings.recipe import resolve_recipe
+from saysee.settings.reading import resolve_recipe
 from saysee.training.trainer import Trainer
 from saysee.version import __version__
 

@@ -29,7 +29,7 @@ from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.sources import find_source
 from saysee.search.index.updating import update_index
-from saysee.settings.recipe import load_recipe
+from saysee.settings.reading import load_recipe
 from saysee.training.trainer import Trainer
 
 expect.set_options(timeout=PATIENCE)

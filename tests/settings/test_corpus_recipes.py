@@ -9,17 +9,18 @@ import shlex
 
 import pytest
 
-from saysee.settings.recipe import DENOISING_PRESETS, RECIPES, load_recipe, recipe_names, resolve_recipe
+from saysee.settings.reading import RECIPES, load_recipe, recipe_names, resolve_recipe
+from saysee.settings.recipe import DENOISING_PRESETS
 
 BOTH = {
     "data.batch_size": 256,
     "data.crop_seconds": 102_400 / 16_000,
     "model.speech_trainable": 0,
     "model.image_trainable": 0,
-    "model.speech_layers": None,
-    "model.head_layers": 1,
-    "model.head_heads": 8,
-    "model.head_dropout": 0.1,
+    "head.speech_layers": None,
+    "head.layers": 1,
+    "head.heads": 8,
+    "head.dropout": 0.1,
     "contrastive.weight": 1.0,
     "contrastive.temperature": 0.07,
     "optimizer.lr": 1e-4,
@@ -36,16 +37,16 @@ KINDS = {
     | {
         "model.speech": "facebook/hubert-base-ls960",
         "model.image": "openai/clip-vit-base-patch32",
-        "model.head_feedforward": 3072,
-        "model.normalize_hidden_states": False,
+        "head.feedforward": 3072,
+        "head.normalize_hidden_states": False,
         "contrastive.learn_temperature": False,
     },
     "large": BOTH
     | {
         "model.speech": "facebook/hubert-large-ll60k",
         "model.image": "openai/clip-vit-large-patch14",
-        "model.head_feedforward": 4096,
-        "model.normalize_hidden_states": True,
+        "head.feedforward": 4096,
+        "head.normalize_hidden_states": True,
         "contrastive.learn_temperature": True,
     },
 }

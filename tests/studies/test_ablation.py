@@ -21,7 +21,7 @@ import yaml
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
-from saysee.settings.recipe import RECIPES, load_recipe, recipe_names
+from saysee.settings.reading import RECIPES, load_recipe, recipe_names
 from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation, share_of_pictures
 from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid
@@ -375,12 +375,12 @@ def test_a_row_called_baseline_is_the_baseline(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a: {}", "two or more row names"),
-        ("[1]", "two or more row names"),
+        ("[1]", "mapping"),
         ("a: [", "not YAML"),
         ("a: {}\nb: {training.steps: 3}", "b.*sets training.steps"),
         ("a: {}\nb: {model: {head_layers: 3}}", "sets model.head_layers"),
         ("a: {}\nb: {optimizer: {accumulate: 2}}", "sets optimizer.accumulate"),
-        ("a: {}\nb: {denoising: {preset: strong}}", "'strong' is none of"),
+        ("a: {}\nb: {denoising: {preset: strong}}", "denoising.preset.*strong.*paper"),
         ("a: {}\n'b, c': {}", "without commas"),
         ("more noise: {}\nmore-noise: {}", "would share a folder"),
         ("a: {}\nb: 3", "give it settings"),
@@ -415,7 +415,7 @@ def test_plans_that_cannot_work_are_refused_before_anything_is_written(
     grid.write_text("a: {}\nb: {denoising: {nosuch: 1}}")
     refused("row 'b' of the grid.*nosuch")
     grid.write_text("a: {}\nb: {denoising: {target: replaced, query: speech, noise: image}}")
-    refused("row 'b' of the grid.*noisy side as the query")
+    refused("row 'b' of the grid.*denoising.target")
 
 
 def test_a_folder_of_another_study_is_refused_and_a_row_more_is_welcome(

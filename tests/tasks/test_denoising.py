@@ -17,7 +17,8 @@ from saysee.errors import ConfigError
 from saysee.model.configuration import FusionConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder, FusionOutput
-from saysee.settings.recipe import DenoisingSettings, Recipe, check_recipe, resolve_recipe
+from saysee.settings.reading import resolve_recipe
+from saysee.settings.recipe import DenoisingSettings, Recipe
 from saysee.tasks import denoising
 from saysee.tasks.denoising import DenoisingTask, another_image
 from saysee.training.objective import Objective, build_model, build_tasks
@@ -173,10 +174,10 @@ def test_every_combination_runs_or_is_refused(noise, query, target, loss, source
     )
     if not allowed(noise, query, target):
         with pytest.raises(ConfigError, match=r"denoising\.target") as refusal:
-            check_recipe(Recipe(denoising=settings))
+            Recipe(denoising=settings)
         assert "\n" not in str(refusal.value)
         return
-    check_recipe(Recipe(denoising=settings))
+    Recipe(denoising=settings)
     task = build(**vars(settings))
     figures = task(*features, IDS)
     assert figures["denoising_loss"].isfinite()

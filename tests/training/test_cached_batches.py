@@ -12,7 +12,7 @@ from torch import Tensor
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
-from saysee.settings.recipe import resolve_recipe
+from saysee.settings.reading import resolve_recipe
 from saysee.training.trainer import Trainer, slices
 
 SEED = 7
@@ -134,13 +134,7 @@ def test_slices_cover_everything_once_and_are_as_equal_as_they_can_be(count: int
     assert len(sizes) == -(-count // most)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["--data.chunk_size=1"], "at least 2 pairs"),
-        (["--data.chunk_size=4", "--contrastive.weight=0"], "nothing compares all pairs"),
-    ],
-)
-def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], overrides: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+@pytest.mark.parametrize("overrides", [["--data.chunk_size=1"], ["--data.chunk_size=4", "--contrastive.weight=0"]])
+def test_settings_that_would_do_nothing_are_refused(settings: dict[str, Any], overrides: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.chunk_size"):
         resolve_recipe(settings, overrides)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from saysee.cli import main
-from saysee.settings.recipe import resolve_recipe
+from saysee.settings.reading import resolve_recipe
 from saysee.training.dry_run import dry_run
 from saysee.training.trainer import Trainer
 

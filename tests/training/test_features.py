@@ -26,7 +26,8 @@ from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.evaluation.protocols import evaluate
 from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import FeatureSettings, Recipe, load_recipe, resolve_recipe, save_recipe
+from saysee.settings.reading import load_recipe, resolve_recipe, save_recipe
+from saysee.settings.recipe import FeatureSettings, Recipe
 from saysee.training import feature_computing
 from saysee.training.feature_loader import FeatureLoader
 from saysee.training.features import KeptFeatures, evaluate_kept, keep_features, why_recomputed
@@ -343,7 +344,7 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
 
 KEEPING = """
 import sys
-from saysee.settings.recipe import load_recipe
+from saysee.settings.reading import load_recipe
 from saysee.training import feature_computing
 feature_computing.SHARD_FILES = 4
 from saysee.training.trainer import Trainer
@@ -554,4 +555,4 @@ def test_bad_files_are_refused_by_name_or_left_out_as_the_file_loader_does(
 def test_a_recipe_file_names_the_settings_of_features(tmp_path: Path) -> None:
     save_recipe(resolve_recipe({}, ["--features.keep=off", "--model.speech_layers=[0, -1]"]), tmp_path / "recipe.yaml")
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert (recipe.features.keep, recipe.model.speech_layers) == ("off", [0, -1])
+    assert (recipe.features.keep, recipe.head.speech_layers) == ("off", [0, -1])

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from saysee.settings.recipe import resolve_recipe, save_recipe
+from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
 
 PATIENCE = 120

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from saysee.settings.recipe import OptimizerSettings, resolve_recipe
+from saysee.settings.reading import resolve_recipe
+from saysee.settings.recipe import OptimizerSettings
 from saysee.training.objective import Objective, build_model, build_tasks, learning_rate_factor, parameter_groups
 
 

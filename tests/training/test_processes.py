@@ -22,7 +22,7 @@ from saysee.cli import main
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import resolve_recipe, save_recipe
+from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
 from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
@@ -227,7 +227,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert [state["progress"]["step"] for state in states] == [8, 8]
     for name, value in states[0]["weights"].items():
         assert torch.equal(value, states[1]["weights"][name]), name
-    draws = [state["torch_rng"] for state in states]
+    draws = [[of_rank["cpu"] for of_rank in state["draws"]] for state in states]
     assert [len(of_run) for of_run in draws] == [2, 2]
     assert all(torch.equal(one, other) for one, other in zip(*draws, strict=True))
     assert not torch.equal(*draws[0])

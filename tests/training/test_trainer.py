@@ -10,7 +10,7 @@ import torch
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import CheckpointError, ConfigError, MediaError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import load_recipe, resolve_recipe
+from saysee.settings.reading import load_recipe, resolve_recipe
 from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
 

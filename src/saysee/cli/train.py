@@ -29,7 +29,7 @@ def train(
         dry_run: take a few steps, save nothing, and print parameters, seconds per step, memory, disk space and hours
         settings: list every setting with its default
     """
-    from saysee.settings.recipe import load_recipe, recipe_help
+    from saysee.settings.reading import load_recipe, recipe_help
 
     if settings:
         return Result({"settings": recipe_help()}, [recipe_help()])

@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, PreTrainedConfig
 
+from saysee.settings.recipe import FusionConfig, HeadConfig
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """The speech head.
-
-    Attributes:
-        layers: transformer layers.
-        heads: attention heads; must divide HuBERT's width.
-        feedforward: feed-forward width; None is four times HuBERT's width.
-        dropout: dropout of the transformer layers.
-        normalize_hidden_states: layer-normalise each hidden state before the mix. SpeechCLIP does so for HuBERT large
-            (arXiv 2210.00705, authors' code), not for base; None follows HuBERT's kind.
-        speech_layers: numbers of HuBERT's hidden states that are mixed: 0 is the input of its first layer, then one a
-            layer; negative numbers count from the last. None takes all.
-    """
-
-    layers: int = 1
-    heads: int = 8
-    feedforward: int | None = None
-    dropout: float = 0.1
-    normalize_hidden_states: bool | None = None
-    speech_layers: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class FusionConfig:
-    """The multimodal fusion encoder.
-
-    Attributes:
-        width: width W of its tokens; a multiple of ``heads``.
-        layers: cross-attention layers.
-        heads: attention heads.
-        feedforward: feed-forward width; None is four times the width.
-        dropout: dropout.
-        query: "speech" when it was trained with speech as the query, "image" when with patches.
-        global_token: "vector" when the query side's global vector went in front of the queries; where that was withheld
-            because it is what was rebuilt, "blank" or "other" for the other side's vector.
-    """
-
-    width: int = 256
-    layers: int = 2
-    heads: int = 8
-    feedforward: int | None = None
-    dropout: float = 0.1
-    query: str = "speech"
-    global_token: str = "vector"
+__all__ = ["FusionConfig", "HeadConfig", "SpeechImageConfig"]
 
 
 class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]

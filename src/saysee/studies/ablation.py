@@ -28,7 +28,8 @@ from typing import Any
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_text
-from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, resolve_recipe
+from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
+from saysee.settings.recipe import Recipe
 from saysee.studies.ablation_grid import DEFAULT_GRID, choose_rows, flat, read_grid, refuse_flags_of_rows, slug
 from saysee.studies.ablation_table import (
     EQUAL_STEPS,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saysee.errors import ConfigError
-from saysee.settings.recipe import DENOISING_PRESETS, RECIPES
+from saysee.settings.reading import RECIPES, denoising_preset, read_yaml
 
 DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
 BASELINE = "baseline"
@@ -28,15 +28,8 @@ def read_grid(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: the file cannot be read, or is not such a mapping.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"grid {path}: {error.strerror or error}; give the path of a YAML file of rows") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"grid {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or len(content) < 2:
+    content = read_yaml(path, f"grid {path}", "give the path of a YAML file of rows")
+    if len(content) < 2:
         raise ConfigError(
             f"grid {path} must map two or more row names to settings, such as 'more noise: {{denoising.share: 0.7}}'"
         )
@@ -91,10 +84,7 @@ def _row_settings(row: Mapping[Any, Any], where: str) -> dict[str, Any]:
     preset = settings.pop("denoising.preset", None)
     if preset is None:
         return settings
-    preset = "off" if preset is False else str(preset)  # YAML 1.1 reads a bare off as false
-    if preset not in DENOISING_PRESETS:
-        raise ConfigError(f"{where}: denoising.preset {preset!r} is none of {', '.join(DENOISING_PRESETS)}")
-    return {**{f"denoising.{name}": value for name, value in DENOISING_PRESETS[preset].items()}, **settings}
+    return {**{f"denoising.{name}": value for name, value in denoising_preset(preset, where).items()}, **settings}
 
 
 def flat(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

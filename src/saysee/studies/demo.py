@@ -21,7 +21,8 @@ from saysee.data.scenes.corpus import build_scenes
 from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import Recipe, load_recipe
+from saysee.settings.reading import load_recipe
+from saysee.settings.recipe import Recipe
 from saysee.studies.other_queries import OtherQueries, ask_otherwise
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoReport, write_report

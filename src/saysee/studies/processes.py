@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from saysee.errors import SaySeeError
 from saysee.log import configure_command_line, is_configured
-from saysee.settings.recipe import Recipe, save_recipe
+from saysee.settings.reading import save_recipe
+from saysee.settings.recipe import Recipe
 
 PATIENCE_SECONDS = 10
 """Time for an interrupted training to finish its step and write its checkpoint, before it is terminated."""

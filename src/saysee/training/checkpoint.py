@@ -15,7 +15,8 @@ import torch
 from saysee.data.loader import ResumableLoader
 from saysee.errors import CheckpointError
 from saysee.files import clean_folder, unfinished, write_folder, write_text
-from saysee.settings.recipe import Recipe, load_recipe, recipe_to_dict, save_recipe
+from saysee.settings.reading import load_recipe, recipe_to_dict, save_recipe
+from saysee.settings.recipe import Recipe
 from saysee.training.log_records import peak_memory_mib
 from saysee.training.objective import Objective
 from saysee.training.processes import Processes
@@ -190,8 +191,7 @@ class Resumable:
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "progress": self.state.state_dict(),
-            "torch_rng": [on_cpu for on_cpu, _ in draws],
-            "cuda_rng": [on_gpus for _, on_gpus in draws],
+            "draws": [{"cpu": on_cpu, "cuda": on_gpus} for on_cpu, on_gpus in draws],
         }
 
     def load(self, checkpoint: Path, seed: int) -> int:
@@ -208,6 +208,8 @@ class Resumable:
             CheckpointError: it cannot be read, or belongs to another model or another order of the data.
         """
         state = load_checkpoint(checkpoint)
+        if "draws" not in state:
+            raise CheckpointError(f"{checkpoint} was written by an older release; give another --output")
         missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
         trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
         if unexpected or trained & set(missing):
@@ -215,13 +217,14 @@ class Resumable:
         self.optimizer.load_state_dict(state["optimizer"])
         self.loader.load_state_dict(state["loader"])
         self.state.load_state_dict(state["progress"])
-        processes, rank = len(state["torch_rng"]), self.processes.rank
+        processes = len(state["draws"])
         if processes != self.processes.count:
             self.processes.seed_draws(seed + self.state.step)
             return processes
-        torch.set_rng_state(state["torch_rng"][rank])
-        if state["cuda_rng"][rank]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"][rank])
+        own = state["draws"][self.processes.rank]
+        torch.set_rng_state(own["cpu"])
+        if own["cuda"]:
+            torch.cuda.set_rng_state_all(own["cuda"])
         return processes
 
 

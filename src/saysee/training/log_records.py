@@ -14,7 +14,8 @@ from typing import Any
 
 from saysee.data.manifest import Manifest
 from saysee.files import write_text
-from saysee.settings.recipe import Recipe, recipe_to_dict
+from saysee.settings.reading import recipe_to_dict
+from saysee.settings.recipe import Recipe
 from saysee.version import __version__
 
 METRICS_FILE = "metrics.jsonl"

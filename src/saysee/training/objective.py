@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from transformers import CLIPVisionConfig, HubertConfig
 
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
-from saysee.model.configuration import FusionConfig, HeadConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import OptimizerSettings, Recipe
+from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
@@ -115,17 +115,9 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     torch.manual_seed(recipe.training.seed)
     speech = _encoder(HubertConfig, settings.speech, "model.speech")
     image = _encoder(CLIPVisionConfig, settings.image, "model.image")
-    head = HeadConfig(
-        layers=settings.head_layers,
-        heads=settings.head_heads,
-        feedforward=settings.head_feedforward,
-        dropout=settings.head_dropout,
-        normalize_hidden_states=settings.normalize_hidden_states,
-        speech_layers=settings.speech_layers,
-    )
     fusion = _fusion_config(recipe) if recipe.denoising.weight else None
     try:
-        model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=head, fusion=fusion)
+        model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=recipe.head, fusion=fusion)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # values that make no encoder
         raise ConfigError(f"model.speech, model.image: {' '.join(str(error).split())}") from error
     model.set_trainable(settings.speech_trainable, settings.image_trainable)
@@ -167,9 +159,7 @@ def _fusion_config(recipe: Recipe) -> FusionConfig:
         query = "image" if noise == "image" else "speech"
     # DenoisingTask does not show the query side's vector where that side is noisy.
     withheld = recipe.denoising.query in (noise, "noisy")
-    return FusionConfig(
-        **vars(recipe.fusion), query=query, global_token=recipe.denoising.front if withheld else "vector"
-    )
+    return replace(recipe.fusion, query=query, global_token=recipe.denoising.front if withheld else "vector")
 
 
 def parameter_groups(objective: Objective, settings: OptimizerSettings) -> list[dict[str, Any]]:
