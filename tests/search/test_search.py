@@ -1,4 +1,4 @@
-"""Every way to ask gives what comparing with every vector gives; what does not fit is refused in one line."""
+"""Every kind of query finds what comparing with every vector finds; what does not fit is refused in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def any_index(encoder, photos, place) -> Index:
 
 
 def clustered(count: int, seed: int = 0) -> np.ndarray:
-    """Unit vectors around centres around centres, as those of pictures lie."""
+    """Unit vectors around centres around centres, as those of images lie."""
     rng = np.random.default_rng(seed)
     topics = rng.standard_normal((20, DIMENSION))
     scenes = topics[rng.integers(0, 20, 400)] + 0.6 * rng.standard_normal((400, DIMENSION))
@@ -74,10 +74,7 @@ def recall(found: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
-# ---------------------------------------------------------------------- the ways to ask
-
-
-def test_speech_and_text_find_pictures_and_a_picture_finds_clips(any_index, photos):
+def test_speech_and_text_find_images_and_an_image_finds_clips(any_index, photos):
     index = any_index
     model = index.encoder.model
     pictures = sorted(photos.rglob("*.png"))
@@ -97,7 +94,7 @@ def test_speech_and_text_find_pictures_and_a_picture_finds_clips(any_index, phot
     assert (best.path, round(best.score, 4)) == (str(pictures[3]), 1.0)
 
 
-def test_picture_finds_pictures_where_there_are_no_clips(encoder, tmp_path):
+def test_image_finds_images_where_there_are_no_clips(encoder, tmp_path):
     for number in range(3):
         picture(tmp_path / f"pictures/{number}.png", number)
     update_index(encoder, tmp_path / "pictures", tmp_path / "index")
@@ -125,27 +122,24 @@ def test_another_model_is_refused(index, hubert_folder, clip_folder, clip_config
     shutil.copytree(clip_folder, tmp_path / "other")
     CLIPModel(clip_config).save_pretrained(tmp_path / "other")
     other = SpeechImageModel.from_encoders(hubert_folder, tmp_path / "other")
-    with pytest.raises(SaySeeError, match="are of another model"):
+    with pytest.raises(SaySeeError, match="model"):
         Index.open(index.folder, model=other).search(speech=[photos / "clips/0.wav"])
-    with pytest.raises(SaySeeError, match="are of another model"):
+    with pytest.raises(SaySeeError, match="model"):
         update_index(Encoder(other, "other"), photos, index.folder)
     with sqlite3.connect(index.folder / "items.sqlite") as connection:
         connection.execute("UPDATE about SET value = '32' WHERE name = 'dimension'")
     connection.close()
-    with pytest.raises(SaySeeError, match="have 32 dimensions, those of the model"):
+    with pytest.raises(SaySeeError, match="32 dimensions"):
         Index.open(index.folder, model=index.encoder.model).search(texts=["a"])
 
 
-def test_index_finds_its_model_and_says_when_it_is_gone(encoder, model_folder, photos, tmp_path):
+def test_index_finds_its_model_or_asks_for_it(encoder, model_folder, photos, tmp_path):
     update_index(encoder, photos, tmp_path / "index")
     assert Index.open(tmp_path / "index").search(texts=["a red square"], k=1)[0]
     model_folder.rename(tmp_path / "elsewhere")
-    with pytest.raises(SaySeeError, match=r"its model is no longer at .*--model"):
+    with pytest.raises(SaySeeError, match=r"model.*--model"):
         Index.open(tmp_path / "index").search(texts=["a"])
     assert Index.open(tmp_path / "index", model=str(tmp_path / "elsewhere")).search(texts=["a"], k=1)[0]
-
-
-# ---------------------------------------------------------------------- --where
 
 
 CONDITIONS = {
@@ -197,9 +191,6 @@ def test_condition_that_takes_long_is_stopped(any_index, monkeypatch):
     assert len(any_index.search(vectors=np.ones((1, DIMENSION)))[0]) == 6
 
 
-# ---------------------------------------------------------------------- the fast copy
-
-
 def test_every_size_finds_what_exact_search_finds(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 1_000)
     monkeypatch.setattr(fast_copy, "EXACT_ROWS", 5_000)
@@ -216,7 +207,7 @@ def test_every_size_finds_what_exact_search_finds(encoder, tmp_path, monkeypatch
         assert recall(found, truth) >= 0.99
 
 
-def test_fast_copy_follows_the_truth(encoder, tmp_path, monkeypatch):
+def test_fast_copy_follows_the_rows(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
     vectors = clustered(300)
     index = given(tmp_path / "given", encoder, vectors)
@@ -239,7 +230,7 @@ def test_fast_copy_follows_the_truth(encoder, tmp_path, monkeypatch):
     index.compact()
     assert index.check() == []
     file.unlink(missing_ok=True)
-    with store.writing():  # while another writes, the truth itself is searched
+    with store.writing():  # while another writes, the stored vectors are searched
         for path in index.folder.glob("*.faiss"):
             path.unlink()
         assert numbers(Index.open(index.folder).search(vectors=-vectors[:1], k=1)) == [[9000]]
@@ -253,7 +244,7 @@ def test_check_finds_a_damaged_vector(index):
     assert index.check() == [f"{index.place}: the vector of row 1 is damaged; create the index again"]
 
 
-def test_compact_gives_room_back(encoder, tmp_path):
+def test_compact_reclaims_disk_space(encoder, tmp_path):
     vectors = clustered(3_000)
     index = given(tmp_path / "given", encoder, vectors)
     with SqliteStore(index.folder).writing() as writer:
@@ -263,11 +254,8 @@ def test_compact_gives_room_back(encoder, tmp_path):
     assert numbers(index.search(vectors=vectors[:1], k=1)) == [[0]]
 
 
-# ---------------------------------------------------------------------- vectors that the user has
-
-
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
-def test_given_vectors_answer_as_encoded_ones(encoder, photos, place, tmp_path, kind):
+def test_imported_vectors_answer_as_encoded_ones(encoder, photos, place, tmp_path, kind):
     pictures = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
     vectors = (3.0 * encoder.model.encode_images([photos / path for path in pictures])).astype(np.float16)
     if kind == "npy":
@@ -290,7 +278,7 @@ def test_given_vectors_answer_as_encoded_ones(encoder, photos, place, tmp_path, 
     assert open_store(place).counts() == {"image": 6, "clip": 0}
 
 
-def test_given_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path):
+def test_imported_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path):
     def refused(vectors: np.ndarray, lines: str, words: str) -> None:
         np.save(tmp_path / "v.npy", vectors, allow_pickle=True)
         (photos / "ids.csv").write_text(lines)
@@ -299,28 +287,25 @@ def test_given_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path):
 
     two = "path\nholiday/0.png\nholiday/1.png\n"
     rng = np.random.default_rng(0)
-    refused(rng.standard_normal((2, 7)), two, "7 dimensions, and the model .* has 24")
-    refused(rng.standard_normal((3, DIMENSION)), two, "2 lines for the 3 vectors")
-    refused(rng.standard_normal((2, DIMENSION)), "path\na.png\na.png\n", "line 3: 'a.png' is there twice")
-    refused(rng.standard_normal((2, DIMENSION)), "colour\nred\nblue\n", "no column 'path'")
-    refused(np.array([{"a": 1}], object), two, "holds no vectors that can be read")
-    refused(rng.standard_normal((2, DIMENSION)), two, "not of the image encoder of .*median cosine")
+    refused(rng.standard_normal((2, 7)), two, "7 dimensions.*24")
+    refused(rng.standard_normal((3, DIMENSION)), two, "2 lines.*3 vectors")
+    refused(rng.standard_normal((2, DIMENSION)), "path\na.png\na.png\n", "line 3.*a.png")
+    refused(rng.standard_normal((2, DIMENSION)), "colour\nred\nblue\n", "ids.csv.*path")
+    refused(np.array([{"a": 1}], object), two, "v.npy")
+    refused(rng.standard_normal((2, DIMENSION)), two, "cosine")
     assert not (tmp_path / "given").exists()
 
 
-def test_what_cannot_be_checked_is_told(encoder, tmp_path):
+def test_what_cannot_be_checked_is_reported(encoder, tmp_path):
     vectors = clustered(5)
     vectors[2] = np.nan
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "ids.csv").write_text("path\n" + "".join(f"https://example.org/{n}.jpg\n" for n in range(5)))
     report = index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "given")
-    assert "only the dimension was checked" in report.notes[0]
+    assert "dimension" in report.notes[0]
     assert report.refused == [("https://example.org/2.jpg", "its vector is zero or not finite")]
     hits = Index.open(tmp_path / "given").search(vectors=vectors[:1], k=1)[0]
     assert hits[0].path == "https://example.org/0.jpg"
-
-
-# ---------------------------------------------------------------------- the command
 
 
 def test_commands(model_folder, photos, place, tmp_path, capsys):

@@ -61,9 +61,6 @@ def admin(place: str, *statements: str) -> None:
     connection.close()
 
 
-# ---------------------------------------------------------------------- several writers
-
-
 WRITER = """
 import sys
 import numpy as np
@@ -189,13 +186,13 @@ def test_index_that_another_changed_since_it_was_read_is_not_written_over(databa
         assert one.about is None
         assert other.about is None
         one.set_about(ABOUT)
-        with pytest.raises(SaySeeError, match="another process has just changed this index"):
+        with pytest.raises(SaySeeError, match="another process"):
             other.set_about(About("other", None, {"image": "3", "clip": "2"}, 7, "float32", "/root", None, "."))
         other.set_about(ABOUT)
     assert open_store(database).about() == ABOUT
 
 
-def test_killed_it_goes_on(encoder, model_folder, photos, database):
+def test_killed_it_resumes(encoder, model_folder, photos, database):
     for number in range(60):
         picture(photos / f"more/{number}.png", 50 + number)
     command = [sys.executable, "-m", "saysee", "index", model_folder, photos, "--to", database, "--batch-size", "1"]
@@ -216,9 +213,6 @@ def test_killed_it_goes_on(encoder, model_folder, photos, database):
     assert 5 <= done < 69
     assert (report.kept, report.encoded) == (done, 69 - done)
     assert Index.open(database).check() == []
-
-
-# ---------------------------------------------------------------------- the fast way
 
 
 @pytest.fixture
@@ -275,27 +269,22 @@ def test_hnsw_is_what_is_searched(database, few):
     assert ["items_image_hnsw" in plan for plan in plans] == [True, True, False]
 
 
-def test_missing_or_broken_hnsw_is_told_and_made_anew(database, few):
+def test_missing_or_broken_hnsw_is_reported_and_built_again(database, few):
     vectors = clustered(400)
     fill(database, vectors)
     store = open_store(database)
-    for harm in (
-        "DROP INDEX items_image_hnsw",
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_image_hnsw'::regclass",  # as one broken off
-    ):
+    invalid = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_image_hnsw'::regclass"
+    for harm in ("DROP INDEX items_image_hnsw", invalid):  # the second is what an interrupted build leaves
         assert store.check() == []
         admin(database, harm)
         (problem,) = store.check()
-        assert (
-            "the HNSW index of its images is missing, or its build was interrupted; run 'saysee index-compact"
-            in problem
-        )
+        assert re.search(f"HNSW.*images.*index-compact {re.escape(store.place)}", problem)
         assert store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
         store.compact()
         assert store.check() == []
 
 
-def test_compact_gives_room_back_and_damage_is_found(database):
+def test_compact_reclaims_disk_space_and_damage_is_found(database):
     vectors = clustered(3_000)
     fill(database, vectors)
     store = open_store(database)
@@ -315,7 +304,7 @@ def test_compact_gives_room_back_and_damage_is_found(database):
 
 def test_reader_cannot_write(database):
     fill(database, clustered(3))
-    with pytest.raises(SaySeeError, match="cannot be written"):
+    with pytest.raises(SaySeeError, match="read-only"):
         with open_store(database).reading() as connection:
             connection.execute("DELETE FROM items")
     assert open_store(database).counts()["image"] == 3
@@ -328,9 +317,6 @@ def test_search_outlives_a_lost_connection(database):
     (connection,) = store._idle
     admin(database, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
     assert store.counts()["image"] == 3
-
-
-# ---------------------------------------------------------------------- what a server refuses
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is new or changed is encoded, once; what has gone leaves; what is bad is told."""
+"""New and changed files are encoded, once; rows of removed files leave; files that cannot be used are reported."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_files_that_changed_places_have_each_its_own_vector(encoder, photos, pla
         )
 
 
-def test_bad_files_are_told_and_stop_nothing(encoder, photos, place):
+def test_bad_files_are_reported_and_stop_nothing(encoder, photos, place):
     update_index(encoder, photos, place)
     (photos / "text.jpg").write_text("no picture")
     (photos / "empty.wav").touch()
@@ -159,7 +159,7 @@ def test_manifest_gives_metadata(encoder, place, tmp_path):
     assert [hit.metadata for hit in hits] == [{"image_id": "a", "split": "test", "place": "sea"}]
 
 
-def test_index_and_pictures_may_move_together_or_apart(encoder, photos, tmp_path, counted):
+def test_index_and_images_may_move_together_or_apart(encoder, photos, tmp_path, counted):
     (tmp_path / "old").mkdir()
     shutil.move(photos, tmp_path / "old/photos")
     update_index(encoder, tmp_path / "old/photos", tmp_path / "old/index")
@@ -172,7 +172,7 @@ def test_index_and_pictures_may_move_together_or_apart(encoder, photos, tmp_path
 
     assert Path(first()).is_relative_to(tmp_path / "old/photos")
     assert update_index(encoder, tmp_path / "old/photos", tmp_path / "index").kept == 9
-    shutil.move(tmp_path / "old/photos", tmp_path / "pictures")  # the pictures alone
+    shutil.move(tmp_path / "old/photos", tmp_path / "pictures")  # the images alone
     assert update_index(encoder, tmp_path / "pictures", tmp_path / "index").kept == 9
     assert Path(first()).is_relative_to(tmp_path / "pictures")
     (tmp_path / "far").mkdir()
@@ -188,18 +188,18 @@ def test_files_of_another_folder_are_refused(encoder, photos, place, tmp_path):
     update_index(encoder, photos, place)
     picture(tmp_path / "others/a.png", 1)
     before = rows(place)
-    with pytest.raises(SaySeeError, match=r"is an index of .*photos; name another place"):
+    with pytest.raises(SaySeeError, match=str(photos)):
         update_index(encoder, tmp_path / "others", place)
     assert rows(place) == before
 
 
-def test_new_speech_head_encodes_clips_anew_and_no_picture(encoder, photos, place, retrained, counted):
+def test_new_speech_head_encodes_clips_again_and_no_image(encoder, photos, place, retrained, counted):
     settle(photos)
     update_index(encoder, photos, place)
     before = rows(place)
     asking = Index.open(place, model=retrained.model)
     assert len(asking.search(speech=[photos / "clips/0.wav"])[0]) == 6  # pictures' vectors are the same
-    with pytest.raises(SaySeeError, match=r"its clips were encoded by another speech side .* encodes them anew"):
+    with pytest.raises(SaySeeError, match="clips"):
         asking.search(images=[photos / "work/4.png"])
     counted(retrained)
     report = update_index(retrained, photos, place)
@@ -210,12 +210,12 @@ def test_new_speech_head_encodes_clips_anew_and_no_picture(encoder, photos, plac
         assert after[key][0] == number
         assert (after[key][1] == vector) == (key[0] == "image"), key
     assert asking.search(images=[photos / "work/4.png"])[0]
-    with pytest.raises(SaySeeError, match="its clips were encoded by another speech side"):
+    with pytest.raises(SaySeeError, match="clips"):
         Index.open(place, model=encoder.model).search(images=[photos / "work/4.png"])
     assert update_index(retrained, photos, place).kept == 9
 
 
-def test_new_speech_head_goes_on_where_it_was_stopped(encoder, photos, place, retrained, counted, monkeypatch):
+def test_new_speech_head_resumes_where_it_was_stopped(encoder, photos, place, retrained, counted, monkeypatch):
     settle(photos)
     update_index(encoder, photos, place)
     counted(retrained)
@@ -243,23 +243,23 @@ def test_nothing_to_index_leaves_the_index_alone(encoder, photos, place):
     update_index(encoder, photos, place)
     shutil.rmtree(photos)
     photos.mkdir()  # as a drive that is not mounted looks
-    with pytest.raises(SaySeeError, match="no image and no clip there"):
+    with pytest.raises(SaySeeError, match=str(photos)):
         update_index(encoder, photos, place)
     assert len(rows(place)) == 9
 
 
-def test_all_files_bad_is_a_refusal(encoder, tmp_path):
+def test_an_error_where_no_file_can_be_used(encoder, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.png").write_text("no picture")
-    with pytest.raises(SaySeeError, match=r"none of 1 files can be used; the first is .*a\.png"):
+    with pytest.raises(SaySeeError, match=r"1 files.*a\.png"):
         update_index(encoder, tmp_path / "bad", tmp_path / "index")
 
 
 def test_places_that_cannot_hold_an_index(encoder, photos, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SaySeeError, match="cannot be written"):
+    with pytest.raises(SaySeeError, match="file/index"):
         update_index(encoder, photos, tmp_path / "file/index")
-    with pytest.raises(SaySeeError, match="holds other files"):
+    with pytest.raises(SaySeeError, match=str(photos)):
         update_index(encoder, photos, photos)
     assert not (photos / "writer.lock").exists()
 
@@ -283,14 +283,14 @@ def test_second_writer_is_refused_by_name_and_readers_go_on(encoder, photos, tmp
         text=True,
     )
     assert other.stdout.readline() == "holding\n"
-    with pytest.raises(SaySeeError, match=f"process {other.pid} on .* is writing this index"):
+    with pytest.raises(SaySeeError, match=str(other.pid)):
         update_index(encoder, photos, tmp_path / "index")
     assert len(Index.open(tmp_path / "index").search(vectors=np.ones((1, 24)), k=3)[0]) == 3
     other.communicate("go\n")
     assert update_index(encoder, photos, tmp_path / "index").kept == 9
 
 
-def test_full_disk_is_one_line_and_the_run_goes_on(encoder, photos, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_the_run_resumes(encoder, photos, tmp_path, monkeypatch):
     from saysee.search.index.sqlite import SqliteTables
 
     begin = SqliteTables.__init__
@@ -303,7 +303,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on(encoder, photos, tmp_path, mo
     monkeypatch.setattr(SqliteTables, "__init__", cramped)
     for number in range(200):
         picture(photos / f"more/{number}.png", 100 + number)
-    with pytest.raises(SaySeeError, match="the disk is full; free some space and run the command again"):
+    with pytest.raises(SaySeeError, match="full"):
         update_index(encoder, photos, tmp_path / "index", batch_size=8)
     monkeypatch.undo()
     done = len(rows(tmp_path / "index"))
@@ -315,15 +315,13 @@ def test_full_disk_is_one_line_and_the_run_goes_on(encoder, photos, tmp_path, mo
 def test_damaged_index_is_one_line(tmp_path):
     (tmp_path / "index").mkdir()
     (tmp_path / "index/items.sqlite").write_bytes(b"rubbish" * 1000)
-    with pytest.raises(SaySeeError, match="is damaged"):
+    with pytest.raises(SaySeeError, match="damaged"):
         Index.open(tmp_path / "index")
-    with pytest.raises(SaySeeError, match="no index there"):
+    with pytest.raises(SaySeeError, match="nowhere"):
         Index.open(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("written", "words"), [(3, "has format 3, .* upgrade SaySee"), (1, "format 1 of an older release")]
-)
+@pytest.mark.parametrize(("written", "words"), [(3, "format 3.*format 2"), (1, "format 1.*format 2")])
 def test_other_format_is_refused(encoder, photos, tmp_path, written, words):
     update_index(encoder, photos, tmp_path / "index")
     with sqlite3.connect(tmp_path / "index/items.sqlite") as connection:
