@@ -52,7 +52,7 @@ def test_files_that_cannot_be_queries(visit, tmp_path):
     (tmp_path / "notes.txt").write_text("words")
     page.set_input_files("#file", tmp_path / "notes.txt")
     expect(notice(page)).to_have_text(re.compile("^notes.txt"))
-    (tmp_path / "false.wav").write_text("words that are no sound")
+    (tmp_path / "false.wav").write_text("not audio")
     page.set_input_files("#file", tmp_path / "false.wav")
     expect(notice(page)).to_have_text(re.compile("^false.wav"))
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
@@ -96,7 +96,7 @@ def test_a_service_that_is_stopped_from_the_start(visit):
     expect(page.locator("#about")).to_have_text(re.compile("24 clips"))
 
 
-def test_a_busy_service_is_asked_again(visit):
+def test_a_busy_service_is_retried(visit):
     page = visit()
     answers = iter([True, False])
     busy = {"status": 503, "headers": {"Retry-After": "2"}, "json": {"detail": "The service is busy."}}
@@ -107,7 +107,7 @@ def test_a_busy_service_is_asked_again(visit):
     expect(page.locator("#results .name")).to_have_count(12)
 
 
-def test_a_service_that_stays_busy_is_given_up(visit):
+def test_retries_of_a_busy_service_end(visit):
     page = visit()
     busy = {"status": 503, "headers": {"Retry-After": "0.1"}, "json": {"code": "busy", "detail": "busy"}}
     page.route("**/search", lambda route: route.fulfill(**busy))
@@ -117,7 +117,7 @@ def test_a_service_that_stays_busy_is_given_up(visit):
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-def test_a_token_is_asked_for_and_shown_with_everything(visit, services):
+def test_a_token_is_asked_for_and_sent_with_every_request(visit, services):
     page = visit(services.guarded, known=False)
     expect(page.locator("#token-reason")).to_have_text(re.compile("when the service was started"))
     page.fill("#token-value", "not-the-one-it-was")
@@ -133,7 +133,7 @@ def test_a_token_is_asked_for_and_shown_with_everything(visit, services):
     assert TOKEN not in page.url
 
 
-def test_without_the_token_there_is_a_way_back_to_it(visit, services):
+def test_the_token_can_be_entered_later(visit, services):
     page = visit(services.guarded, known=False)
     expect(page.locator("#token")).to_be_visible()
     page.keyboard.press("Escape")
@@ -150,7 +150,7 @@ def test_a_token_in_the_address_is_taken_out_of_it(visit, services):
     expect(page.locator("#results img.loaded")).to_have_count(12)
 
 
-def test_an_empty_index_says_how_to_fill_it(visit, services):
+def test_an_empty_index_says_how_to_add_images(visit, services):
     page = visit(services.empty, known=False)
     expect(notice(page)).to_have_text(re.compile("index is empty .*saysee index|index is empty.*saysee index"))
     page.fill("#text", "a red ring")
@@ -195,8 +195,8 @@ def test_a_deleted_image_is_reported_in_its_place(visit, corpus):
 def test_audio_that_the_browser_cannot_play_is_searched(visit, corpus, broken):
     page = visit()
     owner = "OfflineAudioContext" if broken == "decodeAudioData" else "HTMLMediaElement"
-    refuse = "async () => { throw new DOMException('', 'NotSupportedError') }"
-    page.evaluate(f"() => {{ {owner}.prototype.{broken} = {refuse} }}")
+    fail = "async () => { throw new DOMException('', 'NotSupportedError') }"
+    page.evaluate(f"() => {{ {owner}.prototype.{broken} = {fail} }}")
     choose(page, corpus, corpus.rows[0])
     page.locator(".tile").first.click()
     expect(page.locator("#viewer-note")).to_have_text(re.compile("Computed from"))

@@ -8,7 +8,7 @@ from page_steps import choose, names, speak, type_query
 from playwright.sync_api import expect
 
 
-def test_what_was_asked_is_listed_and_brought_back_at_once(visit, heard):
+def test_queries_are_listed_and_shown_again_at_once(visit, heard):
     page = visit()
     speak(page, heard)
     expect(page.locator("#visit")).to_be_hidden()  # a list of one says nothing
@@ -57,31 +57,31 @@ def test_a_link_to_a_spoken_query_finds_the_same(visit, corpus):
     expect(other.locator("#hear")).to_be_hidden()  # the link has no recording
 
 
-def test_a_link_to_words_finds_the_same(visit, services):
+def test_a_link_to_a_typed_query_finds_the_same(visit, services):
     page = visit(f"{services.open}#text=a+red+ring&kind=clip")
     expect(page.locator("#answer-title")).to_have_text("“a red ring”")
     expect(page.locator(".clip")).to_have_count(12)
     expect(page.locator("#find input:checked")).to_have_value("clip")
 
 
-def test_a_link_that_is_broken_says_so(visit, services):
+def test_a_broken_link_is_reported(visit, services):
     page = visit(f"{services.open}#vector=nonsense!")
     expect(page.locator("#notice")).to_have_attribute("data-code", "invalid-vector")
 
 
-def test_the_other_kind_is_a_step_of_its_own(visit):
+def test_each_kind_of_results_has_its_own_history_entry(visit):
     page = visit()
     type_query(page, "a red ring")
-    pictures = names(page)
+    images = names(page)
     page.get_by_role("radio", name="Clips").check()
     expect(page.locator(".clip")).to_have_count(12)
     page.go_back()
     expect(page.locator(".clip")).to_have_count(0)
-    assert names(page) == pictures
+    assert names(page) == images
     expect(page.locator("#find input:checked")).to_have_value("image")
 
 
-def test_a_new_query_ends_the_one_before(visit):
+def test_a_new_query_cancels_the_previous_one(visit):
     page = visit()
     held = []
     page.route("**/search", lambda route: held.append(route) if not held else route.continue_())
@@ -93,7 +93,7 @@ def test_a_new_query_ends_the_one_before(visit):
     expect(page.locator("#queries button")).to_have_text(["a red ring"])
 
 
-def test_the_name_of_the_page_leads_to_its_beginning(visit):
+def test_the_title_leads_to_the_start(visit):
     page = visit()
     type_query(page, "a red ring")
     page.click("#home")

@@ -51,7 +51,7 @@ def test_no_state_has_a_serious_violation(visit, corpus, heard, services, scheme
     page.set_input_files("#file", corpus.image(heard))
     expect(page.locator(".clip").first).to_be_visible()
     check("clips")
-    page.set_input_files("#file", {"name": "false.wav", "mimeType": "audio/wav", "buffer": b"no sound"})
+    page.set_input_files("#file", {"name": "false.wav", "mimeType": "audio/wav", "buffer": b"not audio"})
     expect(page.locator("#notice")).to_be_visible()
     check("notice")
     page = visit(services.guarded, known=False, **look)

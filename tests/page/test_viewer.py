@@ -10,8 +10,8 @@ import pytest
 from page_steps import TOKEN, choose, names, speak, type_query
 from playwright.sync_api import expect
 
-# How dark the veil is at the middle of each patch of a picture that fills the canvas's middle, row by row.
-VEIL = """(grid) => {
+# Opacity of the shade in the center of each patch of an image in the middle of the canvas, row by row.
+SHADE = """(grid) => {
   const canvas = document.getElementById("overlay");
   const side = Math.min(canvas.width, canvas.height);
   const [left, top] = [(canvas.width - side) / 2, (canvas.height - side) / 2];
@@ -36,8 +36,8 @@ def opened(page, place=0):
 
 
 @pytest.fixture
-def asked(visit, corpus):
-    """The page after a sound file was asked with, so that the test can ask the service for the same."""
+def searched(visit, corpus):
+    """The page after a search with an audio file, which the test can send to the service too."""
     page = visit()
     choose(page, corpus, corpus.rows[0])
     return page
@@ -45,48 +45,48 @@ def asked(visit, corpus):
 
 @pytest.fixture
 def truth(services, corpus):
-    """What the service says of that sound and the picture found first: [F, P] and seconds from frame to frame."""
-    sound = corpus.clip(corpus.rows[0]).read_bytes()
+    """The attention over the first result as the service computes it: [F, P] and the whole answer."""
+    audio = corpus.clip(corpus.rows[0]).read_bytes()
     with httpx2.Client(base_url=services.open, timeout=60) as client:
-        found = client.post("/search", files={"audio": ("sound", sound)}).json()["hits"][0]
-        told = client.post("/attention", files={"audio": ("sound", sound)}, data={"id": str(found["id"])}).json()
-    return np.array(told["frames"]), told
+        found = client.post("/search", files={"audio": ("audio", audio)}).json()["hits"][0]
+        answer = client.post("/attention", files={"audio": ("audio", audio)}, data={"id": str(found["id"])}).json()
+    return np.array(answer["frames"]), answer
 
 
 def around(frames, frame):
-    """What the page shows of a moment: the mean of a fifth of a second, which is 2 frames to each side at 40 ms."""
+    """What the page shows for a moment: the mean of a fifth of a second, which is 2 frames to each side at 40 ms."""
     return frames[max(frame - 2, 0) : frame + 3].mean(axis=0)
 
 
 def most_different(frames):
-    """The two frames whose surroundings look at the most different regions."""
+    """The two frames whose surroundings attend to the most different regions."""
     means = np.array([around(frames, frame) for frame in range(len(frames))])
     apart = np.abs(means[:, None] - means[None]).sum(axis=2)
     return np.array(np.unravel_index(apart.argmax(), apart.shape)) + 0.5
 
 
-def test_the_regions_that_a_moment_attends_to_are_those_that_are_lit(asked, truth):
-    frames, told = truth
-    page = asked
+def test_the_attended_regions_are_highlighted(searched, truth):
+    frames, answer = truth
+    page = searched
     opened(page)
-    assert max(page.evaluate(VEIL, 8)) == 0, "nothing is lit before a moment is chosen"
-    weights, veils = [], []
-    for seconds in most_different(frames) * told["frame_seconds"]:
+    assert max(page.evaluate(SHADE, 8)) == 0, "nothing is highlighted before a moment is chosen"
+    weights, shades = [], []
+    for seconds in most_different(frames) * answer["frame_seconds"]:
         shown = page.evaluate(MOVE, seconds)  # the slider goes in steps
-        weights.append(around(frames, int(shown / told["frame_seconds"] + 1e-6)))
-        veils.append(np.array(page.evaluate(VEIL, 8)))
-        assert veils[-1].max() > 150
-        assert np.corrcoef(veils[-1], weights[-1])[0, 1] < -0.8
-        most = veils[-1][weights[-1].argmax()]
-        assert most < 0.85 * veils[-1].max()
-        assert most <= np.quantile(veils[-1], 0.2), "what is attended to most is lit as a fifth at most is"
-    # What differs between the two moments tells them apart from any other.
-    assert np.corrcoef(veils[0] - veils[1], weights[0] - weights[1])[0, 1] < -0.7
+        weights.append(around(frames, int(shown / answer["frame_seconds"] + 1e-6)))
+        shades.append(np.array(page.evaluate(SHADE, 8)))
+        assert shades[-1].max() > 150
+        assert np.corrcoef(shades[-1], weights[-1])[0, 1] < -0.8
+        most = shades[-1][weights[-1].argmax()]
+        assert most < 0.85 * shades[-1].max()
+        assert most <= np.quantile(shades[-1], 0.2), "the most attended patch is among the brightest fifth"
+    # The difference between the two moments is shown too.
+    assert np.corrcoef(shades[0] - shades[1], weights[0] - weights[1])[0, 1] < -0.7
     page.uncheck("#highlight")
-    assert max(page.evaluate(VEIL, 8)) == 0
+    assert max(page.evaluate(SHADE, 8)) == 0
 
 
-def test_as_the_query_plays_the_light_follows_it(visit, heard):
+def test_the_highlight_follows_the_audio(visit, heard):
     page = visit()
     speak(page, heard)
     opened(page)
@@ -95,39 +95,43 @@ def test_as_the_query_plays_the_light_follows_it(visit, heard):
     seen = []
     for _ in range(3):
         page.wait_for_timeout(500)
-        seen.append(page.evaluate(f"[performance.now(), Number(document.getElementById('moment').value), ({VEIL})(8)]"))
+        seen.append(
+            page.evaluate(f"[performance.now(), Number(document.getElementById('moment').value), ({SHADE})(8)]")
+        )
     page.click("#play")
     (first, at_first, _), (last, at_last, _) = seen[0], seen[-1]
-    assert at_last - at_first == pytest.approx((last - first) / 1_000, abs=0.25), "it does not keep the sound's time"
-    for _, moment, veil in seen:
+    assert at_last - at_first == pytest.approx((last - first) / 1_000, abs=0.25), "it does not follow the audio"
+    for _, moment, shade in seen:
         page.evaluate(MOVE, moment)
-        assert np.abs(np.array(page.evaluate(VEIL, 8)) - veil).mean() < 12, "another moment is lit than is heard"
-    assert np.abs(np.subtract(seen[0][2], seen[-1][2])).max() > 8, "the light stands still"
+        assert np.abs(np.array(page.evaluate(SHADE, 8)) - shade).mean() < 12, (
+            "another moment is highlighted than is heard"
+        )
+    assert np.abs(np.subtract(seen[0][2], seen[-1][2])).max() > 8, "the highlight does not move"
 
 
-def test_when_the_query_has_been_heard_the_picture_is_clear_again(asked):
-    page = asked
+def test_at_the_end_of_the_query_nothing_is_highlighted(searched):
+    page = searched
     opened(page)
     page.evaluate(MOVE, float(page.get_attribute("#moment", "max")) - 0.4)
     page.click("#play")
     expect(page.locator("#play")).to_have_text("Pause the query")
     expect(page.locator("#play")).to_have_text("Play the query")
-    assert max(page.evaluate(VEIL, 8)) == 0
+    assert max(page.evaluate(SHADE, 8)) == 0
 
 
-def test_a_screen_reader_is_told_the_moment_and_the_place(asked):
-    page = asked
+def test_a_screen_reader_gets_the_moment_and_the_region(searched):
+    page = searched
     opened(page)
     page.focus("#moment")
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    told = page.get_attribute("#moment", "aria-valuetext")
-    assert re.fullmatch(r"1\.0 of \d\.\d seconds, mostly at the (upper |lower )?(left|right|middle|top|bottom)", told)
+    answer = page.get_attribute("#moment", "aria-valuetext")
+    assert re.fullmatch(r"1\.0 of \d\.\d seconds, mostly at the (upper |lower )?(left|right|middle|top|bottom)", answer)
 
 
-def test_the_source_is_said(asked, visit, services, corpus):
-    opened(asked)
-    expect(asked.locator("#viewer-note")).to_have_text(re.compile("the attention of the model's fusion encoder"))
+def test_the_source_is_named(searched, visit, services, corpus):
+    opened(searched)
+    expect(searched.locator("#viewer-note")).to_have_text(re.compile("the attention of the model's fusion encoder"))
     page = visit(f"{services.guarded}#token={TOKEN}")
     page.set_input_files("#file", shortest(corpus))
     opened(page)
@@ -138,16 +142,16 @@ def shortest(corpus):
     return corpus.clip(min(corpus.rows, key=lambda row: row.extra.get("seconds", 99)))
 
 
-def test_a_picture_that_the_model_sees_a_part_of_shows_which(visit, corpus):
+def test_the_part_that_the_model_sees_is_marked(visit, corpus):
     page = visit()
     choose(page, corpus, corpus.rows[-1])
-    opened(page, names(page).index("wide.tiff"))  # shown by its small picture: browsers show no TIFF
+    opened(page, names(page).index("wide.tiff"))  # shown by its thumbnail: browsers cannot show TIFF
     expect(page.locator("#viewer-note")).to_have_text(re.compile("within the dashed line"))
     assert page.evaluate("document.getElementById('viewer-image').naturalWidth") > 0
 
 
-def test_results_are_gone_through_and_back_closes(asked):
-    page = asked
+def test_results_can_be_stepped_through_and_back_closes_the_viewer(searched):
+    page = searched
     opened(page)
     expect(page.locator("#viewer-back")).to_be_disabled()
     page.click("#viewer-forward")
@@ -164,12 +168,12 @@ def test_results_are_gone_through_and_back_closes(asked):
         if not page.evaluate("history.state?.viewer"):
             break
         page.wait_for_timeout(50)
-    page.go_back()  # to before the query: closing left no step behind
+    page.go_back()  # to before the query: the viewer left no entry
     expect(page.locator("#answer")).to_be_hidden()
 
 
-def test_similar_pictures_are_found_from_one(asked):
-    page = asked
+def test_similar_images_are_found(searched):
+    page = searched
     opened(page, 2)
     name = names(page)[2]
     page.click("#similar")
@@ -180,7 +184,7 @@ def test_similar_pictures_are_found_from_one(asked):
     expect(page.locator("#answer-title")).not_to_have_text(f"Similar to {name}")
 
 
-def test_without_speech_nothing_is_to_be_played(visit):
+def test_a_query_without_audio_has_no_player(visit):
     page = visit()
     type_query(page, "a red ring")
     opened(page)

@@ -1,4 +1,4 @@
-"""Queries wait for each other a bounded while, share a batch, and free their places when their clients leave."""
+"""Queries wait a bounded time for each other, share a batch, and free their places when their clients leave."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def make_thread():
 
 
 class Held:
-    """Keeps a model's thread busy until it is let go."""
+    """Keeps the model's thread busy until it is released."""
 
     def __init__(self, thread: ModelThread) -> None:
-        self.let_go, self.begun = threading.Event(), threading.Event()
+        self.release, self.begun = threading.Event(), threading.Event()
         self.future = thread.submit("held", None, self._run)
         assert self.begun.wait(60)
 
     def _run(self, contents: list) -> list:
         self.begun.set()
-        assert self.let_go.wait(60)
+        assert self.release.wait(60)
         return contents
 
 
-def test_what_waits_is_run_together_by_its_kind(make_thread):
+def test_queued_jobs_are_batched_by_kind(make_thread):
     thread = make_thread(batch=3)
     held = Held(thread)
     batches = []
@@ -54,12 +54,12 @@ def test_what_waits_is_run_together_by_its_kind(make_thread):
         return [-content for content in contents]
 
     futures = [thread.submit(kind, number, run) for number, kind in enumerate("aabab")]
-    held.let_go.set()
+    held.release.set()
     assert [future.result(60) for future in futures] == [0, -1, -2, -3, -4]
     assert batches == [[0, 1], [2], [3], [4]]  # three of a batch by kind, then the other two
 
 
-def test_one_that_fails_does_not_spoil_the_others(make_thread):
+def test_a_failing_job_does_not_fail_its_batch(make_thread):
     thread = make_thread()
     held = Held(thread)
 
@@ -69,17 +69,17 @@ def test_one_that_fails_does_not_spoil_the_others(make_thread):
         return contents
 
     futures = [thread.submit("a", number, run) for number in range(4)]
-    held.let_go.set()
+    held.release.set()
     assert [futures[number].result(60) for number in (0, 1, 3)] == [0, 1, 3]
     with pytest.raises(ValueError, match="two"):
         futures[2].result(60)
 
 
-def test_a_query_waits_only_while_another_is_on_its_way_and_not_for_long(make_thread):
+def test_a_job_waits_only_for_incoming_requests_and_not_for_long(make_thread):
     alone = make_thread(wait_seconds=30, incoming=lambda: 1)
     start = time.monotonic()
     alone.submit("a", 1, list).result(60)
-    assert time.monotonic() - start < 10  # itself is the only one that was coming
+    assert time.monotonic() - start < 10  # it is the only incoming request itself
     seen = []
     expecting = make_thread(wait_seconds=30, incoming=lambda: 2)
     first = expecting.submit("a", 1, lambda contents: seen.append(contents) or contents)
@@ -89,7 +89,7 @@ def test_a_query_waits_only_while_another_is_on_its_way_and_not_for_long(make_th
     assert bounded.submit("a", 1, list).result(60) == 1
 
 
-def test_what_is_cancelled_leaves_the_line_and_is_never_run(make_thread):
+def test_a_cancelled_job_leaves_the_queue_and_never_runs(make_thread):
     thread = make_thread()
     held = Held(thread)
     ran = []
@@ -97,39 +97,36 @@ def test_what_is_cancelled_leaves_the_line_and_is_never_run(make_thread):
     assert thread.pending() == 4
     assert futures[1].cancel()
     assert thread.pending() == 3
-    held.let_go.set()
+    held.release.set()
     assert futures[2].result(60) == 2
     assert ran == [0, 2]
 
 
-def test_closing_runs_what_is_in_the_line(make_thread):
+def test_closing_runs_the_queued_jobs(make_thread):
     thread = make_thread()
     held = Held(thread)
     future = thread.submit("a", 1, list)
-    threading.Timer(0.05, held.let_go.set).start()
+    threading.Timer(0.05, held.release.set).start()
     thread.close()
     assert future.result(0) == 1
-
-
-# ---------------------------------------------------------------------- behind a real port
 
 
 def post(port: int, path: str = "/search", **settings) -> httpx2.Response:
     return httpx2.post(f"http://127.0.0.1:{port}{path}", timeout=60, **settings)
 
 
-def test_a_full_queue_says_when_to_come_back_and_answers_all_it_took(make_service):
+def test_a_busy_service_says_when_to_retry_and_answers_what_it_accepted(make_service):
     service = make_service(places=2)
     with listening(service) as port, ThreadPoolExecutor(2) as clients:
         held = Held(service.model)
         taken = [clients.submit(post, port, files={"text": (None, "two green stars")}) for _ in range(2)]
         wait_until(lambda: service.model.pending() == 3)
-        refused = post(port, files={"text": (None, "a")})
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) >= 1
-        assert refused.json()["code"] == "busy"
+        rejected = post(port, files={"text": (None, "a")})
+        assert rejected.status_code == 503
+        assert int(rejected.headers["retry-after"]) >= 1
+        assert rejected.json()["code"] == "busy"
         assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200  # the event loop is free
-        held.let_go.set()
+        held.release.set()
         assert [answer.result().status_code for answer in taken] == [200, 200]
         assert post(port, files={"text": (None, "a")}).status_code == 200
         assert service.metrics.busy._value.get() == 1
@@ -147,9 +144,9 @@ def test_a_client_that_leaves_frees_its_place(make_service, how):
             if how == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_until(lambda: service.places.taken == 0)
-        assert service.model.pending() == 1  # out of the line, while the model is still busy
+        assert service.model.pending() == 1  # removed from the queue while the model is busy
         assert service.metrics.left._value.get() == 1
-        held.let_go.set()
+        held.release.set()
         assert post(port, files={"text": (None, "a")}).status_code == 200
 
 
@@ -165,7 +162,7 @@ def test_a_client_that_leaves_while_it_sends_frees_its_place_and_memory(make_ser
         assert service.places.bytes == 0
 
 
-def test_a_client_that_dawdles_is_told_so(make_service):
+def test_a_slow_client_gets_a_timeout(make_service):
     service = make_service(places=1, body_seconds=0.2)
     with listening(service) as port, socket.create_connection(("127.0.0.1", port)) as client:
         head, body = multipart(port, {"text": b"a"})
@@ -174,18 +171,18 @@ def test_a_client_that_dawdles_is_told_so(make_service):
         wait_until(lambda: service.places.taken == 0)
 
 
-def test_all_bodies_together_keep_within_the_memory(make_service):
+def test_all_bodies_together_stay_within_the_memory_limit(make_service):
     service = make_service(buffer_bytes=500_000)
     with listening(service) as port, socket.create_connection(("127.0.0.1", port)) as client:
         head, body = multipart(port, {"audio.": bytes(400_000)})
         client.sendall(head + body[:-1_000])
         wait_until(lambda: service.places.bytes > 350_000)
-        refused = post(port, files={"audio": ("x", bytes(200_000))})
-        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+        rejected = post(port, files={"audio": ("x", bytes(200_000))})
+        assert (rejected.status_code, "retry-after" in rejected.headers) == (503, True)
         assert post(port, files={"text": (None, "a")}).status_code == 200
 
 
-def test_whoever_is_refused_while_sending_can_read_why(make_service):
+def test_a_client_that_is_rejected_while_sending_can_read_the_error(make_service):
     service = make_service()
     with listening(service) as port, socket.create_connection(("127.0.0.1", port)) as client:
         size = service.settings.limits.bytes + 4_000_000
@@ -209,7 +206,7 @@ def test_queries_that_arrive_together_are_encoded_together(make_service, photos)
         before = service.metrics.batch._sum.get()
         with socket.create_connection(("127.0.0.1", port)) as slow:
             head, body = multipart(port, {"audio.": audio})
-            slow.sendall(head + body[:-1])  # on its way
+            slow.sendall(head + body[:-1])  # incoming
             wait_until(lambda: service.places.taken == 1)
             with ThreadPoolExecutor(1) as clients:
                 quick = clients.submit(post, port, files={"audio": ("x", audio)})

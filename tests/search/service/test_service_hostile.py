@@ -1,4 +1,4 @@
-"""Nothing a client sends makes a 5xx: requests made from the OpenAPI, damaged files, and many clients at once."""
+"""No request causes a server error: requests generated from OpenAPI, damaged files, and many clients at once."""
 
 from __future__ import annotations
 
@@ -32,14 +32,11 @@ HERE = {"Host": "127.0.0.1"}
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
-# ---------------------------------------------------------------------- requests made from the OpenAPI
-
-
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
 @pytest.mark.parametrize("cases", [10, pytest.param(500, marks=pytest.mark.nightly)])
-def test_requests_made_from_the_openapi(make_service, cases):
+def test_requests_generated_from_openapi(make_service, cases):
     app = make_app(make_service(write=True))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HERE)
     operations = [result.ok() for result in schema.get_all_operations()]
@@ -59,14 +56,11 @@ def test_requests_made_from_the_openapi(make_service, cases):
 
 
 def _requests(operation):
-    """Requests as the description has them, and where it asks for anything, requests that break it."""
+    """Requests that follow the schema, and for operations with input, requests that break it."""
     good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if not operation.body and not operation.path_parameters:
         return good
     return st.one_of(good, operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-
-
-# ---------------------------------------------------------------------- damaged files
 
 
 def _audio(kind: str, subtype: str | None = None) -> bytes:
@@ -77,7 +71,7 @@ def _audio(kind: str, subtype: str | None = None) -> bytes:
 
 
 def _recording(container: str, codec: str) -> bytes:
-    """As browsers record."""
+    """As browsers record it."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as media:
         stream = media.add_stream(codec, rate=48_000)
@@ -108,7 +102,7 @@ IMAGES = [_image(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @st.composite
 def damaged(draw, files: list[bytes]) -> bytes:
-    """A good file of which bytes are changed, cut out, doubled or put in, most often near its head."""
+    """A good file with bytes changed, removed, doubled or inserted, most often near its start."""
     content = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(0, 4))):
         near = st.integers(0, min(100, len(content)))
@@ -129,7 +123,7 @@ def damaged(draw, files: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("cases", [SMALL, pytest.param(NIGHTLY, marks=pytest.mark.nightly)])
-def test_damaged_files_never_make_a_server_error(ask, cases):
+def test_damaged_files_never_cause_a_server_error(ask, cases):
     client = ask(write=True)
     seen = {200: 0, 201: 0, 413: 0, 422: 0}
 
@@ -144,16 +138,13 @@ def test_damaged_files_never_make_a_server_error(ask, cases):
     def send(sent):
         field, content = sent
         answer = client.post("/items" if field == "file" else "/search", files={field: ("x", content)})
-        seen[answer.status_code] += 1  # another status is an error here
+        seen[answer.status_code] += 1  # any other status fails
         if answer.status_code >= 400:
             assert "\n" not in answer.json()["detail"]
 
     send()
     assert sum(seen.values()) >= cases
-    assert min(seen[200], seen[422]) > cases / 20, seen  # neither refuses nor takes everything
-
-
-# ---------------------------------------------------------------------- many clients
+    assert min(seen[200], seen[422]) > cases / 20, seen  # some files are rejected and some accepted
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.nightly)])
@@ -182,7 +173,7 @@ def test_fifty_clients_at_once(index, photos, seconds):
             await asyncio.gather(*(client(http, number, until) for number in range(50)))
 
     with running(index.folder) as service:
-        run_apart(all_clients(service.url, time.monotonic() + seconds / 5))  # what every request needs once
+        run_apart(all_clients(service.url, time.monotonic() + seconds / 5))  # warm-up
         before = service.memory()
         run_apart(all_clients(service.url, time.monotonic() + seconds))
         after = service.memory()
