@@ -123,6 +123,18 @@ def test_all_filters_and_the_condition_must_hold(store):
     assert [item.path for item, _ in found] == ["holiday/100%.png"]
 
 
+def test_of_equal_scores_the_earlier_rows_come_first(place):
+    store = open_store(place)
+    with store.writing() as writer:
+        assert writer.about is None
+        writer.set_about(About("model", None, {"image": "1", "clip": "2"}, 4, "float32", "/root", None, "."))
+        with writer.transaction():
+            writer.put([Item("image", f"{n}.png") for n in range(100)], np.eye(4, dtype=np.float32)[np.arange(100) % 2])
+    for filters in ([], parse_filters(["name:*.png"])):
+        (found,) = store.nearest(np.eye(4, dtype=np.float32)[1:2], "image", 3, filters=filters)
+        assert [(item.path, score) for item, score in found] == [("1.png", 1.0), ("3.png", 1.0), ("5.png", 1.0)]
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_both_stores_choose_the_same_rows(in_folder, in_postgres, text):
