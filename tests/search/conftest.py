@@ -1,8 +1,9 @@
-"""A tiny model in its folder, and folders of real pictures and clips."""
+"""A tiny model in its folder, and folders of real images and clips."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +18,20 @@ from saysee.model.retriever import SpeechImageModel
 _SCHEMAS = itertools.count(1)
 
 
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs the model saves it."""
+    return tmp_path_factory.mktemp("saved") / "model"
+
+
 @pytest.fixture
-def model_folder(tmp_path: Path, hubert_folder: Path, clip_folder: Path) -> Path:
-    """A SaySee model of random weights, with a text encoder, in a folder of its own."""
-    torch.manual_seed(4)
-    SpeechImageModel.from_encoders(hubert_folder, clip_folder).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def model_folder(tmp_path: Path, saved_model: Path, request: pytest.FixtureRequest) -> Path:
+    """A SaySee model of random weights, with a text encoder, in a folder that a test may change."""
+    if not saved_model.exists():
+        torch.manual_seed(4)
+        encoders = (request.getfixturevalue(name) for name in ("hubert_folder", "clip_folder"))
+        SpeechImageModel.from_encoders(*encoders).save_pretrained(saved_model)
+    return Path(shutil.copytree(saved_model, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -32,7 +41,7 @@ def encoder(model_folder: Path) -> Encoder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Six pictures in two sub-folders and three clips."""
+    """Six images in two sub-folders and three clips."""
     folder = tmp_path / "photos"
     for number in range(6):
         picture(folder / ("holiday" if number < 4 else "work") / f"{number}.png", number)
