@@ -38,8 +38,7 @@ from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
-FINISH_SECONDS = 30
-"""Longest time that requests in progress may take after the signal to stop."""
+FINISH_SECONDS = 30  # that requests in progress may take after the signal to stop
 _BACKLOG = 256
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be answered", "model": schemas.ErrorAnswer},
@@ -195,14 +194,10 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None]) -> None:
-    """Serves an index until SIGTERM or Ctrl-C; requests in progress are finished.
+    """Serves an index until SIGTERM or Ctrl-C, and then finishes the requests in progress.
 
     The port is bound first, so that a port in use is reported at once; it accepts connections once the model is loaded.
-
-    Args:
-        index: the index that is served.
-        settings: of the service.
-        ready: called with the address of the service when it answers.
+    ``ready`` is called with the address of the service when it answers.
 
     Raises:
         SaySeeError: the port cannot be bound; the index or its model cannot be used.
@@ -251,8 +246,6 @@ def _bind(settings: ServiceSettings) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise SaySeeError(
-            f"port {settings.port} of {settings.host} cannot be bound ({error.strerror or error}); choose another one "
-            "with --port"
-        ) from None
+        reason = error.strerror or error
+        raise SaySeeError(f"--port {settings.port}: cannot be bound ({reason}); choose another port") from None
     return listener

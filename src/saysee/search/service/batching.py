@@ -19,13 +19,10 @@ from typing import Any
 from saysee.search.service.errors import RequestError
 from saysee.search.service.metrics import Metrics
 
-Run = Callable[[list[Any]], list[Any]]
-"""Contents of one batch to their results, in the same order."""
-Hold = Callable[[int], None]
-"""Takes so many more bytes of memory."""
+Run = Callable[[list[Any]], list[Any]]  # contents of one batch to their results, in the same order
+Hold = Callable[[int], None]  # takes so many more bytes of memory
 
-_ASSUMED_SECONDS = 0.5
-"""Duration of a batch before one was measured."""
+_ASSUMED_SECONDS = 0.5  # of a batch, before one was measured
 _MAX_RETRY_SECONDS = 60
 
 
@@ -38,13 +35,9 @@ class _Job:
 
 
 class Places:
-    """Limits the requests in progress and the memory of their bodies. Used by the event loop only.
+    """Limits the requests in progress to ``count``, and all their bodies together to ``max_bytes``.
 
-    Args:
-        count: of places.
-        max_bytes: limit of all bodies together.
-        retry_after: seconds until a place may be free.
-        metrics: where requests are counted.
+    Used by the event loop only. ``retry_after()`` is the seconds until a place may be free.
     """
 
     def __init__(self, count: int, max_bytes: int, retry_after: Callable[[], int], metrics: Metrics) -> None:
@@ -53,10 +46,10 @@ class Places:
 
     @contextmanager
     def taking(self) -> Iterator[Hold]:
-        """A place for the duration of a ``with`` block, and the function that takes memory for it.
+        """A place for the duration of a ``with`` block, as the function that takes memory for its body.
 
         Raises:
-            RequestError: all places or all memory are taken, by this function too.
+            RequestError: all places are taken; the function raises it when all memory is.
         """
         held = 0
 
@@ -85,13 +78,10 @@ class Places:
 
 
 class ModelThread:
-    """The one thread that runs the model; it batches the jobs that it can.
+    """The one thread that runs the model, in batches of at most ``batch`` jobs.
 
-    Args:
-        batch: most jobs of one batch.
-        wait_seconds: longest time that a job waits for others.
-        incoming: number of requests in progress, each of which may submit a job; a job waits only for those.
-        metrics: where batches are counted.
+    A job waits at most ``wait_seconds`` for others, and only while ``incoming()``, the number of requests in progress
+    that may submit one, exceeds the jobs in the queue.
     """
 
     def __init__(self, batch: int, wait_seconds: float, incoming: Callable[[], int], metrics: Metrics) -> None:
@@ -105,16 +95,7 @@ class ModelThread:
         self._thread.start()
 
     def submit(self, kind: Hashable, content: Any, run: Run) -> Future[Any]:
-        """Queues a job.
-
-        Args:
-            kind: jobs of one kind may share a batch.
-            content: what ``run`` gets for this job.
-            run: contents of one kind to their results.
-
-        Returns:
-            the future of its result; cancelling it removes the job from the queue.
-        """
+        """Queues a job; cancelling the future removes it from the queue. Jobs of one kind may share a batch."""
         job = _Job(kind, content, run)
         job.future.add_done_callback(lambda future: self._remove(job) if future.cancelled() else None)
         with self._changed:

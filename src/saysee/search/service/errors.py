@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 
 from saysee.errors import MediaError, SaySeeError
 
-CLIENT_LEFT = 499
-"""The status that nginx logs for a client that left before its answer; nobody receives it."""
+CLIENT_LEFT = 499  # as nginx logs it; nobody receives it
 
 
 class RequestError(HTTPException):

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from saysee.search.service.errors import RequestError
 from saysee.search.service.settings import is_loopback
 
+# These need no token: they show nothing of the index.
 _OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
-"""Need no token: they show nothing of the index. So does everything below ``_OPEN_FOLDERS``."""
 _OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 _PAGE_POLICY = (
@@ -40,13 +40,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Rejects what a client may not do before its body is read, and adds security headers to every answer.
-
-    Args:
-        app: the application behind it.
-        token: what clients must send; None for no token.
-        write: whether items may be added and removed.
-    """
+    """Rejects forbidden requests before their body is read, and adds security headers to all answers."""
 
     def __init__(self, app: ASGIApp, token: str | None, write: bool) -> None:
         self.app, self.token, self.write = app, None if token is None else token.encode(), write
@@ -81,31 +75,23 @@ class Guard:
             scheme, _, sent = headers.get("authorization", "").partition(" ")
             right = secrets.compare_digest(sent.strip().encode("utf-8", "replace"), self.token)
             if scheme.lower() != "bearer" or not right:
-                raise RequestError(
-                    401, "token-required", "This service requires its token; send it as 'Authorization: Bearer TOKEN'."
-                )
+                raise RequestError(401, "token-required", "Send the token as 'Authorization: Bearer TOKEN'.")
         if not self.write and method in ("POST", "DELETE") and path.startswith("/items"):
-            raise RequestError(
-                403, "read-only", "This service is read-only; start it with --write to add and remove items."
-            )
+            raise RequestError(403, "read-only", "This service is read-only; start it with --write.")
 
 
 def _check_site(method: str, headers: Headers) -> None:
     """Rejects what a page of another site caused."""
     host = headers.get("host", "")
     if not is_loopback(_host_name(host)):
-        raise RequestError(
-            403, "other-host", "This service answers on this machine only; address it as localhost or 127.0.0.1."
-        )
+        raise RequestError(403, "other-host", "Without a token, address the service as localhost or 127.0.0.1.")
     origin = headers.get("origin")
     same_origin = origin is None or origin.lower() == f"http://{host}".lower()
     # An image or form of another site sends no Origin in some browsers. A link on another site may open the page.
     followed_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
     same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or followed_link
     if not (same_origin and same_site):
-        raise RequestError(
-            403, "other-site", "This service answers its own page only; the request came from a page of another site."
-        )
+        raise RequestError(403, "other-site", "Pages of other sites may not use this service; open its own page.")
 
 
 def _host_name(host: str) -> str:

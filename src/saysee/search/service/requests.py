@@ -19,10 +19,8 @@ from saysee.search.service.settings import ServiceSettings
 T = TypeVar("T")
 
 _MAX_FILES, _MAX_FIELDS = 2, 32
-_FIELD_BYTES = 64 * 2**10
-"""Limit of a field that is not a file; vectors and metadata are far smaller."""
-_OVERHEAD_BYTES = 4 * _FIELD_BYTES
-"""What a body may contain in addition to its file."""
+_FIELD_BYTES = 64 * 2**10  # of a field that is not a file; vectors and metadata are far smaller
+_OVERHEAD_BYTES = 4 * _FIELD_BYTES  # what a body may contain in addition to its file
 
 
 class FormRoute(APIRoute):
@@ -52,11 +50,7 @@ class LimitedRequest(Request):
         self._hold, self._settings = hold, settings
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override]
-        """The fields of the form.
-
-        Raises:
-            RequestError: it is not a multipart form, too large or too slow; the client left.
-        """
+        """The fields of the form; RequestError if it is not a multipart form, too large, too slow or incomplete."""
         if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             raise RequestError(415, "not-a-form", "Send the fields as a multipart form (multipart/form-data).")
         body, seconds = self.stream(), self._settings.body_seconds
@@ -64,11 +58,9 @@ class LimitedRequest(Request):
         try:
             return await asyncio.wait_for(parser.parse(), seconds)
         except asyncio.TimeoutError:
-            message = f"The request took over {seconds:g} s to arrive; send a smaller file."
-            raise RequestError(408, "too-slow", message) from None
+            raise RequestError(408, "too-slow", f"The request took over {seconds:g} s to arrive.") from None
         except MultiPartException as error:
-            message = f"The multipart form cannot be read: {error.message.rstrip('.')}."
-            raise RequestError(400, "malformed-form", message) from None
+            raise RequestError(400, "malformed-form", f"The form cannot be read: {error.message}") from None
         except ClientDisconnect:
             raise client_left() from None
         finally:
@@ -93,11 +85,7 @@ class LimitedRequest(Request):
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the client closes its connection.
-
-    Raises:
-        RequestError: the client left.
-    """
+    """The result of ``work``, which is cancelled with a RequestError when the client closes its connection."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_leaving(request))
     try:

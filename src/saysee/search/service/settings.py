@@ -9,8 +9,7 @@ from pathlib import Path
 from saysee.errors import ConfigError
 from saysee.media.audio import MAX_SECONDS
 
-MIN_TOKEN = 16
-"""Characters of a token: a shorter one can be found by trying."""
+MIN_TOKEN = 16  # characters: a shorter token can be found by trying
 
 
 @dataclass(frozen=True, slots=True)
