@@ -148,7 +148,7 @@ def test_manifest_gives_metadata(encoder, place, tmp_path):
         clip(tmp_path / f"corpus/{number}.wav", number)
     shared = {"image": "a.png", "image_id": "a", "split": "test"}
     Manifest(
-        [Row(clip=f"{number}.wav", speaker=f"s{number}", extra={"place": "sea"}, **shared) for number in range(2)],
+        [Row(clip=f"{number}.wav", speaker=f"s{number}", extra={"place": "s\0ea"}, **shared) for number in range(2)],
         tmp_path / "corpus",
     ).write(tmp_path / "corpus/manifest.jsonl")
     update_index(encoder, tmp_path / "corpus/manifest.jsonl", place)

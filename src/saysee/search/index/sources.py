@@ -129,7 +129,9 @@ def _metadata(row: Row) -> dict[str, Any]:
         "language": row.language,
         **row.extra,
     }
-    return {name: value for name, value in columns.items() if value is not None}
+    # PostgreSQL cannot store U+0000, and no caption means it.
+    cleaned = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in columns.items()}
+    return {name: value for name, value in cleaned.items() if value is not None}
 
 
 def _normal(path: str) -> str:
