@@ -170,3 +170,53 @@ def tiny_settings(tiny_scenes, tiny_model_settings, tmp_path):
             "device": "cpu",
         },
     }
+
+
+@pytest.fixture
+def frozen_settings(tiny_settings, tmp_path):
+    """The tiny recipe with frozen encoders, whole clips, and features of its own."""
+    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    tiny_settings["data"]["crop_seconds"] = None
+    tiny_settings["features"] = {"folder": str(tmp_path / "features")}
+    return tiny_settings
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Six clips of noise and three images, in a folder that a test may change."""
+    from PIL import Image
+
+    from feature_tools import write_clip
+    from saysee.data.manifest import Manifest, Row
+
+    root = tmp_path / "corpus"
+    root.mkdir()
+    rows = []
+    for number in range(6):
+        write_clip(root / f"{number}.wav", number, 2000 + 900 * number)
+        image = number // 2
+        Image.new("RGB", (32, 32), (40 * image, 200 - 30 * image, 7)).save(root / f"{image}.png")
+        rows.append(Row(f"{number}.wav", f"{image}.png", f"image {image}", "test"))
+    return Manifest(rows, root)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many clips and images went through the encoders into a cache since the last time."""
+    from saysee.encoding.sides import ImageSide, SpeechSide
+
+    counts = {"clip": 0, "image": 0}
+    for side in (SpeechSide, ImageSide):
+
+        def counting(self, prepared, features=side.features):
+            counts[self.kind] += len(prepared)
+            return features(self, prepared)
+
+        monkeypatch.setattr(side, "features", counting)
+
+    def taken():
+        found = counts["clip"], counts["image"]
+        counts.update(clip=0, image=0)
+        return found
+
+    return taken

@@ -47,11 +47,11 @@ def compare_encoding(
     Returns:
         For images and speech: rates, ratios, and the least cosine between the vectors of both.
     """
-    encoder = Encoder(model_of(size), f"{size} size")
+    encoder = Encoder(model_of(size))
     folders = {"images": scratch / "images", "speech": scratch / "clips"}
     write_images(folders["images"], images, image_size)
     seconds = write_clips(folders["speech"], clips)
-    arithmetic = encoder.inference.image_arithmetic, encoder.inference.speech_arithmetic
+    arithmetic = encoder.side("image").precision, encoder.side("clip").precision
     return {
         "size": size,
         "threads": torch.get_num_threads(),

@@ -106,7 +106,7 @@ def _recall(found: list[list[int]], truth: list[list[int]]) -> float:
 
 
 def _index(vectors: Path, ids: Path, folder: Path) -> Method:
-    encoder = Encoder(model_of_width(DIMENSION), "a model of this width")
+    encoder = Encoder(model_of_width(DIMENSION))
     start = time.perf_counter()
     report = index_vectors(encoder, vectors, ids, folder)
     seconds = time.perf_counter() - start

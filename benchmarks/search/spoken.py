@@ -48,16 +48,16 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
     """
     model = model_of(size)
     model.save_pretrained(scratch / "model")
-    encoder = Encoder(model, str(scratch / "model"))
+    encoder = Encoder(scratch / "model", "cpu")
     vectors, ids, _ = write_vectors(scratch / "vectors", rows, 1, encoder.dimension)
     index_vectors(encoder, vectors, ids, scratch / "index")
     samples = noise(np.random.default_rng(0), SECONDS)
-    prepared = encoder.model.processor.pad([encoder.model.processor.prepare_speech(samples)])
+    prepared = [encoder.prepare("clip", samples)]
     body = _form(samples)
 
     @torch.inference_mode()
     def forward() -> None:
-        encoder.inference.speech(*prepared)
+        encoder.side("clip").vectors(prepared)
 
     with _served(scratch / "index") as address:
         turns = {"forward": forward, "http": lambda: _ask(address, body)}
@@ -67,7 +67,7 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
         "size": size,
         "rows": rows,
         "seconds_of_speech": SECONDS,
-        "arithmetic": encoder.inference.speech_arithmetic,
+        "arithmetic": encoder.side("clip").precision,
         "rounds": rounds,
         "forward_p50_ms": round(1000 * spent["forward"].median(), 1),
         "http_p50_ms": round(1000 * spent["http"].median(), 1),

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saysee.encoding.precision import arithmetic_of
+from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.files import clean_folder, write_text
 from saysee.log import progress_bar
-from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
 
 LOG_FILE, CHECKPOINTS = "log.jsonl", "checkpoints"

@@ -192,7 +192,7 @@ def refusal(stopped: SpeechImageLoader) -> MediaError:
 def test_a_bad_file_stops_with_its_own_one_line(corpus: Manifest, tmp_path: Path, workers: int) -> None:
     stopped = loader(spoiled(corpus, tmp_path, [3]), workers=workers, drop_last=False)
     error = refusal(stopped)
-    assert error.kind == "silent"
+    assert error.code == "silent"
     assert str(tmp_path / "3.wav") in str(error)
     assert "\n" not in str(error)
     at = stopped.state_dict()["next_batch"]  # of the batch with the bad file: mended, it goes on there

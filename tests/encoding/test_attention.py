@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from saysee.encoding.attention import attention_map, attention_source, frame_patch_similarity
+from saysee.encoding.encoder import Encoder
 from saysee.model.configuration import FusionConfig
 from saysee.model.retriever import SpeechImageModel
 
@@ -57,7 +58,7 @@ def test_what_cannot_be_compared_is_refused(frames, message):
 def test_a_map_has_a_row_for_each_frame_that_sums_to_1(model, sounds, picture, fusion):
     if fusion is not None:
         model.add_fusion(fusion)
-    weights = attention_map(model.eval(), sounds[0], picture)
+    weights = attention_map(Encoder(model), sounds[0], picture)
     assert attention_source(model) == ("similarity" if fusion is None else "fusion")
     assert weights.shape == (49, 16)  # a second of 20 ms frames; 32 pixels in patches of 8
     assert weights.sum(dim=-1).numpy() == pytest.approx(np.ones(49), abs=1e-5)
@@ -65,11 +66,11 @@ def test_a_map_has_a_row_for_each_frame_that_sums_to_1(model, sounds, picture, f
 
 
 def test_the_map_is_the_fusion_encoder_s_own_where_there_is_one(model, sounds, picture):
-    without = attention_map(model, sounds[0], picture)
+    without = attention_map(Encoder(model), sounds[0], picture)
     model.add_fusion(FusionConfig(width=16, layers=1, heads=2))
     model.eval()
     waveforms, mask = model.processor.pad([model.processor.prepare_speech(sounds[0])])
     with torch.inference_mode():
         own = model.fusion.attend(*model(waveforms, mask, model.processor.prepare_image(picture)[None]))[0]
-    assert torch.equal(attention_map(model, sounds[0], picture), own)
+    assert torch.equal(attention_map(Encoder(model), sounds[0], picture), own)
     assert not torch.allclose(without, own)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import HubertConfig
 
-from saysee.encoding.streams import Streams, takes_several
+from saysee.encoding.streams import Streams, clips_of_a_pass, takes_several
 
 
 def test_streams_take_all_cores_and_leave_torch_as_it_was():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        streams = Streams()
+        streams = Streams(3)
         seen = []
         everyone = threading.Barrier(3)
 
@@ -33,8 +33,6 @@ def test_streams_take_all_cores_and_leave_torch_as_it_was():
         assert (torch.get_num_threads(), later) == (3, [3])
         with pytest.raises(ZeroDivisionError):
             streams.run(lambda part: part / 0, [1])
-        streams.close()
-        assert not [each for each in threading.enumerate() if each.name.startswith("saysee-encoding")]
     finally:
         torch.set_num_threads(before)
 
@@ -48,11 +46,4 @@ def test_narrow_huberts_without_a_group_norm_take_several_clips(width, norm, sev
 
 
 def test_every_stream_has_clips_and_none_too_many_at_once():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        streams = Streams()
-    finally:
-        torch.set_num_threads(before)
-    assert [streams.clips_of_a_pass(clips) for clips in (0, 1, 4, 6, 32, 33, 400)] == [1, 1, 1, 2, 8, 8, 8]
-    streams.close()
+    assert [clips_of_a_pass(clips, 4) for clips in (0, 1, 4, 6, 32, 33, 400)] == [1, 1, 1, 2, 8, 8, 8]

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
+from saysee.encoding.encoder import Encoder
+from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import CheckpointError, SaySeeError
-from saysee.evaluation.cascade import Cascade, ManifestTexts, SpeechRecognizer, evaluate_cascade
+from saysee.evaluation.cascade import evaluate_cascade
 from saysee.evaluation.protocols import evaluate_vectors, to_table
 from saysee.evaluation.word_errors import count_word_errors
 
@@ -183,13 +185,13 @@ def test_a_language_is_told_to_a_recogniser_that_knows_it(whisper_folder, ctc_fo
     }
     assert told["en"] != told["de"]
     refused(SaySeeError, lambda: SpeechRecognizer(whisper_folder, language="fr"), "'fr'", "de, en")
-    refused(SaySeeError, lambda: SpeechRecognizer(ctc_folder("hubert"), language="en"), "leave --language out")
+    refused(SaySeeError, lambda: SpeechRecognizer(ctc_folder("hubert"), language="en"), "--language")
 
 
 def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path, hubert_folder, clip_folder, ctc_folder):
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "none", tmp_path / "empty", clip_folder):
-        refused(CheckpointError, partial(SpeechRecognizer, place), place, "speech recogniser", "give a folder")
+        refused(CheckpointError, partial(SpeechRecognizer, place), place, "speech recognizer", "give a folder")
     refused(CheckpointError, lambda: SpeechRecognizer(hubert_folder), "lacks weights", "lm_head")
     folder = ctc_folder("hubert")
     for name in ("processor_config.json", "tokenizer_config.json", "vocab.json"):
@@ -215,14 +217,12 @@ def clip_vectors(folder, texts, pictures):
 
 
 def test_its_vectors_are_clips_own_of_what_was_heard_and_its_word_errors_are_counted(ctc_folder, clip_folder, corpus):
-    cascade = Cascade(clip_folder, SpeechRecognizer(ctc_folder("hubert")))
-    result = evaluate_cascade(cascade, corpus, batch_size=2, progress=False)
-    heard = [cascade.heard[str(corpus.clip_path(row))] for row in corpus]
+    encoder, recognizer = Encoder(clip_folder), SpeechRecognizer(ctc_folder("hubert"))
+    result = evaluate_cascade(encoder, corpus, recognizer, batch_size=2, progress=False)
+    heard = recognizer.transcribe([corpus.clip_path(row) for row in corpus], progress=False)
     speech, images = clip_vectors(clip_folder, heard, [corpus.image_path(row) for row in corpus])
-    for name, direct in (("clip_path", speech), ("image_path", images)):
-        encode = cascade.encode_speech if name == "clip_path" else cascade.encode_images
-        files = [getattr(corpus, name)(row) for row in corpus]
-        np.testing.assert_allclose(encode(files, batch_size=2, progress=False), direct, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_text(heard), speech, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_images([corpus.image_path(row) for row in corpus]), images, atol=1e-5)
     assert result.overall == evaluate_vectors(speech, images, corpus).overall
     known = [(row.text, text) for row, text in zip(corpus, heard, strict=True)][:4]
     assert result.word_errors == count_word_errors(known)
@@ -235,17 +235,12 @@ def test_its_vectors_are_clips_own_of_what_was_heard_and_its_word_errors_are_cou
 
 def test_with_the_manifests_texts_clip_reads_what_was_said(clip_folder, corpus):
     rows = Manifest(corpus.rows[:4], corpus.root)
-    cascade = Cascade(clip_folder, ManifestTexts([rows]))
-    result = evaluate_cascade(cascade, rows, progress=False)
+    encoder = Encoder(clip_folder)
+    result = evaluate_cascade(encoder, rows, None, progress=False)
     speech, images = clip_vectors(clip_folder, TEXTS[:4], [rows.image_path(row) for row in rows])
     assert result.overall == evaluate_vectors(speech, images, rows).overall
     assert result.word_errors is None
-    refused(
-        SaySeeError,
-        lambda: evaluate_cascade(Cascade(clip_folder, ManifestTexts([corpus])), corpus),
-        "4.wav",
-        "cascade:ASR",
-    )
+    refused(SaySeeError, lambda: evaluate_cascade(encoder, corpus, None), "4.wav")
 
 
 def test_the_command_gives_what_python_gives(ctc_folder, clip_folder, corpus, tmp_path, capsys):
@@ -253,7 +248,7 @@ def test_the_command_gives_what_python_gives(ctc_folder, clip_folder, corpus, tm
     corpus.write(manifest)
     assert main(["evaluate", f"cascade:{asr}+{clip_folder}", manifest, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    found = evaluate_cascade(Cascade(clip_folder, SpeechRecognizer(asr)), corpus, progress=False).to_dict()
+    found = evaluate_cascade(Encoder(clip_folder), corpus, SpeechRecognizer(asr), progress=False).to_dict()
     assert told.pop("cascade") == {"asr": asr, "clip": str(clip_folder)}
     assert told.pop("manifest") == manifest
     assert told.pop("seconds").keys() == found.pop("seconds").keys()
@@ -266,7 +261,6 @@ def test_a_clip_without_text_encoder_is_refused(tmp_path, clip_config, clip_fold
 
     clip_config.vision_config.projection_dim = clip_config.projection_dim
     CLIPVisionModelWithProjection(clip_config.vision_config).save_pretrained(tmp_path / "vision")
-    texts = ManifestTexts([corpus])
-    refused(CheckpointError, lambda: Cascade(tmp_path / "vision", texts), "no text encoder", tmp_path / "vision")
-    (clip_folder / "preprocessor_config.json").unlink()
-    refused(CheckpointError, lambda: Cascade(clip_folder, texts), "no processor of a CLIP", clip_folder)
+    (clip_folder / "preprocessor_config.json").rename(tmp_path / "vision" / "preprocessor_config.json")
+    refused(CheckpointError, lambda: evaluate_cascade(Encoder(tmp_path / "vision"), corpus, None), "no text encoder")
+    refused(CheckpointError, lambda: Encoder(clip_folder), "no processor of a CLIP", clip_folder)

@@ -12,7 +12,7 @@ import yaml
 
 from saysee.errors import CheckpointError
 from saysee.media.audio import load_audio
-from saysee.model.packaged import ENCODERS, place_of
+from saysee.model.loading import ENCODERS, place_of
 from saysee.model.retriever import SpeechImageModel
 
 NAMES = ("hubert-nano", "clip-nano")

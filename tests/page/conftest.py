@@ -83,7 +83,7 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     Manifest(rows, manifest.root).write(folder / "scenes" / "indexed.jsonl")
     (folder / "one").mkdir()
     shutil.copy(folder / "scenes" / rows[0].image, folder / "one")
-    encoder = Encoder(model, str(folder / "run" / "best"))
+    encoder = Encoder(folder / "run" / "best")
     update_index(encoder, find_source(folder / "scenes" / "indexed.jsonl"), folder / "index")
     update_index(encoder, find_source(folder / "one"), folder / "small")
     return Corpus(

@@ -36,7 +36,7 @@ def model_folder(tmp_path: Path, saved_model: Path, request: pytest.FixtureReque
 
 @pytest.fixture
 def encoder(model_folder: Path) -> Encoder:
-    return Encoder.load(str(model_folder))
+    return Encoder(model_folder)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def photos(tmp_path: Path) -> Path:
 def retrained(hubert_folder: Path, clip_folder: Path) -> Encoder:
     """The same encoders under a speech head of other weights."""
     torch.manual_seed(5)
-    return Encoder(SpeechImageModel.from_encoders(hubert_folder, clip_folder), "retrained")
+    return Encoder(SpeechImageModel.from_encoders(hubert_folder, clip_folder))
 
 
 @pytest.fixture
@@ -63,13 +63,13 @@ def counted(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     encoded: list[int] = []
 
     def watch(encoder):
-        encode = encoder.encode
+        encode = encoder.encode_prepared
 
         def counting(kind, prepared):
             encoded.append(len(prepared))
             return encode(kind, prepared)
 
-        monkeypatch.setattr(encoder, "encode", counting)
+        monkeypatch.setattr(encoder, "encode_prepared", counting)
 
     def count(other: Encoder | None = None) -> int:
         if other is not None:

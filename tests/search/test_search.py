@@ -125,7 +125,7 @@ def test_another_model_is_refused(index, hubert_folder, clip_folder, clip_config
     with pytest.raises(SaySeeError, match="model"):
         Index.open(index.folder, model=other).search(speech=[photos / "clips/0.wav"])
     with pytest.raises(SaySeeError, match="model"):
-        update_index(Encoder(other, "other"), photos, index.folder)
+        update_index(Encoder(other), photos, index.folder)
     with sqlite3.connect(index.folder / "items.sqlite") as connection:
         connection.execute("UPDATE about SET value = '32' WHERE name = 'dimension'")
     connection.close()

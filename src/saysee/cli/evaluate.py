@@ -12,7 +12,7 @@ from saysee.errors import ConfigError, ManifestError
 from saysee.hardware import torch_device
 
 if TYPE_CHECKING:
-    from saysee.data.manifest import Manifest
+    pass
 
 CASCADE = "cascade:"
 EXAMPLE = "cascade:openai/whisper-small+openai/clip-vit-base-patch32"
@@ -64,7 +64,7 @@ def evaluate(
     described, score = (
         _load_model(model, torch_device(device))
         if cascade is None
-        else _load_cascade(*cascade, corpora, language, torch_device(device))
+        else _load_cascade(*cascade, language, torch_device(device))
     )
     results = [
         score(corpus, split=name, by=by, batch_size=batch_size) for corpus, name in zip(corpora, splits, strict=True)
@@ -100,22 +100,24 @@ def _cascade_of(model: str) -> tuple[str, str] | None:
 
 def _load_model(model: str, device: str) -> tuple[dict[str, Any], Callable[..., Any]]:
     """How the result describes the model, and what scores a manifest with it."""
+    from saysee.encoding.encoder import Encoder
     from saysee.evaluation.protocols import evaluate
-    from saysee.model.retriever import SpeechImageModel
 
-    return {"model": model}, partial(evaluate, SpeechImageModel.from_pretrained(model).to(device))
+    return {"model": model}, partial(evaluate, Encoder(model, device))
 
 
 def _load_cascade(
-    recognizer: str, clip: str, corpora: Sequence[Manifest], language: str | None, device: str
+    recognizer: str, clip: str, language: str | None, device: str
 ) -> tuple[dict[str, Any], Callable[..., Any]]:
     """The same of a cascade."""
-    from saysee.evaluation.cascade import Cascade, ManifestTexts, SpeechRecognizer, evaluate_cascade
+    from saysee.encoding.encoder import Encoder
+    from saysee.encoding.recognizer import SpeechRecognizer
+    from saysee.evaluation.cascade import evaluate_cascade
 
+    encoder = Encoder(clip, device)
     if recognizer == TRANSCRIPTS:
-        described = {"transcripts": recognizer, "clip": clip}
-        transcriber: Any = ManifestTexts(corpora)
-    else:
-        described = {"asr": recognizer, "clip": clip}
-        transcriber = SpeechRecognizer(recognizer, language=language, device=device)
-    return {"cascade": described}, partial(evaluate_cascade, Cascade(clip, transcriber, device=device))
+        return {"cascade": {"transcripts": recognizer, "clip": clip}}, partial(
+            evaluate_cascade, encoder, recognizer=None
+        )
+    asr = SpeechRecognizer(recognizer, language=language, device=device)
+    return {"cascade": {"asr": recognizer, "clip": clip}}, partial(evaluate_cascade, encoder, recognizer=asr)

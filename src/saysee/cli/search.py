@@ -56,7 +56,7 @@ def index(
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 
-        report = index_vectors(Encoder.load(model, torch_device(device)), from_vectors, ids, to)
+        report = index_vectors(Encoder(model, torch_device(device)), from_vectors, ids, to)
     else:
         if model is None or source is None:
             raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
@@ -65,7 +65,7 @@ def index(
         from saysee.search.index.updating import update_index
 
         found = find_source(source)  # reports what is wrong with it before a model is loaded
-        encoder = Encoder.load(model, torch_device(device))
+        encoder = Encoder(model, torch_device(device))
         report = update_index(encoder, found, to, batch_size=batch_size, workers=workers)
     for note in report.notes:
         print_message(note)

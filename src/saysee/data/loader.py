@@ -29,6 +29,7 @@ from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaCode
 from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, load_audio
 from saysee.media.images import load_image
+from saysee.media.padding import pad
 
 PrepareSpeech = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PrepareImage = Callable[[Image.Image], Tensor]
@@ -422,7 +423,7 @@ class _Reader(Dataset[_Read]):
             good.append(row)
         if not good:
             return _Read(None, bad)
-        padded, mask = _pad(waveforms)
+        padded, mask = pad(waveforms)
         ids = torch.tensor([self.image_ids[row] for row in good])
         return _Read(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
 
@@ -443,15 +444,6 @@ class _Reader(Dataset[_Read]):
             self.cache_bytes -= pixels.nbytes
             self.cache[key] = pixels
         return pixels
-
-
-def _pad(waveforms: list[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
-    """Waveforms of any lengths to [B, T] samples and [B, T] mask."""
-    lengths = torch.tensor([waveform.size for waveform in waveforms])
-    padded = torch.zeros(len(waveforms), int(lengths.max()))
-    for into, waveform in zip(padded, waveforms, strict=True):
-        into[: waveform.size] = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 def start_worker(_: int) -> None:

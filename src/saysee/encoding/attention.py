@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from saysee.encoding.encoder import Encoder
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
 
@@ -26,23 +24,23 @@ def attention_source(model: SpeechImageModel) -> AttentionSource:
 
 
 @torch.inference_mode()
-def attention_map(model: SpeechImageModel, waveform: NDArray[np.float32], picture: Image.Image) -> Tensor:
-    """One clip over one picture.
+def attention_map(encoder: Encoder, clip: Any, image: Any) -> Tensor:
+    """One clip over one image.
 
     Args:
-        model: in evaluation mode, as ``from_pretrained`` gives it.
-        waveform: [T] samples at 16 kHz, as ``load_audio`` gives them.
-        picture: RGB.
+        encoder: of a SaySee model.
+        clip: a path, the contents of an audio file, or samples [T] at 16 kHz.
+        image: a path, the contents of an image file, an open file or a Pillow image.
 
     Returns:
-        [F, P] float32 on the processor; each row sums to 1.
+        [F, P] float32 on the CPU; each row sums to 1.
+
+    Raises:
+        MediaError: the clip or the image cannot be used.
     """
-    waveforms, mask = model.processor.pad([model.processor.prepare_speech(waveform)])
-    pixels = model.processor.prepare_image(picture)[None]
-    speech, images = model(
-        waveforms.to(model.device, model.dtype), mask.to(model.device), pixels.to(model.device, model.dtype)
-    )
-    return attention_maps(model, speech, images)[0].float().cpu()
+    with encoder.evaluating():
+        maps = attention_maps(encoder.model, encoder.tokens("clip", clip), encoder.tokens("image", image))
+    return maps[0].float().cpu()
 
 
 def attention_maps(model: SpeechImageModel, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:

@@ -1,18 +1,22 @@
-"""Arrays kept on disk by key, safe when runs share them and when one is killed.
+"""Features of frozen encoders on disk, safe when processes share them and when one is killed.
+
+An entry is found by the contents of its file and by all that made it: weights, preprocessing, precision. So nothing is
+ever stale: what has changed has another key, and is computed again.
 
 A store is a folder. It grows by whole shards: ``NAME.values`` holds the arrays end to end, ``NAME.json`` says where
 each lies. Both are written under another name, flushed to the disk and renamed, the index last, and never changed
-again: who finds an index finds its values. Each shard has a name of its own, so runs that write at once do not meet; a
-key that two of them wrote lies there twice, which costs room and nothing else. A shard whose size is not what its index
-says is removed, and its keys are missing again.
+again: where there is an index, there are its values. Each shard has a name of its own, so processes that write at once
+do not collide; a key that two of them wrote is there twice, which costs disk space and nothing else. A shard whose size
+is not what its index says is removed, and its keys are missing again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
-import sys
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saysee.errors import SaySeeError
+from saysee.errors import ConfigError, SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import progress_bar
+
+logger = logging.getLogger(__name__)
 
 Values = NDArray[np.int16]
 """The bits of 16-bit floating-point numbers; numpy has no bf16."""
@@ -33,9 +39,72 @@ Values = NDArray[np.int16]
 ABOUT_FILE = "about.json"
 _UNFINISHED = ".writing-"
 LEFTOVER_SECONDS = 3600
-"""An unfinished file is a killed run's when it is older: writing a shard takes seconds."""
+"""An unfinished file is a killed process's when it is older: writing a shard takes seconds."""
 OPEN_SHARDS = 256
 """Shards mapped at once, well below the usual limit of 1,024 open files."""
+_FIX = "free some disk space, choose another folder by features.folder, or set features.keep to off"
+
+
+class FeatureCache:
+    """A folder of cached features, of any number of models.
+
+    Args:
+        folder: made if it is not there.
+        limit_gb: most that it may hold, in GB of 10 to the 9th bytes.
+
+    Raises:
+        SaySeeError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path, limit_gb: float = 50.0) -> None:
+        self.folder, self.limit_gb = folder, limit_gb
+        self._stores: dict[str, FeatureStore] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SaySeeError(f"{folder}: cannot hold features ({error.strerror or error}); {_FIX}") from None
+        self.files = FileFingerprints(folder / "files.json")
+
+    def store(self, name: str, about: Mapping[str, Any]) -> FeatureStore:
+        """The store of what ``about`` describes; opened once.
+
+        Args:
+            name: start of its folder's name.
+            about: all that the features depend on beside the contents of a file.
+
+        Raises:
+            SaySeeError: the folder cannot be used.
+        """
+        key = f"{name}-{fingerprint(json.dumps(about, sort_keys=True, default=str).encode())[:16]}"
+        if key not in self._stores:
+            try:
+                self._stores[key] = FeatureStore(self.folder / key, about)
+            except OSError as error:
+                raise SaySeeError(f"{self.folder}: cannot hold features ({error.strerror or error}); {_FIX}") from None
+        return self._stores[key]
+
+    def check_room(self, need: int, advice: str = "") -> None:
+        """Refuses what would not fit.
+
+        Args:
+            need: bytes to be added.
+            advice: a further way to need less, for the message.
+
+        Raises:
+            ConfigError: the folder would grow over its limit, or over what is free on its disk.
+        """
+        after = folder_bytes(self.folder) + need
+        if after > self.limit_gb * 1e9:
+            raise ConfigError(
+                f"{self.folder} would hold {gigabytes(after)} of features, over features.limit_gb "
+                f"({self.limit_gb:g}); raise it, {advice}or set features.keep to off"
+            )
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise ConfigError(
+                f"{self.folder} needs {gigabytes(need)} for features, and its disk has {gigabytes(free)} free; "
+                f"{advice}{_FIX}"
+            )
 
 
 class FeatureStore:
@@ -53,12 +122,12 @@ class FeatureStore:
         self._maps: OrderedDict[str, Values] = OrderedDict()
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ABOUT_FILE).exists():
-            _write_whole(folder / ABOUT_FILE, json.dumps(about, indent=2).encode())
+            _write_whole(folder / ABOUT_FILE, json.dumps(about, indent=2, default=str).encode())
         self._remove_leftovers()
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes notice of the shards that other runs have finished meanwhile."""
+        """Reads the indexes of the shards that other processes have finished since."""
         for index in sorted(self.folder.glob("*.json")):
             if index.name != ABOUT_FILE and index.stem not in self._read_shards:
                 self._read_index(index)
@@ -67,7 +136,7 @@ class FeatureStore:
         return key in self._places
 
     def size(self, key: str) -> int:
-        """How many values a key has."""
+        """Number of values of a key."""
         return self._places[key][2]
 
     def read(self, key: str) -> Values:
@@ -77,7 +146,7 @@ class FeatureStore:
             SaySeeError: there is no such key.
         """
         if key not in self._places:
-            raise SaySeeError(f"{self.folder}: features of a file are gone, or the file has just changed; start again")
+            raise SaySeeError(f"{self.folder}: features of a file are missing, or the file has just changed; try again")
         shard, start, count = self._places[key]
         values = self._maps.get(shard)
         if values is None:
@@ -106,8 +175,7 @@ class FeatureStore:
             _write_whole(self.folder / f"{shard}.json", json.dumps(index).encode())
         except OSError as error:
             raise SaySeeError(
-                f"{self.folder}: features cannot be written ({error.strerror or error}); make room, name another place "
-                "by features.folder, or set features.keep to off"
+                f"{self.folder}: features cannot be written ({error.strerror or error}); {_FIX}"
             ) from None
         self.refresh()
 
@@ -123,7 +191,7 @@ class FeatureStore:
             self._places |= places
             self._read_shards.add(index.stem)
             return
-        print(f"features: {values} is damaged; what it held is computed again", file=sys.stderr)
+        logger.warning("features: %s is damaged; what it held is computed again", values)
         index.unlink(missing_ok=True)
         values.unlink(missing_ok=True)
 
@@ -134,15 +202,15 @@ class FeatureStore:
             try:
                 if unfinished and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
-            except FileNotFoundError:  # another run was quicker
+            except FileNotFoundError:  # another process was quicker
                 continue
 
 
 class FileFingerprints:
     """Fingerprints of files' contents, remembered for files that have not been touched since.
 
-    A file is read again when its size, its times or its inode differ from what was remembered. Two runs may write what
-    they remember at once: the later one's stays, and the other's is read again.
+    A file is read again when its size, its times or its inode differ from what was remembered. Of two processes that
+    remember at once the later one's memory stays, and the other's files are read again.
 
     Args:
         path: the JSON file that remembers.
@@ -171,7 +239,6 @@ class FileFingerprints:
                         new[os.path.abspath(path)] = [*touched, content]
                     bar.advance()
         if new:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(self._path, json.dumps(self._remembered() | new).encode())
         return found
 
@@ -183,15 +250,20 @@ class FileFingerprints:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files below a folder hold, in bytes."""
+    """Size of the files below a folder, in bytes."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             try:
                 total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:  # another run has just renamed it
+            except FileNotFoundError:  # another process has just renamed it
                 continue
     return total
+
+
+def gigabytes(size: float) -> str:
+    """Bytes for people, in GB of 10 to the 9th bytes."""
+    return f"{size / 1e9:.3g} GB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
 
 
 def _touched(path: str) -> list[int] | None:

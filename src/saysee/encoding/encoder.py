@@ -1,202 +1,532 @@
-"""Files and texts to vectors: preparing one file, which threads do, and encoding a batch, which the model does."""
+"""Encoder: the one way from files and texts to the vectors and features of a model."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+import io
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
-from saysee.encoding.inference import Inference
-from saysee.encoding.streams import Streams, takes_several
-from saysee.errors import SaySeeError
+from saysee.encoding.cache import FeatureCache, FeatureStore, Values, chunks, gigabytes
+from saysee.encoding.precision import Precision, attention_kernel
+from saysee.encoding.reading import read_ahead
+from saysee.encoding.sides import ImageSide, Kind, SpeechSide, TextSide
+from saysee.encoding.streams import streams
+from saysee.errors import MediaError, SaySeeError
 from saysee.files import fingerprint
-from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
-from saysee.media.images import MAX_PIXELS, load_image
-from saysee.media.source import Source
-from saysee.model.retriever import SpeechImageModel
-from saysee.search.index.store import KINDS, About, Kind, Vectors
+from saysee.hardware import torch_device, usable_cores
+from saysee.log import progress_bar
+from saysee.media.audio import SAMPLE_RATE, audio_seconds
+from saysee.model.plain_clip import load_model
 
-_BATCH_SECONDS = 160.0
-"""Most speech in one forward pass of an accelerator, padding counted: HuBERT base keeps some 10 MB a second."""
-_ALIKE = 0.8
-"""How much shorter than the longest clip of such a pass another may be: what it lacks is computed all the same."""
-_PIXELS_TO_ONE = 3
-"""Pixels across a picture for each that the model sees that are kept in decoding: with 3 the vectors of clip-nano have
-a cosine of 0.9999 and more to those of the whole picture, with 2 of 0.999."""
-_PICTURE_SETTINGS = (
-    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
-    "image_mean", "image_std",
-)  # fmt: skip
+logger = logging.getLogger(__name__)
 
-_WEIGHTS: dict[Kind, tuple[str, ...]] = {
-    "image": ("image_encoder.clip.vision_model.", "image_encoder.clip.visual_projection."),
-    "clip": ("speech_encoder.",),
-}
-"""What a kind's vectors are made by. Neither the text encoder, nor the fusion encoder, nor the logit scale."""
+Vectors = NDArray[np.float32]
+
+BATCH = 64
+"""Items that are read and encoded together, of which the model takes what fits into one pass."""
+SHARD_BYTES = 256 * 2**20
+SHARD_FILES = 256
+"""A shard of cached features is written when it holds so many bytes or files: at most so much is lost at a kill."""
+_FEATURE_BATCH_VALUES = 64 * 2**20
+_FEATURE_BATCH_FILES = 32
+_NAMES = {"clip": "clips", "image": "images", "text": "texts"}
+
+
+class CachedFeatures(Sequence[Values]):
+    """The cached features of some files, in the order of the files; read from the disk when they are looked at.
+
+    Attributes:
+        side: whose features they are.
+        keys: of the files in the store; None for a file that could not be used.
+    """
+
+    def __init__(self, side: SpeechSide | ImageSide, store: FeatureStore, keys: Sequence[str | None]) -> None:
+        self.side, self.keys = side, keys
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: Any) -> Any:
+        key = self.keys[position]
+        if key is None:
+            raise SaySeeError(f"file {position} could not be used, so it has no features")
+        return self._store.read(key)
+
+    def size(self, position: int) -> int:
+        """Number of values of a file."""
+        return self._store.size(self.keys[position] or "")
+
+    def gather(self, positions: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Some files as one batch; see :meth:`SpeechSide.gather` and :meth:`ImageSide.gather`."""
+        return self.side.gather([self[position] for position in positions])
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is not in the cache: for each file its path, its key (None if it cannot be read) and its number of
+    values."""
+
+    files: list[tuple[str, str | None, int]]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the features that are missing."""
+        return 2 * sum(size for _, _, size in self.files)
 
 
 class Encoder:
-    """A model as the index uses it.
+    """A model that encodes clips, images and texts: for training, evaluation, indexing and every query.
+
+    The same item has the same vector in all of these: decoding, preprocessing and precision are the encoder's. Encoded
+    alone, the vectors are equal bit for bit on one machine; batches of a narrow speech encoder change them by rounding.
 
     Args:
-        model: on the device where it is to run; it is put into evaluation mode.
-        name: folder or hub name that it came from.
+        model: a model, or the folder or hub name of one. A model that was given computes with its own weights in fp32,
+            and with a copy of them, as they were at the first use, in bf16.
+        device: where a model that is loaded here runs, as torch names it; "auto" is a GPU if there is one.
+        precision: "auto" is bf16 where the device has it and the vectors stay the same (cosine of 0.9995), else fp32;
+            "autocast" is the bf16 of a training step.
+        cache: where the features of frozen encoders are kept; the encoders must not be trained while it is in use.
+        workers: threads that read and decode; None takes one a core.
 
     Attributes:
-        fingerprints: by kind, of the weights and the preprocessing that make its vectors: those of pictures stay the
-            same when only the speech side is trained further.
-        dimension: D of its vectors.
+        model: the model.
+        name: its folder or hub name.
+        dimension: D, width of the joint space.
+
+    Raises:
+        CheckpointError: there is no model of that name.
     """
 
-    def __init__(self, model: SpeechImageModel, name: str) -> None:
-        self.model, self.name = model.eval(), name
-        self.fingerprints: dict[Kind, str] = {kind: _fingerprint(model, kind) for kind in KINDS}
-        self.dimension = int(model.config.projection_dim)
-
-    @classmethod
-    def load(cls, name: str, device: str = "cpu") -> Encoder:
-        """The model of a folder or hub name.
-
-        Raises:
-            CheckpointError: there is none.
-        """
-        return cls(SpeechImageModel.from_pretrained(name).to(device), name)
-
-    def check(self, about: About, where: object, kind: Kind = "image") -> None:
-        """Compares the model with that of an index.
-
-        The picture side must be the same in any case: it is the space that all vectors lie in.
-
-        Args:
-            about: of the index.
-            where: it is, for messages.
-            kind: the vectors that are to be compared with this model's; "clip" asks for the same speech side as well.
-
-        Raises:
-            SaySeeError: it is another one.
-        """
-        if self.dimension != about.dimension:
-            raise SaySeeError(
-                f"{where}: its vectors have {about.dimension} dimensions, those of the model {self.name} "
-                f"{self.dimension}; give the index's own model ({about.model})"
-            )
-        if self.fingerprints["image"] != about.fingerprints["image"]:
-            raise SaySeeError(
-                f"{where}: its vectors are of another model than {self.name} (weights or preprocessing of the picture "
-                f"side differ from {about.model} as it was); give that model, or index anew to another place"
-            )
-        if kind == "clip" and self.fingerprints["clip"] != about.fingerprints["clip"]:
-            raise SaySeeError(
-                f"{where}: its clips were encoded by another speech side than that of {self.name}; give 'saysee index' "
-                "with this model, which encodes them anew, or search for pictures"
-            )
-
-    def prepare(
-        self, kind: Kind, source: Source, *, max_seconds: float = MAX_SECONDS, max_pixels: int = MAX_PIXELS
-    ) -> Any:
-        """A picture to pixels [3, H, W], a clip to samples [T]; may run in several threads at once.
-
-        Args:
-            kind: picture or clip.
-            source: a path, or the content of a file.
-            max_seconds: limit of a clip.
-            max_pixels: limit of a picture.
-
-        Raises:
-            MediaError: the file cannot be used.
-        """
-        if kind == "image":
-            enough = _PIXELS_TO_ONE * int(self.model.config.vision_config.image_size)
-            return self.model.processor.prepare_image(load_image(source, max_pixels=max_pixels, at_least=enough))
-        return self.model.processor.prepare_speech(load_audio(source, max_seconds=max_seconds))
-
-    @cached_property
-    def inference(self) -> Inference:
-        """What runs the model, made when first asked for."""
-        return Inference(self.model)
-
-    @cached_property
-    def _streams(self) -> Streams:
-        return Streams()
-
-    def encode(self, kind: Kind, prepared: Sequence[Any]) -> Vectors:
-        """A batch of what :meth:`prepare` gave to unit vectors [N, D]."""
-        vectors = np.empty((len(prepared), self.dimension), np.float32)
-
-        def fill(rows: list[int]) -> None:
-            vectors[rows] = self._forward(kind, [prepared[row] for row in rows])
-
-        parts = self._parts(kind, prepared)
-        if len(parts) > 1 and self._on_processor:
-            self._streams.run(fill, parts)
+    def __init__(
+        self,
+        model: Any,
+        device: str = "auto",
+        precision: Precision = "auto",
+        cache: FeatureCache | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if isinstance(model, str | os.PathLike):
+            self.name = os.fspath(model)
+            self.model = load_model(model).to(torch_device(device))
         else:
-            for rows in parts:
-                fill(rows)
+            self.name = str(getattr(model, "name_or_path", "") or "model")
+            self.model = model if device == "auto" else model.to(device)
+        self.cache = cache
+        self.dimension = int(self.model.image_encoder.clip.config.projection_dim)
+        self.workers = workers or min(8, usable_cores())
+        self._precision = precision
+        self._sides: dict[str, Any] = {}
+        self._making_sides = threading.Lock()
+
+    # Vectors.
+
+    def encode_speech(
+        self, clips: Sequence[Any], *, batch_size: int = BATCH, sampling_rate: int = SAMPLE_RATE, progress: bool = True
+    ) -> Vectors:
+        """Clips to unit vectors [N, D], in the order given.
+
+        Args:
+            clips: paths, contents of audio files, or arrays [T] of samples, mixed as you like.
+            batch_size: clips that are read and encoded together; the vectors depend on it by rounding only.
+            sampling_rate: of the arrays, in Hz; files know their own.
+            progress: show a progress bar on stderr when it takes over two seconds.
+
+        Raises:
+            MediaError: a clip cannot be used; the message names it.
+            SaySeeError: the model has no speech side.
+        """
+        return self.encode("clip", clips, batch_size=batch_size, sampling_rate=sampling_rate, progress=progress)
+
+    def encode_images(self, images: Sequence[Any], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
+        """Images to unit vectors [N, D], in the order given.
+
+        Args:
+            images: paths, contents of image files, open files or Pillow images, mixed as you like.
+            batch_size, progress: as for :meth:`encode_speech`.
+
+        Raises:
+            MediaError: an image cannot be used; the message names it.
+        """
+        return self.encode("image", images, batch_size=batch_size, progress=progress)
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
+        """Texts to unit vectors [N, D] by CLIP's text encoder, in the order given.
+
+        Raises:
+            SaySeeError: the model has no text encoder or no tokenizer.
+        """
+        return self.encode("text", texts, batch_size=batch_size, progress=progress)
+
+    @overload
+    def encode(
+        self,
+        kind: Kind,
+        items: Iterable[Any],
+        want: Literal["vector"] = ...,
+        *,
+        batch_size: int = ...,
+        sampling_rate: int = ...,
+        bad: dict[int, MediaError] | None = ...,
+        progress: bool = ...,
+    ) -> Vectors: ...
+    @overload
+    def encode(
+        self,
+        kind: Kind,
+        items: Iterable[Any],
+        want: Literal["features"],
+        *,
+        batch_size: int = ...,
+        sampling_rate: int = ...,
+        bad: dict[int, MediaError] | None = ...,
+        progress: bool = ...,
+    ) -> CachedFeatures: ...
+    def encode(
+        self,
+        kind: Kind,
+        items: Iterable[Any],
+        want: Literal["vector", "features"] = "vector",
+        *,
+        batch_size: int = BATCH,
+        sampling_rate: int = SAMPLE_RATE,
+        bad: dict[int, MediaError] | None = None,
+        progress: bool = True,
+    ) -> Vectors | CachedFeatures:
+        """Items of one kind to vectors or features, in the order given.
+
+        Reads ahead in threads, sorts clips into passes of like length, runs them in the encoder's precision. With a
+        cache, files are looked up by their contents, and only what is missing goes through the encoders.
+
+        Args:
+            kind: of the items.
+            items: files, contents or arrays, as for :meth:`encode_speech`, :meth:`encode_images`, :meth:`encode_text`.
+            want: "vector": unit vectors [N, D]; "features": what the frozen encoders give, for training (with a cache).
+            batch_size, sampling_rate, progress: as for :meth:`encode_speech`.
+            bad: collects the error of each item that cannot be used by its position, and the item is skipped: its
+                vector is NaN. None raises the first error.
+
+        Raises:
+            MediaError: an item cannot be used, and ``bad`` is None.
+            ConfigError: the cache would grow over its limit.
+            SaySeeError: the model does not have this side; features without a cache.
+        """
+        items = _as_list(items, kind)
+        if batch_size < 1:
+            raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
+        side = self.side(kind)
+        if self.cache is not None and kind != "text" and all(isinstance(item, str | os.PathLike) for item in items):
+            features = self._cached(kind, [os.fspath(item) for item in items], bad, progress)
+            return features if want == "features" else self._vectors_of_features(features, batch_size, progress)
+        if want == "features":
+            raise SaySeeError("features are kept on disk: give the encoder a cache, and paths of files")
+        options = {"sampling_rate": sampling_rate} if kind == "clip" else {}
+        vectors = np.full((len(items), self.dimension), np.nan, np.float32)
+
+        def read(position: int) -> Any:
+            try:
+                return side.prepare(items[position], **options)
+            except MediaError as error:
+                if bad is None:
+                    raise
+                return error
+
+        batches = (range(start, min(start + batch_size, len(items))) for start in range(0, len(items), batch_size))
+        with progress_bar(f"encoding {_NAMES[kind]}", len(items), enabled=progress) as bar:
+            for positions, prepared in read_ahead(batches, read, self.workers):
+                good = _take_bad(positions, prepared, bad)
+                if good:
+                    vectors[good] = self.encode_prepared(kind, [prepared[at - positions[0]] for at in good])
+                bar.advance(len(prepared))
         return vectors
 
-    @torch.inference_mode()
-    def _forward(self, kind: Kind, prepared: list[Any]) -> Vectors:
-        if kind == "image":
-            vectors = self.inference.images(torch.stack(prepared))
-        else:
-            vectors = self.inference.speech(*self.model.processor.pad(prepared))
-        return np.asarray(vectors.cpu().numpy())
+    def prepare(self, kind: Kind, item: Any, **limits: Any) -> Any:
+        """One item to what :meth:`encode_prepared` takes; may be called in several threads at once.
+
+        Args:
+            kind: of the item.
+            item: as for :meth:`encode_speech`, :meth:`encode_images` or :meth:`encode_text`.
+            limits: ``max_seconds`` and ``sampling_rate`` for a clip, ``max_pixels`` for an image.
+
+        Raises:
+            MediaError: the item cannot be used.
+        """
+        return self.side(kind).prepare(item, **limits)
+
+    def encode_prepared(self, kind: Kind, prepared: Sequence[Any]) -> Vectors:
+        """A batch of what :meth:`prepare` gave to unit vectors [N, D]."""
+        side = self.side(kind)
+        vectors = np.empty((len(prepared), self.dimension), np.float32)
+        for position, vector in enumerate(self._compute(side, prepared, side.vectors)):
+            vectors[position] = vector
+        return vectors
+
+    def tokens(self, kind: Kind, item: Any) -> Any:
+        """Vector and tokens of one clip or image, as a batch of one in fp32: ``SpeechFeatures`` or ``ImageFeatures``.
+
+        Raises:
+            MediaError: the item cannot be used.
+        """
+        side = self.side(kind)
+        with self.evaluating():
+            return side.tokens([side.prepare(item)])
+
+    def side(self, kind: Kind) -> Any:
+        """The side of the model that encodes a kind of item, made at the first use.
+
+        Raises:
+            SaySeeError: the model does not have it.
+        """
+        with self._making_sides:
+            if kind not in self._sides:
+                self._sides[kind] = self._make_side(kind)
+            return self._sides[kind]
+
+    def fingerprint(self, kind: Kind) -> str:
+        """Of the weights and the preprocessing that make the vectors of a kind: "clip" or "image".
+
+        That of images stays the same when only the speech side is trained further.
+        """
+        return str(self.side(kind).fingerprint)
 
     @property
-    def _on_processor(self) -> bool:
-        return bool(self.model.device.type == "cpu")
+    def has_text(self) -> bool:
+        """Whether texts can be encoded."""
+        return self.model.processor.tokenizer is not None and bool(self.model.image_encoder.has_text)
 
-    def _parts(self, kind: Kind, prepared: Sequence[Any]) -> list[list[int]]:
-        """Rows that go through the model at once.
+    # The cache of features.
 
-        On a processor a wide HuBERT takes each clip alone: that is faster than a batch with padding, and gives a clip
-        the very same vector beside any other. A narrow one takes several; their vectors then differ by rounding.
-        """
-        if kind == "clip":
-            if not self._on_processor:
-                return _alike(prepared, len(prepared))
-            hubert = self.model.config.speech_config
-            if len(prepared) == 1 or not takes_several(hubert):
-                return _alike(prepared, 1)
-            return _alike(prepared, self._streams.clips_of_a_pass(len(prepared)))
-        count = min(len(prepared), self._streams.count if self._on_processor else 1)
-        return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
+    def missing(self, kind: Kind, paths: Sequence[str], progress: bool = True) -> Missing:
+        """The files whose features are not in the cache, one of each content; clips of like length side by side."""
+        side, store = self._stored(kind)
+        assert self.cache is not None
+        found = self.cache.files.of(paths, progress)
+        first: dict[str, str] = {}
+        for path in paths:
+            key = found[path]
+            if key is None or key not in store:  # a file that cannot be read: computing says why
+                first.setdefault(key or path, path)
+        if isinstance(side, ImageSide):
+            return Missing([(path, found[path], side.features_size()) for path in first.values()])
+        files = []
+        with progress_bar("lengths of clips", len(first), enabled=progress) as bar:
+            for path in first.values():
+                files.append((path, found[path], side.features_size(_seconds(path))))
+                bar.advance()
+        return Missing(sorted(files, key=lambda file: file[2]))
+
+    def _stored(self, kind: Kind) -> tuple[SpeechSide | ImageSide, FeatureStore]:
+        side = self.side(kind)
+        assert self.cache is not None
+        return side, self.cache.store("speech" if kind == "clip" else "image", side.about_features)
+
+    def _cached(
+        self, kind: Kind, paths: list[str], bad: dict[int, MediaError] | None, progress: bool
+    ) -> CachedFeatures:
+        side, store = self._stored(kind)
+        assert self.cache is not None
+        missing = self.missing(kind, paths, progress)
+        if missing.files:
+            self.cache.check_room(missing.bytes)
+        refused = self._fill(side, store, missing, bad is not None, progress) if missing.files else {}
+        found = self.cache.files.of(paths, progress=False)
+        reasons = {found[path]: error for path, error in refused.items() if found[path] is not None}
+        keys: list[str | None] = []
+        for position, path in enumerate(paths):
+            key = found[path]
+            error = refused.get(path) or reasons.get(key)  # a file of the same contents is as bad, and was not read
+            if error is not None and bad is not None:
+                bad[position] = error
+            keys.append(None if error is not None else key)
+        return CachedFeatures(side, store, keys)
+
+    def _fill(
+        self, side: SpeechSide | ImageSide, store: FeatureStore, missing: Missing, skip: bool, progress: bool
+    ) -> dict[str, MediaError]:
+        """Computes missing features into their store, shard by shard; returns the errors of the files that are bad."""
+        refused: dict[str, MediaError] = {}
+        shard, arrays = -1, dict[str, Values]()
+
+        def read(request: tuple[int, str]) -> tuple[str, Any]:
+            try:
+                return _read_whole(side, request[1])
+            except MediaError as error:
+                if not skip:
+                    raise
+                return "", error
+
+        with progress_bar(f"features of {_NAMES[side.kind]}", len(missing.files), enabled=progress) as bar:
+            try:
+                for requests, results in read_ahead(_requests(store, missing, bar.advance), read, self.workers):
+                    if requests[0][0] != shard:
+                        store.write(arrays)
+                        shard, arrays = requests[0][0], {}
+                    good = []
+                    for (_, path), (key, content) in zip(requests, results, strict=True):
+                        if isinstance(content, MediaError):
+                            refused[path] = content
+                        else:
+                            good.append((key, content))
+                    values = self._compute(side, [content for _, content in good], side.features)
+                    for (key, _), of_file in zip(good, values, strict=True):
+                        arrays[key] = of_file.cpu().contiguous().view(torch.int16).numpy()
+                    bar.advance(len(requests))
+            finally:
+                store.write(arrays)  # when it is interrupted too, what is done is kept
+        return refused
+
+    def _vectors_of_features(self, features: CachedFeatures, batch_size: int, progress: bool) -> Vectors:
+        vectors = np.full((len(features), self.dimension), np.nan, np.float32)
+        good = [position for position, key in enumerate(features.keys) if key is not None]
+        good.sort(key=features.size, reverse=True)
+        with progress_bar("scoring features", len(good), enabled=progress) as bar, self.evaluating():
+            for start in range(0, len(good), batch_size):
+                positions = good[start : start + batch_size]
+                batch = features.side.vectors_of_features([features[position] for position in positions])
+                vectors[positions] = batch.cpu().numpy()
+                bar.advance(len(positions))
+        return vectors
+
+    # Computing.
+
+    def _compute(self, side: Any, prepared: Sequence[Any], forward: Callable[[list[Any]], Any]) -> list[Any]:
+        """Runs prepared items through ``forward`` in passes; returns the result of each item, in order."""
+        results: list[Any] = [None] * len(prepared)
+
+        def run(positions: list[int]) -> None:
+            computed = forward([prepared[position] for position in positions])
+            if isinstance(computed, Tensor):
+                computed = computed.cpu()
+            for position, result in zip(positions, computed, strict=True):
+                results[position] = result
+
+        parts = side.passes(prepared, streams().count)
+        with self.evaluating(), attention_kernel(side.device.type, self._precision == "autocast"):
+            if len(parts) > 1 and side.device.type == "cpu":
+                streams().run(run, parts)
+            else:
+                for positions in parts:
+                    run(positions)
+        return results
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode, where it was given in training mode."""
+        if not self.model.training:
+            yield
+            return
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+
+    def _make_side(self, kind: Kind) -> Any:
+        model, processor, device = self.model, self.model.processor, self.model.device
+        with self.evaluating():
+            if kind == "text":
+                if not self.has_text:
+                    raise SaySeeError(
+                        f"the model {self.name} has no text encoder; make it from a CLIP that has one "
+                        "(from_encoders(..., text=True))"
+                    )
+                return TextSide(model.image_encoder, processor, device)
+            if kind == "image":
+                return ImageSide(model.image_encoder, processor, self._precision, device)
+            if not hasattr(model, "speech_encoder"):
+                raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model")
+            return SpeechSide(model.speech_encoder, processor, self._precision, device)
 
 
-def _alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
-    """Rows in groups of like length, none with too much speech or too many rows; the longest come first."""
-    groups: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(waveforms)), key=lambda row: len(waveforms[row]), reverse=True):
-        length = len(waveforms[row])
-        rows = len(groups[-1]) if groups else most
-        full = rows >= most or (rows + 1) * longest > _BATCH_SECONDS * SAMPLE_RATE
-        if full or length < _ALIKE * longest:
-            groups.append([])
-            longest = length
-        groups[-1].append(row)
-    return groups
+def _as_list(items: Iterable[Any], kind: Kind) -> list[Any]:
+    single = isinstance(items, str | bytes | os.PathLike | Image.Image) or hasattr(items, "read")
+    if single or (isinstance(items, np.ndarray) and items.ndim == 1):
+        raise SaySeeError(f"give a list of {_NAMES[kind]}; wrap a single one: [...]")
+    return list(items)
 
 
-def _fingerprint(model: SpeechImageModel, kind: Kind) -> str:
-    processor = model.processor
-    settings: dict[str, Any]
-    if kind == "image":
-        settings = {name: getattr(processor.image_processor, name, None) for name in _PICTURE_SETTINGS}
-    else:
-        settings = {"do_normalize": processor.feature_extractor.do_normalize}
-    parts: list[bytes | memoryview] = [json.dumps(settings, sort_keys=True, default=_plain).encode()]
-    for name, weight in sorted(model.state_dict().items()):
-        if name.startswith(_WEIGHTS[kind]):
-            flat = weight.detach().cpu().contiguous().reshape(-1)
-            parts += [f"{name} {weight.dtype} {list(weight.shape)}".encode(), flat.view(torch.uint8).numpy().data]
-    return fingerprint(*parts)
+def _take_bad(positions: Sequence[int], prepared: Sequence[Any], bad: dict[int, MediaError] | None) -> list[int]:
+    """Moves errors among the prepared items of a batch to ``bad``; returns the positions of the others."""
+    good = []
+    for position, item in zip(positions, prepared, strict=True):
+        if isinstance(item, MediaError):
+            assert bad is not None
+            bad[position] = item
+        else:
+            good.append(position)
+    return good
 
 
-def _plain(value: Any) -> Any:
-    """A processor's value as JSON: sizes are mappings of a class of their own, some settings enumerations."""
-    return {name: value[name] for name in sorted(value)} if hasattr(value, "keys") else str(value)
+def _seconds(path: str) -> float:
+    try:
+        return audio_seconds(path)
+    except MediaError:  # reading it says why
+        return 0.0
+
+
+def _read_whole(side: SpeechSide | ImageSide, path: str) -> tuple[str, Any]:
+    """The key and the prepared contents of a file, read once, so that both are of the same contents."""
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError):
+        return "", side.prepare(Path(path))  # refuses it in its own words
+    return fingerprint(content), side.prepare(_Named(content, path))
+
+
+class _Named(io.BytesIO):
+    """The contents of a file, under the name that messages call it by."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+def _requests(store: FeatureStore, missing: Missing, already: Callable[[int], None]) -> Iterator[list[tuple[int, str]]]:
+    """Number of the shard and path of what is not yet there, in batches.
+
+    Processes that want the same at once share the work: they begin at different shards, and skip what others have
+    finished meanwhile.
+    """
+    sizes = [size for _, _, size in missing.files]
+    shards = chunks(sizes, SHARD_BYTES // 2, SHARD_FILES)
+    first = secrets.randbelow(len(shards))
+    for shard in [*range(first, len(shards)), *range(first)]:
+        store.refresh()
+        files = [missing.files[number] for number in shards[shard]]
+        left = [file for file in files if file[1] is None or file[1] not in store]
+        already(len(files) - len(left))
+        for batch in chunks([size for _, _, size in left], _FEATURE_BATCH_VALUES, _FEATURE_BATCH_FILES):
+            yield [(shard, left[number][0]) for number in batch]
+
+
+def announce_missing(missing: Mapping[str, Missing], cache: FeatureCache, advice: str = "") -> None:
+    """Logs how much is to be computed, and refuses what would not fit.
+
+    Args:
+        missing: by the name of what is missing, such as "clips".
+        cache: that it goes to.
+        advice: a further way to need less, for the message of a refusal.
+
+    Raises:
+        ConfigError: it would not fit.
+    """
+    need = sum(each.bytes for each in missing.values())
+    if not any(each.files for each in missing.values()):
+        return
+    parts = [f"{len(each.files):,} {name} ({gigabytes(each.bytes)})" for name, each in missing.items()]
+    logger.info("features of the frozen encoders to compute: %s, at most %g GB", ", ".join(parts), cache.limit_gb)
+    cache.check_room(need, advice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -17,7 +18,7 @@ _STREAM_CLIPS = 8
 """Most clips in a pass of a narrow HuBERT, whose operations are so short that calling them for one takes half of the
 time; more leave the caches of a core."""
 _WIDE = 512
-"""Width from which a HuBERT keeps a processor's core busy with a single clip. HuBERT base has 768, hubert-nano 192."""
+"""Width from which a HuBERT keeps a core busy with a single clip. HuBERT base has 768, hubert-nano 192."""
 
 
 def takes_several(hubert: HubertConfig) -> bool:
@@ -29,35 +30,42 @@ def takes_several(hubert: HubertConfig) -> bool:
     return bool(hubert.hidden_size < _WIDE and hubert.feat_extract_norm != "group")
 
 
+def clips_of_a_pass(clips: int, streams: int) -> int:
+    """How many of so many clips a pass takes, so that every stream has some and none too many at once."""
+    return max(1, min(-(-clips // streams), _STREAM_CLIPS))
+
+
+def streams() -> Streams:
+    """The streams of this process: as many as torch uses cores for one pass."""
+    return _streams(torch.get_num_threads())
+
+
+@cache
+def _streams(count: int) -> Streams:
+    return Streams(count)
+
+
 class Streams:
     """Threads that each run the model with one core, beside each other.
 
-    Many small forward passes so take all cores; torch's own threads would wait for each other within each. Modes that
+    Many small forward passes so use all cores; torch's own threads would wait for each other within each. Modes that
     torch keeps for each thread, such as ``inference_mode`` and ``autocast``, are for the work itself to set.
 
     Attributes:
-        count: of them, as many as torch would use for one pass.
+        count: number of threads.
     """
 
-    def __init__(self) -> None:
-        self.count = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.count, "saysee-encoding", initializer=_take_one_core)
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "saysee-encoding", initializer=_take_one_core)
         # All are started now, because what one sets for itself is also what threads begin with that come later.
-        everyone = threading.Barrier(self.count)
-        list(self._pool.map(lambda _: everyone.wait(), range(self.count)))
-        torch.set_num_threads(self.count)
+        everyone = threading.Barrier(count)
+        list(self._pool.map(lambda _: everyone.wait(), range(count)))
+        torch.set_num_threads(count)
 
     def run(self, work: Callable[[Work], Result], parts: Sequence[Work]) -> list[Result]:
-        """Does work on each part; returns what it gave, in the order of the parts, when all are done."""
+        """Runs ``work`` on each part; returns the results, in order, when all are done."""
         return list(self._pool.map(work, parts))
-
-    def clips_of_a_pass(self, clips: int) -> int:
-        """How many of so many clips a pass takes, so that every stream has some and none too many at once."""
-        return max(1, min(-(-clips // self.count), _STREAM_CLIPS))
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._pool.shutdown()
 
 
 def _take_one_core() -> None:

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saysee.encoding.encoder import Encoder
 from saysee.errors import MissingExtraError, SaySeeError
 from saysee.media.audio import check_waveform
-from saysee.model.retriever import CHUNK, SpeechImageModel
+from saysee.model.retriever import SpeechImageModel
 
 try:
     from datasets import Audio, Image
@@ -32,6 +33,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("MTEB's evaluation", "mteb") from error
 
+CHUNK = 256
+"""Rows that are read from a data set at a time."""
 MODALITIES = ("audio", "image", "text")
 _UNDECODED = {"audio": Audio(decode=False), "image": Image(decode=False)}
 
@@ -62,6 +65,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         else:
             self.model, place = SpeechImageModel.from_pretrained(model), os.fspath(model)
             self.model.to(device or "cpu")
+        self._encoder = Encoder(self.model)
         has_text = self.model.processor.tokenizer is not None and self.model.image_encoder.has_text
         self.mteb_model_meta = ModelMeta(
             loader=None,
@@ -126,10 +130,10 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
 
     def _encode(self, modality: str, values: Sequence[Any], settings: Mapping[str, Any]) -> NDArray[np.float32]:
         if modality == "text":
-            return self.model.encode_text(list(values), **settings)
+            return self._encoder.encode_text(list(values), **settings)
         if modality == "image":
-            return self.model.encode_images([_contents(value) for value in values], **settings)
-        return self.model.encode_speech([_contents(value) for value in values], **settings)
+            return self._encoder.encode_images([_contents(value) for value in values], **settings)
+        return self._encoder.encode_speech([_contents(value) for value in values], **settings)
 
 
 def _contents(value: Any) -> Any:

@@ -1,1 +1,6 @@
-"""What a user keeps: encoders, fusion encoder, retriever and processor. It runs without the rest of the package."""
+"""What a user keeps: encoders, fusion encoder, retriever and processor. It runs without the rest of the package.
+
+Importing this package registers ``SpeechImageModel`` with transformers' ``AutoModel``.
+"""
+
+from saysee.model.retriever import SpeechImageModel as SpeechImageModel

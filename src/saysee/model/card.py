@@ -19,7 +19,7 @@ import yaml
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import fingerprint, write_text
 from saysee.model.configuration import SpeechImageConfig
-from saysee.model.packaged import OWNER
+from saysee.model.loading import OWNER
 
 CARD_FILE, TRAINING_FILE = "README.md", "training.json"
 _TEMPLATE = Path(__file__).with_name("card_template.md")

@@ -24,6 +24,11 @@ class ImageEncoder(nn.Module):
         self.has_text = isinstance(config, CLIPConfig)
         self.clip = CLIPModel(config) if self.has_text else CLIPVisionModelWithProjection(config)
 
+    @property
+    def vision_config(self) -> CLIPVisionConfig:
+        """The vision transformer's configuration."""
+        return self.clip.config.vision_config if self.has_text else self.clip.config
+
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encodes [B, 3, H, W] pixels as the processor prepares them."""
         vision = [*self.clip.vision_model.parameters(), *self.clip.visual_projection.parameters()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from transformers import (
 
 from saysee.errors import CheckpointError
 
-MEND = "give a folder in the Hugging Face layout or a name on the hub"
+ENCODERS = Path(__file__).parents[1] / "encoders"
+"""The encoders that come with the package: one folder each, in the Hugging Face layout."""
+OWNER = "saysee/"
+FIX = "give a folder in the Hugging Face layout or a name on the hub"
 
 
 def load_hubert(place: str | os.PathLike[str]) -> Any:
@@ -26,8 +30,8 @@ def load_hubert(place: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: there is no HuBERT at that place.
     """
-    read_config(place, ("hubert",), "HuBERT", MEND)
-    return load_weights(HubertModel, place, "HuBERT", MEND)
+    read_config(place, ("hubert",), "HuBERT", FIX)
+    return load_weights(HubertModel, place, "HuBERT", FIX)
 
 
 def load_clip(place: str | os.PathLike[str], text: bool) -> Any:
@@ -36,13 +40,13 @@ def load_clip(place: str | os.PathLike[str], text: bool) -> Any:
     Raises:
         CheckpointError: there is no CLIP at that place.
     """
-    kind = read_config(place, ("clip", "clip_vision_model"), "CLIP", MEND)
+    kind = read_config(place, ("clip", "clip_vision_model"), "CLIP", FIX)
     if kind == "clip_vision_model":
-        return load_weights(CLIPVisionModelWithProjection, place, "CLIP", MEND)
+        return load_weights(CLIPVisionModelWithProjection, place, "CLIP", FIX)
     if text:
-        return load_weights(CLIPModel, place, "CLIP", MEND)
+        return load_weights(CLIPModel, place, "CLIP", FIX)
     config = vision_alone(CLIPConfig.from_pretrained(os.fspath(place)))
-    return load_weights(CLIPVisionModelWithProjection, place, "CLIP", MEND, config=config)
+    return load_weights(CLIPVisionModelWithProjection, place, "CLIP", FIX, config=config)
 
 
 def vision_alone(config: CLIPConfig) -> CLIPVisionConfig:
@@ -90,3 +94,19 @@ def load_weights(kind: Any, place: str | os.PathLike[str], what: str, mend: str,
 def first_line(error: BaseException) -> str:
     """What a library says of an error, without its further lines."""
     return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def place_of(name: str | os.PathLike[str]) -> str:
+    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path as it is.
+
+    Raises:
+        CheckpointError: the package has no encoder of that name.
+    """
+    place = os.fspath(name)
+    if not place.startswith(OWNER) or Path(place).exists():
+        return place
+    folder = ENCODERS / place.removeprefix(OWNER)
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(OWNER + path.parent.name for path in ENCODERS.glob("*/config.json")))
+        raise CheckpointError(f"the package has no encoder {place}; it has {known or 'none'}")
+    return str(folder)

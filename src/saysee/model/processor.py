@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from saysee.media.audio import SAMPLE_RATE
+from saysee.media.padding import pad
 
 
 class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -95,13 +95,7 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
     @staticmethod
     def pad(waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Prepared clips of any lengths to zero-padded waveforms [B, T] and their exact mask [B, T]."""
-        longest = max(len(waveform) for waveform in waveforms)
-        padded = torch.zeros(len(waveforms), longest)
-        mask = torch.zeros(len(waveforms), longest, dtype=torch.bool)
-        for row, waveform in enumerate(waveforms):
-            padded[row, : len(waveform)] = torch.from_numpy(waveform)
-            mask[row, : len(waveform)] = True
-        return padded, mask
+        return pad(waveforms)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Writes the processor's files into a folder, the tokenizer's too where there is one."""

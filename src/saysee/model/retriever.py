@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
-from saysee.log import progress_bar
-from saysee.media.audio import check_waveform, load_audio
-from saysee.media.images import load_image
 from saysee.model.card import TRAINING_FILE, read_training, save_card
 from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
-from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, read_config, vision_alone
-from saysee.model.packaged import place_of
+from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, place_of, read_config, vision_alone
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
+
+if TYPE_CHECKING:
+    from saysee.encoding.encoder import Encoder
 
 SpeechInput = str | os.PathLike[str] | bytes | NDArray[np.generic]
 ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 Layers = int | Literal["all"]
-
-CHUNK = 256
-"""Inputs decoded at a time: within a chunk they are sorted by length, and no more than a chunk is held in memory."""
 
 
 class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
@@ -177,7 +172,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
     def add_fusion(self, config: FusionConfig) -> None:
         """Gives the model a new fusion encoder."""
         self.config.fusion = vars(config).copy()
-        self.fusion = FusionEncoder(config, self.config.projection_dim, self.config.vision_config.hidden_size)
+        fusion = FusionEncoder(config, self.config.projection_dim, self.config.vision_config.hidden_size)
+        self.fusion = fusion.train(self.training)
 
     def _init_weights(self, module: nn.Module) -> None:
         # The encoders initialise themselves as HuBERT and CLIP do, and the head and the fusion encoder as torch's
@@ -224,118 +220,31 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
                 encoder.eval()
         return self
 
-    # ------------------------------------------------------------------ vectors, for retrieval
+    def encode_speech(self, clips: Sequence[SpeechInput], **options: Any) -> NDArray[np.float32]:
+        """Clips to unit vectors [N, D], as :meth:`saysee.encoding.encoder.Encoder.encode_speech`.
 
-    def encode_speech(
-        self, clips: Sequence[SpeechInput], *, batch_size: int = 32, sampling_rate: int = 16_000, progress: bool = True
-    ) -> NDArray[np.float32]:
-        """Clips to unit vectors [N, D], in the order given.
-
-        Args:
-            clips: paths, contents of sound files, or arrays [T] of samples, mixed as you like.
-            batch_size: clips encoded together; the vectors do not depend on it.
-            sampling_rate: of the arrays, in Hz; files know their own.
-            progress: show a bar on stderr when it takes over two seconds.
-
-        Raises:
-            MediaError: a clip cannot be used; the message names it.
+        To encode often, make an ``Encoder`` once.
         """
+        return self._encoder().encode_speech(clips, **options)
 
-        def prepare(clip: SpeechInput) -> NDArray[np.float32]:
-            loaded = (
-                check_waveform(clip, sampling_rate=sampling_rate) if isinstance(clip, np.ndarray) else load_audio(clip)
-            )
-            return self.processor.prepare_speech(loaded)
+    def encode_images(self, images: Sequence[ImageInput], **options: Any) -> NDArray[np.float32]:
+        """Images to unit vectors [N, D], as :meth:`encode_speech`."""
+        return self._encoder().encode_images(images, **options)
 
-        def encode(waveforms: list[NDArray[np.float32]]) -> Tensor:
-            padded, mask = self.processor.pad(waveforms)
-            features: SpeechFeatures = self.speech_encoder(padded.to(self.device, self.dtype), mask.to(self.device))
-            return features.vector
+    def encode_text(self, texts: Sequence[str], **options: Any) -> NDArray[np.float32]:
+        """Texts to unit vectors [N, D], as :meth:`encode_speech`."""
+        return self._encoder().encode_text(texts, **options)
 
-        return self._encode(_as_list(clips, "encode_speech"), prepare, encode, batch_size, "clips", progress)
+    def _encoder(self) -> Encoder:
+        # Made anew at each call: the weights may have been trained since. The one import of a room above this one.
+        from saysee.encoding.encoder import Encoder
 
-    def encode_images(
-        self, pictures: Sequence[ImageInput], *, batch_size: int = 32, progress: bool = True
-    ) -> NDArray[np.float32]:
-        """Pictures to unit vectors [N, D], in the order given.
-
-        Args:
-            pictures: paths, contents of picture files, open files or Pillow images, mixed as you like.
-            batch_size: pictures encoded together; the vectors do not depend on it.
-            progress: show a bar on stderr when it takes over two seconds.
-
-        Raises:
-            MediaError: a picture cannot be used; the message names it.
-        """
-
-        def prepare(picture: ImageInput) -> Tensor:
-            return self.processor.prepare_image(load_image(picture))
-
-        def encode(pixels: list[Tensor]) -> Tensor:
-            features: ImageFeatures = self.image_encoder(torch.stack(pixels).to(self.device, self.dtype))
-            return features.vector
-
-        return self._encode(_as_list(pictures, "encode_images"), prepare, encode, batch_size, "pictures", progress)
-
-    def encode_text(self, texts: Sequence[str], *, batch_size: int = 64, progress: bool = True) -> NDArray[np.float32]:
-        """Texts to unit vectors [N, D] by CLIP's text encoder, in the order given.
-
-        Raises:
-            SaySeeError: the model has no text encoder or no tokenizer.
-        """
-        if self.processor.tokenizer is None or not self.image_encoder.has_text:
-            raise SaySeeError(
-                "this model has no text encoder; make it with from_encoders(..., text=True) from a CLIP that has one"
-            )
-
-        def encode(batch: list[str]) -> Tensor:
-            tokens = self.processor.prepare_text(batch)
-            return self.image_encoder.encode_text(
-                tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-            )
-
-        return self._encode(_as_list(texts, "encode_text"), str, encode, batch_size, "texts", progress)
+        return Encoder(self)
 
     @staticmethod
     def similarity(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Cosine similarities [N, M] of the vectors of ``a`` [N, D] with those of ``b`` [M, D]."""
         return np.asarray(_unit(a) @ _unit(b).T, dtype=np.float32)
-
-    @torch.inference_mode()
-    def _encode(
-        self,
-        inputs: list[Any],
-        prepare: Callable[[Any], Any],
-        encode: Callable[[list[Any]], Tensor],
-        batch_size: int,
-        what: str,
-        progress: bool,
-    ) -> NDArray[np.float32]:
-        if batch_size < 1:
-            raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
-        was_training = self.training
-        self.eval()
-        vectors = np.empty((len(inputs), self.config.projection_dim), dtype=np.float32)
-        try:
-            with progress_bar(f"encoding {what}", len(inputs), enabled=progress) as bar:
-                for start in range(0, len(inputs), CHUNK):
-                    ready = [prepare(item) for item in inputs[start : start + CHUNK]]
-                    order = sorted(range(len(ready)), key=lambda index: len(ready[index]), reverse=True)
-                    for first in range(0, len(order), batch_size):
-                        rows = order[first : first + batch_size]
-                        encoded = functional.normalize(encode([ready[row] for row in rows]).float(), dim=-1)
-                        vectors[[start + row for row in rows]] = encoded.cpu().numpy()
-                        bar.advance(len(rows))
-        finally:
-            self.train(was_training)
-        return vectors
-
-
-def _as_list(inputs: Iterable[Any], name: str) -> list[Any]:
-    single = isinstance(inputs, str | bytes | os.PathLike | Image.Image) or hasattr(inputs, "read")
-    if single or (isinstance(inputs, np.ndarray) and inputs.ndim == 1):
-        raise SaySeeError(f"{name} takes a list; wrap a single input: {name}([...])")
-    return list(inputs)
 
 
 def _training_file(place: str, hub: Mapping[Any, Any]) -> str | None:
@@ -362,3 +271,7 @@ def _train_last(module: nn.Module, layers: nn.ModuleList, count: Layers, setting
         )
     for layer in layers[len(layers) - count :]:
         layer.requires_grad_(True)
+
+
+AutoConfig.register(SpeechImageConfig.model_type, SpeechImageConfig, exist_ok=True)
+AutoModel.register(SpeechImageConfig, SpeechImageModel, exist_ok=True)

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,10 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
     """
     import torch
 
+    from saysee.encoding.encoder import Encoder
+    from saysee.evaluation.protocols import evaluate
     from saysee.model.retriever import SpeechImageModel
-    from saysee.training.features import evaluate_kept
+    from saysee.training.features import feature_cache
 
     recipe = load_recipe(folder / "recipe.yaml")
     manifest = Manifest.read(recipe.data.manifest)
@@ -163,11 +165,9 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
         model = model.to("cuda")
     by = [column for column in BREAKDOWN if column in manifest.extra_columns]
     # Trained encoders are this run's own: what they give is of no use to another run.
-    features = recipe.features if _is_frozen(recipe) else replace(recipe.features, keep="off")
-    result_of_split = evaluate_kept(
-        model, manifest, features=features, workers=recipe.data.workers, split=split, by=by, resamples=0
-    )
-    evaluation = result_of_split.to_dict()
+    cached = recipe.features.keep != "off" and _is_frozen(recipe)
+    encoder = Encoder(model, cache=feature_cache(recipe.features, manifest.root) if cached else None)
+    evaluation = evaluate(encoder, manifest, split=split, by=by, resamples=0).to_dict()
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return {"measures": _measures(evaluation, result, _attention_lift(folder, result)), "evaluation": evaluation}
 

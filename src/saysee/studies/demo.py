@@ -18,7 +18,9 @@ from rich.table import Table
 
 from saysee.data.manifest import Manifest
 from saysee.data.scenes.corpus import build_scenes
+from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
+from saysee.evaluation.protocols import evaluate
 from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe
@@ -26,7 +28,7 @@ from saysee.settings.recipe import Recipe
 from saysee.studies.other_queries import OtherQueries, ask_otherwise
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoReport, write_report
-from saysee.training.features import KeptFeatures, evaluate_kept, keep_features
+from saysee.training.features import cache_features, feature_cache
 from saysee.training.trainer import Trainer
 
 RECIPE = "nano"
@@ -152,9 +154,10 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     _say("5/5 scoring on the test split")
     steps.forget("scoring")
     models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
+    cache = feature_cache(first.features, manifest.root)
     with steps.timed("scoring"):
         results = {
-            name: evaluate_kept(model, manifest, features=first.features, split="test", by=BREAKDOWN, keep_vectors=True)
+            name: evaluate(Encoder(model, cache=cache), manifest, split="test", by=BREAKDOWN, keep_vectors=True)
             for name, model in models.items()
         }
         test = manifest.select("test")
@@ -199,8 +202,8 @@ def _keep_features(recipe: Recipe) -> None:
     """Those of all splits, so that training and scoring find them."""
     trainer = Trainer(recipe)
     trainer.keep_features()
-    kept = KeptFeatures(trainer.model, recipe.features, trainer.manifest.root, "fp32", workers=recipe.data.workers)
-    keep_features([(kept, trainer.manifest.select("test"), False)], recipe.features)
+    encoder = Encoder(trainer.model, cache=feature_cache(recipe.features, trainer.manifest.root))
+    cache_features([(encoder, trainer.manifest.select("test"), False)], trainer.model)
 
 
 class _Steps:

@@ -13,19 +13,18 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.speakers import Speaker
 from saysee.data.scenes.speech import synthesise
+from saysee.encoding.encoder import Encoder
 from saysee.evaluation.recall import retrieval_measures, retrieval_ranks
 from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 
 FLITE = Path(__file__).with_name("flite")
 """Captions of the demo's test split as another synthesiser speaks them (flite 2.2, voice slt), with ``clips.json``."""
-BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -103,26 +102,19 @@ class _Asked:
     """Queries against one gallery."""
 
     def __init__(self, model: SpeechImageModel, test: Manifest, images: NDArray[Any]) -> None:
-        self._model, self._images = model, images
+        self._encoder, self._images = Encoder(model), images
         self._number = {row.image_id: number for number, row in enumerate(test.images())}
 
     def by_text(self, rows: Sequence[Row]) -> OtherQueries:
         """Written captions, through CLIP's text encoder."""
         texts = [row.text or "" for row in rows]
-        vectors = self._model.encode_text(texts, progress=False)
+        vectors = self._encoder.encode_text(texts, progress=False)
         note = "CLIP's own text encoder, which this training did not touch"
         return self._score("in writing", rows, vectors, note)
 
-    @torch.inference_mode()
     def by_waveforms(self, way: str, rows: Sequence[Row], clips: Sequence[Any], note: str) -> OtherQueries:
         """Clips [T] of 16 kHz samples, one a row."""
-        model, vectors = self._model, []
-        for start in range(0, len(clips), BATCH):
-            prepared = [model.processor.prepare_speech(clip) for clip in clips[start : start + BATCH]]
-            waveforms, mask = model.processor.pad(prepared)
-            speech = model.speech_encoder(waveforms.to(model.device, model.dtype), mask.to(model.device))
-            vectors.append(torch.nn.functional.normalize(speech.vector.float(), dim=-1).cpu().numpy())
-        return self._score(way, rows, np.concatenate(vectors), note)
+        return self._score(way, rows, self._encoder.encode_speech(clips, progress=False), note)
 
     def _score(self, way: str, rows: Sequence[Row], vectors: NDArray[Any], note: str) -> OtherQueries:
         own = np.array([self._number[row.image_id] for row in rows])

@@ -17,10 +17,10 @@ from PIL import Image
 
 from saysee.data.manifest import Manifest
 from saysee.encoding.attention import attention_map
+from saysee.encoding.encoder import Encoder
 from saysee.evaluation.localization import attention_on_object, word_maps
 from saysee.evaluation.protocols import EvaluationResult
 from saysee.files import write_text
-from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.other_queries import OtherQueries
@@ -148,12 +148,13 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
     if not found:
         return []
     name, model = found[-1]
+    encoder = Encoder(model)
     draw = random.Random(report.seed + 1)
     pictures = []
     for index in draw.sample(range(len(report.test)), ATTENTION_PICTURES):
         row = report.test.rows[index]
         picture = load_image(report.test.image_path(row))
-        attention = attention_map(model, load_audio(report.test.clip_path(row)), picture)
+        attention = attention_map(encoder, report.test.clip_path(row), picture)
         words, frame_seconds = row.extra["words"], model.speech_encoder.frame_seconds
         measure = attention_on_object(attention, words, row.extra["objects"], frame_seconds)
         maps = word_maps(attention, words, frame_seconds)

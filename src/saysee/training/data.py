@@ -6,11 +6,19 @@ from pathlib import Path
 
 from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
 from saysee.data.manifest import Manifest
-from saysee.encoding.precision import Arithmetic
+from saysee.encoding.cache import FeatureCache
+from saysee.encoding.encoder import Encoder
+from saysee.encoding.precision import Arithmetic, Precision
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
-from saysee.training.feature_loader import FeatureBatch, FeatureLoader
-from saysee.training.features import KeptFeatures, keep_features, why_recomputed
+from saysee.training.features import (
+    FeatureBatch,
+    FeatureLoader,
+    RowFeatures,
+    cache_features,
+    feature_cache,
+    why_recomputed,
+)
 from saysee.training.processes import Processes
 
 
@@ -31,7 +39,7 @@ class TrainingData:
         train_rows, val_rows: the rows of the splits.
         files: the loader of the training split's files.
         recomputed: why features are recomputed at each step; None when they can be kept.
-        val_features: kept features of the validation split, once :meth:`keep_features` has computed them.
+        cache: of the features of both splits, once :meth:`keep_features` has computed them.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class TrainingData:
         self.val_rows = manifest.select(recipe.data.val_split)
         self.files = self._file_loader()
         self.recomputed = why_recomputed(recipe, self.files.plan)
-        self.val_features: KeptFeatures | None = None
+        self.cache: FeatureCache | None = None
         self._feature_loader: FeatureLoader | None = None
 
     @property
@@ -63,10 +71,10 @@ class TrainingData:
             MediaError: a file cannot be used, and bad files are not to be skipped.
         """
         # The other ranks find the features computed; on a machine that does not share the folder, they compute them.
-        train, self.val_features, bad = self._processes.on_rank_0_first(self._kept_features)
+        train, self.cache = self._processes.on_rank_0_first(self._cached_features)
         rank, count = self._processes.rank, self._processes.count
-        self._feature_loader = FeatureLoader(self.files.plan, self.train_rows, train, bad, rank, count)
-        return train.folder
+        self._feature_loader = FeatureLoader(self.files.plan, self.train_rows, train, rank, count)
+        return self.cache.folder
 
     def val_batch(self) -> Batch | FeatureBatch:
         """One batch of validation images, each with a clip, of at most the batch size."""
@@ -82,23 +90,21 @@ class TrainingData:
             on_bad_file=data.on_bad_file,
             drop_last=False,
         )
-        if self.val_features is None:
+        if self.cache is None:
             return next(iter(files))
-        return next(iter(FeatureLoader(files.plan, rows, self.val_features, {})))
+        encoder = Encoder(self._model, cache=self.cache)
+        (features,) = cache_features([(encoder, rows, False)], self._model, progress=False)
+        return next(iter(FeatureLoader(files.plan, rows, features))).float()
 
-    def _kept_features(self) -> tuple[KeptFeatures, KeptFeatures, dict[str, str]]:
-        """Complete features of the training and validation splits, and the skipped files."""
-        data, settings = self._recipe.data, self._recipe.features
-
-        def features(arithmetic: Arithmetic) -> KeptFeatures:
-            return KeptFeatures(self._model, settings, self._manifest.root, arithmetic, workers=data.workers)
-
-        train = features(self._arithmetic)
-        val = features("fp32")  # validation is scored in fp32, as every evaluation is
-        bad = keep_features(
-            [(train, self.train_rows, data.on_bad_file == "skip"), (val, self.val_rows, False)], settings
-        )
-        return train, val, bad
+    def _cached_features(self) -> tuple[RowFeatures, FeatureCache]:
+        """The features of the training split, and the cache that has those of the validation split too."""
+        cache = feature_cache(self._recipe.features, self._manifest.root)
+        # Training reads features in its own precision, validation as every evaluation does.
+        precision: Precision = "autocast" if self._arithmetic == "bf16" else "fp32"
+        train = Encoder(self._model, precision=precision, cache=cache)
+        skip = self._recipe.data.on_bad_file == "skip"
+        wanted = [(train, self.train_rows, skip), (Encoder(self._model, cache=cache), self.val_rows, False)]
+        return cache_features(wanted, self._model)[0], cache
 
     def _file_loader(self) -> SpeechImageLoader:
         data, processor = self._recipe.data, self._model.processor

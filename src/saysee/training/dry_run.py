@@ -22,7 +22,7 @@ from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
-from saysee.training.feature_loader import FeatureBatch
+from saysee.training.features import FeatureBatch
 from saysee.training.log_records import peak_memory_mib
 from saysee.training.objective import Objective
 from saysee.training.trainer import Trainer

@@ -23,15 +23,14 @@ from torch import Tensor
 
 from saysee.data.loader import Batch, ResumableLoader
 from saysee.data.manifest import Manifest
-from saysee.encoding.precision import arithmetic_of
+from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
 from saysee.tasks.contrastive import CachedChunk
-from saysee.training.attention_kernel import attention_kernel
 from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find_checkpoints, save_checkpoint
 from saysee.training.data import TrainingData
-from saysee.training.feature_loader import FeatureBatch
+from saysee.training.features import FeatureBatch
 from saysee.training.log_records import MetricsLog, environment, training_facts
 from saysee.training.objective import (
     Objective,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from saysee.encoding.encoder import Encoder
 from saysee.evaluation.localization import attention_on_rows
 from saysee.evaluation.protocols import evaluate
 from saysee.settings.recipe import Recipe
@@ -23,7 +24,7 @@ ATTENTION_LIFT = 1.05
 def validate(objective: Objective, data: TrainingData, recipe: Recipe) -> dict[str, float]:
     """Recall in percent, and the tasks' own metrics; leaves the objective in training mode."""
     objective.model.eval()
-    encoder = data.val_features or objective.model
+    encoder = Encoder(objective.model, cache=data.cache)
     result = evaluate(encoder, data.val_rows, split=recipe.data.val_split, resamples=0, progress=False)
     scores = result.overall.to_dict()
     recall = {

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
 from saysee.model.configuration import FusionConfig
 from saysee.model.processor import SpeechImageProcessor
@@ -29,18 +30,18 @@ def picture():
 
 
 def test_it_tells_source_grid_times_and_weights(model, sounds, picture):
-    found = attend(model, sounds[0], picture)
+    found = attend(Encoder(model), sounds[0], picture)
     assert (found.source, found.rows, found.columns) == ("similarity", 4, 4)
     assert (found.frame_seconds, found.seconds) == (0.02, 1.0)
     assert found.frames.shape == (49, 16)
     assert found.frames.sum(axis=1) == pytest.approx(np.ones(49), abs=1e-5)
     assert found.box == (0.25, 0.0, 0.75, 1.0)
     model.add_fusion(FusionConfig(width=16, layers=1, heads=2))
-    assert attend(model.eval(), sounds[0], picture).source == "fusion"
+    assert attend(Encoder(model), sounds[0], picture).source == "fusion"
 
 
 def test_as_json_it_says_the_same(model, sounds, picture):
-    found = attend(model, sounds[0], picture)
+    found = attend(Encoder(model), sounds[0], picture)
     told = json.loads(json.dumps(found.to_dict()))
     assert np.array(told.pop("frames")) == pytest.approx(found.frames, abs=1e-4)
     assert told == {
@@ -101,13 +102,13 @@ def test_patches_that_do_not_fill_what_the_model_sees_leave_its_right_and_bottom
 
 def test_files_are_read_and_refused_as_everywhere(model, tmp_path, picture):
     with pytest.raises(MediaError, match=r"nothing\.wav: no such file"):
-        attend(model, tmp_path / "nothing.wav", picture)
+        attend(Encoder(model), tmp_path / "nothing.wav", picture)
     with pytest.raises(MediaError, match="is not an image"):
-        attend(model, np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 10, b"words")
+        attend(Encoder(model), np.random.default_rng(0).standard_normal(8_000).astype(np.float32) / 10, b"words")
 
 
 def test_weights_that_are_not_finite_are_refused(model, sounds, picture):
     model.add_fusion(FusionConfig(width=16, layers=1, heads=2))
     torch.nn.init.constant_(model.fusion.image_in[1].weight, torch.nan)
     with pytest.raises(SaySeeError, match="attention that is not finite"):
-        attend(model.eval(), sounds[0], picture)
+        attend(Encoder(model), sounds[0], picture)

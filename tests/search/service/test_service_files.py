@@ -138,7 +138,7 @@ def test_an_added_picture_stays_in_the_index_of_a_manifest(encoder, photos, tmp_
     index = Index.open(tmp_path / "index", model=encoder.model)
     new = picture(tmp_path / "new.png", 81).read_bytes()
     added = Items(index, tmp_path / "index/uploads").add(
-        "image", new, f"{fingerprint(new)}.png", encoder.encode("image", [encoder.prepare("image", new)])[0], {"a": 1}
+        "image", new, f"{fingerprint(new)}.png", encoder.encode_images([new])[0], {"a": 1}
     )
     report = update_index(encoder, manifest, tmp_path / "index")
     assert (report.images, report.clips, report.encoded, report.removed) == (3, 2, 0, 0)

@@ -203,8 +203,8 @@ def test_a_large_file_is_rejected_while_it_arrives(make_service):
 
 def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
     client = ask(wait_ms=0, write=True)
-    encode = client.service.answerer.encoder.encode
-    monkeypatch.setattr(client.service.answerer.encoder, "encode", lambda *words: math.nan * encode(*words))
+    encode = client.service.answerer.encoder.encode_prepared
+    monkeypatch.setattr(client.service.answerer.encoder, "encode_prepared", lambda *words: math.nan * encode(*words))
     answer = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
     assert (answer.status_code, answer.json()["code"]) == (422, "not-finite")
     answer = client.post("/items", files={"file": ("x", wav(1))})
@@ -213,7 +213,7 @@ def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
 
 def test_clips_of_another_speech_encoder_are_not_searched(ask, index, monkeypatch):
     client = ask()
-    monkeypatch.setitem(client.service.answerer.encoder.fingerprints, "clip", "another")
+    monkeypatch.setattr(client.service.answerer.encoder.side("clip"), "fingerprint", "another")
     answer = client.post("/search", files={"text": (None, "a"), "kind": (None, "clip")})
     assert (answer.status_code, answer.json()["code"]) == (409, "other-model")
     assert str(index.folder) not in answer.text.partition("model")[0]

@@ -65,7 +65,7 @@ def index_vectors(
         before = writer.about
         known = writer.known() if before else {}
         if before is not None:
-            encoder.check(before, writer.place)
+            before.check(encoder, writer.place)
             check_same_source(writer, before, root, Path(ids).name, known)
         precision = before.precision if before else str(np.dtype(matrix.dtype).name)
         about = begin_about(writer, encoder, root, Path(ids).name, precision)
@@ -80,7 +80,7 @@ def index_vectors(
             scaled += int((np.abs(lengths[good] - 1) > 1e-2).sum())
             kept = [items[row] for row in good]
             for item in kept:
-                item.encoded_by = encoder.fingerprints[item.kind]
+                item.encoded_by = encoder.fingerprint(item.kind)
             with writer.transaction():
                 writer.put(kept, block[good] / lengths[good])
             for item in kept:
@@ -184,7 +184,7 @@ def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray
         ]
     given = np.asarray(matrix[places], np.float32)
     given /= np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
-    cosine = float(np.median((encoder.encode("image", prepared) * given).sum(axis=1)))
+    cosine = float(np.median((encoder.encode_prepared("image", prepared) * given).sum(axis=1)))
     if not cosine >= _ALIKE:
         raise SaySeeError(
             f"the vectors are not of the image encoder of {encoder.name}: of {len(places)} images encoded to "

@@ -177,7 +177,7 @@ class Index:
             queries = self._checked(vectors)
         else:
             if kind == "clip":  # another process may have gone over to another model meanwhile
-                self.encoder.check(self.store.about(), self.place, kind)
+                self.store.about().check(self.encoder, self.place, kind)
             queries = self._encode(speech, images, texts)
         return self._hits(self.store.nearest(queries, kind, k, where, parsed))
 
@@ -192,8 +192,8 @@ class Index:
             from saysee.encoding.encoder import Encoder
 
             given = self._model if self._model is not None else model_of(self.about, self.place, self.store.folder)
-            encoder = Encoder.load(given, self._device) if isinstance(given, str) else Encoder(given, "given")
-            encoder.check(self.about, self.place)
+            encoder = Encoder(given, device=self._device if isinstance(given, str) else "auto")
+            self.about.check(encoder, self.place)
             self._encoder = encoder
         return self._encoder
 
@@ -203,15 +203,11 @@ class Index:
         images: Sequence[ImageInput] | None,
         texts: Sequence[str] | None,
     ) -> Vectors:
-        model = self.encoder.model
-        encoded: Vectors
         if speech is not None:
-            encoded = model.encode_speech(speech)
-        elif images is not None:
-            encoded = model.encode_images(images)
-        else:
-            encoded = model.encode_text(texts or [])
-        return encoded
+            return self.encoder.encode_speech(speech)
+        if images is not None:
+            return self.encoder.encode_images(images)
+        return self.encoder.encode_text(texts or [])
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
         queries = np.asarray(vectors, np.float32)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from saysee.errors import SaySeeError
 from saysee.search.index.filters import Filter
 from saysee.version import __version__
+
+if TYPE_CHECKING:
+    from saysee.encoding.encoder import Encoder
 
 Kind = Literal["image", "clip"]
 KINDS: tuple[Kind, ...] = ("image", "clip")
@@ -71,6 +74,35 @@ class About:
     format: int = FORMAT
     normalisation: str = "unit"  # spelled as format 2 stores it
     written_by: str = __version__
+
+    def check(self, encoder: Encoder, where: object, kind: Kind = "image") -> None:
+        """Refuses a model that is not that of the index.
+
+        The image side must be the same in any case: it is the space that all vectors lie in.
+
+        Args:
+            encoder: the model.
+            where: the index is, for messages.
+            kind: the vectors that are to be compared with the model's; "clip" asks for the same speech side as well.
+
+        Raises:
+            SaySeeError: it is another model.
+        """
+        if encoder.dimension != self.dimension:
+            raise SaySeeError(
+                f"{where}: its vectors have {self.dimension} dimensions, those of the model {encoder.name} "
+                f"{encoder.dimension}; give the index's own model ({self.model})"
+            )
+        if encoder.fingerprint("image") != self.fingerprints["image"]:
+            raise SaySeeError(
+                f"{where}: its vectors are of another model than {encoder.name} (weights or preprocessing of the image "
+                f"side differ from {self.model} as it was); give that model, or make a new index elsewhere"
+            )
+        if kind == "clip" and encoder.fingerprint("clip") != self.fingerprints["clip"]:
+            raise SaySeeError(
+                f"{where}: its clips were encoded by another speech side than that of {encoder.name}; run 'saysee "
+                "index' with this model, which encodes them anew, or search for images"
+            )
 
     def to_rows(self) -> list[tuple[str, str]]:
         """Name and JSON value of each attribute."""

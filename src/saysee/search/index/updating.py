@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,14 @@ from typing import Any
 import numpy as np
 
 from saysee.encoding.encoder import Encoder
+from saysee.encoding.reading import read_ahead
 from saysee.errors import SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import ProgressBar, progress_bar
 from saysee.media.source import printable
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
-from saysee.search.index.store import About, Item, Kind, Tables, Vectors
-
-_AHEAD = 2
-"""Batches that are decoded ahead of the model."""
+from saysee.search.index.store import KINDS, About, Item, Kind, Tables, Vectors
 
 
 @dataclass(slots=True)
@@ -129,7 +126,7 @@ def begin_about(writer: Tables, encoder: Encoder, root: Path, source: str, preci
     return About(
         model=os.path.abspath(encoder.name) if local else encoder.name,
         model_beside=beside(Path(encoder.name), writer.folder) if local else None,
-        fingerprints=encoder.fingerprints,
+        fingerprints={kind: encoder.fingerprint(kind) for kind in KINDS},
         dimension=encoder.dimension,
         precision=precision,
         root=os.fspath(root),
@@ -144,7 +141,7 @@ def _begin(
     """What holds for the index once this run is finished."""
     before = writer.about
     if before is not None:
-        encoder.check(before, writer.place)
+        before.check(encoder, writer.place)
         check_same_source(writer, before, source.root, source.name, known)
     about = begin_about(writer, encoder, source.root, source.name, before.precision if before else "float32")
     others = Counter(item.kind for item in known.values() if item.encoded_by != about.fingerprints[item.kind])
@@ -206,13 +203,9 @@ class _Run:
 
     def go(self, batch_size: int, workers: int) -> None:
         todo = self._compare()
-        with progress_bar("indexing", len(todo)) as bar, ThreadPoolExecutor(workers) as threads:
-            try:
-                for batch in self._prepared(todo, batch_size, threads):
-                    self._commit(batch, bar)
-            except BaseException:  # Ctrl-C too: do not decode the rest first
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        with progress_bar("indexing", len(todo)) as bar:
+            for _, batch in read_ahead(_batches(todo, batch_size), self._look, workers):
+                self._commit(batch, bar)
         leaving = [item for key, item in self.leaving.items() if self._is_gone(key)]
         self.writer.remove(leaving)
         self.report.removed += len(leaving)
@@ -227,7 +220,7 @@ class _Run:
 
     def _is_mine(self, row: Item) -> bool:
         """Whether this run's model made the vector of a row."""
-        return row.encoded_by == self.encoder.fingerprints[row.kind]
+        return row.encoded_by == self.encoder.fingerprint(row.kind)
 
     def _compare(self) -> list[Item]:
         """The items whose size or time has changed; the rows of the others get their current metadata."""
@@ -264,16 +257,6 @@ class _Run:
         except (OSError, ValueError):
             return None
         return status.st_size, status.st_mtime_ns
-
-    def _prepared(self, todo: list[Item], size: int, threads: ThreadPoolExecutor) -> Iterator[list[_Ready]]:
-        """The files in batches of one kind, each looked at by a thread while the model works on those before."""
-        waiting: deque[list[Future[_Ready]]] = deque()
-        for batch in _batches(todo, size):
-            waiting.append([threads.submit(self._look, item) for item in batch])
-            if len(waiting) > _AHEAD:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
 
     def _look(self, item: Item) -> _Ready:
         path = self.source.root / item.path
@@ -339,7 +322,7 @@ class _Run:
         unknown = []
         for ready in new:
             item = ready.item
-            item.encoded_by = self.encoder.fingerprints[item.kind]
+            item.encoded_by = self.encoder.fingerprint(item.kind)
             found = None
             if ready.prepared is None and item.hash is not None:
                 found = self.writer.vector_of(item.kind, item.hash, item.encoded_by)
@@ -351,7 +334,7 @@ class _Run:
         self.report.kept += len(items)
         self.report.encoded += len(unknown)
         if unknown:
-            vectors += list(self.encoder.encode(unknown[0].item.kind, [ready.prepared for ready in unknown]))
+            vectors += list(self.encoder.encode_prepared(unknown[0].item.kind, [ready.prepared for ready in unknown]))
             items += [ready.item for ready in unknown]
         if items:
             with self.writer.transaction():

@@ -66,14 +66,13 @@ class Answerer:
 
     def __init__(self, index: Index) -> None:
         self.index, self.encoder = index, index.encoder
-        self.has_text = self.encoder.model.processor.tokenizer is not None and self.encoder.model.image_encoder.has_text
+        self.has_text = self.encoder.has_text
 
     def warm_up(self) -> None:
         """Asks once in each way, so that the first client need not wait for what is made at the first use."""
         rng = np.random.default_rng(0)
         speech = rng.standard_normal(SAMPLE_RATE).astype(np.float32)
-        size = self.encoder.model.config.vision_config.image_size
-        pixels = self.encoder.model.processor.prepare_image(Image.new("RGB", (size, size), "gray"))
+        pixels = self.encoder.prepare("image", Image.new("RGB", (64, 64), "gray"))
         queries = [Query("clip", speech, 1, "image"), Query("image", pixels, 1, "clip")]
         if self.has_text:
             queries.append(Query("text", "a picture", 1, "image"))
@@ -110,12 +109,12 @@ class Answerer:
         Raises:
             RequestError: the model gives no vector for one.
         """
-        return list(_finite(self.encoder.encode(kind, prepared)))
+        return list(_finite(self.encoder.encode_prepared(kind, prepared)))
 
     def _check(self, kind: Kind) -> None:
         """Another process may have gone over to another model, and clips may be of another speech side than this."""
         try:
-            self.encoder.check(self.index.store.about(), self.index.place, kind)
+            self.index.store.about().check(self.encoder, self.index.place, kind)
         except SaySeeError as error:
             message = f"The index has another model: {one_line(error, self.index.place)}"
             raise RequestError(409, "other-model", message) from None
@@ -132,10 +131,8 @@ class Answerer:
             contents = [queries[place].content for place in places]
             if sort == "vector":
                 vectors[places] = contents
-            elif sort == "text":
-                vectors[places] = self.encoder.model.encode_text(contents, progress=False)
             else:
-                vectors[places] = self.encoder.encode(sort, contents)
+                vectors[places] = self.encoder.encode_prepared(sort, contents)
         return _finite(vectors)
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saysee.encoding.attention import AttentionSource, attention_map, attention_source
+from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE, check_waveform, load_audio
 from saysee.media.images import load_image
 from saysee.model.processor import SpeechImageProcessor
-from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
+from saysee.model.retriever import ImageInput, SpeechInput
 
 Box = tuple[float, float, float, float]
 
@@ -52,11 +53,11 @@ class Attending:
         return {**asdict(self), "frames": frames, "box": list(self.box)}
 
 
-def attend(model: SpeechImageModel, speech: SpeechInput, image: ImageInput) -> Attending:
+def attend(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> Attending:
     """Reads where each moment of a clip looks in a picture.
 
     Args:
-        model: in evaluation mode, as ``from_pretrained`` gives it.
+        encoder: of a SaySee model.
         speech: a path, the contents of a sound file, or samples [T] at 16 kHz.
         image: a path, the contents of a picture file, an open file or a Pillow image.
 
@@ -66,7 +67,8 @@ def attend(model: SpeechImageModel, speech: SpeechInput, image: ImageInput) -> A
     """
     waveform = check_waveform(speech) if isinstance(speech, np.ndarray) else load_audio(speech)
     picture = load_image(image)
-    weights = attention_map(model, waveform, picture).numpy()
+    model = encoder.model
+    weights = attention_map(encoder, waveform, picture).numpy()
     if not np.isfinite(weights).all():
         raise SaySeeError("the model gives attention that is not finite; its weights are damaged or too large")
     side = math.isqrt(weights.shape[1])  # vision transformers of CLIP see a square

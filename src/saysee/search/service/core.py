@@ -114,9 +114,9 @@ class Service:
         audio = await form.audio.read()
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
-            model = self.answerer.encoder.model
+            encoder = self.answerer.encoder
             alone = object()  # a kind of its own, so that nothing shares the batch
-            found = await self._run(alone, None, lambda _: [attend(model, speech, image)])
+            found = await self._run(alone, None, lambda _: [attend(encoder, speech, image)])
         return found.to_dict()
 
     async def add(self, form: ItemForm) -> tuple[dict[str, Any], bool]:
@@ -163,7 +163,8 @@ class Service:
         """Samples [T] or pixels [3, H, W] as the model takes them."""
         limits = self.settings.limits
         with client_errors():
-            return self.answerer.encoder.prepare(kind, content, max_seconds=limits.seconds, max_pixels=limits.pixels)
+            most = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
+            return self.answerer.encoder.prepare(kind, content, **most)
 
     def _text(self, text: str) -> str:
         if not text.strip():

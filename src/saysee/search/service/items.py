@@ -142,7 +142,7 @@ class Items:
                 size=len(file),
                 hash=Path(name).stem,
                 metadata=metadata or {},
-                encoded_by=self.index.encoder.fingerprints[kind],
+                encoded_by=self.index.encoder.fingerprint(kind),
             )
             with writer.transaction():
                 writer.put([item], vector[None])

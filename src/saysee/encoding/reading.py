@@ -1,0 +1,44 @@
+"""Reading ahead: threads read and decode the next batches while the model computes on this one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2
+"""Batches that are read ahead."""
+
+
+def read_ahead(
+    batches: Iterable[Sequence[Item]], read: Callable[[Item], Result], workers: int
+) -> Iterator[tuple[Sequence[Item], list[Result]]]:
+    """Reads every item of some batches in threads; yields each batch with its results, in order.
+
+    An exception that ``read`` raises is raised where its batch is yielded. When the caller stops early, what is not
+    yet read is not read.
+
+    Args:
+        batches: taken one by one, as far ahead as needed.
+        read: reads one item; called in several threads at once.
+        workers: number of threads.
+    """
+    waiting: deque[tuple[Sequence[Item], list[Future[Result]]]] = deque()
+    threads = ThreadPoolExecutor(workers, "saysee-reading")
+    try:
+        for batch in batches:
+            waiting.append((batch, [threads.submit(read, item) for item in batch]))
+            if len(waiting) > AHEAD:
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(batch: Sequence[Item], futures: list[Future[Result]]) -> tuple[Sequence[Item], list[Result]]:
+    return batch, [future.result() for future in futures]
