@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from saysee.data.manifest import Manifest
     from saysee.errors import SaySeeError
     from saysee.evaluation.protocols import evaluate
-    from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
+    from saysee.model.configuration import SpeechImageConfig
     from saysee.model.processor import SpeechImageProcessor
     from saysee.model.retriever import SpeechImageModel
     from saysee.search.index.index import Index
+    from saysee.settings.recipe import FusionConfig, HeadConfig
 
 _HOMES = {
-    "FusionConfig": "saysee.model.configuration",
-    "HeadConfig": "saysee.model.configuration",
+    "FusionConfig": "saysee.settings.recipe",
+    "HeadConfig": "saysee.settings.recipe",
     "Index": "saysee.search.index.index",
     "Manifest": "saysee.data.manifest",
     "SaySeeError": "saysee.errors",

@@ -215,7 +215,7 @@ def test_every_setting_is_listed_with_its_description(capsys: pytest.CaptureFixt
     assert main(["train", "--settings"]) == 0
     text = capsys.readouterr().out
     assert "--denoising.share" in text
-    assert "Share of the noisy side" in " ".join(text.split())
+    assert "Share of the noisy modality" in " ".join(text.split())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")

@@ -1,4 +1,4 @@
-"""Recipes: what is written is what is trained, and every mistake is told in one line."""
+"""Recipes: what is written is what is trained, and every mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -53,9 +53,6 @@ def test_an_encoder_is_a_name_or_values_and_its_layers_a_number_or_all():
     assert load_recipe("nano", ["--model.image", "a/folder", "--model.image_trainable=2"]).model.image_trainable == 2
 
 
-# ---------------------------------------------------------------------- presets
-
-
 def test_a_preset_is_where_own_values_start_from():
     recipe = resolve_recipe({"denoising": {"preset": "paper", "share": 0.3, "loss": "cosine"}})
     assert (recipe.denoising.share, recipe.denoising.loss, recipe.denoising.weight) == (0.3, "cosine", 1.0)
@@ -91,9 +88,6 @@ def test_an_unknown_preset_is_refused_with_those_there_are(preset, write):
     refused(lambda: load_recipe("nano", ["--denoising.preset"]), "denoising.preset", *DENOISING_PRESETS)
 
 
-# ---------------------------------------------------------------------- overrides
-
-
 def test_flags_override_the_file_and_the_last_word_wins(write):
     path = write("output: runs/a\ndata: {batch_size: 8}\n")
     recipe = load_recipe(
@@ -113,9 +107,6 @@ def test_flags_override_the_file_and_the_last_word_wins(write):
     assert (recipe.data.batch_size, recipe.output, recipe.data.crop_seconds) == (32, "runs/b", None)
     assert (recipe.denoising.noise, recipe.optimizer.betas) == ("both", [0.8, 0.9])
     assert recipe.contrastive.learn_temperature is True
-
-
-# ---------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -138,7 +129,7 @@ def test_flags_override_the_file_and_the_last_word_wins(write):
         ("output: \x00", ["is not YAML"]),
     ],
 )
-def test_unknown_names_and_wrong_types_are_told_in_one_line(text, words, write):
+def test_unknown_names_and_wrong_types_are_reported_in_one_line(text, words, write):
     refused(lambda: load_recipe(write(text)), "recipe", *words)
 
 
@@ -152,11 +143,11 @@ def test_unknown_names_and_wrong_types_are_told_in_one_line(text, words, write):
         ("--data.batch_size", "batch_size"),
     ],
 )
-def test_wrong_flags_are_told_in_one_line(flag, word):
+def test_wrong_flags_are_reported_in_one_line(flag, word):
     refused(lambda: load_recipe("nano", [flag]), "recipe nano", word)
 
 
-def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_a_recipe_that_is_not_there_is_reported_with_those_that_exist(tmp_path):
     refused(lambda: load_recipe(tmp_path / "none.yaml"), "none.yaml", "nano")
     refused(lambda: load_recipe(tmp_path), str(tmp_path))
     refused(lambda: load_recipe("namo"), "namo", "nano")
@@ -219,9 +210,6 @@ def test_denoising_that_is_off_is_not_judged_by_its_target():
     assert resolve_recipe({"denoising": {"preset": "off", "target": "replaced"}}).denoising.weight == 0
 
 
-# ---------------------------------------------------------------------- saving, and the package's own
-
-
 def test_a_saved_recipe_loads_as_the_same(tmp_path):
     recipe = load_recipe(
         "nano", ["--denoising.preset=off", "--data.crop_seconds=null", "--output=läufe/1", "--optimizer.lr=3e-4"]
@@ -252,7 +240,7 @@ def test_loading_a_recipe_does_not_change_it_or_the_presets(write):
     assert Recipe() == resolve_recipe({})
 
 
-def test_help_tells_every_setting():
+def test_help_lists_every_setting():
     text = recipe_help()
     for name in ("--data.batch_size", "--denoising.stop_gradient", "--model.speech_trainable", "--optimizer.betas"):
         assert name in text

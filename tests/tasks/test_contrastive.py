@@ -53,7 +53,7 @@ def test_pairs_of_one_image_are_no_negatives_of_each_other(ids, seed):
     assert loss.item() == pytest.approx(by_hand(a, b, 3.0, ids), abs=1e-5)
 
 
-def test_a_batch_of_one_image_has_nothing_to_tell_apart():
+def test_a_batch_of_one_image_has_no_negatives():
     a = torch.randn(4, 5, requires_grad=True)
     loss = info_nce(a, torch.randn(4, 5), 10.0, torch.zeros(4, dtype=torch.long))
     loss.backward()
@@ -84,9 +84,9 @@ def test_logits_are_fp32_under_autocast():
 def test_a_fixed_temperature_is_no_parameter_and_is_taken_as_it_is():
     task = ContrastiveTask(temperature=0.005)
     assert not list(task.parameters())
-    figures = task(*features(torch.eye(3), torch.eye(3)), torch.arange(3))
-    assert figures["temperature"].item() == pytest.approx(0.005)
-    assert not figures["temperature"].requires_grad
+    metrics = task(*features(torch.eye(3), torch.eye(3)), torch.arange(3))
+    assert metrics["temperature"].item() == pytest.approx(0.005)
+    assert not metrics["temperature"].requires_grad
 
 
 def test_a_learned_temperature_stops_at_its_floor_and_can_come_back():
@@ -96,11 +96,11 @@ def test_a_learned_temperature_stops_at_its_floor_and_can_come_back():
     optimizer = torch.optim.SGD(task.parameters(), lr=1.0)
 
     def step(pairs):
-        figures = task(*pairs, torch.arange(3))
+        metrics = task(*pairs, torch.arange(3))
         optimizer.zero_grad()
-        figures["contrastive_loss"].backward()
+        metrics["contrastive_loss"].backward()
         optimizer.step()
-        return figures["temperature"].item()
+        return metrics["temperature"].item()
 
     assert step(right) == pytest.approx(0.07)
     with torch.no_grad():

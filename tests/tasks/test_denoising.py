@@ -1,4 +1,4 @@
-"""Cross-modal denoising: its least value, what it counts, whom its gradient reaches, and what it says of itself."""
+"""Cross-modal denoising: its minimum, what it counts, where its gradient goes, and its diagnosis."""
 
 from __future__ import annotations
 
@@ -57,13 +57,10 @@ def loss_of(task, features, ids=IDS):
     return task(*features, ids)["denoising_loss"]
 
 
-# ---------------------------------------------------------------------- the least value
-
-
 @pytest.mark.parametrize("noise", ["image", "speech"])
 @pytest.mark.parametrize("target", ["global", "all"])
 @pytest.mark.parametrize("loss", LOSS)
-def test_without_noise_and_with_perfect_fusion_the_loss_is_the_least_there_is(noise, target, loss, monkeypatch):
+def test_without_noise_and_with_perfect_fusion_the_loss_is_at_its_minimum(noise, target, loss, monkeypatch):
     rows, places = 4, 3
     vectors = torch.eye(rows)
     tokens = torch.eye(rows * places).reshape(rows, places, -1)
@@ -98,9 +95,6 @@ def test_both_sides_count_alike(features):
         rebuilt, clean, ids, _ = both.reconstruct(side, *features, IDS)
         losses.append(both.compare(rebuilt, clean, ids))
     torch.testing.assert_close(loss_of(both, features), (losses[0] + losses[1]) / 2)
-
-
-# ---------------------------------------------------------------------- what is counted
 
 
 @pytest.mark.parametrize("side", ["image", "speech"])
@@ -155,9 +149,6 @@ def test_more_tokens_than_may_be_compared_are_drawn_at_random(features, monkeypa
     assert compared == [(7, 7, 7)]
 
 
-# ---------------------------------------------------------------------- every option
-
-
 def allowed(noise, query, target):
     """Tokens can be rebuilt only where they are the queries."""
     sides = ("image", "speech") if noise == "both" else (noise,)
@@ -179,11 +170,11 @@ def test_every_combination_runs_or_is_refused(noise, query, target, loss, source
         return
     Recipe(denoising=settings)
     task = build(**vars(settings))
-    figures = task(*features, IDS)
-    assert figures["denoising_loss"].isfinite()
-    assert figures["denoising_loss"] > 0
-    assert 0.3 < figures["replaced_share"] < 0.7
-    figures["denoising_loss"].backward()
+    metrics = task(*features, IDS)
+    assert metrics["denoising_loss"].isfinite()
+    assert metrics["denoising_loss"] > 0
+    assert 0.3 < metrics["replaced_share"] < 0.7
+    metrics["denoising_loss"].backward()
     for learner in (task.rebuild, fusion_of(task).layers):
         gradients = [parameter.grad for parameter in learner.parameters()]
         assert all(gradient.isfinite().all() for gradient in gradients)
@@ -205,9 +196,6 @@ def test_bf16_autocast_keeps_the_loss_in_fp32(noise, query, features):
         rough = loss_of(task, features)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
-
-
-# ---------------------------------------------------------------------- whom the gradient reaches
 
 
 def gradient_size(tensor):
@@ -311,9 +299,9 @@ def batch():
 )
 def test_denoising_teaches_what_makes_the_global_speech_vector(settings):
     objective = build_objective(**settings)
-    figures = objective(batch(), {"contrastive": 0.0, "denoising": 1.0})
-    assert "contrastive_loss" not in figures
-    figures["loss"].backward()
+    metrics = objective(batch(), {"contrastive": 0.0, "denoising": 1.0})
+    assert "contrastive_loss" not in metrics
+    metrics["loss"].backward()
     encoder = objective.model.speech_encoder
     shared = {
         "head layers": encoder.head.layers.layers[0].linear1.weight,
@@ -336,9 +324,6 @@ def test_denoising_teaches_nothing_to_a_head_of_its_own():
     head.register_forward_hook(cut_off)
     objective(batch(), {"contrastive": 0.0, "denoising": 1.0})["loss"].backward()
     assert all(gradient_size(parameter) == 0 for parameter in head.parameters())
-
-
-# ---------------------------------------------------------------------- off costs nothing
 
 
 def test_off_builds_nothing_and_leaves_encoders_and_head_as_they_are():
@@ -383,9 +368,6 @@ def test_the_model_remembers_how_its_fusion_encoder_was_asked(settings, query, g
     assert (fusion.query, fusion.global_token) == (query, global_token)
 
 
-# ---------------------------------------------------------------------- what it says of itself
-
-
 @pytest.mark.parametrize(("query", "unseen", "seen"), [("speech", "noisy", "clean"), ("image", "clean", "noisy")])
 def test_a_fusion_encoder_that_ignores_its_context_shows(query, unseen, seen, features):
     task = build(noise="image", query=query)
@@ -404,11 +386,11 @@ def test_diagnosis_repeats_and_disturbs_neither_draws_nor_gradients(noise, targe
     task = build(noise=noise, query="noisy", target=target)
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    figures = task.diagnose(*features, IDS)
+    metrics = task.diagnose(*features, IDS)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(12)
-    assert task.diagnose(*features, IDS) == figures
-    assert all(math.isfinite(value) and isinstance(value, float) for value in figures.values())
+    assert task.diagnose(*features, IDS) == metrics
+    assert all(math.isfinite(value) and isinstance(value, float) for value in metrics.values())
     assert all(parameter.grad is None for parameter in [*task.parameters(), *fusion_of(task).parameters()])
     assert all(value.grad is None for value in (features[0].vector, features[0].frames, features[1].patches))
 

@@ -1,1 +1,1 @@
-"""What training asks of a model: features in, named losses out. A task that is off is not built and costs nothing."""
+"""Training tasks: features in, named losses out. A task that is turned off is not built and costs nothing."""

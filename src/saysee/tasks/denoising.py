@@ -1,12 +1,15 @@
-"""Cross-modal denoising (CMD), the paper's idea (arXiv 2408.13705).
+"""Cross-modal denoising (CMD), the idea of arXiv 2408.13705.
 
-Some features of one modality are made noisy; the multimodal fusion encoder, looking at the other modality, must give
-back clean semantic features. Every choice that the paper's abstract leaves open is an option; ``DenoisingSettings``
-lists them. The frames that the fusion encoder reads come out of the head that makes the global speech vector, so the
-loss reaches what retrieval uses.
+Some features of one modality are made noisy; the multimodal fusion encoder, which sees the other modality, must rebuild
+clean semantic features. Every choice that the paper's abstract leaves open is an option of ``DenoisingSettings``. The
+frames that the fusion encoder reads come from the head that makes the global speech vector, so the loss reaches what
+retrieval uses.
 
-The task works on the pairs that are encoded together: noise and the negatives of its losses come from these, so from
-the process's own share of the batch, and from one chunk of it (``data.chunk_size``).
+The task sees the pairs that are encoded together: noise and the negatives of its losses come from the process's own
+share of the batch, and from one chunk of it (``data.chunk_size``).
+
+Shapes: B pairs, F frames, P patches, D width of vectors and frames, V width of patches, W width of the fusion encoder,
+K rebuilt features.
 """
 
 from __future__ import annotations
@@ -25,17 +28,17 @@ from saysee.tasks.contrastive import info_nce
 from saysee.tasks.noise import corrupt
 
 DIAGNOSIS_SEED = 20408
-"""The same noise at each diagnosis, so that its figures differ only by what is looked at."""
+"""Every diagnosis draws the same noise, so that its metrics differ only by the weights and by what is swapped."""
 
 
 class DenoisingTask(Task):
-    """Rebuilds clean features of one modality from noisy ones by looking at the other.
+    """Rebuilds clean features of one modality from noisy ones and from the other modality.
 
     Args:
         settings: every option; see :class:`saysee.settings.recipe.DenoisingSettings`.
         fusion: the model's fusion encoder.
-        width: D, width of the global vectors and of the frames.
-        patch_width: V, width of the patches.
+        width: D.
+        patch_width: V.
         fusion_width: W.
     """
 
@@ -46,7 +49,7 @@ class DenoisingTask(Task):
     ) -> None:
         super().__init__(settings.weight, settings.start_step, settings.warmup_steps)
         self.settings = settings
-        # The fusion encoder is the model's part: kept out of this module's own parameters.
+        # In a list, because the fusion encoder belongs to the model and must not count among this module's parameters.
         self._fusion = [fusion]
         self.noisy_sides = ("image", "speech") if settings.noise == "both" else (settings.noise,)
         widths = {"image": patch_width, "speech": width}
@@ -58,7 +61,7 @@ class DenoisingTask(Task):
         )
 
     def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Task.forward`; gives ``denoising_loss`` (the mean over the noisy sides) and ``replaced_share``."""
+        """See :meth:`Task.forward`; returns ``denoising_loss`` (mean over the noisy sides) and ``replaced_share``."""
         losses, shares = [], []
         for side in self.noisy_sides:
             rebuilt, clean, ids, share = self.reconstruct(side, speech, images, image_ids)
@@ -75,15 +78,15 @@ class DenoisingTask(Task):
         """Makes one side noisy and rebuilds it.
 
         Args:
-            side: "image" or "speech", the noisy one.
+            side: the noisy side, "image" or "speech".
             speech, images, image_ids: as for :meth:`forward`.
-            swap: for diagnosis, "clean" or "noisy": the fusion encoder is fed another image's features of that side.
-                The right answers stay.
+            swap: for diagnosis: the fusion encoder sees another image's features of the "clean" or of the "noisy" side;
+                the targets stay.
 
         Returns:
-            What was rebuilt [K, D or V], what it should be (the same shape), an id for each row (rows that share one
-            have the same right answer), and the share of tokens that was replaced. K is B for the global target, else
-            the number of tokens counted.
+            The rebuilt features [K, D or V], their targets (same shape), an id for each (features that share an id have
+            the same target), and the share of tokens that was replaced. K is B for the global target, else the number
+            of tokens that count.
         """
         image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
         tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)
@@ -100,7 +103,7 @@ class DenoisingTask(Task):
                 seen_images = ImageFeatures(*(value[other] for value in vars(seen_images).values()))
         output = self._fuse(side, seen_speech, seen_images)
 
-        # Two clips of one image share the image's answer; each clip is an answer of its own.
+        # Two clips of one image share the image as their target; each clip is a target of its own.
         owners = image_ids if side == "image" else torch.arange(len(mask), device=mask.device)
         if self.settings.target == "global":
             rebuilt, ids = self.rebuild[side](output.global_token), owners
@@ -108,17 +111,18 @@ class DenoisingTask(Task):
         else:
             counted = mask if self.settings.target == "all" else replaced
             rebuilt, clean = self.rebuild[side](output.tokens[counted]), tokens[counted]
-            places = torch.arange(mask.shape[1], device=mask.device)
-            ids = (owners[:, None] * mask.shape[1] + places)[counted]
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            ids = (owners[:, None] * mask.shape[1] + positions)[counted]
         if self.settings.stop_gradient:
             clean = clean.detach()
         return rebuilt, clean, ids, replaced.sum() / mask.sum()
 
     def compare(self, rebuilt: Tensor, clean: Tensor, ids: Tensor) -> Tensor:
-        """The loss between rebuilt and clean features [K, ·], in fp32; 0 when there is nothing to rebuild.
+        """The loss between rebuilt and clean features [K, ·], in fp32; 0 if K is 0.
 
-        contrastive: InfoNCE among the rows, where rows that share an id are no negatives. cosine: 1 - cosine.
-        smooth_l1: Huber loss on layer-normalised features, so that its size does not depend on the encoder's.
+        contrastive: InfoNCE among the K features; features that share an id are not negatives of each other.
+        cosine: 1 - cosine.
+        smooth_l1: Huber loss on layer-normalized targets, so that it does not depend on the encoder's scale.
         """
         if len(rebuilt) == 0:
             return rebuilt.float().sum()
@@ -134,28 +138,28 @@ class DenoisingTask(Task):
 
     @torch.no_grad()
     def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
-        """Whether the reconstruction uses what it is given.
+        """Whether the reconstruction uses both sides.
 
-        ``reconstruction_loss`` is the loss as trained; ``without_clean`` the same when each item looks at another
-        image's clean side instead of its own; ``without_noisy`` when its noisy side is another's. Where one of the two
-        is no higher, that side is not used: the fusion encoder has found a way around it.
+        ``reconstruction_loss`` is the loss as trained, ``reconstruction_without_clean`` the loss when each item sees
+        another image's clean side instead of its own, ``reconstruction_without_noisy`` when its noisy side is another
+        image's. If one of the two is no higher, the fusion encoder does not use that side.
         """
-        figures = {"reconstruction_loss": 0.0, "reconstruction_without_clean": 0.0, "reconstruction_without_noisy": 0.0}
+        metrics = {"reconstruction_loss": 0.0, "reconstruction_without_clean": 0.0, "reconstruction_without_noisy": 0.0}
         device = speech.vector.device
         for side in self.noisy_sides:
-            for key, swap in zip(figures, (None, "clean", "noisy"), strict=True):
+            for key, swap in zip(metrics, (None, "clean", "noisy"), strict=True):
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(DIAGNOSIS_SEED)
                     rebuilt, clean, ids, _ = self.reconstruct(side, speech, images, image_ids, swap)
-                    figures[key] += float(self.compare(rebuilt, clean, ids)) / len(self.noisy_sides)
-        return figures
+                    metrics[key] += float(self.compare(rebuilt, clean, ids)) / len(self.noisy_sides)
+        return metrics
 
     def _fuse(self, side: str, speech: SpeechFeatures, images: ImageFeatures) -> FusionOutput:
         fusion = self._fusion[0]
         frames, patches = fusion.speech_in(speech.frames), fusion.image_in(images.patches)
         query = side if self.settings.query == "noisy" else self.settings.query
         own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
-        # The global vector goes in front of the queries, unless it is the very thing to rebuild or gives it away.
+        # The global vector precedes the queries, unless it is the target or gives it away.
         vector = own if query != side else (other if self.settings.front == "other" else None)
         global_only = self.settings.target == "global"
         if query == "speech":
@@ -167,13 +171,12 @@ class DenoisingTask(Task):
 
 
 def another_image(image_ids: Tensor) -> Tensor:
-    """[B] for each item an item of another image where the batch has one: the nearest behind it, round and round."""
+    """[B] for each item, the next item (cyclically) of another image; any item if the batch has one image only."""
     count = len(image_ids)
-    places = torch.arange(count, device=image_ids.device)
-    turned = (places + 1) % count
+    other = (torch.arange(count, device=image_ids.device) + 1) % count
     for _ in range(count - 1):
-        same = image_ids[turned] == image_ids
+        same = image_ids[other] == image_ids
         if not bool(same.any()):
             break
-        turned = torch.where(same, (turned + 1) % count, turned)
-    return turned
+        other = torch.where(same, (other + 1) % count, other)
+    return other

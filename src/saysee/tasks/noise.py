@@ -16,22 +16,22 @@ def corrupt(
 ) -> tuple[Tensor, Tensor]:
     """Replaces a share of each item's tokens.
 
-    Draws from torch's global generator. An item for which the batch has no other image keeps its tokens when they would
-    have come from one; what is returned says so.
+    Draws from torch's global generator. Where a replacement would come from another image and the batch has none, the
+    item keeps its tokens, and the returned mask is False there.
 
     Args:
         tokens: [B, N, W] clean tokens (patches or frames).
         mask: [B, N] bool, True on real tokens; only these are replaced and only these replace.
         image_ids: [B] int; a replacement never comes from the same image.
         share: 0 to 1, of each item's real tokens, rounded to whole tokens.
-        source: "same_position" and "any_position" take a token of another image, each from an image drawn anew (the
-            first wraps around where the other item is shorter); "alike" takes all from the same places of one other
-            image, whose vector has the highest cosine with the item's; "zeros"; "gaussian" has the mean and the
-            deviation of the batch's real tokens, feature by feature.
-        vectors: [B, D] global vectors of the items, by which "alike" compares.
+        source: "same_position" and "any_position" take each token from another image, drawn independently (the first
+            wraps around where the other item is shorter); "alike" takes all tokens from the same positions of one other
+            image, the one whose vector has the highest cosine with the item's; "zeros"; "gaussian" has the mean and
+            standard deviation of the batch's real tokens, per feature.
+        vectors: [B, D] global vectors of the items, which "alike" compares.
 
     Returns:
-        The noisy tokens [B, N, W], and where they were replaced: [B, N] bool.
+        The noisy tokens [B, N, W], and a mask [B, N] bool of the replaced ones.
     """
     lengths = mask.sum(dim=1)
     order = torch.rand(mask.shape, device=tokens.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
@@ -48,15 +48,15 @@ def corrupt(
         else:
             donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
         replaced = replaced & has_donor[:, None]
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
         if source == "any_position":
-            places = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
-        replacement = tokens[donors, places % lengths[donors]]
+            positions = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
+        replacement = tokens[donors, positions % lengths[donors]]
     return torch.where(replaced[..., None], replacement, tokens), replaced
 
 
 def _most_alike(vectors: Tensor, image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_draw_donors`, the same item for all ``count``: that of another image with the highest cosine."""
+    """As :func:`_draw_donors`, with the same donor for all ``count``: the most similar item of another image."""
     unit = functional.normalize(vectors.detach().float(), dim=-1)
     other = image_ids[:, None] != image_ids[None, :]
     nearest = (unit @ unit.T).masked_fill(~other, -torch.inf).argmax(dim=1)
@@ -64,9 +64,9 @@ def _most_alike(vectors: Tensor, image_ids: Tensor, count: int) -> tuple[Tensor,
 
 
 def _draw_donors(image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For each item, ``count`` items of other images [B, count], and whether there is any [B]."""
+    """For each item, ``count`` random items of other images [B, count], and whether there is any [B]."""
     other = image_ids[:, None] != image_ids[None, :]
     has_donor = other.any(dim=1)
-    # Rows without another image still need a valid distribution; their draws are not used.
+    # Items without another image still need a valid distribution; their draws are not used.
     chances = torch.where(has_donor[:, None], other, torch.ones_like(other)).float()
     return torch.multinomial(chances, count, replacement=True), has_donor

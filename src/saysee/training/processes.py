@@ -6,6 +6,7 @@ scores, writes and logs. torchrun supervises them: when one ends, it stops the o
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ class Processes:
         self.is_first = self.rank == 0
         if several and self.count == 1:
             raise ConfigError("torchrun started several processes, but each is alone; check that RANK is set")
+        if self.count > 1:
+            atexit.register(_leave_group)
         # Plain values go over the CPU, whatever the gradients go over.
         self._group = distributed.new_group(backend="gloo", timeout=RANK_0_TIMEOUT) if self.count > 1 else None
 
@@ -130,6 +133,12 @@ class Processes:
                 f"another of the {self.count} processes has ended; if it printed no reason, it was killed: start all "
                 "again with --resume auto"
             ) from error
+
+
+def _leave_group() -> None:
+    """Ends the threads of the process group: the interpreter aborts if they are running when it exits."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
