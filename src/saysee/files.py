@@ -18,20 +18,23 @@ _UNFINISHED, _OLD = ".writing-", ".old-"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name, complete and on the disk, when the ``with`` block ends without error.
 
     Args:
         path: of the file; what it held is replaced.
+        durable: wait until it is on the disk. Otherwise a power cut, but not a kill, may leave it empty.
     """
     temporary = unfinished(path)
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-        flush(path.parent)
+        if durable:
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,9 +44,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically."""
-    with atomic_write(path) as file:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file atomically, see :func:`atomic_write`."""
+    with atomic_write(path, durable=durable) as file:
         file.write(content)
 
 

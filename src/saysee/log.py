@@ -27,6 +27,8 @@ _QUIET_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "critical",  # damaged files are reported by SaySee
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
 

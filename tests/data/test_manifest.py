@@ -1,8 +1,9 @@
-"""A manifest comes back from disk as it was written, and one that breaks the schema is refused by its row."""
+"""A manifest is read as it was written, and one that breaks the schema is rejected with its row."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def rows(count: int = 6) -> list[Row]:
     return [row(number) for number in range(count)]
 
 
-def refusal(given: Path | list[Row]) -> str:
+def rejection(given: Path | list[Row]) -> str:
     with pytest.raises(ManifestError) as caught:
         _ = Manifest.read(given) if isinstance(given, Path) else Manifest(given, "corpus")
     assert "\n" not in str(caught.value)
@@ -70,7 +71,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @settings(max_examples=120, deadline=None)
 @given(table=tables())
-def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, suffix: str, table: list[Row]) -> None:
+def test_rows_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, suffix: str, table: list[Row]) -> None:
     folder = tmp_path_factory.getbasetemp()
     Manifest(table, folder).write(folder / f"m{suffix}")
     back = Manifest.read(folder / f"m{suffix}")
@@ -99,9 +100,7 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     ],
 )
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_columns_that_types_would_change_are_read_back_as_they_were(
-    tmp_path: Path, column: list[Any], suffix: str
-) -> None:
+def test_columns_that_types_would_change_are_read_unchanged(tmp_path: Path, column: list[Any], suffix: str) -> None:
     Manifest([row(number, extra={"x": value}) for number, value in enumerate(column)], tmp_path).write(
         tmp_path / f"m{suffix}"
     )
@@ -117,7 +116,7 @@ def test_word_times_are_native_lists_of_structs_in_parquet(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_paths_start_from_the_manifests_folder_wherever_it_is_written(tmp_path: Path, suffix: str) -> None:
+def test_paths_are_relative_to_the_folder_of_the_written_manifest(tmp_path: Path, suffix: str) -> None:
     manifest = Manifest([row(0, clip="wavs/a.wav"), row(1, image="/far/b.jpg", image_id="b")], tmp_path / "corpus")
     manifest.write(tmp_path / "deep" / "er" / f"m{suffix}")
     back = Manifest.read(tmp_path / "deep" / "er" / f"m{suffix}")
@@ -151,16 +150,16 @@ def test_splits_images_and_columns() -> None:
     assert manifest.select("test").root == manifest.root
     assert manifest.column("seconds") == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
     assert manifest.select("test").column("text") == [None, None]
-    with pytest.raises(ManifestError, match=r"no split 'tset' \(did you mean 'test'\?\); there are: train \(4\)"):
+    with pytest.raises(ManifestError, match=r"'tset'.*'test'.*train \(4\)"):
         manifest.select("tset")
-    with pytest.raises(ManifestError, match=r"no column 'second' \(did you mean 'seconds'\?\); there are: clip, image"):
+    with pytest.raises(ManifestError, match=r"'second'.*'seconds'.*clip, image"):
         manifest.column("second")
 
 
 @pytest.mark.parametrize("name", REQUIRED)
 @pytest.mark.parametrize(("value", "says"), [(None, "empty"), ("", "empty"), (3, "int"), ("\ud800", "Unicode")])
 def test_a_bad_required_value_is_named_with_its_row(name: str, value: Any, says: str) -> None:
-    message = refusal([row(0), row(1, **{name: value})])
+    message = rejection([row(0), row(1, **{name: value})])
     assert message.startswith("row 2: ")
     assert name in message
     assert says in message
@@ -168,36 +167,38 @@ def test_a_bad_required_value_is_named_with_its_row(name: str, value: Any, says:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), b"x", {1: 2}, [object()], {"a": [float("nan")]}])
 def test_an_extra_value_that_is_not_json_is_named_with_its_row(value: Any) -> None:
-    assert "row 2: x" in refusal([row(0, extra={"x": 1}), row(1, extra={"x": value})])
+    assert "row 2: x" in rejection([row(0, extra={"x": 1}), row(1, extra={"x": value})])
 
 
 def test_a_bad_optional_value_is_named_with_its_row() -> None:
-    assert "row 1: speaker is int" in refusal([row(0, speaker=7)])
+    assert "row 1: speaker is int" in rejection([row(0, speaker=7)])
 
 
 def test_a_clip_twice_is_named_with_both_rows() -> None:
-    assert "rows 1 and 3: the same clip 'a/../0.wav'" in refusal([row(0), row(1), row(2, clip="a/../0.wav")])
+    assert "rows 1 and 3: the same clip 'a/../0.wav'" in rejection([row(0), row(1), row(2, clip="a/../0.wav")])
 
 
-def test_a_picture_in_two_splits_is_a_leak_by_id_and_by_path() -> None:
-    assert "rows 1 and 2: image '0.jpg' lies in the splits 'train' and 'test'" in refusal(
+def test_an_image_in_two_splits_is_a_leak_by_id_and_by_path() -> None:
+    assert "rows 1 and 2: image '0.jpg' is in the splits 'train' and 'test'" in rejection(
         [row(0), row(1, split="test")]
     )
     other_id = row(1, split="test", image="./0.jpg", image_id="other")
-    assert "rows 1 and 2: image './0.jpg' lies in the splits" in refusal([row(0), other_id])
+    assert "rows 1 and 2: image './0.jpg' is in the splits" in rejection([row(0), other_id])
     other_path = row(1, split="test", image="copy.jpg")
-    assert "rows 1 and 2: image id 'i0' lies in the splits 'train' and 'test'" in refusal([row(0), other_path])
+    assert "rows 1 and 2: image id 'i0' is in the splits 'train' and 'test'" in rejection([row(0), other_path])
 
 
-def test_one_image_id_with_two_pictures_is_named_with_both_rows() -> None:
-    assert "rows 1 and 2: image id 'i0' has two images, '0.jpg' and 'x.jpg'" in refusal([row(0), row(1, image="x.jpg")])
+def test_one_image_id_with_two_images_is_named_with_both_rows() -> None:
+    assert "rows 1 and 2: image id 'i0' has two images, '0.jpg' and 'x.jpg'" in rejection(
+        [row(0), row(1, image="x.jpg")]
+    )
 
 
-def test_a_manifest_without_rows_is_refused(tmp_path: Path) -> None:
-    assert "no rows" in refusal([])
-    assert "no rows" in refusal(jsonl(tmp_path / "m.jsonl"))
+def test_a_manifest_without_rows_is_rejected(tmp_path: Path) -> None:
+    assert "no rows" in rejection([])
+    assert "no rows" in rejection(jsonl(tmp_path / "m.jsonl"))
     pq.write_table(pa.table({name: pa.array([], pa.string()) for name in REQUIRED}), tmp_path / "m.parquet")
-    assert "no rows" in refusal(tmp_path / "m.parquet")
+    assert "no rows" in rejection(tmp_path / "m.parquet")
 
 
 def test_a_missing_column_names_the_near_one(tmp_path: Path) -> None:
@@ -206,39 +207,39 @@ def test_a_missing_column_names_the_near_one(tmp_path: Path) -> None:
     for path in (jsonl(tmp_path / "m.jsonl", bad), tmp_path / "m.parquet"):
         if path.suffix == ".parquet":
             pq.write_table(pa.Table.from_pylist([bad]), path)
-        assert "no column 'image_id'; rename 'imageid'" in refusal(path)
+        assert "no column 'image_id'; rename 'imageid'" in rejection(path)
     del bad["imageid"]
-    assert "no column 'image_id'; add it" in refusal(jsonl(tmp_path / "m.jsonl", bad))
+    assert "no column 'image_id'; add it" in rejection(jsonl(tmp_path / "m.jsonl", bad))
 
 
 def test_a_json_line_with_other_keys_than_the_first_is_named(tmp_path: Path) -> None:
-    message = refusal(jsonl(tmp_path / "m.jsonl", record(0, speaker="a"), record(1, speeker="b")))
-    assert "row 2: lacks 'speaker' and adds 'speeker' (did you mean 'speaker'?)" in message
+    message = rejection(jsonl(tmp_path / "m.jsonl", record(0, speaker="a"), record(1, speeker="b")))
+    assert re.search("row 2 .*'speaker'.*'speeker' .*'speaker'", message)
 
 
 @pytest.mark.parametrize("line", ["{oops\n", "[1]\n", '"x"\n', "\n", "[" * 100_000 + "\n", "\xff\n"])
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(f"{json.dumps(record(0))}\n".encode() + line.encode("latin-1") + b"{}\n")
-    assert "row 2: " in refusal(path)
+    assert "row 2: " in rejection(path)
 
 
-def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
+def test_byte_order_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     line = json.dumps(record(0, text="a\u2028b"), ensure_ascii=False)
     path.write_bytes(f"\ufeff{line}\r\n".encode())
     assert Manifest.read(path).rows[0].text == "a\u2028b"
 
 
-def test_files_that_are_no_manifest(tmp_path: Path) -> None:
+def test_files_that_are_not_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nonsense PAR1")
     Manifest(rows(), tmp_path).write(tmp_path / "cut.parquet")
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:200])
     (tmp_path / "dir.jsonl").mkdir()
-    assert "cannot be read" in refusal(tmp_path / "bad.parquet")
-    assert "cannot be read" in refusal(tmp_path / "cut.parquet")
-    assert "is a directory" in refusal(tmp_path / "dir.jsonl")
-    assert "no such file" in refusal(tmp_path / "none.jsonl")
-    assert "use .parquet or .jsonl" in refusal(tmp_path / "m.csv")
+    assert "cannot be read" in rejection(tmp_path / "bad.parquet")
+    assert "cannot be read" in rejection(tmp_path / "cut.parquet")
+    assert "is a folder" in rejection(tmp_path / "dir.jsonl")
+    assert "no such file" in rejection(tmp_path / "none.jsonl")
+    assert "use .parquet or .jsonl" in rejection(tmp_path / "m.csv")
     with pytest.raises(ManifestError, match=r"use \.parquet or \.jsonl"):
         Manifest(rows(), tmp_path).write(tmp_path / "m.csv")

@@ -19,8 +19,8 @@ from saysee.errors import ConfigError, MediaError
 
 
 @pytest.fixture
-def spoiled(tmp_path: Path) -> Manifest:
-    """Twelve clips of 0.5 s and six pictures, of which some are bad in their own way."""
+def damaged(tmp_path: Path) -> Manifest:
+    """Twelve clips of 0.5 s and six images, some of them bad in different ways."""
     rows = []
     for number in range(12):
         noise = np.random.default_rng(number).normal(0, 0.1, 8000)
@@ -44,10 +44,10 @@ def found(problems: list[Problem]) -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_every_bad_file_is_found_once(spoiled: Manifest, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+def test_every_bad_file_is_found_once(damaged: Manifest, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     if several:
         monkeypatch.setattr(module, "_INLINE", 1)
-    problems = verify(spoiled, workers=2 if several else 1)
+    problems = verify(damaged, workers=2 if several else 1)
     assert found(problems) == EXPECTED
     for problem in problems:
         assert problem.path in problem.message
@@ -55,32 +55,32 @@ def test_every_bad_file_is_found_once(spoiled: Manifest, monkeypatch: pytest.Mon
         assert problem.kind in MediaError.CODES
 
 
-def test_limits_of_length_are_kept(spoiled: Manifest) -> None:
-    assert (8, "clip", "too-short") in found(verify(spoiled, min_seconds=0.2))
-    assert (8, "clip", "too-short") not in found(verify(spoiled, min_seconds=0.1))
-    assert found(verify(spoiled, max_seconds=0.4)).count((1, "clip", "too-long")) == 1
-    assert found(verify(spoiled, max_pixels=63)).count((1, "image", "too-large")) == 1
-    with pytest.raises(ConfigError, match="leave no clip"):
-        verify(spoiled, min_seconds=3, max_seconds=2)
+def test_limits_are_enforced(damaged: Manifest) -> None:
+    assert (8, "clip", "too-short") in found(verify(damaged, min_seconds=0.2))
+    assert (8, "clip", "too-short") not in found(verify(damaged, min_seconds=0.1))
+    assert found(verify(damaged, max_seconds=0.4)).count((1, "clip", "too-long")) == 1
+    assert found(verify(damaged, max_pixels=63)).count((1, "image", "too-large")) == 1
+    with pytest.raises(ConfigError, match=r"min_seconds 3 .*max_seconds 2"):
+        verify(damaged, min_seconds=3, max_seconds=2)
     with pytest.raises(ConfigError, match="workers is 0"):
-        verify(spoiled, workers=0)
+        verify(damaged, workers=0)
 
 
-def test_the_outcome_can_be_read_by_people_and_machines(spoiled: Manifest) -> None:
-    problems = verify(spoiled)
+def test_the_result_can_be_read_by_people_and_programs(damaged: Manifest) -> None:
+    problems = verify(damaged)
     console = Console(file=io.StringIO(), width=200)
     console.print(problems_table(problems))
     text = console.file.getvalue()
     assert text.count("\n") >= 8
     assert "truncated" in text
-    outcome = json.loads(json.dumps(problems_to_dict(spoiled, problems)))
-    assert outcome["clips"] == 12
-    assert outcome["images"] == 6
-    assert outcome["kinds"] == {"truncated": 2, "empty": 1, "missing": 1}
-    assert outcome["problems"][0]["row"] == 3
+    result = json.loads(json.dumps(problems_to_dict(damaged, problems)))
+    assert result["clips"] == 12
+    assert result["images"] == 6
+    assert result["kinds"] == {"truncated": 2, "empty": 1, "missing": 1}
+    assert result["problems"][0]["row"] == 3
 
 
-def test_file_names_with_brackets_are_no_markup(spoiled: Manifest) -> None:
+def test_brackets_in_file_names_are_not_markup(damaged: Manifest) -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(problems_table([Problem(1, "clip", "a[/b].wav", "missing", "a[/b].wav: no such file; check it")]))
     assert "a[/b].wav" in console.file.getvalue()

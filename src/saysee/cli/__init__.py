@@ -44,6 +44,7 @@ VERBS: dict[str, Callable[..., Result | None]] = {
     "serve": serve.serve,
     "demo": studies.demo,
 }
+_OLD_NAMES = {"data hf": "data hub"}
 
 
 class Call(NamedTuple):
@@ -98,6 +99,7 @@ def parse(words: Sequence[str]) -> Call | None:
     group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in VERBS) else ""
     length = 2 if group else 1
     name, rest = " ".join(words[:length]), words[length:]
+    name = _OLD_NAMES.get(name, name)
     if name in VERBS:
         from saysee.cli.parsing import Verb
 

@@ -110,18 +110,27 @@ def folder(
         language: language of the speech, such as en, where no table has it
         allow_missing: how many files may be missing or empty
     """
-    from saysee.data.corpora.folder import FolderSettings, prepare_folder
+    from saysee.data.corpora.folder import prepare_folder
 
-    settings = FolderSettings(
-        pair_by=pair_by, table=csv, val_share=val_share, test_share=test_share, seed=seed, language=language
+    prepared = prepare_folder(
+        folder,
+        to,
+        pair_by=pair_by,
+        table=csv,
+        val_share=val_share,
+        test_share=test_share,
+        seed=seed,
+        language=language,
+        allow_missing=allow_missing,
     )
-    return _result(prepare_folder(folder, to, settings, allow_missing=allow_missing))
+    return _result(prepared)
 
 
 def hub(
     source: Sequence[str],
     *,
     to: Path,
+    config: str | None = None,
     audio_column: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
@@ -139,8 +148,9 @@ def hub(
     """Prepare a data set of the Hugging Face hub, or WebDataset tars.
 
     Args:
-        source: folder of save_to_disk or of Parquet files; .parquet, .arrow or .tar files; {000..010} is a range
+        source: name on the hub; folder of save_to_disk, Parquet files or tars; such files, where {000..010} is a range
         to: the manifest to write, .parquet or .jsonl
+        config: configuration (subset) of a data set that has several
         audio_column: column, member or JSON key of the clips
         image_column: the same of the images
         text_column: the same of the spoken text ('' for none)
@@ -155,29 +165,30 @@ def hub(
         language: language of the speech, such as en, where no column has it
         allow_missing: how many files may be missing or empty
     """
-    from saysee.data.corpora.hf import HfSettings, prepare_hf
+    from saysee.data.corpora.hub import prepare_hub
 
-    columns = {
-        "clip": audio_column,
-        "image": image_column,
-        "text": text_column,
-        "speaker": speaker_column,
-        "language": language_column,
-        "image_id": id_column,
-        "split": split_column,
-    }
     splits = dict(word.partition("=")[::2] for word in split)
     if not all(splits.values()) or "" in splits:
         raise ConfigError(f"--split is {' '.join(split)}; give NAME=SPLIT, such as validation=val")
-    settings = HfSettings(
-        columns={role: name for role, name in columns.items() if name is not None},
+    prepared = prepare_hub(
+        source,
+        to,
+        config=config,
+        audio_column=audio_column,
+        image_column=image_column,
+        text_column=text_column,
+        speaker_column=speaker_column,
+        language_column=language_column,
+        id_column=id_column,
+        split_column=split_column,
         splits=splits,
         val_share=val_share,
         test_share=test_share,
         seed=seed,
         language=language,
+        allow_missing=allow_missing,
     )
-    return _result(prepare_hf(source, to, settings, allow_missing=allow_missing))
+    return _result(prepared)
 
 
 def verify(manifest: Path, *, max_seconds: float = 60.0, workers: int | None = None) -> Result:

@@ -1,7 +1,7 @@
-"""The manifest: the one table that everything downstream reads, a row for each spoken caption of a picture.
+"""The manifest: the table that everything downstream reads, with one row for each spoken caption of an image.
 
-It is kept as Parquet or JSON lines. The columns ``clip``, ``image``, ``image_id`` and ``split`` must be there;
-``text``, ``speaker`` and ``language`` may be empty or missing; any further column is kept as it is.
+It is a Parquet or JSON Lines file. The columns ``clip``, ``image``, ``image_id`` and ``split`` are required; ``text``,
+``speaker`` and ``language`` are optional; any further columns are kept as they are.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saysee.errors import ManifestError
+from saysee.files import atomic_write
 
 REQUIRED = ("clip", "image", "image_id", "split")
 OPTIONAL = ("text", "speaker", "language")
+SUFFIXES = (".parquet", ".jsonl")
 
-_AS_JSON = {b"saysee": b"json"}  # marks a Parquet column whose values Arrow's types could not hold faithfully
+_AS_JSON = {b"saysee": b"json"}  # marks a Parquet column of JSON, whose values Arrow's types would change
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,14 @@ class Row:
     """One spoken caption.
 
     Attributes:
-        clip: path of the sound; relative to the manifest's folder, or absolute.
-        image: path of the picture, likewise.
-        image_id: what the captions of one picture share.
-        split: train, dev, test, …; a picture lies in one split only.
+        clip: path of the audio file; relative to the manifest's folder, or absolute.
+        image: path of the image, likewise.
+        image_id: shared by all captions of one image.
+        split: train, dev, test, …; an image is in one split only.
         text: the words spoken.
-        speaker: who speaks.
-        language: in which language, as a tag such as "en".
-        extra: further columns, the same in every row; values as of JSON.
+        speaker: name of the speaker.
+        language: of the speech, as a tag such as "en".
+        extra: further columns, the same in every row; JSON values.
     """
 
     clip: str
@@ -53,24 +55,24 @@ class Row:
 
 
 class Manifest:
-    """Rows that were checked, and the folder their paths start from.
+    """Checked rows, and the folder to which their paths are relative.
 
     Attributes:
         rows: the rows in order.
-        root: folder that relative paths are resolved against.
+        root: folder of relative paths.
         extra_columns: names of the columns beyond ``REQUIRED`` and ``OPTIONAL``, in order.
 
     Raises:
-        ManifestError: no rows; a value of a wrong type, or empty where one is required; a row whose extra columns are
-            not those of the first; a clip twice; a picture in two splits; an image id with two pictures. Rows are
-            counted from 1.
+        ManifestError: no rows; a value of the wrong type, or empty where one is required; a row whose extra columns
+            differ from those of the first; a repeated clip; an image in two splits; an image id with two images. Rows
+            are counted from 1.
     """
 
     def __init__(self, rows: Iterable[Row], root: str | os.PathLike[str]) -> None:
         self.rows = tuple(rows)
         self.root = Path(root)
         if not self.rows:
-            raise ManifestError("no rows; a manifest holds at least one")
+            raise ManifestError("no rows; a manifest has at least one")
         self.extra_columns = tuple(self.rows[0].extra)
         _check_values(self.rows)
         _check_identities(self.rows, os.fspath(self.root))
@@ -80,15 +82,14 @@ class Manifest:
         """Read a manifest from ``.parquet`` or ``.jsonl``; its folder becomes the root.
 
         Raises:
-            ManifestError: the file is missing, of another suffix or damaged, or its rows break the schema.
+            ManifestError: the file is missing, has another suffix or is damaged, or its rows break the schema.
         """
         path = Path(path)
-        reader = {".parquet": _read_parquet, ".jsonl": _read_jsonl}.get(path.suffix.lower())
-        if reader is None:
-            _refuse_suffix(path)
+        check_suffix(path)
         if not path.is_file():
-            what = "is a directory; name the file in it" if path.is_dir() else "no such file; check the path"
-            raise ManifestError(f"{path}: {what}")
+            fix = "is a folder; name the file in it" if path.is_dir() else "no such file; check the path"
+            raise ManifestError(f"{path}: {fix}")
+        reader = _read_parquet if path.suffix.lower() == ".parquet" else _read_jsonl
         try:
             return cls(reader(path), path.parent)
         except ManifestError as error:
@@ -98,39 +99,32 @@ class Manifest:
             raise ManifestError(f"{path}: cannot be read ({why}); copy or make it again") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write as ``.parquet`` or ``.jsonl``, whole or not at all.
+        """Write as ``.parquet`` or ``.jsonl``, atomically.
 
-        Relative paths are rewritten so as to start from the new file's folder, which is made if need be.
+        Relative paths are rewritten to be relative to the new file's folder, which is created if necessary.
 
         Raises:
             ManifestError: another suffix, or the file cannot be written.
         """
         path = Path(path)
-        writer = {".parquet": _write_parquet, ".jsonl": _write_jsonl}.get(path.suffix.lower())
-        if writer is None:
-            _refuse_suffix(path)
-        moved = _Relocation(self.root, path.parent)
+        check_suffix(path)
+        writer = _write_parquet if path.suffix.lower() == ".parquet" else _write_jsonl
+        moved = _relocation(self.root, path.parent)
         table: dict[str, list[Any]] = {name: self.column(name) for name in self._columns()}
         table["clip"] = [moved(clip) for clip in table["clip"]]
         table["image"] = [moved(image) for image in table["image"]]
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.open("wb") as file:
+            with atomic_write(path) as file:
                 writer(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
         except OSError as error:
             raise ManifestError(f"{path}: cannot be written ({error.strerror or error})") from None
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def select(self, split: str) -> Manifest:
         """The rows of one split.
 
         Raises:
-            ManifestError: no such split; the message lists those there are.
+            ManifestError: no such split; the message lists the existing ones.
         """
         rows = tuple(row for row in self.rows if row.split == split)
         if not rows:
@@ -141,29 +135,29 @@ class Manifest:
         return chosen
 
     def splits(self) -> dict[str, int]:
-        """Clips in each split, in order of first appearance."""
+        """Number of clips in each split, in order of first appearance."""
         return dict(Counter(row.split for row in self.rows))
 
     def clip_path(self, row: Row) -> Path:
-        """Where the sound of ``row`` lies."""
+        """Path of the clip of ``row``."""
         return self.root / row.clip
 
     def image_path(self, row: Row) -> Path:
-        """Where the picture of ``row`` lies."""
+        """Path of the image of ``row``."""
         return self.root / row.image
 
     def images(self) -> list[Row]:
-        """The first row of each image id, in order: the gallery, each picture once."""
+        """The first row of each image id, in order: the gallery, with each image once."""
         first: dict[str, Row] = {}
         for row in self.rows:
             first.setdefault(row.image_id, row)
         return list(first.values())
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column, an extra one too.
+        """The values of one column, which may be an extra one.
 
         Raises:
-            ManifestError: no such column; the message lists those there are.
+            ManifestError: no such column; the message lists the existing ones.
         """
         if name in REQUIRED or name in OPTIONAL:
             return [getattr(row, name) for row in self.rows]
@@ -185,11 +179,18 @@ class Manifest:
         return REQUIRED + OPTIONAL + self.extra_columns
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+def check_suffix(path: Path) -> None:
+    """Checks that a path has the suffix of a manifest.
+
+    Raises:
+        ManifestError: it has another suffix.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ManifestError(f"{path}: a manifest cannot have the suffix {path.suffix!r}; use {' or '.join(SUFFIXES)}")
 
 
 def _check_values(rows: tuple[Row, ...]) -> None:
-    """Each row by itself: types, no empty required value, the extra columns of the first row."""
+    """Checks each row by itself: types, no empty required value, the extra columns of the first row."""
     columns = rows[0].extra.keys()
     for number, row in enumerate(rows, 1):
         for name in REQUIRED:
@@ -202,35 +203,39 @@ def _check_values(rows: tuple[Row, ...]) -> None:
             if value is not None:
                 _check_text(value, name, number)
         if row.extra.keys() != columns:
-            _refuse_columns(row.extra.keys(), columns, number)
+            raise _different_columns(row.extra.keys(), columns, number)
         for name, value in row.extra.items():
             if not isinstance(name, str) or not name or name in REQUIRED or name in OPTIONAL:
-                raise ManifestError(f"row {number}: {name!r} cannot name an extra column; choose another name")
+                raise ManifestError(f"row {number}: {name!r} cannot be the name of an extra column; rename it")
             _check_json(value, name, number)
 
 
 def _check_identities(rows: tuple[Row, ...], root: str) -> None:
-    """The rows among each other: each clip once, each picture in one split, each image id one picture."""
+    """Checks the rows against each other: each clip once, each image in one split, each image id with one image."""
     clips: dict[str, int] = {}
     ids: dict[str, tuple[int, str]] = {}
-    pictures: dict[str, tuple[int, str]] = {}
-    normal: dict[str, str] = {}  # five captions share a picture: its path is made normal once
+    images: dict[str, tuple[int, str]] = {}
+    normalized: dict[str, str] = {}  # captions share images: each path is normalized once
     for number, row in enumerate(rows, 1):
         clip = os.path.normpath(os.path.join(root, row.clip))
         earlier = clips.setdefault(clip, number)
         if earlier != number:
             raise ManifestError(f"rows {earlier} and {number}: the same clip {row.clip!r}; remove one of them")
-        picture = normal.get(row.image) or normal.setdefault(row.image, os.path.normpath(os.path.join(root, row.image)))
-        at, split = pictures.setdefault(picture, (number, row.split))
+        if row.image not in normalized:
+            normalized[row.image] = os.path.normpath(os.path.join(root, row.image))
+        image = normalized[row.image]
+        first, split = images.setdefault(image, (number, row.split))
         if split != row.split:
-            _refuse_leak(f"image {row.image!r}", (at, split), (number, row.split))
-        at, known = ids.setdefault(row.image_id, (number, picture))
-        if known != picture:
-            there = rows[at - 1]
+            raise _leak(f"image {row.image!r}", (first, split), (number, row.split))
+        first, known = ids.setdefault(row.image_id, (number, image))
+        if known != image:
+            there = rows[first - 1]
             if there.split != row.split:
-                _refuse_leak(f"image id {row.image_id!r}", (at, there.split), (number, row.split))
+                raise _leak(f"image id {row.image_id!r}", (first, there.split), (number, row.split))
             both = f"{there.image!r} and {row.image!r}"
-            raise ManifestError(f"rows {at} and {number}: image id {row.image_id!r} has two images, {both}; mend one")
+            raise ManifestError(
+                f"rows {first} and {number}: image id {row.image_id!r} has two images, {both}; change one"
+            )
 
 
 def _check_text(value: object, name: str, number: int) -> None:
@@ -270,28 +275,25 @@ def _check_columns(columns: Iterable[str]) -> None:
     for name in REQUIRED:
         if name not in have:
             near = difflib.get_close_matches(name, [other for other in have if other not in REQUIRED], 1)
-            mend = f"rename {near[0]!r}" if near else "add it"
-            raise ManifestError(f"no column {name!r}; {mend} (there are: {', '.join(map(repr, have)) or 'none'})")
-    twice = [name for name, count in Counter(have).items() if count > 1]
-    if twice:
-        raise ManifestError(f"column {twice[0]!r} is there twice; rename one")
+            fix = f"rename {near[0]!r}" if near else "add it"
+            raise ManifestError(f"no column {name!r}; {fix} (there are: {', '.join(map(repr, have)) or 'none'})")
+    repeated = [name for name, count in Counter(have).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"there are two columns {repeated[0]!r}; rename one")
 
 
-def _refuse_columns(columns: Iterable[str], first: Iterable[str], number: int) -> NoReturn:
-    more, less = [name for name in columns if name not in first], [name for name in first if name not in columns]
-    parts = [f"lacks {', '.join(map(repr, less))}"] * bool(less) + [f"adds {', '.join(map(repr, more))}"] * bool(more)
-    hint = _did_you_mean(more[0], less) if more else ""
-    raise ManifestError(f"row {number}: {' and '.join(parts)}{hint}; every row has the columns of row 1")
+def _different_columns(columns: Iterable[str], first: Iterable[str], number: int) -> ManifestError:
+    added, absent = [name for name in columns if name not in first], [name for name in first if name not in columns]
+    parts = [f"does not have {', '.join(map(repr, absent))}"] * bool(absent)
+    parts += [f"adds {', '.join(map(repr, added))}"] * bool(added)
+    hint = _did_you_mean(added[0], absent) if added else ""
+    return ManifestError(f"row {number} {' and '.join(parts)}{hint}; give every row the columns of row 1")
 
 
-def _refuse_leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> NoReturn:
-    raise ManifestError(
-        f"rows {one[0]} and {other[0]}: {what} lies in the splits {one[1]!r} and {other[1]!r}; keep it in one"
+def _leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> ManifestError:
+    return ManifestError(
+        f"rows {one[0]} and {other[0]}: {what} is in the splits {one[1]!r} and {other[1]!r}; keep it in one"
     )
-
-
-def _refuse_suffix(path: Path) -> NoReturn:
-    raise ManifestError(f"{path}: the suffix {path.suffix!r} is no manifest's; use .parquet or .jsonl")
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -299,22 +301,19 @@ def _did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def _relocation(old: Path, new: Path) -> Callable[[str], str]:
+    """A function that rewrites paths relative to one folder to be relative to another."""
+    before, after = os.path.abspath(old), os.path.abspath(new)
 
-
-class _Relocation:
-    """Rewrites relative paths that start from one folder to start from another."""
-
-    def __init__(self, old: Path, new: Path) -> None:
-        self.old, self.new = os.path.abspath(old), os.path.abspath(new)
-
-    def __call__(self, path: str) -> str:
-        if self.old == self.new or os.path.isabs(path):
+    def moved(path: str) -> str:
+        if before == after or os.path.isabs(path):
             return path
         try:
-            return os.path.relpath(os.path.join(self.old, path), self.new)
+            return os.path.relpath(os.path.join(before, path), after)
         except ValueError:  # another drive
-            return os.path.join(self.old, path)
+            return os.path.join(before, path)
+
+    return moved
 
 
 def _rows(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -328,20 +327,20 @@ def _rows(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> list[
 
 def _read_jsonl(path: Path) -> list[Row]:
     records: list[dict[str, Any]] = []
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without the mark some editors put in front
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without the mark that some editors add
     if not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"row {number}: not a line of JSON ({error}); mend or delete it") from None
+            raise ManifestError(f"row {number}: not a line of JSON ({error}); fix or delete it") from None
         if not isinstance(record, dict):
-            raise ManifestError(f"row {number}: {type(record).__name__}, not an object ({{…}}); mend or delete it")
+            raise ManifestError(f"row {number}: {type(record).__name__}, not an object ({{…}}); fix or delete it")
         if not records:
             _check_columns(record)
         elif record.keys() != records[0].keys():
-            _refuse_columns(record, records[0], number)
+            raise _different_columns(record, records[0], number)
         records.append(record)
     return _rows(records[0], records) if records else []
 
@@ -380,7 +379,7 @@ def _write_parquet(table: dict[str, list[Any]], file: Any) -> None:
 
 
 def _faithful(values: list[Any]) -> Any:
-    """``values`` in Arrow's own types, or None where these would change them (1 to 1.0, a missing key to null, …)."""
+    """``values`` in Arrow's own types; None if these would change them (1 to 1.0, a missing key to null, …)."""
     try:
         array = pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
@@ -391,7 +390,7 @@ def _faithful(values: list[Any]) -> Any:
 
 
 def _unwritable(kind: Any) -> bool:
-    """Whether Parquet has no place for an Arrow type: objects without keys, and nulls within others."""
+    """Whether Parquet cannot hold an Arrow type: objects without keys, and nulls within other types."""
     if pa.types.is_struct(kind):
         return kind.num_fields == 0 or any(_unwritable(f.type) or pa.types.is_null(f.type) for f in kind)
     return pa.types.is_list(kind) and (pa.types.is_null(kind.value_type) or _unwritable(kind.value_type))

@@ -1,4 +1,4 @@
-"""The verbs of corpora as a user meets them: exit codes, one result on stdout, notes or one refusal on stderr."""
+"""The verbs of corpora: exit codes, one result on stdout, notes or one error message on stderr."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Words = list[str]
 
 
 def flickr8k(files: Any, root: Path) -> Words:
-    files.sound(root / "flickr_audio" / "wavs" / "1_2_0.wav")
-    files.sound(root / "flickr_audio" / "wavs" / "1_2_1.wav")
-    files.picture(root / "Images" / "1_2.jpg")
+    files.clip(root / "flickr_audio" / "wavs" / "1_2_0.wav")
+    files.clip(root / "flickr_audio" / "wavs" / "1_2_1.wav")
+    files.image(root / "Images" / "1_2.jpg")
     files.text(root / "flickr_audio" / "wav2capt.txt", "1_2_0.wav 1_2.jpg #0\n1_2_1.wav 1_2.jpg #1\n")
     files.text(root / "text" / "Flickr_8k.testImages.txt", "1_2.jpg\n")
     folders = {"--audio": "flickr_audio", "--images": "Images", "--text": "text"}
@@ -29,9 +29,9 @@ def flickr8k(files: Any, root: Path) -> Words:
 def spokencoco(files: Any, root: Path) -> Words:
     captions = [{"text": "A", "speaker": "s", "uttid": f"u{n}", "wav": f"wavs/val/0/u{n}.wav"} for n in range(2)]
     for caption in captions:
-        files.sound(root / "SpokenCOCO" / caption["wav"])
+        files.clip(root / "SpokenCOCO" / caption["wav"])
     image = "val2014/COCO_val2014_000000325114.jpg"
-    files.picture(root / "coco" / image)
+    files.image(root / "coco" / image)
     content = json.dumps({"data": [{"image": image, "captions": captions}]})
     files.text(root / "SpokenCOCO" / "SpokenCOCO_val.json", content)
     karpathy = json.dumps({"images": [{"filename": Path(image).name, "filepath": "val2014", "split": "test"}]})
@@ -43,8 +43,8 @@ def spokencoco(files: Any, root: Path) -> Words:
 def places(files: Any, root: Path) -> Words:
     data = []
     for n in range(2):
-        files.sound(root / "audio" / "wavs" / f"{n}.wav")
-        files.picture(root / "images" / "a" / f"{n}.jpg")
+        files.clip(root / "audio" / "wavs" / f"{n}.wav")
+        files.image(root / "images" / "a" / f"{n}.jpg")
         data.append({"uttid": str(n), "speaker": "s", "asr_text": "a", "wav": f"wavs/{n}.wav", "image": f"a/{n}.jpg"})
     files.text(root / "audio" / "metadata" / "test.json", json.dumps({"data": data}))
     metadata = str(root / "audio" / "metadata")
@@ -53,8 +53,8 @@ def places(files: Any, root: Path) -> Words:
 
 def folder(files: Any, root: Path) -> Words:
     for n in range(2):
-        files.sound(root / f"{n}.wav")
-        files.picture(root / f"{n}.jpg")
+        files.clip(root / f"{n}.wav")
+        files.image(root / f"{n}.jpg")
     return ["folder", str(root), "--val-share", "0", "--test-share", "0.999999"]
 
 
@@ -63,24 +63,24 @@ Lay = Callable[[Any, Path], Words]
 
 
 @pytest.mark.parametrize("lay", VERBS)
-def test_a_verb_writes_a_manifest_and_says_what_is_in_it(
+def test_a_verb_writes_a_manifest_and_prints_what_is_in_it(
     tmp_path: Path, files: Any, capsys: pytest.CaptureFixture[str], lay: Lay
 ) -> None:
     to = tmp_path / "out" / "m.parquet"
     assert main(["data", *lay(files, tmp_path / "c"), "--to", str(to)]) == 0
-    told = capsys.readouterr()
-    pictures = 1 if lay in (flickr8k, spokencoco) else 2
-    assert told.out == f"{to}: test 2 clips of {pictures} pictures\n".replace("1 pictures", "1 picture")
-    assert told.err
-    assert all(line.startswith("saysee: ") for line in told.err.splitlines())
+    printed = capsys.readouterr()
+    images = "1 image" if lay in (flickr8k, spokencoco) else "2 images"
+    assert printed.out == f"{to}: test 2 clips of {images}\n"
+    assert printed.err
+    assert all(line.startswith("saysee: ") for line in printed.err.splitlines())
     assert len(Manifest.read(to)) == 2
     assert main(["data", "verify", str(to)]) == 0
 
 
 @pytest.mark.parametrize("lay", VERBS)
-def test_a_verb_gives_json(tmp_path: Path, files: Any, capsys: pytest.CaptureFixture[str], lay: Lay) -> None:
+def test_a_verb_prints_json(tmp_path: Path, files: Any, capsys: pytest.CaptureFixture[str], lay: Lay) -> None:
     words = ["data", *lay(files, tmp_path / "c"), "--to", str(tmp_path / "m.jsonl")]
-    files.sound(tmp_path / "c" / "audio" / "extra.wav")
+    files.clip(tmp_path / "c" / "audio" / "extra.wav")
     assert main([*words, "--allow-missing", "5", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["manifest"] == str(tmp_path / "m.jsonl")
@@ -89,19 +89,19 @@ def test_a_verb_gives_json(tmp_path: Path, files: Any, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("lay", VERBS)
-def test_what_is_lacking_beyond_the_limit_exits_with_2_in_one_line(
+def test_more_missing_files_than_allowed_exit_with_2_in_one_line(
     tmp_path: Path, files: Any, capsys: pytest.CaptureFixture[str], lay: Lay
 ) -> None:
     words = ["data", *lay(files, tmp_path / "c"), "--to", str(tmp_path / "m.parquet")]
     first = sorted((tmp_path / "c").rglob("*.wav"))[0]
     first.write_bytes(b"")
     assert main([*words, "--allow-missing", "0"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert len(told.err.strip().splitlines()) == 1
-    assert first.name in told.err
-    assert "--allow-missing 1" in told.err
-    assert "Traceback" not in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert first.name in printed.err
+    assert "--allow-missing 1" in printed.err
+    assert "Traceback" not in printed.err
     assert not (tmp_path / "m.parquet").exists()
     assert main([*words, "--allow-missing", "1"]) == 0
     assert len(Manifest.read(tmp_path / "m.parquet")) == 1
@@ -113,12 +113,12 @@ def test_a_wrong_folder_exits_with_2_in_one_line(
 ) -> None:
     words = [word.replace(str(tmp_path / "c"), str(tmp_path / "gone")) for word in lay(files, tmp_path / "c")]
     assert main(["data", *words, "--to", str(tmp_path / "m.parquet")]) == 2
-    told = capsys.readouterr().err
-    assert len(told.strip().splitlines()) == 1
-    assert str(tmp_path / "gone") in told
+    printed = capsys.readouterr().err
+    assert len(printed.strip().splitlines()) == 1
+    assert str(tmp_path / "gone") in printed
 
 
-def test_help_names_the_limit_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_the_default_limit(capsys: pytest.CaptureFixture[str]) -> None:
     for verb, limit in (("flickr8k", ALLOW_MISSING), ("spokencoco", 0), ("places", 0), ("folder", 0)):
         assert main(["data", verb, "--help"]) == 0
         assert f"missing or empty (default: {limit})" in " ".join(capsys.readouterr().out.split())

@@ -122,7 +122,7 @@ def test_lines_of_any_system_are_the_same(tmp_path: Path, end: str, mark: bytes)
     assert read_lines(path) == ["été 1.jpg", "b\u2028c.jpg"]
 
 
-def test_a_list_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("été".encode("latin-1"))
     with pytest.raises(ManifestError, match=r"list\.txt"):
         read_lines(tmp_path / "list.txt")

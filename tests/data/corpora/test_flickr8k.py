@@ -1,4 +1,4 @@
-"""Flickr8k: the same manifest from every layout a copy may have, and what a copy lacks is told by name."""
+"""Flickr8k: the same manifest from every layout of a copy, and what is missing is reported by name."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from saysee.data.manifest import Manifest
 from saysee.data.verify import verify
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 
-# Real names of Flickr8k, and two that copies of one's own bring: with a space, and with an accent.
+# Real names of Flickr8k, and two of modified copies: with a space, and with an accent.
 SPLITS = {
     "train": ["1000268201_693b08cb0e", "1001773457_577c3a7d70", "two dogs"],
     "dev": ["2090545563_a4e66ec76b"],
     "test": ["3385593926_d3e9c21170", "été_2"],
 }
 STEMS = [stem for stems in SPLITS.values() for stem in stems]
-OUTSIDE = "9999999999_0000000000"  # Flickr8k has 91 pictures that are in no split
+OUTSIDE = "9999999999_0000000000"  # Flickr8k has 91 images that are in no split
 
 
 def text_of(stem: str, number: int) -> str:
@@ -51,9 +51,9 @@ def clip_lists(files: Any, folder: Path, windows: bool = False) -> None:
 def published(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     """As the corpus was published."""
     for stem in STEMS:
-        files.picture(root / "Flicker8k_Dataset" / f"{stem}.jpg")
+        files.image(root / "Flicker8k_Dataset" / f"{stem}.jpg")
         for n in range(2):
-            files.sound(root / "flickr_audio" / "wavs" / f"{stem}_{n}.wav")
+            files.clip(root / "flickr_audio" / "wavs" / f"{stem}_{n}.wav")
     clip_lists(files, root / "flickr_audio")
     split_lists(files, root / "Flickr8k_text")
     files.text(root / "Flickr8k_text" / "Flickr8k.token.txt", tokens())
@@ -64,9 +64,9 @@ def published(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
 def windows_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     """Unpacked on Windows: other folders, suffixes in capitals, CR LF and byte order marks, and the wavs are named."""
     for stem in STEMS:
-        files.picture(root / "archive" / "Images" / f"{stem}.JPG")
+        files.image(root / "archive" / "Images" / f"{stem}.JPG")
         for n in range(2):
-            files.sound(root / "audio" / "flickr_audio" / "flickr_audio" / "wavs" / f"{stem}_{n}.WAV")
+            files.clip(root / "audio" / "flickr_audio" / "flickr_audio" / "wavs" / f"{stem}_{n}.WAV")
     clip_lists(files, root / "audio" / "flickr_audio" / "flickr_audio", windows=True)
     split_lists(files, root / "archive" / "text", windows=True)
     files.text(root / "archive" / "text" / "Flickr8k.token.txt", tokens(), windows=True)
@@ -77,10 +77,10 @@ def flat_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     """All in one folder, clips as FLAC, accents decomposed as macOS does."""
     for stem in STEMS:
         on_disk = unicodedata.normalize("NFD", stem)
-        files.picture(root / f"{on_disk}.jpeg")
+        files.image(root / f"{on_disk}.jpeg")
         files.text(root / f"._{on_disk}.jpeg", "what macOS packs beside a file")
         for n in range(2):
-            files.sound(root / f"{on_disk}_{n}.flac")
+            files.clip(root / f"{on_disk}_{n}.flac")
     clip_lists(files, root)
     split_lists(files, root)
     files.text(root / "Flickr8k.token.txt", tokens())
@@ -90,9 +90,9 @@ def flat_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
 def tables_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     """Captions as a CSV table, splits as Karpathy's JSON, no wav2capt.txt."""
     for stem in STEMS:
-        files.picture(root / "Images" / f"{stem}.jpg")
+        files.image(root / "Images" / f"{stem}.jpg")
         for n in range(2):
-            files.sound(root / "wavs" / f"{stem}_{n}.wav")
+            files.clip(root / "wavs" / f"{stem}_{n}.wav")
     table = "image,caption\n"
     for stem in STEMS:
         for n in range(2):
@@ -141,35 +141,35 @@ def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: L
 
 def spoil(files: Any, root: Path) -> None:
     """Each known defect once."""
-    wavs, pictures = root / "flickr_audio" / "wavs", root / "Flicker8k_Dataset"
+    wavs, photos = root / "flickr_audio" / "wavs", root / "Flicker8k_Dataset"
     (wavs / "two dogs_1.wav").unlink()
     (wavs / "été_2_0.wav").write_bytes(b"")
-    (pictures / "1001773457_577c3a7d70.jpg").unlink()  # its two clips are left without a picture
-    files.sound(wavs / "1000268201_693b08cb0e_0.wav", rate=44_100)
-    files.picture(pictures / f"{OUTSIDE}.jpg")
-    files.sound(wavs / f"{OUTSIDE}_0.wav")
+    (photos / "1001773457_577c3a7d70.jpg").unlink()  # its two clips then have no image
+    files.clip(wavs / "1000268201_693b08cb0e_0.wav", rate=44_100)
+    files.image(photos / f"{OUTSIDE}.jpg")
+    files.clip(wavs / f"{OUTSIDE}_0.wav")
     with (root / "Flickr8k_text" / "Flickr8k.token.txt").open("a") as lines:
-        lines.write("1000268201_693b08cb0e.jpg#2\tA caption that nobody spoke .\n")
+        lines.write("1000268201_693b08cb0e.jpg#2\tA caption without a clip .\n")
 
 
-LACKING = {"1001773457_577c3a7d70.jpg", "1000268201_693b08cb0e_2.wav", "two dogs_1.wav", "été_2_0.wav"}
+MISSING = {"1001773457_577c3a7d70.jpg", "1000268201_693b08cb0e_2.wav", "two dogs_1.wav", "été_2_0.wav"}
 
 
-def test_defects_are_refused_in_one_line_with_their_names(tmp_path: Path, files: Any) -> None:
+def test_defects_are_rejected_in_one_line_with_their_names(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     spoil(files, tmp_path)
-    with pytest.raises(SaySeeError) as refusal:
+    with pytest.raises(SaySeeError) as error:
         prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=3)
-    message = str(refusal.value)
+    message = str(error.value)
     assert "\n" not in message
-    for name in LACKING:
+    for name in MISSING:
         assert name in message
     assert "--allow-missing 4" in message
     assert not (tmp_path / "m.jsonl").exists()
     assert (tmp_path / "m.jsonl.problems.json").exists()
 
 
-def test_defects_within_the_limit_are_left_out_and_listed(tmp_path: Path, files: Any) -> None:
+def test_defects_within_the_limit_are_skipped_and_listed(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     spoil(files, tmp_path)
     prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=4)
@@ -184,25 +184,25 @@ def test_defects_within_the_limit_are_left_out_and_listed(tmp_path: Path, files:
     manifest = Manifest.read(prepared.manifest)
     names = {manifest.clip_path(row).name for row in manifest}
     assert len(names) == 12 - 4
-    assert "1000268201_693b08cb0e_0.wav" in names  # another sampling rate is no defect
-    assert not names & LACKING
+    assert "1000268201_693b08cb0e_0.wav" in names  # another sampling rate is not a defect
+    assert not names & MISSING
     assert verify(manifest, workers=1) == []
     notes = "\n".join(prepared.notes)
-    assert "5 listed clips left out" in notes
+    assert "5 listed clips skipped" in notes
     assert f"1 extra image ({OUTSIDE}.jpg)" in notes
 
 
-def test_a_mended_copy_leaves_no_list_of_problems(tmp_path: Path, files: Any) -> None:
+def test_a_repaired_copy_leaves_no_list_of_problems(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
-    lacking = tmp_path / "flickr_audio" / "wavs" / "two dogs_1.wav"
-    lacking.unlink()
+    missing = tmp_path / "flickr_audio" / "wavs" / "two dogs_1.wav"
+    missing.unlink()
     assert prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).problems_file is not None
-    files.sound(lacking)
+    files.clip(missing)
     assert prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).problems_file is None
     assert not (tmp_path / "m.jsonl.problems.json").exists()
 
 
-def test_the_few_that_copies_are_known_to_lack_are_allowed(tmp_path: Path, files: Any) -> None:
+def test_the_few_clips_that_copies_are_known_to_lack_are_allowed(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     for stem in STEMS[:-1]:
         for n in range(2):
@@ -212,7 +212,7 @@ def test_the_few_that_copies_are_known_to_lack_are_allowed(tmp_path: Path, files
     assert prepared.problems.counts()["empty"] == 10
 
 
-def test_a_picture_without_any_clip_is_counted(tmp_path: Path, files: Any) -> None:
+def test_a_image_without_any_clip_is_counted(tmp_path: Path, files: Any) -> None:
     audio, images, _ = tables_copy(files, tmp_path)
     (tmp_path / "captions.txt").unlink()
     for n in range(2):
@@ -221,13 +221,13 @@ def test_a_picture_without_any_clip_is_counted(tmp_path: Path, files: Any) -> No
         prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=tmp_path / "karpathy", allow_missing=0)
 
 
-def test_a_difference_from_the_published_counts_is_told(tmp_path: Path, files: Any) -> None:
+def test_a_difference_from_the_published_counts_is_reported(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     notes = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).notes
-    assert any("not Flickr8k as it was published: 3 images in train, not 6,000" in note for note in notes)
+    assert any("Flickr8k" in note and "3 images in train, not 6,000" in note for note in notes)
 
 
-def test_without_captions_the_manifest_has_no_text_and_says_so(tmp_path: Path, files: Any) -> None:
+def test_without_captions_the_manifest_has_no_text_and_a_note_says_so(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     (tmp_path / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
     prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
@@ -235,7 +235,7 @@ def test_without_captions_the_manifest_has_no_text_and_says_so(tmp_path: Path, f
     assert any("no text" in note for note in prepared.notes)
 
 
-def test_a_picture_in_two_splits_is_refused(tmp_path: Path, files: Any) -> None:
+def test_a_image_in_two_splits_is_rejected(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path)
     with (tmp_path / "Flickr8k_text" / "Flickr_8k.testImages.txt").open("a") as lines:
         lines.write("two dogs.jpg\n")
@@ -244,7 +244,7 @@ def test_a_picture_in_two_splits_is_refused(tmp_path: Path, files: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["flickr_audio/wav2capt.txt", "Flickr8k_text/Flickr8k.token.txt"])
-def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, files: Any, name: str) -> None:
+def test_a_damaged_line_is_rejected_by_its_number(tmp_path: Path, files: Any, name: str) -> None:
     audio, images, text = published(files, tmp_path)
     content = (tmp_path / name).read_text(encoding="utf-8").splitlines()
     (tmp_path / name).write_text("\n".join([content[0], "rubbish", *content[1:]]), encoding="utf-8")
@@ -252,7 +252,7 @@ def test_a_damaged_line_is_refused_by_its_number(tmp_path: Path, files: Any, nam
         prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
 
 
-def test_missing_lists_wrong_folders_and_wrong_settings_are_refused(tmp_path: Path, files: Any) -> None:
+def test_missing_lists_wrong_folders_and_wrong_settings_are_rejected(tmp_path: Path, files: Any) -> None:
     audio, images, text = published(files, tmp_path / "c")
     with pytest.raises(SaySeeError, match="--text"):
         prepare_flickr8k(audio / "wavs", images, tmp_path / "m.jsonl")

@@ -1,4 +1,4 @@
-"""Places audio: the same manifest from every layout a copy may have."""
+"""Places audio: the same manifest from every layout of a copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saysee.data.manifest import Manifest
 from saysee.data.verify import verify
 from saysee.errors import ManifestError, SaySeeError
 
-# Places205 has one name in several categories; the last two differ by it only.
+# Places205 has one name in several categories; the last two differ only by it.
 IMAGES = {
     "train": ["a/abbey/gsun_0a1b.jpg", "c/café terrace/gsun 2c3d.jpg", "a/abbey/00000001.jpg"],
     "val": ["b/beach/00000001.jpg"],
@@ -55,29 +55,29 @@ Layout = tuple[Path | Sequence[Path], Path, Path]
 def published(files: Any, root: Path) -> Layout:
     for split in IMAGES:
         for found in entries(split):
-            files.sound(root / "PlacesAudio_400k_distro" / found["wav"])
-            files.picture(root / "images256" / found["image"])
+            files.clip(root / "PlacesAudio_400k_distro" / found["wav"])
+            files.image(root / "images256" / found["image"])
     write_json(files, root / "PlacesAudio_400k_distro" / "metadata")
     return root / "PlacesAudio_400k_distro" / "metadata", root / "PlacesAudio_400k_distro", root / "images256"
 
 
 def windows_copy(files: Any, root: Path) -> Layout:
-    """Clips flat and as FLAC, pictures deep, JSON files with byte order marks, a second release of them beside."""
+    """Flat clips as FLAC, nested images, JSON files with byte order marks, and a second release of them."""
     for split in IMAGES:
         for found in entries(split):
-            files.sound(root / "sounds" / Path(found["wav"]).with_suffix(".FLAC").name)
-            files.picture(root / "data" / "vision" / "Places 205" / Path(found["image"]).with_suffix(".JPG"))
+            files.clip(root / "clips" / Path(found["wav"]).with_suffix(".FLAC").name)
+            files.image(root / "data" / "vision" / "Places 205" / Path(found["image"]).with_suffix(".JPG"))
     write_json(files, root / "json", windows=True)
     write_json(files, root / "json" / "2020", "{}_2020.json", data=[])
-    return root / "json", root / "sounds", root / "data"
+    return root / "json", root / "clips", root / "data"
 
 
 def one_folder(files: Any, root: Path) -> Layout:
     """All under one folder, the files of metadata named one by one."""
     for split in IMAGES:
         for found in entries(split):
-            files.sound(root / split / found["wav"])
-            files.picture(root / "pictures" / found["image"])
+            files.clip(root / split / found["wav"])
+            files.image(root / "photos" / found["image"])
     write_json(files, root, "places_{}_v2.json")
     return [root / "places_train_v2.json", root / "places_val_v2.json"], root, root
 
@@ -96,7 +96,7 @@ def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: L
         for split in IMAGES
         for one in entries(split)
     }
-    for row in manifest:  # the picture of its own category
+    for row in manifest:  # the image of its own category
         assert Path(row.image).parts[-2] == row.image_id.split("/")[-2]
     assert verify(manifest, workers=1) == []
     assert prepared.problems.counts() == {"missing": 0, "empty": 0, "extra": 0}
@@ -106,11 +106,11 @@ def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: L
 def test_defects_are_counted_left_out_and_listed(tmp_path: Path, files: Any) -> None:
     metadata, audio, images = published(files, tmp_path / "c")
     wavs = {split: [audio / one["wav"] for one in entries(split)] for split in IMAGES}
-    files.sound(wavs["train"][0], rate=8_000)
+    files.clip(wavs["train"][0], rate=8_000)
     wavs["train"][1].write_bytes(b"")
-    # Its name is there in another category: that picture must not be taken for it.
+    # Another category has an image of this name, which must not be used for it.
     (images / "b" / "beach" / "00000001.jpg").unlink()
-    files.picture(images / "a" / "abbey" / "unlisted.jpg")
+    files.image(images / "a" / "abbey" / "unlisted.jpg")
     with pytest.raises(
         SaySeeError, match=r"1 missing image \(b/beach/00000001\.jpg\), 1 empty clip .*--allow-missing 2"
     ):
@@ -133,22 +133,22 @@ def test_the_splits_of_2020_keep_their_names(tmp_path: Path, files: Any) -> None
     assert prepared.clips == {"train": 3, "test_seen": 1}
 
 
-def test_metadata_that_is_not_there_is_refused(tmp_path: Path, files: Any) -> None:
+def test_metadata_that_is_not_there_is_rejected(tmp_path: Path, files: Any) -> None:
     _, audio, images = published(files, tmp_path / "c")
     with pytest.raises(SaySeeError, match=r"--metadata"):
         prepare_places(audio / "wavs", audio, images, tmp_path / "m.jsonl")
-    with pytest.raises(SaySeeError, match=r"rename it train\.json"):
+    with pytest.raises(SaySeeError, match=r"other\.json: .*train\.json"):
         prepare_places([tmp_path / "other.json"], audio, images, tmp_path / "m.jsonl")
     with pytest.raises(ManifestError, match=r"val\.json: cannot be read"):
         prepare_places([tmp_path / "val.json"], audio, images, tmp_path / "m.jsonl")
 
 
-def test_a_clip_of_two_pictures_and_a_wrong_type_are_refused(tmp_path: Path, files: Any) -> None:
+def test_a_clip_of_two_images_and_a_wrong_type_are_rejected(tmp_path: Path, files: Any) -> None:
     metadata, audio, images = published(files, tmp_path / "c")
     assert isinstance(metadata, Path)
     doubled = entries("train")
     files.text(metadata / "train.json", json.dumps({"data": [*doubled, doubled[0] | {"image": doubled[1]["image"]}]}))
-    with pytest.raises(ManifestError, match="listed for two pictures"):
+    with pytest.raises(ManifestError, match=r"clip .* for two images"):
         prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
     files.text(metadata / "train.json", json.dumps({"data": [doubled[0] | {"speaker": 7}]}))
     with pytest.raises(ManifestError, match=r"train\.json: entry 1: 'speaker' is 7"):

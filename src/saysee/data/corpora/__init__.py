@@ -1,7 +1,6 @@
-"""Readers of corpora as they lie on disk: each writes a manifest and tells what the copy lacks.
+"""Readers of corpora as they are on disk or on the hub: each writes a manifest and reports what is missing.
 
-From files to rows: ``finding`` (files by name, in whatever layout a copy has) · ``flickr8k``, ``spokencoco``,
-``places``, ``folder`` (which clip speaks of which picture, in which split) · ``preparing`` (what is missing, empty or
-extra; the limit; the manifest). Data sets of the hub hold files within tables or tars: ``hf`` (which files, which
-split) reads them by ``tables`` and ``webdataset`` into ``records``, and ends in ``preparing`` too.
+``flickr8k``, ``spokencoco``, ``places`` and ``folder`` read which clip describes which image in which split, and
+``finding`` finds the files by name in any layout. ``hub`` reads data sets that hold their files inside tables or tars.
+All end in ``preparing``: what is missing, empty or extra, the limit, the manifest.
 """

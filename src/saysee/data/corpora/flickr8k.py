@@ -1,10 +1,10 @@
-"""Flickr8k with the Flickr Audio Caption Corpus (Harwath and Glass, ASRU 2015): 8,000 photographs, five clips each.
+"""Flickr8k with the Flickr Audio Caption Corpus (Harwath and Glass, ASRU 2015): 8,000 photos, five clips each.
 
 As published: ``flickr_audio/wavs/<image stem>_<n>.wav``, ``wav2capt.txt`` (``<wav> <image> #<n>``), ``wav2spk.txt``
 (``<wav> <speaker>``); ``Flickr8k_text/`` with ``Flickr8k.token.txt`` (``<image>#<n><tab><caption>``) and
-``Flickr_8k.{train,dev,test}Images.txt``; pictures in ``Flicker8k_Dataset/``. Copies differ: folders have other names,
-captions come as ``captions.txt`` (a CSV table), splits and captions as Karpathy's ``dataset_flickr8k.json``, and
-``wav2capt.txt`` may be gone, as the names of the clips say the same.
+``Flickr_8k.{train,dev,test}Images.txt``; images in ``Flicker8k_Dataset/``. Copies differ: folders are renamed, captions
+may be in ``captions.txt`` (a CSV table), splits and captions in Karpathy's ``dataset_flickr8k.json``, and
+``wav2capt.txt`` may be missing, because the names of the clips say the same.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 ALLOW_MISSING = 10
-"""Copies are known to lack a few clips, or to have them empty; a bad download lacks hundreds."""
+"""In known copies a few clips are missing or empty; a failed download lacks hundreds."""
 
 EXPECTED = Expected(
     "Flickr8k",
@@ -49,30 +49,10 @@ _CLIPS = re.compile(r"^wav2capt\b.*\.txt$", re.IGNORECASE)
 _SPEAKERS = re.compile(r"^wav2spk\b.*\.txt$", re.IGNORECASE)
 
 _TOKEN_LINE = re.compile(r"^(?P<image>.+?)#(?P<number>\d+)\s+(?P<text>.*)$")
-# Names may have spaces in them: a name ends with the suffix of a sound.
+# Names may contain spaces, so a name ends with the suffix of an audio file.
 _CLIP_LINE = re.compile(r"^(?P<clip>.+?\.(?:wav|flac|mp3|ogg))\s+(?P<image>.+?)\s*#(?P<number>\d+)$", re.IGNORECASE)
 _SPEAKER_LINE = re.compile(r"^(?P<clip>.+?\.(?:wav|flac|mp3|ogg))\s+(?P<speaker>\S.*)$", re.IGNORECASE)
 _CLIP_NAME = re.compile(r"^(?P<image>.+)_(?P<number>\d+)$")
-
-
-@dataclass
-class _Lists:
-    """What the lists say; pictures by ``stem_key``, captions by (picture, number)."""
-
-    splits: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, str] = field(default_factory=dict)
-    texts: dict[tuple[str, int], str] = field(default_factory=dict)
-    clips: dict[tuple[str, int], str] = field(default_factory=dict)
-    speakers: dict[str, str] = field(default_factory=dict)
-
-    def put(self, image: str, split: str, source: Path) -> None:
-        """Takes a picture into a split."""
-        key = stem_key(image)
-        if self.splits.setdefault(key, split) != split:
-            raise ManifestError(
-                f"{source}: picture {image!r} is in the splits {self.splits[key]!r} and {split!r}; keep it in one"
-            )
-        self.pictures.setdefault(key, image)
 
 
 def prepare_flickr8k(
@@ -86,82 +66,94 @@ def prepare_flickr8k(
     """Write the manifest of a copy of Flickr8k with its spoken captions.
 
     Args:
-        audio: folder of the clips, in whatever layout.
-        images: folder of the pictures, likewise.
+        audio: folder of the clips, in any layout.
+        images: folder of the images, in any layout.
         to: the manifest, ``.parquet`` or ``.jsonl``.
-        text: folder of the lists, if they are neither in the others nor beside them.
-        allow_missing: how many clips and pictures may be missing or empty.
+        text: folder of the lists, if they are neither in the other folders nor beside them.
+        allow_missing: how many clips and images may be missing or empty.
 
     Raises:
-        SaySeeError: a folder is missing, there are no split lists, or more files are lacking than allowed.
+        SaySeeError: a folder is missing, there are no split lists, or more files are missing than allowed.
         ManifestError: a list cannot be read, or contradicts another.
         ConfigError: ``allow_missing`` is negative.
     """
     target = check_target(to, allow_missing)
-    sounds, pictures = list_folders(audio, images)
-    listings = [sounds, pictures] if text is None else [Listing(text, "--text"), sounds, pictures]
-    clips = FileIndex(sounds, AUDIO_SUFFIXES)
+    clip_listing, image_listing = list_folders(audio, images)
+    listings = [clip_listing, image_listing] if text is None else [Listing(text, "--text"), clip_listing, image_listing]
+    clips = FileIndex(clip_listing, AUDIO_SUFFIXES)
     lists = _read_lists(listings, clips)
     captions = list(_captions(lists))
     spoken = {stem_key(caption.image) for caption in captions}
     return prepare(
         captions,
         clips,
-        FileIndex(pictures, IMAGE_SUFFIXES),
+        FileIndex(image_listing, IMAGE_SUFFIXES),
         target,
         allow_missing=allow_missing,
         expected=EXPECTED,
-        unspoken=[image for key, image in lists.pictures.items() if key not in spoken],
+        images_without_clip=[image for key, image in lists.images.items() if key not in spoken],
         notes=[] if lists.texts else ["no Flickr8k.token.txt or captions.txt found: the manifest has no text (--text)"],
     )
 
 
+@dataclass
+class _Lists:
+    """The contents of the lists; images by ``stem_key``, captions by image and number."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    texts: dict[tuple[str, int], str] = field(default_factory=dict)
+    clips: dict[tuple[str, int], str] = field(default_factory=dict)
+    speakers: dict[str, str] = field(default_factory=dict)
+
+    def add(self, image: str, split: str, source: Path) -> None:
+        """Adds an image to a split."""
+        key = stem_key(image)
+        if self.splits.setdefault(key, split) != split:
+            raise ManifestError(
+                f"{source}: image {image!r} is in the splits {self.splits[key]!r} and {split!r}; keep it in one"
+            )
+        self.images.setdefault(key, image)
+
+
 def _captions(lists: _Lists) -> Iterator[Caption]:
-    """The captions of the pictures in a split, in the order of the split lists."""
+    """The captions of the images that have a split, in the order of the split lists."""
     numbers: dict[str, set[int]] = {}
     for key, number in (*lists.texts, *lists.clips):
         numbers.setdefault(key, set()).add(number)
     for key, split in lists.splits.items():
+        image = lists.images[key]
+        image_id = os.path.splitext(image)[0]
         for number in sorted(numbers.get(key, ())):
-            image = lists.pictures[key]
-            clip = lists.clips.get((key, number)) or f"{os.path.splitext(image)[0]}_{number}.wav"
-            yield Caption(
-                clip=clip,
-                image=image,
-                image_id=os.path.splitext(image)[0],
-                split=split,
-                text=lists.texts.get((key, number)),
-                speaker=lists.speakers.get(stem_key(clip)),
-            )
-
-
-# --- the lists --------------------------------------------------------------------------------------------------------
+            clip = lists.clips.get((key, number)) or f"{image_id}_{number}.wav"
+            text, speaker = lists.texts.get((key, number)), lists.speakers.get(stem_key(clip))
+            yield Caption(clip, image, image_id, split, text, speaker)
 
 
 def _read_lists(listings: Sequence[Listing], clips: FileIndex) -> _Lists:
     lists = _Lists()
-    split_lists = find_lists(listings, _SPLIT_LIST, (".txt",))
-    dataset = find_lists(listings, _DATASET, (".json",))
-    if split_lists:
-        _read_split_lists(split_lists, lists)
-    elif dataset:
-        _read_dataset(dataset[0], lists)
+    if found := find_lists(listings, _SPLIT_LIST, (".txt",)):
+        _read_split_lists(found, lists)
+    elif found := find_lists(listings, _DATASET, (".json",)):
+        _read_dataset(found[0], lists)
     else:
         raise SaySeeError(
             f"{listings[0].folder}: no Flickr_8k.trainImages.txt, devImages or testImages (nor dataset_flickr8k.json) "
-            "there or beside; name their folder by --text"
+            "in it or beside it; name their folder by --text"
         )
-    if tokens := find_lists(listings, _TOKENS, (".txt",)):
-        _read_tokens(tokens[0], lists)
-    elif tables := find_lists(listings, _CAPTIONS, (".txt", ".csv")):
-        _read_captions(tables[0], lists)
-    if listed := find_lists(listings, _CLIPS, (".txt",)):
-        _read_clips(listed[0], lists)
+    if found := find_lists(listings, _TOKENS, (".txt",)):
+        for line in _matches(found[0], _TOKEN_LINE, "<image>#<n><tab><caption>"):
+            lists.texts[stem_key(line["image"]), int(line["number"])] = line["text"]
+    elif found := find_lists(listings, _CAPTIONS, (".txt", ".csv")):
+        _read_captions(found[0], lists)
+    if found := find_lists(listings, _CLIPS, (".txt",)):
+        for line in _matches(found[0], _CLIP_LINE, "<clip> <image> #<n>"):
+            lists.clips[stem_key(line["image"]), int(line["number"])] = line["clip"]
     else:
         _clips_by_name(clips, lists)
-    if speakers := find_lists(listings, _SPEAKERS, (".txt",)):
-        for _, found in _matches(speakers[0], _SPEAKER_LINE, "<clip> <speaker>"):
-            lists.speakers[stem_key(found["clip"])] = found["speaker"]
+    if found := find_lists(listings, _SPEAKERS, (".txt",)):
+        for line in _matches(found[0], _SPEAKER_LINE, "<clip> <speaker>"):
+            lists.speakers[stem_key(line["clip"])] = line["speaker"]
     return lists
 
 
@@ -173,56 +165,45 @@ def _read_split_lists(paths: Sequence[Path], lists: _Lists) -> None:
     for split in ("train", "val", "test"):
         if split in by_split:
             for image in read_lines(by_split[split]):
-                lists.put(image, split, by_split[split])
+                lists.add(image, split, by_split[split])
 
 
 def _read_dataset(path: Path, lists: _Lists) -> None:
-    """Karpathy's JSON: splits as published, captions in the order of their numbers."""
+    """Karpathy's JSON: the published splits, and captions in the order of their numbers."""
     for number, record in enumerate(read_json_records(path, "images"), 1):
         image, split = record.get("filename"), record.get("split")
         if not isinstance(image, str) or not isinstance(split, str):
-            raise ManifestError(f"{path}: image {number} lacks 'filename' or 'split'; copy it again")
-        lists.put(image, split, path)
-        for at, sentence in enumerate(record.get("sentences") or ()):
+            raise ManifestError(f"{path}: image {number} has no 'filename' or 'split'; copy it again")
+        lists.add(image, split, path)
+        for position, sentence in enumerate(record.get("sentences") or ()):
             if isinstance(sentence, dict) and isinstance(sentence.get("raw"), str):
-                lists.texts[stem_key(image), at] = sentence["raw"]
-
-
-def _read_tokens(path: Path, lists: _Lists) -> None:
-    for _, found in _matches(path, _TOKEN_LINE, "<image>#<n><tab><caption>"):
-        lists.texts[stem_key(found["image"]), int(found["number"])] = found["text"]
+                lists.texts[stem_key(image), position] = sentence["raw"]
 
 
 def _read_captions(path: Path, lists: _Lists) -> None:
-    """A table ``image,caption``, the captions of a picture in the order of their numbers."""
-    counted: dict[str, int] = {}
+    """A table ``image,caption``, with the captions of an image in the order of their numbers."""
+    counts: dict[str, int] = {}
     for number, row in enumerate(csv.reader(io.StringIO(read_utf8(path), newline="")), 1):
         if not row or [cell.strip().lower() for cell in row[:1]] == ["image"]:
             continue
         if len(row) < 2:
-            raise ManifestError(f"{path}: line {number} is not '<image>,<caption>'; mend it")
+            raise ManifestError(f"{path}: line {number} is not '<image>,<caption>'; fix it")
         key = stem_key(row[0].strip())
-        at = counted.get(key, 0)
-        counted[key] = at + 1
-        lists.texts[key, at] = ",".join(row[1:]).strip()
-
-
-def _read_clips(path: Path, lists: _Lists) -> None:
-    for _, found in _matches(path, _CLIP_LINE, "<clip> <image> #<n>"):
-        lists.clips[stem_key(found["image"]), int(found["number"])] = found["clip"]
+        lists.texts[key, counts.get(key, 0)] = ",".join(row[1:]).strip()
+        counts[key] = counts.get(key, 0) + 1
 
 
 def _clips_by_name(clips: FileIndex, lists: _Lists) -> None:
-    """Without ``wav2capt.txt``: ``<image stem>_<n>`` is caption n of that picture."""
+    """Without ``wav2capt.txt``: ``<image stem>_<n>`` is caption n of that image."""
     for path in clips.paths:
         found = _CLIP_NAME.match(stem_key(path))
         if found and found["image"] in lists.splits:
             lists.clips.setdefault((found["image"], int(found["number"])), os.path.basename(path))
 
 
-def _matches(path: Path, line: re.Pattern[str], form: str) -> Iterator[tuple[int, re.Match[str]]]:
+def _matches(path: Path, line: re.Pattern[str], form: str) -> Iterator[re.Match[str]]:
     for number, content in enumerate(read_lines(path), 1):
         found = line.match(content)
         if found is None:
-            raise ManifestError(f"{path}: line {number} {content[:60]!r} is not '{form}'; mend or delete it")
-        yield number, found
+            raise ManifestError(f"{path}: line {number} {content[:60]!r} is not '{form}'; fix or delete it")
+        yield found

@@ -1,31 +1,26 @@
-"""Places audio captions (Harwath and others, NeurIPS 2016; 400k release): scenes of Places205, described freely.
+"""Places audio captions (Harwath et al., NeurIPS 2016; 400k release): scenes of Places205, described freely.
 
 As published: ``metadata/{train,val}.json`` with ``{"image_base_path", "audio_base_path", "data": [{"uttid", "speaker",
-"asr_text", "wav", "image"}, …]}``. The base paths are those of another machine and are not used. The text is a
-recogniser's, not a person's. The splits of 2020 (``test_seen_2020.json`` and the like) keep their names.
+"asr_text", "wav", "image"}, …]}``. The base paths are those of another machine and are not used. The text is that of a
+speech recognizer. The splits of 2020 (``test_seen_2020.json`` and so on) keep their names.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from saysee.data.corpora.finding import (
-    FileIndex,
-    list_folders,
-    read_json_records,
-    split_families,
-)
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
-from saysee.errors import ManifestError, SaySeeError
+from saysee.data.corpora.finding import FileIndex, list_folders, read_json_records, split_families
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
+from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 EXPECTED = Expected(
     "Places audio (400k)",
     clips={"train": 400_000, "val": 1000},
-    clips_within=0.01,  # "400k" is round: releases have some thousand more
+    clips_within=0.01,  # "400k" is rounded: releases have some thousand more
 )
 
 
@@ -40,54 +35,50 @@ def prepare_places(
     """Write the manifest of a copy of the Places audio captions.
 
     Args:
-        metadata: the folder of the JSON files, or the files themselves; a file's name says its split.
-        audio: folder of the clips, in whatever layout.
-        images: folder of Places205's pictures, likewise.
+        metadata: the folder of the JSON files, or the files themselves; the name of a file says its split.
+        audio: folder of the clips, in any layout.
+        images: folder of the images of Places205, in any layout.
         to: the manifest, ``.parquet`` or ``.jsonl``.
-        allow_missing: how many clips and pictures may be missing or empty.
+        allow_missing: how many clips and images may be missing or empty.
 
     Raises:
-        SaySeeError: a folder is missing, there are no JSON files, or more files are lacking than allowed.
+        SaySeeError: a folder is missing, there are no JSON files, or more files are missing than allowed.
         ManifestError: a JSON file cannot be read, or contradicts another.
         ConfigError: ``allow_missing`` is negative.
     """
     target = check_target(to, allow_missing)
-    files, notes = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    sounds, pictures = list_folders(audio, images)
+    files, note = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
+    clip_listing, image_listing = list_folders(audio, images)
+    captions = [
+        listed_caption(record, "asr_text", record.get("image"), split, f"{path}: entry {number}")
+        for split, path in files
+        for number, record in enumerate(read_json_records(path, "data"), 1)
+    ]
     return prepare(
-        [caption for split, path in files for caption in _captions(path, split)],
-        FileIndex(sounds, AUDIO_SUFFIXES),
-        FileIndex(pictures, IMAGE_SUFFIXES),
+        captions,
+        FileIndex(clip_listing, AUDIO_SUFFIXES),
+        FileIndex(image_listing, IMAGE_SUFFIXES),
         target,
         allow_missing=allow_missing,
         expected=EXPECTED,
-        notes=notes,
+        notes=[note],
     )
 
 
-def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The JSON files with their splits, and notes; files that are named are all taken, of a folder one set."""
+def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[str, Path]], str]:
+    """The JSON files with their splits, and a note: all files that were named, and one family of each folder."""
     files: list[tuple[str, Path]] = []
-    others: list[str] = []
+    unused: list[str] = []
     for path in map(Path, given):
-        folder = path.is_dir()
-        found = [Path(name) for name in Listing(path, "--metadata").files((".json",))] if folder else [path]
+        is_folder = path.is_dir()
+        found = [Path(name) for name in Listing(path, "--metadata").files((".json",))] if is_folder else [path]
         found.sort(key=lambda name: len(name.parts))
         families = split_families(found)
         if not families:
-            what = "no train.json or val.json in it" if folder else "no split in its name; rename it train.json, say"
+            what = "no train.json or val.json in it" if is_folder else "no split in its name; rename it to train.json"
             raise SaySeeError(f"{path}: {what} (--metadata)")
         chosen = min(families, key=lambda family: (len(family), family))
         files += families[chosen].items()
-        others += [name.name for family in families if family != chosen for name in families[family].values()]
+        unused += [name.name for family in families if family != chosen for name in families[family].values()]
     note = f"captions are from {', '.join(path.name for _, path in files)}"
-    return files, [f"{note}; not used: {', '.join(others)} (name files by --metadata)" if others else note]
-
-
-def _captions(path: Path, split: str) -> Iterator[Caption]:
-    for number, record in enumerate(read_json_records(path, "data"), 1):
-        where = f"{path}: entry {number}"
-        image = record.get("image")
-        if not isinstance(image, str) or not image:
-            raise ManifestError(f"{where} has no 'image'; copy the file again")
-        yield listed_caption(record, "asr_text", image, split, where)
+    return files, f"{note}; not used: {', '.join(unused)} (name files by --metadata)" if unused else note

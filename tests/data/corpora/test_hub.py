@@ -1,10 +1,11 @@
-"""Data sets of the hub: the same manifest from every form they come in, the very bytes, and every defect told."""
+"""Data sets of the hub: the same manifest from every form, the bytes unchanged, and each defect reported by row."""
 
 from __future__ import annotations
 
 import io
 import json
-import re
+import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from saysee.cli import main
-from saysee.data.corpora.hf import HfSettings, prepare_hf
-from saysee.data.corpora.webdataset import expand
+from saysee.data.corpora.hub import prepare_hub
 from saysee.data.manifest import Manifest
 from saysee.data.verify import verify
-from saysee.errors import ConfigError, ManifestError, SaySeeError
+from saysee.errors import ConfigError, ManifestError, MissingExtraError, SaySeeError
+
+datasets = pytest.importorskip("datasets", reason="needs the extra hub")
 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {
@@ -35,17 +37,17 @@ Rows = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture
 def rows(tmp_path: Path, files: Any) -> Rows:
-    """Split → rows: two captions of each picture, three pictures to train on and one to validate on."""
+    """Split → rows: two captions of each image, three images for training and one for validation."""
     found: Rows = {}
     for split, numbers in (("train", range(3)), ("validation", range(3, 4))):
         for number in numbers:
             for n in range(2):
-                sound = files.sound(tmp_path / "made" / f"{number}_{n}.wav").read_bytes()
-                picture = files.picture(tmp_path / "made" / f"{number}.jpg").read_bytes()
+                clip = files.clip(tmp_path / "made" / f"{number}_{n}.wav").read_bytes()
+                image = files.image(tmp_path / "made" / f"{number}.jpg").read_bytes()
                 found.setdefault(split, []).append(
                     {
-                        "audio": {"bytes": sound, "path": f"{number}_{n}.wav"},
-                        "image": {"bytes": picture, "path": None},  # as the hub has pictures that were Pillow's
+                        "audio": {"bytes": clip, "path": f"{number}_{n}.wav"},
+                        "image": {"bytes": image, "path": None},  # as the hub has images that came from Pillow
                         "caption": f"caption {n} of é {number}",
                         "speaker_id": n,
                         "lang": 1,
@@ -104,19 +106,27 @@ def converted(rows: Rows, root: Path) -> list[str]:
 
 
 def saved(rows: Rows, root: Path) -> list[str]:
-    """``DatasetDict.save_to_disk``."""
+    """``DatasetDict.save_to_disk``, with selected rows that ``datasets`` keeps in a further file."""
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # encoding an Audio needs torchcodec
+    features = datasets.Features(
+        audio=plain,
+        image=plain,
+        caption=datasets.Value("string"),
+        speaker_id=datasets.Value("int64"),
+        lang=datasets.ClassLabel(names=["en", "de"]),
+    )
+    content = datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(part[::-1], features=features) for split, part in rows.items()}
+    )
+    content = content.cast_column("audio", datasets.Audio()).cast_column("image", datasets.Image())
     for split, part in rows.items():
-        write_arrow(table(part), root / split / "data-00000-of-00001.arrow")
-        state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_split": split, "_fingerprint": "f"}
-        (root / split / "state.json").write_text(json.dumps(state))
-        (root / split / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
-        write_arrow(table(part[:1]), root / split / "cache-0123.arrow")  # left by a map, and of no split's own
-    (root / "dataset_dict.json").write_text(json.dumps({"splits": list(rows)}))
+        content[split] = content[split].select(range(len(part) - 1, -1, -1))
+    content.save_to_disk(root)
     return [str(root)]
 
 
 def tars(rows: Rows, root: Path) -> list[str]:
-    """WebDataset shards by braces; a picture a sample, its captions numbered, the object beside."""
+    """WebDataset shards by braces; one image in each sample, numbered captions, and an object."""
     for split, part in rows.items():
         samples = []
         for at in range(0, len(part), 2):
@@ -133,7 +143,7 @@ def tars(rows: Rows, root: Path) -> list[str]:
 
 
 def lists(rows: Rows, root: Path) -> list[str]:
-    """A row a picture: lists of sounds and captions, as older versions write their features; Arrow's other format."""
+    """One row for each image: lists of clips and captions, with features of older versions, in Arrow's file format."""
     features = FEATURES | {"audio": [FEATURES["audio"]], "caption": {"feature": FEATURES["caption"], "_type": "List"}}
     sources = []
     for split, part in rows.items():
@@ -158,9 +168,9 @@ Form = Callable[[Rows, Path], list[str]]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_manifest_with_the_very_bytes(tmp_path: Path, rows: Rows, form: Form) -> None:
-    settings = HfSettings(language="de") if form is converted else HfSettings()
-    prepared = prepare_hf(form(rows, tmp_path / "set"), tmp_path / "out" / "m.parquet", settings)
+def test_every_form_gives_the_same_manifest_with_the_bytes_unchanged(tmp_path: Path, rows: Rows, form: Form) -> None:
+    language = "de" if form is converted else None
+    prepared = prepare_hub(form(rows, tmp_path / "set"), tmp_path / "out" / "m.parquet", language=language)
     manifest = Manifest.read(prepared.manifest)
     has_speakers = form not in (tars, lists)
     found = {
@@ -192,51 +202,49 @@ def test_every_form_gives_the_same_manifest_with_the_very_bytes(tmp_path: Path, 
     assert not any(Path(row.clip).is_absolute() for row in manifest)
 
 
-def test_it_goes_on_where_it_was_broken_off(tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill leaves no half file under its name; what is whole is not written again; a file of other size is."""
-    from saysee.data.corpora import records
-
+def test_an_interrupted_run_is_continued(tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves no partial file under its name; complete files are not written again, files of another size are."""
     sources = parquet(rows, tmp_path / "set")
     to = tmp_path / "m.parquet"
     replaced: list[str] = []
-    replace = records.os.replace
+    replace = os.replace
 
-    def die_at_the_third(source: Any, target: Any) -> None:
+    def interrupted_at_the_third(source: Any, target: Any) -> None:
         if len(replaced) == 2:
             raise KeyboardInterrupt
         replaced.append(str(target))
         replace(source, target)
 
-    monkeypatch.setattr(records.os, "replace", die_at_the_third)
+    monkeypatch.setattr("saysee.files.os.replace", interrupted_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        prepare_hf(sources, to)
+        prepare_hub(sources, to)
     monkeypatch.undo()
     assert not to.exists()
     times = {path: Path(path).stat().st_mtime_ns for path in replaced}
     torn = Path(replaced[1])
     torn.write_bytes(b"")  # as after a power cut
-    prepare_hf(sources, to)
+    prepare_hub(sources, to)
     assert verify(Manifest.read(to), workers=1) == []
     assert Path(replaced[0]).stat().st_mtime_ns == times[replaced[0]]
     assert torn.stat().st_size > 0
-    assert not list((tmp_path / "m.files").rglob(".writing-*"))
+    assert not [path for path in (tmp_path / "m.files").rglob("*") if path.name.startswith(".")]
 
 
-def test_files_that_are_referred_to_stay_where_they_are(tmp_path: Path, rows: Rows) -> None:
+def test_files_to_which_a_table_refers_stay_where_they_are(tmp_path: Path, rows: Rows) -> None:
     part = [
         {
-            "audio": {"bytes": None, "path": f"sounds/{row['audio']['path']}"},
+            "audio": {"bytes": None, "path": f"clips/{row['audio']['path']}"},
             "image": {"bytes": None, "path": str(tmp_path / "made" / f"{row['audio']['path'][0]}.jpg")},
         }
         for row in rows["train"]
     ]
     (tmp_path / "set").mkdir()
     pq.write_table(table(part), tmp_path / "set" / "train.parquet")
-    (tmp_path / "made").rename(tmp_path / "set" / "sounds")
-    (tmp_path / "made").symlink_to(tmp_path / "set" / "sounds")
-    prepared = prepare_hf([tmp_path / "set"], tmp_path / "m.jsonl")
+    (tmp_path / "made").rename(tmp_path / "set" / "clips")
+    (tmp_path / "made").symlink_to(tmp_path / "set" / "clips")
+    prepared = prepare_hub([tmp_path / "set"], tmp_path / "m.jsonl")
     manifest = Manifest.read(prepared.manifest)
-    assert {manifest.clip_path(row).resolve().parent for row in manifest} == {tmp_path / "set" / "sounds"}
+    assert {manifest.clip_path(row).resolve().parent for row in manifest} == {tmp_path / "set" / "clips"}
     assert not (tmp_path / "m.files").exists()
     assert prepared.images == {"train": 3}
 
@@ -248,16 +256,16 @@ def test_columns_of_paths_are_found_and_texts_that_look_like_files_are_not(tmp_p
     ]
     content = table(part, None)
     pq.write_table(content, tmp_path / "made" / "x.parquet")
-    prepared = prepare_hf([tmp_path / "made"], tmp_path / "m.jsonl")
+    prepared = prepare_hub([tmp_path / "made" / "x.parquet"], tmp_path / "m.jsonl")
     assert [row.image_id for row in Manifest.read(prepared.manifest)] == ["0.jpg", "0.jpg", "1.jpg", "1.jpg"] + [
         "2.jpg"
     ] * 2
 
 
-def test_the_same_sound_for_two_pictures_is_a_clip_of_each(tmp_path: Path, rows: Rows) -> None:
+def test_the_same_audio_for_two_images_is_a_clip_of_each(tmp_path: Path, rows: Rows) -> None:
     part = [row | {"audio": rows["train"][0]["audio"]} for row in rows["train"]]
     pq.write_table(table(part), tmp_path / "x.parquet")
-    prepared = prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    prepared = prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
     manifest = Manifest.read(prepared.manifest)
     assert prepared.clips == {"train": 3}
     assert len({row.image_id for row in manifest}) == 3
@@ -265,21 +273,21 @@ def test_the_same_sound_for_two_pictures_is_a_clip_of_each(tmp_path: Path, rows:
     assert len({manifest.clip_path(row).read_bytes() for row in manifest}) == 1
 
 
-def test_defects_are_counted_listed_and_left_out(tmp_path: Path, rows: Rows) -> None:
+def test_defects_are_counted_listed_by_row_and_skipped(tmp_path: Path, rows: Rows) -> None:
     part = rows["train"] + rows["validation"]
     part[0] = part[0] | {"audio": {"bytes": b"", "path": "a.wav"}}
     part[1] = part[1] | {"audio": None}
-    part[2] = part[2] | {"audio": {"bytes": part[2]["image"]["bytes"], "path": "b.wav"}}  # a picture
+    part[2] = part[2] | {"audio": {"bytes": part[2]["image"]["bytes"], "path": "b.wav"}}  # an image
     part[3] = part[3] | {"audio": {"bytes": None, "path": "https://example.org/c.wav"}}
     part[4] = part[4] | {"image": {"bytes": None, "path": "gone.jpg"}}
     part[5] = part[5] | {"image": {"bytes": b"neither", "path": "neither.bin"}}
     pq.write_table(table(part), tmp_path / "train-00000-of-00002.parquet")
     (tmp_path / "train-00001-of-00002.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(SaySeeError, match="--allow-missing 7") as refusal:
-        prepare_hf(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl")
-    assert "\n" not in str(refusal.value)
+    with pytest.raises(SaySeeError, match="--allow-missing 7") as error:
+        prepare_hub(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl")
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "m.jsonl").exists()
-    prepared = prepare_hf(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl", allow_missing=7)
+    prepared = prepare_hub(sorted(tmp_path.glob("*.parquet")), tmp_path / "m.jsonl", allow_missing=7)
     listed = json.loads((tmp_path / "m.jsonl.problems.json").read_text(encoding="utf-8"))
     place = "train-00000-of-00002.parquet row"
     assert listed["empty"] == {"clips": [f"{place} 1: no bytes"], "images": []}
@@ -289,21 +297,21 @@ def test_defects_are_counted_listed_and_left_out(tmp_path: Path, rows: Rows) -> 
     assert prepared.clips == {"train": 2}
 
 
-def test_a_shard_that_is_not_there_counts_as_missing(tmp_path: Path, rows: Rows) -> None:
+def test_a_shard_that_does_not_exist_counts_as_missing(tmp_path: Path, rows: Rows) -> None:
     sources = parquet(rows, tmp_path / "set")
     (tmp_path / "set" / "data" / "train-00000-of-00002.parquet").unlink()
     with pytest.raises(SaySeeError, match=r"1 missing shard \(train-00000-of-00002: no such file\)"):
-        prepare_hf(sources, tmp_path / "m.jsonl")
+        prepare_hub(sources, tmp_path / "m.jsonl")
     tars(rows, tmp_path / "tars")
     (tmp_path / "tars" / "train-001.tar").unlink()
     with pytest.raises(SaySeeError, match=r"train-001\.tar: no such file"):
-        prepare_hf([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl")
-    assert prepare_hf([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl", allow_missing=1).clips
+        prepare_hub([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl")
+    assert prepare_hub([tmp_path / "tars" / "train-{000..001}.tar"], tmp_path / "m.jsonl", allow_missing=1).clips
 
 
 @pytest.mark.parametrize("left", [0.6, "header", "end"])
-def test_a_tar_that_is_cut_off_is_told_wherever_it_was_cut(tmp_path: Path, rows: Rows, left: float | str) -> None:
-    """Also between two members and within a header, where Python's tarfile takes it for whole."""
+def test_a_tar_that_is_cut_off_is_reported_wherever_it_was_cut(tmp_path: Path, rows: Rows, left: float | str) -> None:
+    """Also between two members and within a header, where Python's tarfile takes it for complete."""
     members = {f"{n}.{e}": row[c]["bytes"] for n, row in enumerate(rows["train"]) for e, c in PAIR}
     path = write_tar([members], tmp_path / "train.tar")
     with tarfile.open(path) as tar:
@@ -312,33 +320,36 @@ def test_a_tar_that_is_cut_off_is_told_wherever_it_was_cut(tmp_path: Path, rows:
     size = {"header": last.offset + 100, "end": whole}.get(str(left)) or int(whole * float(left))
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(SaySeeError, match=r"missing shard.*train\.tar: damaged or cut short"):
-        prepare_hf([path], tmp_path / "m.jsonl")
+        prepare_hub([path], tmp_path / "m.jsonl")
 
 
 PAIR = (("wav", "audio"), ("jpg", "image"))
 
 
-def test_an_arrow_stream_that_is_cut_off_is_told(tmp_path: Path, rows: Rows) -> None:
-    write_arrow(table(rows["train"]), tmp_path / "train.arrow")
-    data = (tmp_path / "train.arrow").read_bytes()
-    for size in (len(data) - 8, len(data) // 2):
-        (tmp_path / "train.arrow").write_bytes(data[:size])
-        with pytest.raises(SaySeeError, match=r"train\.arrow: damaged or cut short"):
-            prepare_hf([tmp_path / "train.arrow"], tmp_path / "m.jsonl")
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_table_that_is_cut_off_is_reported(tmp_path: Path, rows: Rows, form: str) -> None:
+    path = tmp_path / f"train.{form}"
+    if form == "arrow":
+        write_arrow(table(rows["train"]), path)
+    else:
+        pq.write_table(table(rows["train"]), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(SaySeeError, match=rf"missing shard.*train\.{form}"):
+        prepare_hub([path], tmp_path / "m.jsonl")
 
 
-def test_a_member_without_its_pair_is_told_by_its_key(tmp_path: Path, rows: Rows) -> None:
-    sound, picture = rows["train"][0]["audio"]["bytes"], rows["train"][0]["image"]["bytes"]
+def test_a_sample_without_clip_or_image_is_reported_by_its_key(tmp_path: Path, rows: Rows) -> None:
+    clip, image = rows["train"][0]["audio"]["bytes"], rows["train"][0]["image"]["bytes"]
     samples = [
-        {"a.jpg": picture, "a.wav": sound},
-        {"b.wav": sound},
-        {"c.png": picture},
-        {"d.wav": b"", "d.jpg": picture},
+        {"a.jpg": image, "a.wav": clip},
+        {"b.wav": clip},
+        {"c.png": image},
+        {"d.wav": b"", "d.jpg": image},
     ]
     write_tar(samples, tmp_path / "test.tar.gz", "w:gz")
     with pytest.raises(SaySeeError, match="--allow-missing 3"):
-        prepare_hf([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl")
-    prepared = prepare_hf([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl", allow_missing=3)
+        prepare_hub([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl")
+    prepared = prepare_hub([tmp_path / "test.tar.gz"], tmp_path / "m.jsonl", allow_missing=3)
     problems = prepared.problems
     assert problems.missing["images"] == ["b of test.tar.gz: no bytes and no path"]
     assert problems.missing["clips"] == ["c of test.tar.gz: no bytes and no path"]
@@ -346,64 +357,62 @@ def test_a_member_without_its_pair_is_told_by_its_key(tmp_path: Path, rows: Rows
     assert prepared.clips == {"test": 1}
 
 
-@pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        ({"clip": "audoi"}, r"no column 'audoi' \(did you mean 'audio'\?\) \(--audio-column\)"),
-        ({"clip": "image"}, "column 'image' holds pictures; --audio-column needs one of sounds"),
-        ({"text": "image"}, "column 'image' holds pictures; --text-column needs one of strings"),
-        ({"image": "boxes"}, "the feature Array2D, which is not read"),
-        ({}, None),
-    ],
-)
-def test_columns_are_named_or_refused(tmp_path: Path, rows: Rows, columns: dict[str, str], told: str | None) -> None:
-    features = FEATURES | {"boxes": {"shape": [1, 1], "dtype": "int64", "_type": "Array2D"}}
-    part = [row | {"boxes": [[1]]} for row in rows["train"]]
-    pq.write_table(table(part, features), tmp_path / "x.parquet")
-    if told is None:
-        assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings(columns)).clips
-        return
-    with pytest.raises(ManifestError, match=told) as refusal:
-        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings(columns))
-    assert str(tmp_path / "x.parquet") in str(refusal.value)
+def test_a_named_column_that_does_not_exist_is_rejected(tmp_path: Path, rows: Rows) -> None:
+    pq.write_table(table(rows["train"]), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match=r"x\.parquet: .*'audoi'.*'audio'.*--audio-column"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", audio_column="audoi")
 
 
-def test_of_two_columns_of_pictures_one_must_be_named(tmp_path: Path, rows: Rows) -> None:
+def test_a_named_column_of_another_type_is_reported_by_row(tmp_path: Path, rows: Rows) -> None:
+    pq.write_table(table(rows["train"]), tmp_path / "x.parquet")
+    with pytest.raises(SaySeeError, match=r"6 missing clips \(x\.parquet row 1: "):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", audio_column="image")
+    with pytest.raises(ManifestError, match=r"x\.parquet row 1: .*--text-column"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", text_column="image")
+
+
+def test_of_two_columns_of_images_one_must_be_named(tmp_path: Path, rows: Rows) -> None:
     features = FEATURES | {"left": {"_type": "Image"}, "right": {"_type": "Image"}}
     part = [row | {"left": row["image"], "right": row["image"]} for row in rows["train"]]
     pq.write_table(table(part, features, left=MEDIA, right=MEDIA), tmp_path / "x.parquet")
-    assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl").clips  # "image" is called so
+    assert prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl").clips  # by the title "image"
     without = [{name: value for name, value in row.items() if name != "image"} for row in part]
     pq.write_table(table(without, features, left=MEDIA, right=MEDIA), tmp_path / "x.parquet")
-    with pytest.raises(ManifestError, match="more than one column of pictures; name one by --image-column"):
-        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
-    assert prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl", HfSettings({"image": "left"})).clips
+    with pytest.raises(ManifestError, match="--image-column"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    assert prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", image_column="left").clips
 
 
-def test_samples_in_an_array_are_refused_with_their_type(tmp_path: Path, rows: Rows) -> None:
+def test_decoded_audio_in_an_array_is_reported_by_row(tmp_path: Path, rows: Rows) -> None:
     part = [{"audio": {"array": [0.1], "sampling_rate": 16_000}, "image": row["image"]} for row in rows["train"]]
     kind = pa.struct([("array", pa.list_(pa.float64())), ("sampling_rate", pa.int64())])
     pq.write_table(table(part, None, audio=kind), tmp_path / "x.parquet")
-    with pytest.raises(ManifestError, match=r"no column of sounds; .*audio \(values of the type struct<array"):
-        prepare_hf([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    with pytest.raises(SaySeeError, match=r"6 missing clips \(x\.parquet row 1: no bytes"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("members", "named", "told"),
+    ("members", "named", "message"),
     [
-        ({"a.jpg": b"1", "a.png": b"2"}, {}, "several pictures"),
-        ({"a.json": b"{"}, {}, r"a of t\.tar: its \.json is not JSON"),
-        ({"a.txt": b"\xff"}, {}, "not UTF-8"),
-        ({"a.json": b'{"texts": ["one", "two"]}', "a.wav": b"RIFF"}, {}, "1 sounds and 2 texts"),
-        ({"a.wav": b"RIFF"}, {"speaker": "who"}, r"no sample has 'who' \(--speaker-column\); they have: wav"),
+        ({"a.jpg": b"1", "a.png": b"2"}, {}, r"a of t\.tar: .*jpg, png.*--image-column"),
+        ({"a.json": b"{"}, {}, r"a of t\.tar: .*\.json"),
+        ({"a.txt": b"\xff"}, {}, r"a of t\.tar: .*\.txt"),
+        ({"a.json": b'{"texts": ["one", "two"]}', "a.wav": b"RIFF"}, {}, r"a of t\.tar: .*'two'.*--text-column"),
+        ({"a.wav": b"RIFF"}, {"speaker_column": "who"}, r"t\.tar: .*'who' \(--speaker-column\).*wav"),
     ],
 )
-def test_samples_that_cannot_be_understood_are_refused(
-    tmp_path: Path, members: dict[str, bytes], named: dict[str, str], told: str
+def test_samples_that_cannot_be_understood_are_rejected(
+    tmp_path: Path, members: dict[str, bytes], named: dict[str, str], message: str
 ) -> None:
     write_tar([members], tmp_path / "t.tar")
-    with pytest.raises(ManifestError, match=told):
-        prepare_hf([tmp_path / "t.tar"], tmp_path / "m.jsonl", HfSettings(named))
+    with pytest.raises(ManifestError, match=message):
+        prepare_hub([tmp_path / "t.tar"], tmp_path / "m.jsonl", **named)
+
+
+def test_a_member_twice_is_rejected(tmp_path: Path) -> None:
+    write_tar([{"a.wav": b"1"}, {"a.wav": b"2"}], tmp_path / "t.tar")
+    with pytest.raises(ManifestError, match=r"t\.tar: .*'a\.wav'"):
+        prepare_hub([tmp_path / "t.tar"], tmp_path / "m.jsonl")
 
 
 def test_a_sample_may_name_its_text_speaker_and_split_in_its_object(tmp_path: Path, rows: Rows) -> None:
@@ -414,71 +423,100 @@ def test_a_sample_may_name_its_text_speaker_and_split_in_its_object(tmp_path: Pa
     for sample in samples:
         sample |= {name: json.dumps(value).encode() for name, value in sample.items() if name.endswith(".json")}
     write_tar(samples, tmp_path / "t.tar")
-    prepare_hf([tmp_path / "t.tar"], tmp_path / "m.jsonl", HfSettings({"text": "said", "speaker": "who"}))
+    prepare_hub([tmp_path / "t.tar"], tmp_path / "m.jsonl", text_column="said", speaker_column="who")
     found = [(row.text, row.speaker, row.split, row.image_id) for row in Manifest.read(tmp_path / "m.jsonl")]
     assert found == [(f"text {n}", str(n), "val", f"id {n}") for n in range(3)]
 
 
-def test_splits_are_renamed_divided_or_refused(tmp_path: Path, rows: Rows) -> None:
+def test_splits_are_renamed_divided_or_rejected(tmp_path: Path, rows: Rows) -> None:
     sources = parquet(rows, tmp_path / "set")
-    renamed = prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(splits={"validation": "test"}))
-    assert renamed.clips == {"train": 6, "test": 2}
-    with pytest.raises(ConfigError, match="no such split; it has train, validation"):
-        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(splits={"dev": "test"}))
-    with pytest.raises(ConfigError, match="--image-column is empty"):
-        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings({"image": ""}))
-    with pytest.raises(ConfigError, match="of one split"):
-        prepare_hf(sources, tmp_path / "m.jsonl", HfSettings(val_share=0.5))
+    to = tmp_path / "m.jsonl"
+    assert prepare_hub(sources, to, splits={"validation": "test"}).clips == {"train": 6, "test": 2}
+    with pytest.raises(ConfigError, match=r"--split dev.*train, validation"):
+        prepare_hub(sources, to, splits={"dev": "test"})
+    with pytest.raises(ConfigError, match="--image-column"):
+        prepare_hub(sources, to, image_column="")
+    with pytest.raises(ConfigError, match=r"--val-share.*train, validation"):
+        prepare_hub(sources, to, val_share=0.5)
     one = [tmp_path / "set" / "data" / f"train-0000{n}-of-00002.parquet" for n in range(2)]
-    divided = prepare_hf(one, tmp_path / "m.jsonl", HfSettings(val_share=0.3, test_share=0.4, seed=2))
+    divided = prepare_hub(one, to, val_share=0.3, test_share=0.4, seed=2)
     assert sum(divided.clips.values()) == 6
     assert len(divided.clips) > 1
 
 
-def test_a_picture_in_two_splits_is_refused(tmp_path: Path, rows: Rows) -> None:
+def test_an_image_in_two_splits_is_rejected(tmp_path: Path, rows: Rows) -> None:
     rows["validation"][0]["image"] = rows["train"][0]["image"]
-    with pytest.raises(ManifestError, match="in the splits 'train' and 'val'"):
-        prepare_hf(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match=r"'train'.*'val'"):
+        prepare_hub(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
 
 
-def test_files_of_an_earlier_run_that_are_not_used_are_told(tmp_path: Path, rows: Rows) -> None:
-    prepare_hf(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
-    one = prepare_hf([tmp_path / "set" / "data" / "validation-00000-of-00001.parquet"], tmp_path / "m.jsonl")
+def test_unused_files_of_an_earlier_run_are_reported(tmp_path: Path, rows: Rows) -> None:
+    prepare_hub(parquet(rows, tmp_path / "set"), tmp_path / "m.jsonl")
+    one = prepare_hub([tmp_path / "set" / "data" / "validation-00000-of-00001.parquet"], tmp_path / "m.jsonl")
     assert {what: len(names) for what, names in one.problems.extra.items()} == {"clips": 6, "images": 3}
 
 
-def test_braces_stand_for_numbers_and_words() -> None:
-    assert expand("a/{train,val}-{08..10}.tar") == [
-        f"a/{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")
-    ]
-    assert expand("a.tar") == ["a.tar"]
-    with pytest.raises(ManifestError, match=re.escape("write {000..010}")):
-        expand("{x}.tar")
+def test_braces_stand_for_numbers_and_words(tmp_path: Path, rows: Rows) -> None:
+    tars(rows, tmp_path)
+    to = tmp_path / "m.jsonl"
+    assert prepare_hub([tmp_path / "{train,validation}-{000..001}.tar"], to).clips == {"train": 6, "val": 2}
+    with pytest.raises(SaySeeError, match=r"2 missing shards \(train-002\.tar.*train-003\.tar"):
+        prepare_hub([tmp_path / "train-{000..003}.tar"], to)
+    with pytest.raises(SaySeeError, match=r"1 missing shard \(train-002\.tar"):  # as a shell expands braces
+        prepare_hub([tmp_path / f"train-00{n}.tar" for n in range(3)], to)
 
 
-@pytest.mark.parametrize(
-    ("source", "told"),
-    [
-        ("no/such", "hf download"),
-        ("x.csv", "neither .parquet"),
-        ("empty", "no .parquet, .arrow or .tar"),
-        ("two", "kinds"),
-    ],
-)
-def test_sources_that_cannot_be_read_are_refused(tmp_path: Path, source: str, told: str) -> None:
+@pytest.mark.parametrize("source", ["no/such/folder", "x.csv", "empty", "two", "gone.parquet", "texts"])
+def test_sources_that_cannot_be_read_are_rejected_by_name(tmp_path: Path, source: str) -> None:
     (tmp_path / "x.csv").write_text("a")
     (tmp_path / "empty").mkdir()
     write_tar([{"a.wav": b"1"}], tmp_path / "two" / "a.tar")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "two" / "a.parquet")
-    with pytest.raises(SaySeeError, match=re.escape(told)):
-        prepare_hf([tmp_path / source], tmp_path / "m.jsonl")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"a": 1}\n')
+    sources = [tmp_path / "two" / "a.tar", tmp_path / "two" / "a.parquet"] if source == "two" else [tmp_path / source]
+    with pytest.raises(SaySeeError, match=source) as error:
+        prepare_hub(sources, tmp_path / "m.jsonl")
+    assert "\n" not in str(error.value)
 
 
+def test_a_data_set_of_the_hub_is_found_by_its_name(
+    tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a local folder in the place of the hub, which cannot be reached from tests."""
+    [folder] = parquet(rows, tmp_path / "set")
+    load, asked = datasets.load_dataset_builder, []
+
+    def load_builder(source: str, config: str | None) -> Any:
+        asked.append((source, config))
+        return load(folder)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
+    prepared = prepare_hub(["someone/spoken-images"], tmp_path / "m.jsonl", config="small")
+    assert asked == [("someone/spoken-images", "small")]
+    assert prepared.clips == {"train": 6, "val": 2}
+
+
+def test_without_the_hub_a_name_is_rejected_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SaySeeError, match="someone/spoken-images") as error:
+        prepare_hub(["someone/spoken-images"], tmp_path / "m.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"saysee\[hub\]"):
+        prepare_hub([tmp_path], tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("verb", ["hub", "hf"])
 def test_the_verb_takes_columns_and_splits_by_flags(
-    tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     sources = parquet(rows, tmp_path / "set")
-    words = ["data", "hub", *sources, "--to", str(tmp_path / "m.parquet")]
+    words = ["data", verb, *sources, "--to", str(tmp_path / "m.parquet")]
     flags = ["--text-column", "", "--id-column", "caption", "--split", "validation=test", "--json"]
     assert main([*words, *flags]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -486,27 +524,3 @@ def test_the_verb_takes_columns_and_splits_by_flags(
     assert {row.text for row in Manifest.read(tmp_path / "m.parquet")} == {None}
     assert main([*words, "--split", "validation"]) == 2
     assert "NAME=SPLIT" in capsys.readouterr().err
-
-
-def test_what_the_library_itself_saves_is_read(tmp_path: Path, rows: Rows) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed; its layouts are written by pyarrow")
-    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # an Audio would want torchcodec here
-    features = datasets.Features(
-        audio=plain,
-        image=plain,
-        caption=datasets.Value("string"),
-        speaker_id=datasets.Value("int64"),
-        lang=datasets.ClassLabel(names=["en", "de"]),
-    )
-    saved = datasets.DatasetDict({split: datasets.Dataset.from_list(p, features=features) for split, p in rows.items()})
-    saved = saved.cast_column("audio", datasets.Audio()).cast_column("image", datasets.Image())
-    saved.save_to_disk(tmp_path / "disk")
-    for split, part in saved.items():
-        (tmp_path / "hub").mkdir(exist_ok=True)
-        part.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
-    for folder in ("disk", "hub"):
-        prepared = prepare_hf([tmp_path / folder], tmp_path / f"{folder}.jsonl")
-        assert prepared.clips == {"train": 6, "val": 2}
-        manifest = Manifest.read(prepared.manifest)
-        assert manifest.clip_path(manifest.rows[0]).read_bytes() == rows["train"][0]["audio"]["bytes"]
-        assert {row.language for row in manifest} == {"de"}

@@ -1,0 +1,215 @@
+"""The rows of a table and the samples of a WebDataset tar, as values by role: clip, image, text and so on.
+
+In WebDataset, consecutive members of a tar with the same stem (up to the first dot) are one sample: ``000001.jpg``,
+``000001.wav``, ``000001.txt`` and ``000001.json`` are an image, its spoken caption, the text, and an object that may
+hold text, speaker, language, image id and split. An image with several captions has ``000001.0.wav``, ``000001.1.wav``
+and so on, with ``000001.0.txt`` and so on, or a list of texts in the object.
+
+Tars are not read by ``datasets``: version 5.2 needs torchcodec for audio in them, ignores members that the first sample
+does not have, and takes a tar that was cut between two members for complete.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from saysee.data.corpora.finding import role_of
+from saysee.errors import ManifestError
+from saysee.media.formats import Kind, kind_by_suffix
+
+FLAGS = {
+    "clip": "--audio-column",
+    "image": "--image-column",
+    "text": "--text-column",
+    "speaker": "--speaker-column",
+    "language": "--language-column",
+    "image_id": "--id-column",
+    "split": "--split-column",
+}
+"""The flag that names the column of each role."""
+
+Values = dict[str, Any]
+"""The values of a row by role. Media are bytes, paths or ``{"bytes": …, "path": …}``; "clip" may be a list of them."""
+
+_TYPES = {"clip": "Audio", "image": "Image"}
+_TAR_BLOCK = 512
+_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+
+
+class BrokenPartError(Exception):
+    """A file of a data set cannot be read, or not to its end."""
+
+
+def read_table(table: Any, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
+    """The rows of an undecoded ``datasets.IterableDataset``, each with its place for error messages.
+
+    Args:
+        table: the data set.
+        names: columns named by the user, by role; "" for a role without a column.
+        part: name of the file, for error messages.
+
+    Raises:
+        BrokenPartError: the file is damaged.
+        ManifestError: a column is missing, or several could be meant.
+    """
+    features = table.features or {}
+    columns = _choose_columns(features, names, part)
+    labels = {role: getattr(features[column], "names", None) for role, column in columns.items()}
+    for number, row in enumerate(_guarded(table), 1):
+        values = {role: row[column] for role, column in columns.items()}
+        for role, label in labels.items():
+            if label and isinstance(values[role], int):
+                values[role] = label[values[role]] if 0 <= values[role] < len(label) else None
+        yield f"{part} row {number}", values
+
+
+def _guarded(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from rows
+    except Exception as error:  # of pyarrow, fsspec or the network
+        raise BrokenPartError(first_line(error)) from None
+
+
+def _choose_columns(features: Mapping[str, Any], names: Mapping[str, str], part: str) -> dict[str, str]:
+    """The column of each role that has one: named by the user, or by its type, or by its title."""
+    types = {column: _type_name(feature) for column, feature in features.items()}
+    have = ", ".join(f"{column} ({kind})" for column, kind in types.items())
+    chosen: dict[str, str] = {}
+    for role, flag in FLAGS.items():
+        name = names.get(role)
+        if name and name not in features:
+            near = difflib.get_close_matches(name, features, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ManifestError(f"{part}: no column {name!r}{hint} ({flag}); there are: {have}")
+        called = [column for column in features if role_of(column) == role]
+        candidates = [column for column, kind in types.items() if kind == _TYPES.get(role)] or called
+        if len(candidates) > 1:
+            candidates = [column for column in candidates if column in called] or candidates
+        if role in _TYPES and not name and len(candidates) != 1:
+            which = "more than one column" if candidates else "no column"
+            raise ManifestError(f"{part}: {which} for the {role}; name one by {flag} (there are: {have})")
+        if name or (name is None and candidates):
+            chosen[role] = name or candidates[0]
+    return chosen
+
+
+def _type_name(feature: Any) -> str:
+    while hasattr(feature, "feature"):  # a list
+        feature = feature.feature
+    kind = type(feature).__name__
+    return str(feature.dtype) if kind == "Value" else f"fields {', '.join(feature)}" if kind == "dict" else kind
+
+
+def read_tar(path: str, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
+    """The samples of a tar, each with its place for error messages; a sample may have no clip or no image.
+
+    Args:
+        path: of the tar, or its URL.
+        names: member suffixes or JSON keys named by the user, by role; "" for a role without one.
+        part: name of the tar, for error messages.
+
+    Raises:
+        BrokenPartError: the tar is damaged or cut short.
+        ManifestError: a sample has a member twice, two images, or JSON or text that cannot be read; no sample has a
+            named member.
+    """
+    names = {role: name.lstrip(".") for role, name in names.items()}
+    seen: set[str] = set()
+    for key, members in _samples(path, part):
+        place = f"{key} of {part}"
+        words = _words(members, place)
+        seen |= {*members, *words}
+        clips, images = (_media_members(key, members, names.get(kind), kind) for kind in ("clip", "image"))
+        if len(images) > 1:
+            raise ManifestError(f"{place}: several images ({', '.join(images)}); name one by {FLAGS['image']}")
+        values: Values = {role: _word(words, names.get(role), role) for role in FLAGS}
+        if "text" not in names:
+            own = [words.get(f"{os.path.splitext(suffix)[0]}.txt") for suffix in clips]
+            values["text"] = own if any(own) else words.get("txt") or values["text"]
+        yield place, values | {"clip": list(clips.values()), "image": next(iter(images.values()), None)}
+    for role, name in names.items():
+        if name and name not in seen:
+            have = ", ".join(sorted(seen))
+            raise ManifestError(f"{part}: no sample has {name!r} ({FLAGS[role]}); they have: {have}")
+
+
+def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The key and the members of each sample, by their lower-case suffix."""
+    key, members = "", dict[str, bytes]()
+    try:
+        for name, data in _members(path):
+            matched = _MEMBER.match(name)
+            if matched is None or "__MACOSX" in name:
+                continue
+            if matched[1] != key:
+                if members:
+                    yield key, members
+                key, members = matched[1], {}
+            suffix = matched[2].lower()
+            if suffix in members:
+                raise ManifestError(f"{part}: two members {name!r}; make the tar again with one of each name")
+            members[suffix] = data
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise BrokenPartError(first_line(error)) from None
+    if members:
+        yield key, members
+
+
+def _members(path: str) -> Iterator[tuple[str, bytes]]:
+    import fsspec  # a requirement of datasets; opens URLs too
+
+    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # they would accumulate
+            if member.isfile():
+                content = tar.extractfile(member)
+                assert content is not None
+                data = content.read()
+                if len(data) != member.size:
+                    raise EOFError(f"{member.name} is cut off")
+                yield member.name.removeprefix("./"), data
+        # tarfile takes a tar that was cut between two members for complete. A complete one ends with a block of zeros.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise EOFError("the end mark is missing")
+
+
+def _words(members: Mapping[str, bytes], place: str) -> dict[str, Any]:
+    """The keys of a sample's JSON object, and its text members by suffix."""
+    words: dict[str, Any] = {}
+    for suffix, data in members.items():
+        try:
+            if suffix == "json":
+                content = json.loads(data)
+                words |= content if isinstance(content, dict) else {}
+            elif suffix.rpartition(".")[2] in ("txt", "text", "cls"):
+                words[suffix] = data.decode("utf-8-sig").strip()
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{place}: its .{suffix} cannot be read ({error}); make the tar again") from None
+    return words
+
+
+def _media_members(key: str, members: Mapping[str, bytes], named: str | None, kind: Kind) -> Values:
+    """The members that are clips or images, in the order of their numbers; or the one that was named."""
+    found = [suffix for suffix in members if (suffix == named if named else kind_by_suffix(f"x.{suffix}") == kind)]
+    found.sort(key=lambda suffix: [(not part.isdigit(), part.zfill(9)) for part in suffix.split(".")])
+    return {suffix: {"bytes": members[suffix], "path": f"{os.path.basename(key)}.{suffix}"} for suffix in found}
+
+
+def _word(words: Mapping[str, Any], named: str | None, role: str) -> Any:
+    if named is not None:
+        return words.get(named)
+    return next((value for name, value in words.items() if role_of(name.removesuffix(".txt")) == role), None)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error message, at most 80 characters."""
+    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.80}"
