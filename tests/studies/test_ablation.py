@@ -1,4 +1,4 @@
-"""The grid runs from the same start on the same budget, run by run, and its table says what the runs found."""
+"""An ablation: the same start and budget for all rows, finished runs kept, and one table of their results."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.settings.reading import RECIPES, load_recipe, recipe_names
 from saysee.studies import ablation
-from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation, share_of_pictures
+from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation
 from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid
+from saysee.studies.ablation_runs import share_of_images
 from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
+from saysee.training import trainer as trainer_module
+from saysee.training.checkpoint import save_checkpoint
 from saysee.training.trainer import Trainer
 
 GRID = {"alone": {"denoising": {"preset": False}}, "CMD": {"denoising.preset": "paper", "denoising.share": 0.25}}
@@ -49,7 +52,7 @@ def grid(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The study's steps in this process, which is quicker; gives what was trained, in order."""
+    """The steps of the study in this process, which is faster; the names of what was trained, in order."""
     done: list[str] = []
 
     def train(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
@@ -57,16 +60,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Trainer(recipe).fit(resume="auto")
 
     monkeypatch.setattr(ablation, "train_alone", train)
-    monkeypatch.setattr(ablation, "run_alone", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(ablation, "run_alone", lambda function, *arguments: function(*arguments))
     return done
 
 
 def lines_of(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-# ---------------------------------------------------------------------- the whole way
 
 
 def test_two_rows_and_two_seeds_end_in_one_table(
@@ -155,7 +155,7 @@ def test_a_second_call_does_nothing_again_and_writes_the_same(
 def test_frozen_encoders_run_once_for_the_whole_study(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first run, whose memory and time would else be another's than the later runs'."""
+    """Before the first run, which would otherwise need more memory and time than the others."""
     kept = tmp_path / "features"
     settings = yaml.safe_load(recipe.read_text())
     settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
@@ -196,11 +196,48 @@ def test_the_verb_prints_one_result(
     assert "--optimizer.lr 5e-4" in Path(found["table"]).read_text()
 
 
+def test_an_interrupted_study_keeps_finished_runs_and_resumes(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run is finished, and the second is interrupted after its first checkpoint."""
+    folder, train = tmp_path / "study", ablation.train_alone
+    first, second = folder / "runs" / "alone.seed-0.equal-steps", folder / "runs" / "cmd.seed-0.equal-steps"
+    settings = AblationSettings(seeds=1, grid=grid, overrides=("--training.steps=4", "--training.eval_every=4"))
+
+    def interrupted(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
+        if what.startswith("alone"):
+            return train(recipe, recipe_file, what)
+        with pytest.MonkeyPatch.context() as patch:
+
+            def save_and_stop(*arguments: Any) -> None:
+                save_checkpoint(*arguments)
+                raise KeyboardInterrupt
+
+            patch.setattr(trainer_module, "save_checkpoint", save_and_stop)
+            return train(recipe, recipe_file, what)
+
+    monkeypatch.setattr(ablation, "train_alone", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(recipe, folder, settings)
+    assert list(second.glob("checkpoints/step-*"))
+    times = {path: path.stat().st_mtime_ns for path in first.rglob("*.json")}
+    assert first / "scores-test.json" in times
+    started = json.loads((second / "environment.json").read_text())
+    trained.clear()
+    monkeypatch.setattr(ablation, "train_alone", train)
+    run_ablation(recipe, folder, settings)
+    assert not any(what.startswith("alone") for what in trained)
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*.json")} == times
+    assert json.loads((second / "environment.json").read_text()) == started  # resumed, not started again
+    assert len([line for line in lines_of(folder / "runs.csv") if line["budget"] == EQUAL_STEPS]) == 2
+
+
+@pytest.mark.nightly  # five processes; the test above interrupts in one
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
-def test_interrupted_in_the_middle_it_keeps_what_is_finished_and_goes_on(
+def test_a_study_interrupted_by_ctrl_c_ends_with_130_and_resumes(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
 ) -> None:
-    """Real processes: the first run is finished, the second is broken off between two of its steps."""
+    """The first run is finished, and the second is interrupted between two of its steps."""
     folder = tmp_path / "study"
     flags = ("--training.steps=12", "--training.eval_every=12")
     words = [sys.executable, "-m", "saysee", "ablate", str(recipe), "--to", str(folder), "--grid", str(grid)]
@@ -229,11 +266,8 @@ def test_interrupted_in_the_middle_it_keeps_what_is_finished_and_goes_on(
     run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, overrides=flags))
     assert not any(what.startswith("alone") for what in trained)
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*.json")} == times
-    assert json.loads((second / "environment.json").read_text()) == started  # gone on with, not begun anew
+    assert json.loads((second / "environment.json").read_text()) == started  # resumed, not started again
     assert len([line for line in lines_of(folder / "runs.csv") if line["budget"] == EQUAL_STEPS]) == 2
-
-
-# ---------------------------------------------------------------------- the same start, the same budget
 
 
 def test_rows_of_a_seed_have_the_same_start_and_the_same_batches(recipe: Path, tmp_path: Path) -> None:
@@ -281,18 +315,18 @@ def test_the_run_of_equal_time_has_the_steps_that_fit_and_its_schedule_ends_ther
     assert study.recipe(runs[-1], study.steps(runs[-1])).training.steps == 4  # of which the schedule is made
 
 
-def test_shares_of_pictures_are_nested_and_hang_on_nothing_but_the_ids(tiny_manifest: Manifest) -> None:
+def test_shares_of_images_are_nested_and_depend_on_nothing_but_the_ids(tiny_manifest: Manifest) -> None:
     def ids(manifest: Manifest, share: float) -> set[str]:
-        return {row.image_id for row in share_of_pictures(manifest, "train", share) if row.split == "train"}
+        return {row.image_id for row in share_of_images(manifest, "train", share) if row.split == "train"}
 
     shuffled = Manifest(tuple(reversed(tiny_manifest.rows)), tiny_manifest.root)
     chosen = [ids(tiny_manifest, share) for share in (0.25, 0.5, 1.0)]
     assert [len(one) for one in chosen] == [3, 6, 12]
     assert chosen[0] < chosen[1] < chosen[2]
     assert [ids(shuffled, share) for share in (0.25, 0.5, 1.0)] == chosen
-    clips = share_of_pictures(tiny_manifest, "train", 0.25).splits()
+    clips = share_of_images(tiny_manifest, "train", 0.25).splits()
     assert clips == {**tiny_manifest.splits(), "train": 15}
-    # By the SHA-256 of the ids: ca978112, 3e23e816, 2e7d2c03, 18ac3e73 for a, b, c, d. No process may choose otherwise.
+    # By the SHA-256 of the ids: ca978112, 3e23e816, 2e7d2c03, 18ac3e73 for a, b, c, d; the same in every process.
     four = Manifest([Row(f"{name}.wav", f"{name}.png", name, "train") for name in "abcd"], tiny_manifest.root)
     assert [ids(four, share) for share in (0.25, 0.5, 0.75)] == [{"d"}, {"d", "c"}, {"d", "c", "b"}]
 
@@ -313,7 +347,7 @@ def scores(
     return RunScores(row, seed, budget, 1.0, measures, {"overall": overall}, about)
 
 
-def test_the_table_pairs_by_seed_at_both_budgets_and_does_not_hang_on_the_order_of_runs(tmp_path: Path) -> None:
+def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path: Path) -> None:
     study = {
         "recipe_name": "r",
         "recipe": {"training": {"steps": 100}},
@@ -343,10 +377,7 @@ def test_the_table_pairs_by_seed_at_both_budgets_and_does_not_hang_on_the_order_
     assert [(tmp_path / name).read_text() for name in outputs] == written
 
 
-# ---------------------------------------------------------------------- grids and refusals
-
-
-def test_the_packages_grid_is_no_recipe_and_goes_with_every_recipe() -> None:
+def test_the_packages_grid_is_no_recipe() -> None:
     grid = read_grid(DEFAULT_GRID)
     assert list(grid) == ["contrastive alone", "CMD paper", "image noise with image query", "speech noise", "both"]
     assert grid["contrastive alone"] == {"denoising.weight": 0.0}
@@ -354,7 +385,7 @@ def test_the_packages_grid_is_no_recipe_and_goes_with_every_recipe() -> None:
     assert (RECIPES / "ablation" / "default.yaml").is_file()
 
 
-def test_a_row_lies_over_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:
+def test_a_row_overrides_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:
     settings = copy.deepcopy(yaml.safe_load(recipe.read_text()))
     settings["denoising"] = {"temperature": 0.05, "share": 0.9}
     recipe.write_text(yaml.safe_dump(settings))
@@ -365,7 +396,7 @@ def test_a_row_lies_over_the_recipe_and_keeps_what_it_does_not_set(recipe: Path,
     assert study.recipe(Run("alone", 3), 6).denoising.weight == 0
 
 
-def test_a_row_called_baseline_is_the_baseline(tmp_path: Path) -> None:
+def test_a_row_named_baseline_is_the_baseline(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text("more: {denoising: {share: 0.7}}\nbaseline: {}\n")
     assert list(read_grid(path)) == ["baseline", "more"]
@@ -374,27 +405,27 @@ def test_a_row_called_baseline_is_the_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: {}", "two or more row names"),
+        ("a: {}", "1 rows"),
         ("[1]", "mapping"),
-        ("a: [", "not YAML"),
-        ("a: {}\nb: {training.steps: 3}", "b.*sets training.steps"),
-        ("a: {}\nb: {model: {head_layers: 3}}", "sets model.head_layers"),
-        ("a: {}\nb: {optimizer: {accumulate: 2}}", "sets optimizer.accumulate"),
-        ("a: {}\nb: {denoising: {preset: strong}}", "denoising.preset.*strong.*paper"),
-        ("a: {}\n'b, c': {}", "without commas"),
-        ("more noise: {}\nmore-noise: {}", "would share a folder"),
-        ("a: {}\nb: 3", "give it settings"),
+        ("a: [", "YAML"),
+        ("a: {}\nb: {training.steps: 3}", "'b'.*training.steps"),
+        ("a: {}\nb: {model: {speech_trainable: 3}}", "model.speech_trainable"),
+        ("a: {}\nb: {optimizer: {accumulate: 2}}", "optimizer.accumulate"),
+        ("a: {}\nb: {denoising: {preset: strong}}", "denoising.preset.*'strong'"),
+        ("a: {}\n'b, c': {}", "'b, c'"),
+        ("more noise: {}\nmore-noise: {}", "'more-noise'.*'more noise'"),
+        ("a: {}\nb: 3", "row 'b' is 3"),
     ],
 )
-def test_a_grid_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_grid_that_cannot_be_used_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
-    with pytest.raises(SaySeeError, match=message) as refusal:
+    with pytest.raises(SaySeeError, match=message) as error:
         read_grid(path)
-    assert str(path) in str(refusal.value)
+    assert str(path) in str(error.value)
 
 
-def test_plans_that_cannot_work_are_refused_before_anything_is_written(
+def test_a_study_that_cannot_work_is_an_error_before_anything_is_written(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
 ) -> None:
     folder = tmp_path / "study"
@@ -405,20 +436,20 @@ def test_plans_that_cannot_work_are_refused_before_anything_is_written(
         assert not folder.exists()
 
     refused("--seeds is 0", seeds=0)
-    refused("'CMDD' is no row of .*alone, CMD", rows=("CMDD",))
-    refused("no split 'nosuch'", split="nosuch")
-    refused("1.5 is no share", sizes=(1.5,))
-    refused("0.1 of the training pictures has 5 clips", sizes=(0.1,))
-    refused("--denoising.share is set by row 'CMD'", overrides=("--denoising.share=0.3",))
+    refused("'CMDD'.*alone, CMD", rows=("CMDD",))
+    refused("'nosuch'", split="nosuch")
+    refused("--sizes has 1.5", sizes=(1.5,))
+    refused("0.1 .*5 clips", sizes=(0.1,))
+    refused("--denoising.share .*row 'CMD'", overrides=("--denoising.share=0.3",))
     refused("training.patience is 2", overrides=("--training.patience=2",))
-    refused("data.manifest is not set", overrides=("--data.manifest=",))
+    refused("data.manifest", overrides=("--data.manifest=",))
     grid.write_text("a: {}\nb: {denoising: {nosuch: 1}}")
-    refused("row 'b' of the grid.*nosuch")
+    refused("row 'b' .*nosuch")
     grid.write_text("a: {}\nb: {denoising: {target: replaced, query: speech, noise: image}}")
-    refused("row 'b' of the grid.*denoising.target")
+    refused("row 'b' .*denoising.target")
 
 
-def test_a_folder_of_another_study_is_refused_and_a_row_more_is_welcome(
+def test_a_folder_of_another_study_is_an_error_and_a_new_row_is_added(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
 ) -> None:
     folder = tmp_path / "study"
@@ -426,19 +457,19 @@ def test_a_folder_of_another_study_is_refused_and_a_row_more_is_welcome(
     run_ablation(recipe, folder, plan)
     kept = (folder / "study.json").read_text()
 
-    with pytest.raises(SaySeeError, match=r"another optimizer\.lr \(0\.001, now 0\.002\).*another --to"):
+    with pytest.raises(SaySeeError, match=r"optimizer\.lr \(0\.001, now 0\.002\)"):
         run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, overrides=("--optimizer.lr=0.002",)))
     other = copy.deepcopy(GRID)
     other["CMD"]["denoising.share"] = 0.75
     grid.write_text(yaml.safe_dump(other, sort_keys=False))
-    with pytest.raises(SaySeeError, match=r"another row 'CMD' .*0\.25.*0\.75"):
+    with pytest.raises(SaySeeError, match=r"row 'CMD' .*0\.25.*0\.75"):
         run_ablation(recipe, folder, plan)
     grid.write_text(yaml.safe_dump(dict(reversed(GRID.items())), sort_keys=False))
-    with pytest.raises(SaySeeError, match="another baseline"):
+    with pytest.raises(SaySeeError, match="baseline"):
         run_ablation(recipe, folder, plan)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "a.txt").touch()
-    with pytest.raises(SaySeeError, match="something else than an ablation"):
+    with pytest.raises(SaySeeError, match="foreign"):
         run_ablation(recipe, tmp_path / "foreign", AblationSettings())
     assert (folder / "study.json").read_text() == kept
 
@@ -450,19 +481,19 @@ def test_a_folder_of_another_study_is_refused_and_a_row_more_is_welcome(
     assert list(result.rows) == ["alone", "more"]
 
 
-def test_another_manifest_under_the_same_path_is_refused(
+def test_another_manifest_under_the_same_path_is_an_error(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
 ) -> None:
     manifest = tmp_path / "manifest.jsonl"
     tiny_manifest.write(manifest)
     plan = AblationSettings(seeds=1, grid=grid, rows=("alone",), overrides=(f"--data.manifest={manifest}",))
     run_ablation(recipe, tmp_path / "study", plan)
-    share_of_pictures(Manifest.read(manifest), "train", 0.75).write(manifest)
+    share_of_images(Manifest.read(manifest), "train", 0.75).write(manifest)
     with pytest.raises(SaySeeError, match="manifest_sha256"):
         run_ablation(recipe, tmp_path / "study", plan)
 
 
-def test_the_default_grid_goes_with_the_packages_recipe(tiny_scenes: Path, tmp_path: Path) -> None:
+def test_the_default_grid_fits_the_packages_recipe(tiny_scenes: Path, tmp_path: Path) -> None:
     study = _Study("nano", tmp_path / "study", AblationSettings(overrides=(f"--data.manifest={tiny_scenes}",)))
     assert study.recipe(Run("both", 0), 9).denoising.noise == "both"
     assert load_recipe("nano").training.patience == 0

@@ -1,15 +1,21 @@
+"""The demo: one report of two trainings, and nothing repeated by a second call."""
+
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markupsafe import escape
 
 from saysee.errors import SaySeeError
+from saysee.studies import demo as demo_module
 from saysee.studies.demo import DemoResult, DemoSettings, run_demo
+from saysee.training.trainer import Trainer
 
 SMALL = DemoSettings(
     images=50,
@@ -27,13 +33,26 @@ SMALL = DemoSettings(
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
+def one_process() -> Iterator[None]:
+    """The demo's steps in this process, which is faster; test_study_processes has the real ones."""
+
+    def train(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
+        return Trainer(recipe).fit(resume="auto")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "train_alone", train)
+        patch.setattr(demo_module, "run_alone", lambda function, *arguments: function(*arguments))
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, one_process: None) -> tuple[Path, DemoResult]:
     folder = tmp_path_factory.mktemp("demo")
     return folder, run_demo(folder, SMALL)
 
 
 class Page(HTMLParser):
-    """Counts what a page holds, and where it would fetch from."""
+    """Tags of a page, and the addresses that it would fetch."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -64,9 +83,9 @@ def test_the_report_is_one_file_with_scores_curves_queries_and_attention(demo: t
         assert setting in text
 
 
-def test_right_pictures_are_framed_exactly_where_they_rank_in_the_first_five(demo: tuple[Path, DemoResult]) -> None:
+def test_the_right_image_is_framed_exactly_if_it_ranks_in_the_first_five(demo: tuple[Path, DemoResult]) -> None:
     text = (demo[0] / "report.html").read_text(encoding="utf-8")
-    ranks = [int(rank) for rank in re.findall(r"right picture at rank (\d+) of 20", text)]
+    ranks = [int(rank) for rank in re.findall(r"right image at rank (\d+) of 20", text)]
     assert len(ranks) == 10
     assert Page(text).right == sum(rank <= 5 for rank in ranks)
 
@@ -83,7 +102,7 @@ def test_both_rows_have_the_same_start_data_and_steps(demo: tuple[Path, DemoResu
     assert any("denoising_loss" in line for line in metrics["CMD"])
 
 
-def test_called_again_it_trains_nothing_again(demo: tuple[Path, DemoResult]) -> None:
+def test_a_second_call_repeats_no_training(demo: tuple[Path, DemoResult]) -> None:
     folder, first = demo
     made = [folder / "runs" / "CMD" / "best", folder / "scenes", *(folder / "features").rglob("*.values")]
     before = [path.stat().st_mtime_ns for path in made]
@@ -94,20 +113,20 @@ def test_called_again_it_trains_nothing_again(demo: tuple[Path, DemoResult]) -> 
         assert second.scores[name]["overall"] == scores["overall"]
 
 
-def test_other_ways_of_asking_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:
+def test_other_queries_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:
     folder, result = demo
     ways = {each.way: each for each in result.others}
     assert ways["in writing"].queries == 100
     assert ways["in writing"].back_at_1 is not None
     assert ways["in writing"].recall_at_1 > 80, "clip-nano reads captions; chance is 5"
     assert ways["the same, fast"].queries == 3
-    assert ways["the same, fast"].back_at_1 is None, "most pictures have no query here"
+    assert ways["the same, fast"].back_at_1 is None, "most images have no query here"
     text = (folder / "report.html").read_text(encoding="utf-8")
     for each in result.others:
         assert str(escape(each.way)) in text
         assert 0 <= each.recall_at_1 <= each.recall_at_10 <= 100
 
 
-def test_a_folder_of_another_seed_is_refused(demo: tuple[Path, DemoResult]) -> None:
-    with pytest.raises(SaySeeError, match="holds a demo of seed 0"):
+def test_a_folder_of_another_seed_is_an_error(demo: tuple[Path, DemoResult]) -> None:
+    with pytest.raises(SaySeeError, match="seed 0"):
         run_demo(demo[0], DemoSettings(seed=1))

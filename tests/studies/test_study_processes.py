@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from saysee import SpeechImageModel
+import pytest
 
-STEP = """
-import logging
-import sys
-from saysee.log import configure_command_line
-from saysee.studies.processes import run_alone
-from saysee import SpeechImageModel
-
-
-def made(make, *arguments):
-    logging.getLogger("saysee.step").info("made")
-    return type(make(*arguments)).__name__
+from saysee.errors import SaySeeError
+from saysee.log import is_configured
+from saysee.settings.reading import resolve_recipe
+from saysee.studies import processes
+from saysee.studies.processes import run_alone, train_alone
 
 
-if __name__ == "__main__":
-    configure_command_line()
-    print(run_alone(made, SpeechImageModel.from_encoders, "saysee/hubert-nano", "saysee/clip-nano"))
-    print(run_alone(made, SpeechImageModel.from_pretrained, sys.argv[1]))
-"""
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_function_runs_in_another_process_which_logs_as_this_one(
+    configured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "is_configured", lambda: configured)
+    assert run_alone(is_configured) is configured
+    assert run_alone(os.getpid) != os.getpid()
 
 
-def test_a_step_s_process_logs_as_the_command_does_and_its_libraries_are_quiet(tmp_path: Path) -> None:
-    """A step's own lines stay readable between bars of transformers' and its warnings of model types."""
-    SpeechImageModel.from_encoders("saysee/hubert-nano", "saysee/clip-nano").save_pretrained(tmp_path / "model")
-    program = tmp_path / "step.py"
-    program.write_text(STEP, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path / "model")], capture_output=True, text=True, check=False
-    )
-    assert (done.stdout.split(), done.stderr) == (["SpeechImageModel"] * 2, "saysee: made\n" * 2)
+def test_a_training_is_quiet_and_a_finished_one_starts_no_process(
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_settings["training"] |= {"steps": 1, "eval_every": 1}
+    recipe = resolve_recipe(tiny_settings)
+    result = train_alone(recipe, tmp_path / "tiny.yaml", "tiny")
+    of_run = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result == {"model": str(tmp_path / "run" / "best"), **of_run}
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert all(line.startswith("saysee: ") for line in output.err.splitlines()), output.err
+
+    def no_process(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(processes.subprocess, "Popen", no_process)
+    assert train_alone(recipe, tmp_path / "tiny.yaml", "tiny") == result
+    tiny_settings["optimizer"]["lr"] = 0.5
+    with pytest.raises(AssertionError):  # the training reports what is wrong with another recipe in this folder
+        train_alone(resolve_recipe(tiny_settings), tmp_path / "tiny.yaml", "tiny")
+
+
+@pytest.mark.parametrize(("code", "error"), [(2, SaySeeError), (130, KeyboardInterrupt)])
+def test_a_failed_training_is_an_error_and_an_interrupted_one_interrupts(
+    code: int,
+    error: type[BaseException],
+    tiny_settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exits = [sys.executable, "-c", f"raise SystemExit({code})"]
+    start = subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **keywords: start(exits, **keywords))
+    with pytest.raises(error, match="row 3" if code == 2 else None):
+        train_alone(resolve_recipe(tiny_settings), tmp_path / "tiny.yaml", "row 3")

@@ -1,12 +1,12 @@
-"""The whole way, once: scenes, features of frozen encoders, baseline and CMD from one start, scores, one report.
+"""The demo: scenes, features of frozen encoders, baseline and CMD trained from one start, evaluation, one report.
 
-Every step leaves its result in the folder and is not done again, so a demo that was broken off goes on where it was.
+Each step keeps its result in the folder and is not repeated, so an interrupted demo resumes.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,30 +25,31 @@ from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
-from saysee.studies.other_queries import OtherQueries, ask_otherwise
+from saysee.studies.other_queries import OtherQueries, score_other_queries
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoReport, write_report
 from saysee.training.features import cache_features, feature_cache
 from saysee.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 RECIPE = "nano"
 ROWS = {"baseline": "off", "CMD": "paper"}
-"""What is compared, and its preset of cross-modal denoising: contrastive learning alone, and with the paper's
-reading."""
+"""The compared rows and their presets of denoising: contrastive learning alone, and with the paper's denoising."""
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo; the defaults are what two cores do in under six minutes.
+    """Sizes of the demo; with the defaults it takes under eight minutes on two CPU cores.
 
     Attributes:
-        images: pictures in all, five clips each.
-        val_images: of these, to watch the training by.
-        test_images: of these, to score on.
-        other_queries: captions that are asked again by other voices.
-        recipe_overrides: dotted flags laid over the recipe ``nano``.
+        images: number of images, five clips each.
+        val_images: of these, the validation split.
+        test_images: of these, the test split.
+        other_queries: number of captions that other voices speak.
+        recipe_overrides: dotted flags that override the recipe ``nano``.
         seed: of the corpus and of every training.
     """
 
@@ -62,14 +63,14 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """The result of the demo.
 
     Attributes:
         report: path of the HTML report.
-        scores: row to its evaluation, as ``EvaluationResult.to_dict`` gives it.
-        others: other ways of asking the row that was best on the validation split.
-        runs: row to its training's ``result.json``.
-        seconds: step to the seconds that it took, in this call or the one that did it.
+        scores: evaluation by row, from ``EvaluationResult.to_dict``.
+        others: other kinds of queries, scored with the model that is best on the validation split.
+        runs: ``result.json`` of the training by row.
+        seconds: seconds by step, of the call that did it.
     """
 
     report: Path
@@ -79,7 +80,7 @@ class DemoResult:
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Plain JSON values."""
         return {
             "report": str(self.report),
             "scores": self.scores,
@@ -89,48 +90,47 @@ class DemoResult:
         }
 
     def to_table(self) -> Table:
-        """The rows of scores, in percent, with 95 % intervals of the mean R@1, and what the training cost."""
+        """The scores in percent, with 95 % intervals of the mean R@1, and the cost of the training."""
+        recalls = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
         table = Table(title="test split, percent")
         table.add_column("")
-        for way in ("speech → image", "image → speech"):
-            for k in (1, 5, 10):
-                table.add_column(f"{way}\nR@{k}", justify="right")
+        for way, name in recalls:
+            table.add_column(f"{way.replace('_to_', ' → ')}\n{name}", justify="right")
         table.add_column("mean R@1\n(95 % interval)", justify="right")
         table.add_column("training\ns/step", justify="right")
-        for name, scores in self.scores.items():
+        for row, scores in self.scores.items():
             overall = scores["overall"]
-            recalls = [overall[way][f"R@{k}"] for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
             low, high = overall["interval"]["mean_R@1"]
             table.add_row(
-                name,
-                *[f"{recall:.1f}" for recall in recalls],
+                row,
+                *[f"{overall[way][name]:.1f}" for way, name in recalls],
                 f"{overall['mean_R@1']:.2f} ({low:.2f} to {high:.2f})",
-                f"{self.runs[name]['seconds_per_step']:.2f}",
+                f"{self.runs[row]['seconds_per_step']:.2f}",
             )
         chance = next(iter(self.scores.values()))["overall"]["chance_mean_R@1"]
-        table.add_row("chance", *[""] * 6, f"{chance:.2f}", "", style="dim")
+        table.add_row("chance", *[""] * len(recalls), f"{chance:.2f}", "", style="dim")
         return table
 
 
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
-    """Does what is not done yet, and writes ``report.html``.
+    """Does the missing steps, and writes ``report.html``.
 
     Args:
-        folder: of all that the demo makes.
-        settings: see :class:`DemoSettings`; None takes the defaults.
+        folder: of everything that the demo makes.
+        settings: None is the defaults.
 
     Raises:
-        SaySeeError: a step failed; the message says why.
+        SaySeeError: a step failed, or the folder holds a demo of another seed.
     """
     folder, settings = Path(folder).resolve(), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder / "steps.json", settings.seed)
-    scenes = folder / "scenes"
 
-    _say("1/5 drawing and speaking scenes")
-    with steps.timed("scenes", done=(scenes / "manifest.parquet").exists()):
-        manifest_path = build_scenes(
-            scenes,
+    logger.info("1/5 drawing and synthesizing scenes")
+    manifest_path = folder / "scenes" / "manifest.parquet"
+    with steps.timed("scenes", done=manifest_path.exists()):
+        build_scenes(
+            folder / "scenes",
             images=settings.images,
             val_images=settings.val_images,
             test_images=settings.test_images,
@@ -138,33 +138,33 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
         )
     manifest = Manifest.read(manifest_path)
     recipes = {name: _recipe(folder, name, preset, settings) for name, preset in ROWS.items()}
-    first = next(iter(recipes.values()))
+    features = recipes["baseline"].features
 
-    _say("2/5 features of the frozen encoders")
-    if not all((Path(recipe.output) / "result.json").exists() for recipe in recipes.values()):
+    logger.info("2/5 features of the frozen encoders")
+    trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
+    if not all(trained.values()):
         with steps.timed("features"):
-            run_alone(_keep_features, first)
+            run_alone(_cache_features, recipes["baseline"])
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, recipe) in enumerate(recipes.items(), start=3):
-        _say(f"{number}/5 training: {name}")
-        with steps.timed(f"training {name}", done=(Path(recipe.output) / "result.json").exists()):
+        logger.info("%d/5 training: %s", number, name)
+        with steps.timed(f"training {name}", done=trained[name]):
             runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
 
-    _say("5/5 scoring on the test split")
+    logger.info("5/5 scoring on the test split")
     steps.forget("scoring")
-    models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
-    cache = feature_cache(first.features, manifest.root)
     with steps.timed("scoring"):
+        models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
+        cache = feature_cache(features, manifest.root)
         results = {
             name: evaluate(Encoder(model, cache=cache), manifest, split="test", by=BREAKDOWN, keep_vectors=True)
             for name, model in models.items()
         }
-        test = manifest.select("test")
         best = max(runs, key=lambda name: float(runs[name]["best_val_mean_R@1"]))
-        images = results[best].images
+        test, images = manifest.select("test"), results[best].images
         assert images is not None
-        others = ask_otherwise(models[best], test, images, queries=settings.other_queries, seed=settings.seed)
+        others = score_other_queries(models[best], test, images, queries=settings.other_queries, seed=settings.seed)
     report = write_report(
         folder / "report.html",
         DemoReport(
@@ -198,8 +198,8 @@ def _recipe(folder: Path, name: str, preset: str, settings: DemoSettings) -> Rec
     )
 
 
-def _keep_features(recipe: Recipe) -> None:
-    """Those of all splits, so that training and scoring find them."""
+def _cache_features(recipe: Recipe) -> None:
+    """Caches the features of all splits, for training and evaluation."""
     trainer = Trainer(recipe)
     trainer.keep_features()
     encoder = Encoder(trainer.model, cache=feature_cache(recipe.features, trainer.manifest.root))
@@ -207,11 +207,14 @@ def _keep_features(recipe: Recipe) -> None:
 
 
 class _Steps:
-    """Seconds of each step, kept across calls: a step that a call finds done keeps the time that it took.
+    """Seconds of each step, kept between calls.
 
     Args:
         path: the JSON file.
-        seed: the demo's seed; a folder of another seed is refused.
+        seed: of the demo.
+
+    Raises:
+        SaySeeError: the file is of another seed.
     """
 
     def __init__(self, path: Path, seed: int) -> None:
@@ -227,7 +230,7 @@ class _Steps:
 
     @contextmanager
     def timed(self, name: str, done: bool = False) -> Iterator[None]:
-        """Adds the time of a ``with`` block to a step, also when it is broken off, unless the step was done before."""
+        """Adds the time of a ``with`` block to a step, also if it is interrupted, unless the step was done before."""
         start = time.perf_counter()
         try:
             yield
@@ -237,9 +240,5 @@ class _Steps:
                 write_text(self._path, json.dumps({"seed": self._seed, "seconds": self.seconds}))
 
     def forget(self, name: str) -> None:
-        """Drops the time of a step that every call does anew."""
+        """Drops the time of a step that every call repeats."""
         self.seconds.pop(name, None)
-
-
-def _say(text: str) -> None:
-    print(f"demo: {text}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Asking in other ways than the test split does: in writing, by other voices, in another accent, at another pace.
+"""Queries unlike those of the test split: written, or spoken by other voices, accents and at other speeds.
 
-Each way is scored as speech-to-image R@1 over the same gallery, the pictures of the test split, on the same captions.
+Each kind is scored by speech-to-image R@1 over the images of the test split, on the same captions.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 
 FLITE = Path(__file__).with_name("flite")
-"""Captions of the demo's test split as another synthesiser speaks them (flite 2.2, voice slt), with ``clips.json``."""
+"""Captions of the demo's test split by another synthesizer (flite 2.2, voice slt), with ``clips.json``."""
 
 
 @dataclass(frozen=True)
 class OtherQueries:
-    """One way of asking.
+    """The scores of one kind of queries.
 
     Attributes:
-        way: what it is called in the report.
-        queries: how many there were.
-        recall_at_1, recall_at_10: percent of the queries whose picture was first, or among the first ten.
-        back_at_1: percent of the pictures that find one of their queries first; None where some pictures have none.
-        note: what there is to say of it.
+        way: name of the kind.
+        queries: number of queries.
+        recall_at_1, recall_at_10: percent of the queries whose image is first, or among the first ten.
+        back_at_1: percent of the images that find one of their queries first; None if some images have no query.
+        note: description for the report.
     """
 
     way: str
@@ -51,79 +51,54 @@ class OtherQueries:
         return asdict(self)
 
 
-def ask_otherwise(
+def score_other_queries(
     model: SpeechImageModel, test: Manifest, images: NDArray[Any], *, queries: int, seed: int
 ) -> list[OtherQueries]:
-    """Scores a model on other ways of asking.
+    """Scores a model on other kinds of queries.
 
     Args:
         model: with a text encoder.
         test: rows of the test split of a scenes corpus.
         images: [M, D] vectors of ``test.images()``.
-        queries: captions that each spoken way takes, drawn by the seed.
-        seed: which.
+        queries: number of captions of each spoken kind.
+        seed: of the choice of captions.
 
     Raises:
-        MissingExtraError: the synthesiser is not installed.
+        MissingExtraError: the synthesizer is not installed.
     """
     rows = [test.rows[i] for i in sorted(Random(seed).sample(range(len(test)), min(queries, len(test))))]
-    asked = _Asked(model, test, images)
     speakers = [parse_speaker(row.speaker or "") for row in rows]
+    encoder, number = Encoder(model), {row.image_id: number for number, row in enumerate(test.images())}
 
-    def spoken(way: str, note: str, **changes: Any) -> OtherQueries:
-        clips = [
-            synthesise(row.text or "", replace(speaker, **changes)).samples
-            for row, speaker in zip(rows, speakers, strict=True)
-        ]
-        return asked.by_waveforms(way, rows, clips, note)
+    def score(way: str, rows: Sequence[Row], vectors: NDArray[Any], note: str) -> OtherQueries:
+        own = np.array([number[row.image_id] for row in rows])
+        measures = retrieval_measures(retrieval_ranks(vectors, images, own), resamples=0)
+        to_image, to_speech = measures.speech_to_image, measures.image_to_speech
+        back = to_speech["R@1"] if to_speech and len(np.unique(own)) == len(images) else None
+        return OtherQueries(way, len(rows), to_image["R@1"], to_image["R@10"], back, note)
 
+    def spoken(way: str, note: str, speakers: Sequence[Speaker]) -> OtherQueries:
+        clips = [synthesise(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
+        return score(way, rows, encoder.encode_speech(clips, progress=False), note)
+
+    def changed(**changes: Any) -> list[Speaker]:
+        return [replace(speaker, **changes) for speaker in speakers]
+
+    written = encoder.encode_text([row.text or "" for row in test.rows], progress=False)
+    german = [Speaker("de", "", 50, 150)] * len(rows)
     found = [
-        asked.by_text(test.rows),
-        spoken("the split's own voices", "none of them was heard in training"),
-        spoken("the same, fast", "250 words a minute; training: 140 to 200", rate=250),
-        spoken("the same, slow", "100 words a minute; training: 140 to 200", rate=100),
-        spoken("the same, high", "pitch 90 of 100; training: 30 to 70", pitch=90),
-        asked.by_waveforms(
-            "a German voice reading English",
-            rows,
-            [synthesise(row.text or "", Speaker("de", "", 50, 150)).samples for row in rows],
-            "German sounds for English letters; training: eight accents of English",
-        ),
+        score("in writing", test.rows, written, "CLIP's own text encoder, which this training did not touch"),
+        spoken("the split's own voices", "none of them occurs in training", speakers),
+        spoken("the same, fast", "250 words a minute; training: 140 to 200", changed(rate=250)),
+        spoken("the same, slow", "100 words a minute; training: 140 to 200", changed(rate=100)),
+        spoken("the same, high", "pitch 90 of 100; training: 30 to 70", changed(pitch=90)),
+        spoken("a German voice reading English", "German sounds; training: eight accents of English", german),
     ]
-    others = _flite_rows(test)
-    if others:
-        clips = [load_audio(FLITE / file) for file, _ in others]
-        note = "flite 2.2, voice slt: recorded speech in pieces; training: formants of espeak-ng"
-        found.append(asked.by_waveforms("another synthesiser", [row for _, row in others], clips, note))
+    if flite := _flite_rows(test):
+        vectors = encoder.encode_speech([load_audio(FLITE / file) for file, _ in flite], progress=False)
+        note = "flite 2.2, voice slt: units of recorded speech; training: formants of espeak-ng"
+        found.append(score("another synthesizer", [row for _, row in flite], vectors, note))
     return found
-
-
-class _Asked:
-    """Queries against one gallery."""
-
-    def __init__(self, model: SpeechImageModel, test: Manifest, images: NDArray[Any]) -> None:
-        self._encoder, self._images = Encoder(model), images
-        self._number = {row.image_id: number for number, row in enumerate(test.images())}
-
-    def by_text(self, rows: Sequence[Row]) -> OtherQueries:
-        """Written captions, through CLIP's text encoder."""
-        texts = [row.text or "" for row in rows]
-        vectors = self._encoder.encode_text(texts, progress=False)
-        note = "CLIP's own text encoder, which this training did not touch"
-        return self._score("in writing", rows, vectors, note)
-
-    def by_waveforms(self, way: str, rows: Sequence[Row], clips: Sequence[Any], note: str) -> OtherQueries:
-        """Clips [T] of 16 kHz samples, one a row."""
-        return self._score(way, rows, self._encoder.encode_speech(clips, progress=False), note)
-
-    def _score(self, way: str, rows: Sequence[Row], vectors: NDArray[Any], note: str) -> OtherQueries:
-        own = np.array([self._number[row.image_id] for row in rows])
-        measures = retrieval_measures(retrieval_ranks(vectors, self._images, own), resamples=0)
-        there, back = measures.speech_to_image, measures.image_to_speech
-        whole = back is not None and len(np.unique(own)) == len(self._images)
-        return OtherQueries(
-            way, len(rows), there["R@1"], there["R@10"], back["R@1"] if whole and back is not None else None, note
-        )
 
 
 def parse_speaker(name: str) -> Speaker:
@@ -134,7 +109,7 @@ def parse_speaker(name: str) -> Speaker:
 
 
 def _flite_rows(test: Manifest) -> list[tuple[str, Row]]:
-    """The clips of the package with the rows whose captions they speak: none where the corpus is another."""
-    told = json.loads((FLITE / "clips.json").read_text(encoding="utf-8"))
+    """The packaged clips and the rows of their captions; none for another corpus."""
+    clips = json.loads((FLITE / "clips.json").read_text(encoding="utf-8"))
     rows = {(row.image_id, row.text): row for row in test.rows}
-    return [(each["file"], rows[key]) for each in told if (key := (each["image_id"], each["text"])) in rows]
+    return [(clip["file"], rows[key]) for clip in clips if (key := (clip["image_id"], clip["text"])) in rows]

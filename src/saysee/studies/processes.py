@@ -48,17 +48,27 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
         what: name of the run, for the error message.
 
     Returns:
-        The run's ``result.json``.
+        The run's ``result.json``, and ``model``, the path of its best model. A finished run of the same recipe starts
+        no process.
 
     Raises:
         SaySeeError: the training failed; its error is on stderr.
         KeyboardInterrupt: interrupted; the training has written its checkpoint.
     """
+    result_file, before = Path(recipe.output) / "result.json", None
+    if recipe_file.exists():
+        before = recipe_file.read_bytes()
     save_recipe(recipe, recipe_file)
-    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    if not result_file.exists() or recipe_file.read_bytes() != before:
+        _train(recipe_file, what)
+    return {"model": f"{recipe.output}/best", **json.loads(result_file.read_text(encoding="utf-8"))}
+
+
+def _train(recipe_file: Path, what: str) -> None:
+    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        output, _ = process.communicate()
+        code = process.wait()
     except KeyboardInterrupt:  # a terminal interrupts the process too
         try:
             process.wait(timeout=PATIENCE_SECONDS)
@@ -66,12 +76,10 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
             process.terminate()
             process.wait()
         raise
-    if process.returncode == 130:
+    if code == 130:
         raise KeyboardInterrupt
-    if process.returncode:
+    if code:
         raise SaySeeError(f"training {what} failed; fix the error above and run the command again to resume")
-    result: dict[str, Any] = json.loads(output)
-    return result
 
 
 @contextmanager

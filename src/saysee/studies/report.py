@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
 
-from saysee.data.manifest import Manifest
+from saysee.data.manifest import Manifest, Row
 from saysee.encoding.attention import attention_map
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.localization import attention_on_object, word_maps
@@ -27,25 +27,25 @@ from saysee.studies.other_queries import OtherQueries
 from saysee.studies.plots import attention_image, curves_svg
 from saysee.training.log_records import read_metrics
 
-QUERIES, TOP, ATTENTION_PICTURES = 10, 5, 3
+QUERIES, TOP, ATTENTION_CLIPS = 10, 5, 3
 THUMBNAIL = 132
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the report is made from.
+    """The contents of the report.
 
     Attributes:
         test: rows of the test split.
-        models: row of the table to its best model; the attention pictures come from one that has a fusion encoder.
-        results: row to its evaluation, with vectors.
-        best: the row whose model was best on the validation split: the test split chooses nothing.
-        others: other ways of asking that model.
-        runs: row to its training's result.
-        runs_folder: the runs' folders, by row.
-        seconds: step to seconds.
-        settings: name to settings of what is in no recipe: the corpus.
-        seed: of the demo; it also draws the queries, so they are not chosen by their outcome.
+        models: best model by row of the table; attention is that of one with a fusion encoder.
+        results: evaluation by row, with vectors.
+        best: the row whose model is best on the validation split.
+        others: other kinds of queries to that model.
+        runs: ``result.json`` of the training by row.
+        runs_folder: the folder of the runs, by row.
+        seconds: seconds by step.
+        settings: settings by name, of what has no recipe: the corpus.
+        seed: of the demo, and of the choice of queries.
     """
 
     test: Manifest
@@ -61,19 +61,11 @@ class DemoReport:
 
 
 def write_report(path: Path, report: DemoReport) -> Path:
-    """Writes the report, whole or not at all.
-
-    Args:
-        path: of the HTML file.
-        report: see :class:`DemoReport`.
-
-    Returns:
-        The path.
-    """
-    environment = Environment(loader=PackageLoader("saysee", "studies"), autoescape=select_autoescape())
-    template = environment.get_template("report.html")
-    recipes = {name: (report.runs_folder / name / "recipe.yaml").read_text(encoding="utf-8") for name in report.runs}
-    surroundings = json.loads((report.runs_folder / next(iter(report.runs)) / "environment.json").read_text("utf-8"))
+    """Writes the report atomically, and returns its path."""
+    environment = json.loads((report.runs_folder / report.best / "environment.json").read_text("utf-8"))
+    template = Environment(loader=PackageLoader("saysee", "studies"), autoescape=select_autoescape()).get_template(
+        "report.html"
+    )
     text = template.render(
         results={name: result.to_dict() for name, result in report.results.items()},
         runs=report.runs,
@@ -83,10 +75,10 @@ def write_report(path: Path, report: DemoReport) -> Path:
         shown_model=report.best,
         others=report.others,
         attention=_attention(report),
-        recipes=recipes,
+        recipes={name: (report.runs_folder / name / "recipe.yaml").read_text("utf-8") for name in report.runs},
         settings={name: json.dumps(dict(values), indent=2) for name, values in report.settings.items()},
-        surroundings=surroundings,
-        counts={"clips": len(report.test), "pictures": len(report.test.images())},
+        environment=environment,
+        counts={"clips": len(report.test), "images": len(report.test.images())},
         seed=report.seed,
     )
     write_text(path, text)
@@ -94,99 +86,79 @@ def write_report(path: Path, report: DemoReport) -> Path:
 
 
 def _curves(report: DemoReport) -> list[str]:
-    metrics = {name: read_metrics(report.runs_folder / name) for name in report.runs}
-
-    def series(kind: str, figure: str) -> dict[str, tuple[list[float], list[float]]]:
-        return {
-            name: ([line["step"] for line in lines], [line[figure] for line in lines])
-            for name, every in metrics.items()
-            if (lines := [line for line in every if line["kind"] == kind and figure in line])
-        }
-
-    charts = [
+    logs = {name: read_metrics(report.runs_folder / name) for name in report.runs}
+    charts = []
+    for title, axis, kind, metric in (
         ("Contrastive loss", "nats", "train", "contrastive_loss"),
         ("Mean R@1 on the validation split", "percent", "val", "mean_R@1"),
         ("Denoising loss", "nats", "train", "denoising_loss"),
-    ]
-    return [curves_svg(title, axis, found) for title, axis, kind, figure in charts if (found := series(kind, figure))]
+    ):
+        series = {}
+        for name, log in logs.items():
+            if lines := [line for line in log if line["kind"] == kind and metric in line]:
+                series[name] = ([line["step"] for line in lines], [line[metric] for line in lines])
+        if series:
+            charts.append(curves_svg(title, axis, series))
+    return charts
 
 
 def _queries(report: DemoReport) -> list[dict[str, Any]]:
-    """Ten clips drawn by the seed, and the five pictures that the shown model puts first."""
-    result = report.results[report.best]
+    """Ten random clips, and the five images that rank first with the best model."""
+    result, images = report.results[report.best], report.test.images()
     assert result.speech is not None
     assert result.images is not None
-    pictures = report.test.images()
     queries = []
     for index in random.Random(report.seed).sample(range(len(report.test)), QUERIES):
         row = report.test.rows[index]
         scores = SpeechImageModel.similarity(result.speech[index : index + 1], result.images)[0]
         order = scores.argsort()[::-1]
-        right = next(place for place, number in enumerate(order, start=1) if pictures[number].image_id == row.image_id)
-        queries.append(
+        rank = next(rank for rank, number in enumerate(order, start=1) if images[number].image_id == row.image_id)
+        answers = [
             {
-                "text": row.text,
-                "speaker": row.speaker,
-                "sound": _data_url(report.test.clip_path(row).read_bytes(), "audio/flac"),
-                "rank": right,
-                "answers": [
-                    {
-                        "picture": _picture_url(_thumbnail(load_image(report.test.image_path(pictures[number])))),
-                        "score": float(scores[number]),
-                        "right": pictures[number].image_id == row.image_id,
-                    }
-                    for number in order[:TOP]
-                ],
+                "image": _image_url(_thumbnail(load_image(report.test.image_path(images[number])))),
+                "score": float(scores[number]),
+                "right": images[number].image_id == row.image_id,
             }
-        )
+            for number in order[:TOP]
+        ]
+        queries.append({"clip": _clip(report.test, row), "speaker": row.speaker, "rank": rank, "answers": answers})
     return queries
 
 
 def _attention(report: DemoReport) -> list[dict[str, Any]]:
-    """Three clips drawn by the seed: where the fusion encoder looks while each word is spoken."""
+    """Three random clips: attention of the fusion encoder during each word."""
     found = [(name, model) for name, model in report.models.items() if model.fusion is not None]
     if not found:
         return []
     name, model = found[-1]
-    encoder = Encoder(model)
-    draw = random.Random(report.seed + 1)
-    pictures = []
-    for index in draw.sample(range(len(report.test)), ATTENTION_PICTURES):
+    encoder, clips = Encoder(model), []
+    for index in random.Random(report.seed + 1).sample(range(len(report.test)), ATTENTION_CLIPS):
         row = report.test.rows[index]
-        picture = load_image(report.test.image_path(row))
-        attention = attention_map(encoder, report.test.clip_path(row), picture)
-        words, frame_seconds = row.extra["words"], model.speech_encoder.frame_seconds
-        measure = attention_on_object(attention, words, row.extra["objects"], frame_seconds)
-        maps = word_maps(attention, words, frame_seconds)
-        pictures.append(
-            {
-                "model": name,
-                "text": row.text,
-                "sound": _data_url(report.test.clip_path(row).read_bytes(), "audio/flac"),
-                "lift": None if measure is None else measure.lift,
-                "words": [
-                    {
-                        "word": word["word"],
-                        "picture": _picture_url(
-                            attention_image(
-                                picture, weights, [row.extra["objects"][number]["box"] for number in word["objects"]]
-                            )
-                        ),
-                    }
-                    for word, weights in zip(row.extra["words"], maps, strict=True)
-                ],
-            }
+        image = load_image(report.test.image_path(row))
+        attention = attention_map(encoder, report.test.clip_path(row), image)
+        spoken, objects, frame_seconds = row.extra["words"], row.extra["objects"], model.speech_encoder.frame_seconds
+        on_object = attention_on_object(attention, spoken, objects, frame_seconds)
+        words = []
+        for word, weights in zip(spoken, word_maps(attention, spoken, frame_seconds), strict=True):
+            boxes = [objects[number]["box"] for number in word["objects"]]
+            words.append({"word": word["word"], "image": _image_url(attention_image(image, weights, boxes))})
+        clips.append(
+            {"model": name, "clip": _clip(report.test, row), "lift": on_object and on_object.lift, "words": words}
         )
-    return pictures
+    return clips
 
 
-def _thumbnail(picture: Image.Image) -> Image.Image:
-    return picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+def _clip(test: Manifest, row: Row) -> dict[str, Any]:
+    return {"text": row.text, "audio": _data_url(test.clip_path(row).read_bytes(), "audio/flac")}
 
 
-def _picture_url(picture: Image.Image) -> str:
+def _thumbnail(image: Image.Image) -> Image.Image:
+    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+
+
+def _image_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return _data_url(buffer.getvalue(), "image/jpeg")
 
 
