@@ -1,4 +1,4 @@
-"""SaySee: say what you want to see, and find the picture; show a picture, and find the speech.
+"""SaySee: say what you want to see, and find the image; show an image, and find the speech.
 
 The public names. They are imported when first used, so ``import saysee`` costs nothing.
 """
@@ -12,6 +12,7 @@ from saysee.version import __version__
 
 if TYPE_CHECKING:
     from saysee.data.manifest import Manifest
+    from saysee.encoding.encoder import Encoder
     from saysee.errors import SaySeeError
     from saysee.evaluation.protocols import evaluate
     from saysee.model.configuration import SpeechImageConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from saysee.settings.recipe import FusionConfig, HeadConfig
 
 _HOMES = {
+    "Encoder": "saysee.encoding.encoder",
     "FusionConfig": "saysee.settings.recipe",
     "HeadConfig": "saysee.settings.recipe",
     "Index": "saysee.search.index.index",
@@ -33,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Encoder",
     "FusionConfig",
     "HeadConfig",
     "Index",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from saysee.errors import SaySeeError, extra_needed
+from saysee.errors import MediaError, SaySeeError, extra_needed
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.sqlite import SqliteStore
@@ -35,6 +35,11 @@ def open_store(place: str | os.PathLike[str]) -> Store:
 
         return PostgresStore(os.fspath(place))
     return SqliteStore(Path(place))
+
+
+UNIT = 1e-6
+"""How far the length of a unit vector may be from 1 by rounding."""
+_KINDS_OF_QUERIES: dict[str, Any] = {"speech": "clip", "images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,7 @@ class Index:
         where: str | None = None,
         filters: Sequence[str | Filter] = (),
         kind: Kind | None = None,
+        bad: dict[int, MediaError] | None = None,
     ) -> list[list[Hit]]:
         """The rows nearest to each of several queries of one kind.
 
@@ -153,16 +159,18 @@ class Index:
             filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
                 keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
             kind: what to find; by default clips for image queries where the index has any, else images.
+            bad: collects the error of each query that cannot be used by its position; such a query has no hits. None
+                raises the first error.
 
         Returns:
             for each query up to ``k`` hits, the best first; of equal scores the earlier row.
 
         Raises:
-            MediaError: a file of a query cannot be used.
+            MediaError: a file of a query cannot be used, and ``bad`` is None.
             SaySeeError: not exactly one kind of query; a bad condition, filter or vector; another model than that of
                 the index.
         """
-        given = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
+        given: dict[str, Any] = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) != 1:
             raise SaySeeError(f"search takes exactly one of {', '.join(given)}; {len(chosen)} were given")
@@ -178,8 +186,14 @@ class Index:
         else:
             if kind == "clip":  # another process may have gone over to another model meanwhile
                 self.store.about().check(self.encoder, self.place, kind)
-            queries = self._encode(speech, images, texts)
-        return self._hits(self.store.nearest(queries, kind, k, where, parsed))
+            queries = self.encoder.encode(_KINDS_OF_QUERIES[chosen[0]], given[chosen[0]], bad=bad)
+        good = [position for position in range(len(queries)) if not bad or position not in bad]
+        hits: list[list[Hit]] = [[] for _ in queries]
+        for position, found in zip(
+            good, self._hits(self.store.nearest(queries[good], kind, k, where, parsed)), strict=True
+        ):
+            hits[position] = found
+        return hits
 
     @property
     def encoder(self) -> Encoder:
@@ -197,18 +211,6 @@ class Index:
             self._encoder = encoder
         return self._encoder
 
-    def _encode(
-        self,
-        speech: Sequence[SpeechInput] | None,
-        images: Sequence[ImageInput] | None,
-        texts: Sequence[str] | None,
-    ) -> Vectors:
-        if speech is not None:
-            return self.encoder.encode_speech(speech)
-        if images is not None:
-            return self.encoder.encode_images(images)
-        return self.encoder.encode_text(texts or [])
-
     def _checked(self, vectors: ArrayLike) -> Vectors:
         queries = np.asarray(vectors, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.about.dimension:
@@ -219,6 +221,7 @@ class Index:
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
             raise SaySeeError("a query's vector is zero or not finite; remove it")
+        lengths[np.abs(lengths - 1) < UNIT] = 1  # unit vectors stay as they are
         return np.asarray(queries / lengths)
 
     def _hits(self, found: list[list[tuple[Item, float]]]) -> list[list[Hit]]:

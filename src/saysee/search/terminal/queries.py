@@ -15,10 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from saysee.errors import MediaError, SaySeeError
-from saysee.media.audio import load_audio
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
-from saysee.media.images import load_image
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
 from saysee.search.index.store import Kind, is_database
@@ -107,19 +105,27 @@ def run_queries(
     if not places and not texts and recording is None:
         raise SaySeeError("no query; name an audio file, an image or a folder of them, or give --text or --record")
     found = SearchResults()
-    queries = _read(_expand(places), texts, recording, found.skipped)
+    files = _expand(places)
+    queries = _read(files, texts, recording, found.skipped)
     while chunk := list(itertools.islice(queries, _CHUNK)):
         hits: dict[int, list[Hit]] = {}
+        errors: dict[int, MediaError] = {}
         for query_kind, side in _SIDES.items():
             positions = [position for position, query in enumerate(chunk) if query.kind == query_kind]
             if positions:
-                contents = {side: [chunk[position].content for position in positions]}
-                results = index.search(**contents, k=k, where=where, filters=filters, kind=kind)
+                contents: dict[str, Any] = {side: [chunk[position].content for position in positions]}
+                bad: dict[int, MediaError] = {}
+                results = index.search(**contents, k=k, where=where, filters=filters, kind=kind, bad=bad)
                 hits |= dict(zip(positions, results, strict=True))
-        found.results += [
-            QueryResult(query.name, query.kind, hits[position], recording if query.content is recording else None)
-            for position, query in enumerate(chunk)
-        ]
+                errors |= {positions[number]: error for number, error in bad.items()}
+        for position, query in enumerate(chunk):
+            if (error := errors.get(position)) is None:
+                samples = recording if query.content is recording else None
+                found.results.append(QueryResult(query.name, query.kind, hits[position], samples))
+            elif files.get(query.name, True):  # named itself
+                raise error
+            else:
+                found.skipped.append(str(error))
     if not found.results:
         raise SaySeeError(f"none of {len(found.skipped)} files can be used as a query; the first: {found.skipped[0]}")
     return found
@@ -144,7 +150,7 @@ def _expand(places: Sequence[str]) -> dict[str, bool]:
 def _read(
     files: Mapping[str, bool], texts: Sequence[str], recording: NDArray[np.float32] | None, skipped: list[str]
 ) -> Iterator[_Query]:
-    """The queries in the order of the results; files are decoded one by one."""
+    """The queries in the order of the results."""
     if recording is not None:
         yield _Query(NAME, "clip", recording)
     for path, is_named in files.items():
@@ -159,7 +165,7 @@ def _read(
 
 
 def _load(path: str) -> _Query:
-    """Decodes a file; its content says what it is."""
+    """A file as a query; its content says of which kind."""
     try:
         with opened(path, "audio") as (file, name):
             found = file_kind(file)
@@ -169,7 +175,7 @@ def _load(path: str) -> _Query:
         raise MediaError("missing", f"{error}; write --text before a text") from None
     if found is None:
         raise MediaError("undecodable", f"{name}: neither audio nor an image that can be read; convert it")
-    return _Query(path, found.kind, load_image(path) if found.kind == "image" else load_audio(path))
+    return _Query(path, found.kind, path)
 
 
 def _one_line(text: str) -> str:
