@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from media_files import clip
 from saysee.search.index.filters import parse_filters
-from saysee.search.service.answering import Answerer, Query, to_text
+from saysee.search.service.core import Query, to_text
 from saysee.search.service.errors import RequestError
 from saysee.search.service.requests import LimitedRequest
 from saysee.search.service.settings import Limits
@@ -78,8 +78,8 @@ def test_the_vector_of_an_answer_repeats_the_query(ask, photos):
     assert again.json()["query"]["seconds"] is None
 
 
-def test_queries_in_one_batch_get_what_each_gets_alone(index, photos):
-    answerer = Answerer(index)
+def test_queries_in_one_batch_get_what_each_gets_alone(make_service, index, photos):
+    service = make_service()
     encoder = index.encoder
     queries = [
         Query("clip", encoder.prepare("clip", photos / "clips/0.wav"), 2),
@@ -88,9 +88,9 @@ def test_queries_in_one_batch_get_what_each_gets_alone(index, photos):
         Query("image", encoder.prepare("image", photos / "work/5.png"), 3),
         Query("vector", np.eye(1, encoder.dimension, dtype=np.float32)[0], 4, "image"),
     ]
-    for query, together in zip(queries, answerer.answer(queries), strict=True):
-        (alone,) = answerer.answer([query])
-        assert [hit.id for hit, _ in together.hits] == [hit.id for hit, _ in alone.hits]
+    for query, together in zip(queries, service.answer(queries), strict=True):
+        (alone,) = service.answer([query])
+        assert [item.id for item, _ in together.hits] == [item.id for item, _ in alone.hits]
         assert len(together.hits) == min(query.k, 3 if together.kind == "clip" else 6)
         np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
 
@@ -111,11 +111,11 @@ def test_filters_limit_the_hits(ask):
         assert bad in answer.json()["detail"]
 
 
-def test_queries_with_different_filters_share_a_batch(index):
-    answerer = Answerer(index)
+def test_queries_with_different_filters_share_a_batch(make_service):
+    service = make_service()
     filters = [parse_filters([text]) for text in ("folder:work", "folder:holiday", "folder:work")]
-    answers = answerer.answer([Query("text", "a dog", 3, "image", one) for one in filters])
-    assert [{item.path.split("/")[0] for _, item in answer.hits} for answer in answers] == [
+    answers = service.answer([Query("text", "a dog", 3, "image", one) for one in filters])
+    assert [{item.path.split("/")[0] for item, _ in answer.hits} for answer in answers] == [
         {"work"},
         {"holiday"},
         {"work"},
@@ -203,8 +203,8 @@ def test_a_large_file_is_rejected_while_it_arrives(make_service):
 
 def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
     client = ask(wait_ms=0, write=True)
-    encode = client.service.answerer.encoder.encode_prepared
-    monkeypatch.setattr(client.service.answerer.encoder, "encode_prepared", lambda *words: math.nan * encode(*words))
+    encode = client.service.encoder.encode_prepared
+    monkeypatch.setattr(client.service.encoder, "encode_prepared", lambda *words: math.nan * encode(*words))
     answer = client.post("/search", files={"audio": ("x", (photos / "clips/2.wav").read_bytes())})
     assert (answer.status_code, answer.json()["code"]) == (422, "not-finite")
     answer = client.post("/items", files={"file": ("x", wav(1))})
@@ -213,7 +213,7 @@ def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
 
 def test_clips_of_another_speech_encoder_are_not_searched(ask, index, monkeypatch):
     client = ask()
-    monkeypatch.setattr(client.service.answerer.encoder.side("clip"), "fingerprint", "another")
+    monkeypatch.setattr(client.service.encoder.side("clip"), "fingerprint", "another")
     answer = client.post("/search", files={"text": (None, "a"), "kind": (None, "clip")})
     assert (answer.status_code, answer.json()["code"]) == (409, "other-model")
     assert str(index.folder) not in answer.text.partition("model")[0]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import io
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 from fastapi import UploadFile
+from PIL import Image
 
 from saysee.encoding.attention import attention_source
+from saysee.encoding.regions import attend
 from saysee.errors import ConfigError, SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
@@ -20,23 +25,41 @@ from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
 from saysee.search.index.sources import UPLOADS_FOLDER
-from saysee.search.index.store import Kind
-from saysee.search.service.answering import Answerer, Query, QueryKind, from_text, to_text
-from saysee.search.service.attending import attend
+from saysee.search.index.store import Item, Kind, Vectors
+from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.errors import RequestError, client_errors, one_line
 from saysee.search.service.items import Items
 from saysee.search.service.metrics import Metrics
-from saysee.search.service.schemas import AboutAnswer, AttentionForm, ItemForm, SearchForm, hit_answer, item_answer
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
+QueryKind = Literal["clip", "image", "text", "vector"]
 QUERY_FIELDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
-_DECODERS = min(4, os.cpu_count() or 1)
-"""Threads that decode: an image at the limit of pixels takes half a gigabyte while it is decoded."""
+_DECODERS = min(4, os.cpu_count() or 1)  # an image at the limit of pixels takes half a gigabyte while it is decoded
+_WEIGHT_DIGITS = 4  # decimals of attention weights in JSON: a uniform share of 256 patches is 0.0039
+
+
+class Query(NamedTuple):
+    """A query: its content is what ``Encoder.prepare`` returns, or a unit vector [D]."""
+
+    kind: QueryKind
+    content: Any
+    k: int
+    find: Kind | None = None
+    filters: tuple[Filter, ...] = ()
+
+
+class Answer(NamedTuple):
+    """The unit vector [D] of a query, the kind of its hits, and the hits with their scores, best first."""
+
+    vector: Vectors
+    kind: Kind
+    hits: list[tuple[Item, float]]
 
 
 class Service:
@@ -44,19 +67,14 @@ class Service:
 
     Creating one loads the model and runs it once, so that the first answer is not slow.
 
-    Args:
-        index: the index that is served.
-        settings: of the service.
-
     Raises:
         SaySeeError: the index or its model cannot be used.
     """
 
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
-        self.index, self.settings, self.metrics = index, settings, Metrics(index.counts)
-        self.answerer = Answerer(index)
-        self.answerer.warm_up()
-        self.items = Items(index, _uploads(index, settings))
+        self.index, self.settings, self.encoder = index, settings, index.encoder
+        self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings))
+        self._warm_up()
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
         self.model = ModelThread(settings.batch, settings.wait_ms / 1_000, lambda: self.places.taken, self.metrics)
         self.places = Places(settings.places, settings.buffer_bytes, self.model.retry_after, self.metrics)
@@ -70,60 +88,54 @@ class Service:
         """Runs a function that decodes or reads files off the event loop; cancelled while it waits, it never runs."""
         return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
 
-    def about(self) -> AboutAnswer:
+    def about(self) -> schemas.AboutAnswer:
         """What is served."""
         counts, folder = self.index.counts(), self.index.store.folder
-        return AboutAnswer(
+        return schemas.AboutAnswer(
             name=self.index.place.rpartition("/")[2] if folder is None else folder.absolute().name,
             images=counts["image"],
             clips=counts["clip"],
             writable=self.settings.write,
-            attention=attention_source(self.answerer.encoder.model),
+            attention=attention_source(self.encoder.model),
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             version=__version__,
         )
 
-    async def search(self, form: SearchForm) -> dict[str, Any]:
-        """The fields of a :class:`saysee.search.service.schemas.SearchAnswer`, without the time.
-
-        Raises:
-            RequestError: a field cannot be used.
-        """
+    async def search(self, form: schemas.SearchForm) -> dict[str, Any]:
+        """The fields of a :class:`SearchAnswer`, without the time; RequestError if a field cannot be used."""
         given = [name for name in QUERY_FIELDS if getattr(form, name) is not None]
         if len(given) != 1:
             raise RequestError(422, "one-query", f"Send exactly one of {', '.join(QUERY_FIELDS)}; got {len(given)}.")
-        (name,) = given
-        filters = _filters(form.filter)
-        content, seconds = await self._prepare(name, getattr(form, name))
-        query = Query(QUERY_FIELDS[name], content, form.k, form.kind, filters)
-        answer = await self._run("search", query, self.answerer.answer)
+        kind, value = QUERY_FIELDS[given[0]], getattr(form, given[0])
+        try:
+            filters = parse_filters(form.filter)
+        except SaySeeError as error:
+            raise RequestError(422, "invalid-filter", one_line(error)) from None
+        content = await self._prepare(kind, value)
+        answer = await self._run("search", Query(kind, content, form.k, form.kind, filters), self.answer)
+        seconds = len(content) / SAMPLE_RATE if kind == "clip" else None
         return {
-            "query": {"kind": name, "seconds": seconds, "vector": to_text(answer.vector)},
+            "query": {"kind": given[0], "seconds": seconds, "vector": to_text(answer.vector)},
             "kind": answer.kind,
-            "hits": [hit_answer(hit, item) for hit, item in answer.hits],
+            "hits": [{**schemas.item_answer(item), "score": score} for item, score in answer.hits],
         }
 
-    async def attend(self, form: AttentionForm) -> dict[str, Any]:
-        """The fields of an :class:`saysee.search.service.schemas.AttentionAnswer`.
-
-        Raises:
-            RequestError: the clip cannot be used, or there is no such image.
-        """
-        image = await self.in_thread(self.items.image, form.id)
-        audio = await form.audio.read()
+    async def attend(self, form: schemas.AttentionForm) -> dict[str, Any]:
+        """The fields of an :class:`AttentionAnswer`; RequestError for a bad clip, or if there is no such image."""
+        image, audio = await self.in_thread(self.items.image, form.id), await form.audio.read()
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
-            encoder = self.answerer.encoder
             alone = object()  # a kind of its own, so that nothing shares the batch
-            found = await self._run(alone, None, lambda _: [attend(encoder, speech, image)])
-        return found.to_dict()
+            found = await self._run(alone, None, lambda _: [attend(self.encoder, speech, image)])
+        frames = np.round(found.frames.astype(np.float64), _WEIGHT_DIGITS).tolist()
+        return {name: getattr(found, name) for name in schemas.AttentionAnswer.model_fields} | {"frames": frames}
 
-    async def add(self, form: ItemForm) -> tuple[dict[str, Any], bool]:
+    async def add(self, form: schemas.ItemForm) -> tuple[dict[str, Any], bool]:
         """Adds an image or clip to the index.
 
         Returns:
-            the fields of its :class:`saysee.search.service.schemas.ItemAnswer`, and whether it is new.
+            the fields of its :class:`ItemAnswer`, and whether it is new.
 
         Raises:
             RequestError: the file is neither, cannot be used, or cannot be written.
@@ -131,56 +143,120 @@ class Service:
         content = await form.file.read()
         found = file_kind(io.BytesIO(content))
         if found is None:
-            raise RequestError(
-                422, "undecodable", "The file is neither an image nor audio that can be read; convert it."
-            )
+            raise RequestError(422, "undecodable", "The file is neither audio nor an image that can be read.")
         kind, _, suffix = found
         name = await self.in_thread(fingerprint, content)
         item = await self.in_thread(self.items.find, kind, name, form.metadata)
         if item is not None:
-            return item_answer(item), False
+            return schemas.item_answer(item), False
         prepared = await self.in_thread(self._decode, kind, content)
-        vector = await self._run(f"encode {kind}", prepared, lambda batch: self.answerer.encode(kind, batch))
+        vector = await self._run(f"encode {kind}", prepared, lambda batch: list(self._encode(kind, batch)))
         item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, form.metadata)
-        return item_answer(item), True
+        return schemas.item_answer(item), True
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Answers a batch of queries: encodes those of one kind together, and searches those with the same filters.
+
+        Raises:
+            RequestError: the model has no vector for one, or the index cannot be searched.
+        """
+        vectors = np.empty((len(queries), self.encoder.dimension), np.float32)
+        for kind, positions in _groups(query.kind for query in queries):
+            contents = [queries[position].content for position in positions]
+            vectors[positions] = contents if kind == "vector" else self._encode(kind, contents)
+        answers: dict[int, Answer] = {}
+        for (find, filters), positions in _groups((self._find(query), query.filters) for query in queries):
+            k = max(queries[position].k for position in positions)
+            for position, hits in zip(positions, self._nearest(vectors[positions], find, k, filters), strict=True):
+                answers[position] = Answer(vectors[position], find, hits[: queries[position].k])
+        return [answers[position] for position in range(len(queries))]
+
+    def _find(self, query: Query) -> Kind:
+        if query.find is not None:
+            return query.find
+        return "clip" if query.kind == "image" and self.index.counts()["clip"] else "image"
+
+    def _encode(self, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
+        vectors: Vectors = self.encoder.encode_prepared(kind, prepared)
+        if not np.isfinite(vectors).all():
+            raise RequestError(422, "not-finite", "The model has no finite vector for this; record or save it again.")
+        return vectors
+
+    def _nearest(
+        self, vectors: Vectors, find: Kind, k: int, filters: tuple[Filter, ...]
+    ) -> list[list[tuple[Item, float]]]:
+        place, store = self.index.place, self.index.store
+        try:
+            about = store.about()  # another process may have written it with another model
+        except SaySeeError as error:
+            raise RequestError(503, "index-unavailable", one_line(error, place), 10) from None
+        try:
+            about.check(self.encoder, place, find)
+        except SaySeeError as error:
+            raise RequestError(409, "other-model", one_line(error, place)) from None
+        try:
+            return store.nearest(vectors, find, k, filters=filters)
+        except SaySeeError as error:
+            raise RequestError(503, "index-unavailable", one_line(error, place), 10) from None
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
         """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""
         result: T = await asyncio.wrap_future(self.model.submit(kind, content, run))
         return result
 
-    async def _prepare(self, name: str, value: UploadFile | str) -> tuple[Any, float | None]:
-        """The field of a query as the model takes it, and the duration of a clip in seconds."""
-        if name == "vector":
-            return from_text(str(value), self.answerer.encoder.dimension), None
-        if isinstance(value, str):
-            return self._text(value), None
-        kind: Kind = "clip" if name == "audio" else "image"
-        prepared = await self.in_thread(self._decode, kind, await value.read())
-        return prepared, len(prepared) / SAMPLE_RATE if kind == "clip" else None
-
-    def _decode(self, kind: Kind, content: bytes) -> Any:
-        """Samples [T] or pixels [3, H, W] as the model takes them."""
-        limits = self.settings.limits
-        with client_errors():
-            most = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
-            return self.answerer.encoder.prepare(kind, content, **most)
-
-    def _text(self, text: str) -> str:
-        if not text.strip():
+    async def _prepare(self, kind: QueryKind, value: UploadFile | str) -> Any:
+        """The value of a field as :class:`Query` takes it."""
+        if not isinstance(value, str):
+            return await self.in_thread(self._decode, kind, await value.read())
+        if kind == "vector":
+            return from_text(value, self.encoder.dimension)
+        if not value.strip():
             raise RequestError(422, "empty-text", "The text is empty; write what you want to see.")
-        if not self.answerer.has_text:
-            raise RequestError(
-                422, "no-text-encoder", "The model of this index has no text encoder; send audio or an image."
-            )
-        return text
+        if not self.encoder.has_text:
+            raise RequestError(422, "no-text-encoder", "The model has no text encoder; send audio or an image.")
+        return self.encoder.prepare("text", value)
+
+    def _decode(self, kind: Any, content: bytes) -> Any:
+        limits = self.settings.limits
+        limit = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
+        with client_errors():
+            return self.encoder.prepare(kind, content, **limit)
+
+    def _warm_up(self) -> None:
+        noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
+        items: dict[Any, Any] = {"clip": noise, "image": Image.new("RGB", (64, 64), "gray")}
+        if self.encoder.has_text:
+            items["text"] = "an image"
+        self.answer([Query(kind, self.encoder.prepare(kind, item), 1, "image") for kind, item in items.items()])
 
 
-def _filters(texts: list[str]) -> tuple[Filter, ...]:
+def to_text(vector: Vectors) -> str:
+    """A vector [D] as base64 of little-endian float16."""
+    return base64.b64encode(vector.astype("<f2").tobytes()).decode()
+
+
+def from_text(text: str, dimension: int) -> Vectors:
+    """The unit vector [D] of a text by :func:`to_text`; RequestError if it is not one of this dimension."""
     try:
-        return parse_filters(texts)
-    except SaySeeError as error:
-        raise RequestError(422, "invalid-filter", one_line(error)) from None
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(422, "invalid-vector", "The vector is not base64; send it as in an answer.") from None
+    if len(content) != 2 * dimension:
+        message = f"The vector has {len(content)} bytes, not {2 * dimension}; send one of this index's model."
+        raise RequestError(422, "invalid-vector", message)
+    vector = np.frombuffer(content, "<f2").astype(np.float32)
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length) or not length:
+        raise RequestError(422, "invalid-vector", "The vector is zero or not finite; send it as in an answer.")
+    return np.asarray(vector / length)
+
+
+def _groups(keys: Iterable[K]) -> Iterable[tuple[K, list[int]]]:
+    """The distinct keys with their positions."""
+    groups: dict[K, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    return groups.items()
 
 
 def _uploads(index: Index, settings: ServiceSettings) -> Path | None:

@@ -31,16 +31,13 @@ from saysee.search.service.errors import RequestError, one_line
 THUMBNAIL_SIDE = 320
 THUMBNAIL_TYPE = "image/webp"
 _THUMBNAIL_QUALITY = 80
-_CACHED_THUMBNAILS = 2_048
-"""Some 30 MB of photos; 160 MB if all were noise."""
+_CACHED_THUMBNAILS = 2_048  # some 30 MB of photos; 160 MB if all were noise
 
 
 class Items:
     """The rows of an index and their files; one change at a time.
 
-    Args:
-        index: the index.
-        uploads: folder of added files, created by the first one; None if none can be added.
+    Added files go to the folder ``uploads``, which the first one creates; None if none can be added.
     """
 
     def __init__(self, index: Index, uploads: Path | None) -> None:
@@ -97,12 +94,7 @@ class Items:
             raise _file_gone("image", row, "damaged") from None
 
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
-        """The row with this content, if any; its metadata is replaced if some is given.
-
-        Args:
-            kind: image or clip.
-            content: fingerprint of the file.
-            metadata: further columns.
+        """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given.
 
         Raises:
             RequestError: the index cannot be written, or another process writes it.
@@ -117,14 +109,7 @@ class Items:
     def add(
         self, kind: Kind, file: bytes, name: str, vector: NDArray[np.float32], metadata: dict[str, Any] | None
     ) -> Item:
-        """Writes a file and its row.
-
-        Args:
-            kind: image or clip.
-            file: its content.
-            name: fingerprint of the content with the suffix of its format.
-            vector: [D], of the index's model.
-            metadata: further columns.
+        """Writes a file and its row; ``name`` is the fingerprint of the content with the suffix of its format.
 
         Raises:
             RequestError: the index or the file cannot be written, or another process writes the index.

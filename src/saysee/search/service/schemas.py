@@ -9,7 +9,6 @@ from fastapi import UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
-from saysee.search.index.index import Hit
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
 from saysee.search.index.store import Item, Kind
 from saysee.search.service.settings import Limits
@@ -148,8 +147,3 @@ def item_answer(item: Item) -> dict[str, Any]:
         "url": url,
         "thumbnail": f"{url}/thumbnail" if item.kind == "image" else None,
     }
-
-
-def hit_answer(hit: Hit, item: Item) -> dict[str, Any]:
-    """A hit as a :class:`HitAnswer`."""
-    return {**item_answer(item), "score": hit.score}
