@@ -12,34 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saysee.errors import MediaError, SaySeeError, extra_needed
+from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.sqlite import SqliteStore
-from saysee.search.index.store import KINDS, Item, Kind, Store, Vectors, is_database
+from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
 
-
-def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
-
-    Raises:
-        SaySeeError: an address that cannot be parsed.
-        MissingExtraError: a database without the extra "postgres".
-    """
-    if is_database(place):
-        with extra_needed("an index in PostgreSQL", "postgres"):
-            from saysee.search.index.postgres import PostgresStore
-
-        return PostgresStore(os.fspath(place))
-    return SqliteStore(Path(place))
-
-
-UNIT = 1e-6
+_ROUNDING = 1e-6
 """How far the length of a unit vector may be from 1 by rounding."""
-_KINDS_OF_QUERIES: dict[str, Any] = {"speech": "clip", "images": "image", "texts": "text"}
+_QUERY_KINDS: dict[str, Any] = {"speech": "clip", "images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +171,11 @@ class Index:
         else:
             if kind == "clip":  # another process may have gone over to another model meanwhile
                 self.store.about().check(self.encoder, self.place, kind)
-            queries = self.encoder.encode(_KINDS_OF_QUERIES[chosen[0]], given[chosen[0]], bad=bad)
+            queries = self.encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
         good = [position for position in range(len(queries)) if not bad or position not in bad]
-        hits: list[list[Hit]] = [[] for _ in queries]
-        for position, found in zip(
-            good, self._hits(self.store.nearest(queries[good], kind, k, where, parsed)), strict=True
-        ):
-            hits[position] = found
-        return hits
+        found = self._hits(self.store.nearest(queries[good], kind, k, where, parsed))
+        by_position = dict(zip(good, found, strict=True))
+        return [by_position.get(position, []) for position in range(len(queries))]
 
     @property
     def encoder(self) -> Encoder:
@@ -221,7 +203,7 @@ class Index:
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         if not np.isfinite(lengths).all() or not lengths.all():
             raise SaySeeError("a query's vector is zero or not finite; remove it")
-        lengths[np.abs(lengths - 1) < UNIT] = 1  # unit vectors stay as they are
+        lengths[np.abs(lengths - 1) < _ROUNDING] = 1  # unit vectors stay as they are
         return np.asarray(queries / lengths)
 
     def _hits(self, found: list[list[tuple[Item, float]]]) -> list[list[Hit]]:
@@ -251,3 +233,18 @@ class Index:
             SaySeeError: another process writes the index, or the disk is full.
         """
         return self.store.compact()
+
+
+def open_store(place: str | os.PathLike[str]) -> Store:
+    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
+
+    Raises:
+        SaySeeError: an address that cannot be parsed.
+        MissingExtraError: a database without the extra "postgres".
+    """
+    if is_database(place):
+        with extra_needed("an index in PostgreSQL", "postgres"):
+            from saysee.search.index.postgres import PostgresStore
+
+        return PostgresStore(os.fspath(place))
+    return SqliteStore(Path(place))

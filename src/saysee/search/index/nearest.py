@@ -18,7 +18,8 @@ import numpy as np
 
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint, flush
-from saysee.search.index.store import Ids, Kind, Tables, Vectors
+from saysee.media.formats import Kind
+from saysee.search.index.store import Ids, Tables, Vectors
 
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long

@@ -22,9 +22,10 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
 
 from saysee.errors import SaySeeError
+from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter
 from saysee.search.index.postgres_search import Connection, hnsw_problem, nearest, update_hnsw
-from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Kind, Store, Tables, Vectors
+from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Store, Tables, Vectors
 
 EXTENSION = "vector"
 OLDEST_SERVER, OLDEST_VECTOR = 13, (0, 5)

@@ -18,9 +18,10 @@ import numpy as np
 import psycopg
 from pgvector import Vector
 
+from saysee.media.formats import Kind
 from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter
 from saysee.search.index.nearest import RECALL, RECALL_K, recall, trial_queries
-from saysee.search.index.store import KINDS, SPARE, WHERE_SECONDS, About, Ids, Kind, Vectors, condition_error
+from saysee.search.index.store import KINDS, SPARE, WHERE_SECONDS, About, Ids, Vectors, condition_error
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 

@@ -15,8 +15,8 @@ from typing import Any
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from saysee.search.index.store import About, Item, Kind, is_database
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind
+from saysee.search.index.store import About, Item, is_database
 
 UPLOADS_FOLDER = "uploads"
 """In the folder of the index, where no other is named."""

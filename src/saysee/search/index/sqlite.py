@@ -25,6 +25,7 @@ import numpy as np
 
 from saysee.errors import SaySeeError
 from saysee.files import write_text
+from saysee.media.formats import Kind
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.filters import Filter
 from saysee.search.index.store import (
@@ -35,7 +36,6 @@ from saysee.search.index.store import (
     About,
     Ids,
     Item,
-    Kind,
     Store,
     Tables,
     Vectors,

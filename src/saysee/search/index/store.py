@@ -13,19 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
+from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter
 from saysee.version import __version__
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
 
-Kind = Literal["image", "clip"]
 KINDS: tuple[Kind, ...] = ("image", "clip")
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]

@@ -20,10 +20,11 @@ from saysee.encoding.reading import read_ahead
 from saysee.errors import SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import ProgressBar, progress_bar
+from saysee.media.formats import Kind
 from saysee.media.source import printable
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
-from saysee.search.index.store import KINDS, About, Item, Kind, Tables, Vectors
+from saysee.search.index.store import KINDS, About, Item, Tables, Vectors
 
 
 @dataclass(slots=True)

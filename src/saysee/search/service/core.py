@@ -21,11 +21,11 @@ from saysee.encoding.regions import attend
 from saysee.errors import ConfigError, SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
 from saysee.search.index.sources import UPLOADS_FOLDER
-from saysee.search.index.store import Item, Kind, Vectors
+from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.errors import RequestError, client_errors, one_line

@@ -21,11 +21,11 @@ from PIL import Image
 
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import write_bytes
-from saysee.media.formats import file_kind
+from saysee.media.formats import Kind, file_kind
 from saysee.media.images import load_image
 from saysee.search.index.index import Index
 from saysee.search.index.sources import path_from, place_of_upload, root_of
-from saysee.search.index.store import Item, Kind
+from saysee.search.index.store import Item
 from saysee.search.service.errors import RequestError, one_line
 
 THUMBNAIL_SIDE = 320

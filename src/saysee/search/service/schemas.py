@@ -9,8 +9,9 @@ from fastapi import UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
+from saysee.media.formats import Kind
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
-from saysee.search.index.store import Item, Kind
+from saysee.search.index.store import Item
 from saysee.search.service.settings import Limits
 
 DEFAULT_K = 12

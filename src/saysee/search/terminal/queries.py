@@ -16,10 +16,10 @@ from rich.text import Text
 
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, file_kind
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
-from saysee.search.index.store import Kind, is_database
+from saysee.search.index.store import is_database
 from saysee.search.terminal.microphone import NAME
 
 QueryKind = Literal["image", "clip", "text"]
