@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +19,16 @@ _UNFINISHED, _OLD = ".writing-", ".old-"
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = True, concurrent: bool = False) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name, complete and on the disk, when the ``with`` block ends without error.
 
     Args:
         path: of the file; what it held is replaced.
         durable: wait until it is on the disk. Otherwise a power cut, but not a kill, may leave it empty.
+        concurrent: other processes may write the same path at once. A kill then leaves a temporary file of a unique
+            name, which no later write replaces.
     """
-    temporary = unfinished(path)
+    temporary = unfinished(path.with_name(f"{secrets.token_hex(8)}-{path.name}") if concurrent else path)
     try:
         with temporary.open("wb") as file:
             yield file
