@@ -104,16 +104,16 @@ def test_a_cascade_stands_beside_the_model_and_not_in_its_results(
     empty = {"image_to_speech": None, "mean_R@1": None, "interval": None}
     both = [corpora, corpora | {"manifest": "coco/manifest.jsonl", "overall": corpora["overall"] | empty}]
     own = scores_file(tmp_path / "own.json", corpora=both)
-    other = scores_file(tmp_path / "other.json", model="cascade:openai/whisper-small+openai/clip")
-    old = scores_file(tmp_path / "old.json", cascade={"transcripts": "manifest", "clip": "openai/clip"})
-    words = [word for path in (own, other, old) for word in ("--scores", str(path))]
+    other = scores_file(tmp_path / "other.json", cascade={"asr": "openai/whisper-small", "clip": "openai/clip"})
+    texts = scores_file(tmp_path / "texts.json", cascade={"transcripts": "manifest", "clip": "openai/clip"})
+    words = [word for path in (own, other, texts) for word in ("--scores", str(path))]
     assert main(["card", str(model_folder), *words]) == 0
     text = (model_folder / CARD_FILE).read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "2,500" in line]
     assert [row[:2] for row in rows] == [
         ["flickr8k, test", "this model"],
         ["coco, test", "this model"],
-        ["flickr8k, test", "cascade:openai/whisper-small+openai/clip"],
+        ["flickr8k, test", "cascade: openai/whisper-small, openai/clip"],
         ["flickr8k, test", "cascade: manifest texts, openai/clip"],
     ]
     assert rows[0][4] == "1.0 (0.5 to 1.5)"

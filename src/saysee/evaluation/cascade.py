@@ -1,10 +1,10 @@
-"""The cascade that a user would pick instead: a speech recognizer writes texts, CLIP's text encoder searches.
+"""The cascade to compare a model with: a speech recognizer, then CLIP's text encoder.
 
     clip, recognizer = Encoder("openai/clip-vit-base-patch32"), SpeechRecognizer("openai/whisper-small")
     result = evaluate_cascade(clip, manifest, recognizer)
 
-It is scored as a model is: same files, same protocol, same table. With the manifest's own texts in place of a
-recognizer it gives the upper reference: a recognizer without errors.
+It is scored by the same protocol as a model. With the manifest's texts instead of a recognizer the scores are those of
+a recognizer without errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from saysee.data.manifest import Manifest
+from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import CheckpointError, SaySeeError
@@ -31,29 +31,29 @@ def evaluate_cascade(
     batch_size: int = 32,
     progress: bool = True,
 ) -> EvaluationResult:
-    """Scores a cascade as ``evaluate`` scores a model, and counts its word errors where the manifest has texts.
+    """Scores a cascade as ``evaluate`` scores a model, with its word errors if the manifest has texts.
 
     Args:
         encoder: of a CLIP with a text encoder.
         manifest: of the corpus.
-        recognizer: None takes the manifest's own texts; then no word errors are counted.
-        split: which rows to score.
-        by: as for ``evaluate``.
+        recognizer: None is the texts of the manifest, without word errors.
+        split: rows to score.
+        by: as in ``evaluate``.
         batch_size: items that are recognized or encoded together.
         progress: show progress bars.
 
     Raises:
         CheckpointError: the CLIP has no text encoder.
-        SaySeeError: a clip has no text, without a recognizer; else as for ``evaluate``.
+        SaySeeError: a clip has no text and there is no recognizer; otherwise as in ``evaluate``.
     """
     if not encoder.has_text:
         raise CheckpointError(f"the CLIP at {encoder.name} has no text encoder; give one that has")
     rows = manifest.select(split)
     for column in by:
-        rows.column(column)  # an unknown column is refused before the long work
+        rows.column(column)  # raises for an unknown column before the long work
     start = time.perf_counter()
     if recognizer is None:
-        texts = [_text_of(rows, number) for number in range(len(rows))]
+        texts = [_text_of(row, rows) for row in rows]
     else:
         clips = [rows.clip_path(row) for row in rows]
         texts = recognizer.transcribe(clips, batch_size=batch_size, progress=progress)
@@ -73,8 +73,7 @@ def evaluate_cascade(
     return replace(result, word_errors=count_word_errors(pairs))
 
 
-def _text_of(rows: Manifest, number: int) -> str:
-    row = rows.rows[number]
+def _text_of(row: Row, rows: Manifest) -> str:
     if not row.text:
         raise SaySeeError(
             f"{rows.clip_path(row)}: the manifest has no text for it; give a recognizer, as cascade:ASR+CLIP"

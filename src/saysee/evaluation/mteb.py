@@ -1,4 +1,4 @@
-"""SaySee models in MTEB, for its tasks of retrieval between speech, pictures and text.
+"""SaySee models in MTEB, for its retrieval tasks between speech, images and text.
 
     import mteb
     from saysee.evaluation.mteb import MtebEncoder
@@ -6,8 +6,8 @@
     tasks = mteb.get_tasks(tasks=["SpokenCOCOA2IRetrieval", "SpokenCOCOI2ARetrieval"])
     mteb.evaluate(MtebEncoder("runs/spokencoco-base/best"), tasks)
 
-It needs the optional extra ``mteb``. Files are decoded by SaySee, whole, and not by the library's decoders. MTEB counts
-differently: docs/method.md says which of its measures is which of ours.
+It needs the optional extra ``mteb``. SaySee decodes the files, not the library. MTEB has other names for some measures:
+see docs/evaluate.md.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _UNDECODED = {"audio": Audio(decode=False), "image": Image(decode=False)}
 
 
 class MtebEncoder(AbsEncoder):  # type: ignore[misc]
-    """What MTEB asks of an encoder, by a ``SpeechImageModel``.
+    """A ``SpeechImageModel`` as an encoder of MTEB.
 
     Args:
-        model: the model, or a folder or hub name of one.
-        name: how MTEB's results call it, as "owner/model"; None takes the folder's name.
-        revision: of the model, in MTEB's results; "0" for a model without.
+        model: the model, or its folder or hub name.
+        revision: of the model, in MTEB's results.
+        name: of the model in MTEB's results, as "owner/model"; None is the name of its run or folder.
         device: where a model that is loaded here computes; None is the CPU.
 
     Raises:
-        CheckpointError: there is no SaySee model at that place.
+        CheckpointError: there is no such model.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         prompt_type: Any = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """Unit vectors [N, D] of a data set of sounds, pictures or texts, in order.
+        """Unit vectors [N, D] of a data set of clips, images or texts, in order.
 
         Args:
-            inputs: MTEB's loader; its data set has a column ``audio``, ``image`` or ``text``.
+            inputs: MTEB's loader, whose data set has a column ``audio``, ``image`` or ``text``.
             task_metadata: MTEB's description of the task.
-            hf_split, hf_subset, prompt_type: not needed: an input has the same vector in all of them.
+            hf_split, hf_subset, prompt_type: ignored: an input has the same vector in all of them.
             kwargs: ``batch_size`` and ``show_progress_bar``.
 
         Raises:
-            SaySeeError: the data set has none of these columns, or several: the model has no vector of both.
-            MediaError: a sound or picture cannot be decoded.
+            SaySeeError: the data set has none of these columns, or several.
+            MediaError: a clip or an image cannot be decoded.
         """
         del hf_split, hf_subset, prompt_type
         dataset = inputs.dataset
@@ -137,7 +137,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
 
 
 def _contents(value: Any) -> Any:
-    """A sound or picture as the model takes it: bytes, a path, samples at 16 kHz, or a Pillow picture."""
+    """A clip or an image as the encoder takes it: bytes, a path, samples at 16 kHz, or a Pillow image."""
     if not isinstance(value, Mapping):
         return value
     if "array" in value:
@@ -146,6 +146,6 @@ def _contents(value: Any) -> Any:
 
 
 def _name_of(place: str) -> str:
-    """The name of a run for its ``best`` folder, else that of the folder or hub model."""
+    """The name of the run for its ``best`` folder; otherwise that of the folder or hub model."""
     path = Path(place)
     return path.absolute().parent.name if path.name == "best" else path.name

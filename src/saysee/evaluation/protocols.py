@@ -186,9 +186,7 @@ def evaluate_vectors(
         speech: [N, D] one vector for each row of ``rows``, in order.
         images: [M, D] one vector for each image of ``rows.images()``, in order.
         rows: of one split, from ``manifest.select(split)``.
-        by: as in ``evaluate``.
-        seed: as in ``evaluate``.
-        resamples: as in ``evaluate``.
+        by, seed, resamples: as in ``evaluate``.
 
     Raises:
         ManifestError: no such column.
@@ -202,16 +200,15 @@ def evaluate_vectors(
         )
     image_of_clip = np.array([number_of_image[row.image_id] for row in rows.rows])
     ranks = retrieval_ranks(speech, images, image_of_clip)
-    twin_of_clip = None
+    twins = None
     if TWIN_COLUMN in rows.extra_columns:
-        twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column(TWIN_COLUMN)], dtype=np.int64)
+        twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column(TWIN_COLUMN)])
+        twins = _twin_accuracy(speech, images, image_of_clip, twin_of_clip, resamples, seed)
     return EvaluationResult(
         split=", ".join(rows.splits()),
         overall=retrieval_measures(ranks, resamples=resamples, seed=seed),
         groups={column: group_measures(ranks, rows.column(column), resamples=resamples, seed=seed) for column in by},
-        twin_accuracy=None
-        if twin_of_clip is None
-        else _twin_accuracy(speech, images, image_of_clip, twin_of_clip, resamples, seed),
+        twin_accuracy=twins,
     )
 
 

@@ -245,8 +245,7 @@ def group_measures(
     Args:
         ranks: from ``retrieval_ranks``.
         labels: [N] the group of each clip; None is the group ``NO_LABEL``.
-        resamples: as in ``retrieval_measures``.
-        seed: as in ``retrieval_measures``.
+        resamples, seed: as in ``retrieval_measures``.
 
     Returns:
         Measures by label as text, sorted by label.
@@ -261,11 +260,6 @@ def group_measures(
         str(name): retrieval_measures(ranks, clips=group == number, resamples=resamples, seed=seed)
         for number, name in enumerate(names)
     }
-
-
-def recall_at_k(rank: npt.ArrayLike, k: int) -> float:
-    """Percent of queries whose right answer has rank k or better. ``rank``: one number a query, from 1."""
-    return 100.0 * float(np.mean(np.asarray(rank) <= k))
 
 
 def as_array(values: Vectors) -> npt.NDArray[Any]:

@@ -148,33 +148,25 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t for which a Student variable lies between -t and t with probability ``confidence``.
+    """The t for which a Student variable of ``degrees`` of freedom is between -t and t with this probability.
 
-    Bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, so that scipy is not needed.
-
-    Args:
-        degrees: degrees of freedom, at least 1.
-        confidence: from 0 to below 1.
-
-    Raises:
-        ValueError: an argument is out of range.
+    By bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, so that scipy is not needed.
     """
     if degrees < 1 or not 0 <= confidence < 1:
         raise ValueError(f"t has at least 1 degree of freedom and a confidence below 1, not {degrees} and {confidence}")
+
+    def probability(angle: float) -> float:
+        """P(|T| <= √degrees · tan(angle))."""
+        sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
+        term = total = 0.0
+        for power in range(odd, degrees - 1, 2):
+            # 1, 1/2 cos², 1·3/(2·4) cos⁴ … for even degrees; cos, 2/3 cos³, 2·4/(3·5) cos⁵ … for odd ones.
+            term = (cosine if odd else 1.0) if power == odd else term * cosine**2 * (power - 1) / power
+            total += term
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
     low, high = 0.0, math.pi / 2
     for _ in range(80):  # halves the range down to the precision of a float
         middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, degrees) < confidence else (low, middle)
+        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
     return math.sqrt(degrees) * math.tan((low + high) / 2)
-
-
-def _central_probability(angle: float, degrees: int) -> float:
-    """P(|T| <= √degrees · tan(angle))."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = total = 0.0
-    for power in range(odd, degrees - 1, 2):
-        # 1, 1/2 cos², 1·3/(2·4) cos⁴ … for even degrees; cos, 2/3 cos³, 2·4/(3·5) cos⁵ … for odd ones.
-        term = (cosine if odd else 1.0) if power == odd else term * cosine**2 * (power - 1) / power
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

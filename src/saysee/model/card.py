@@ -68,8 +68,8 @@ def read_scores(path: str | os.PathLike[str]) -> list[Score]:
     fix = "give a file that 'saysee evaluate … --json' printed"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        system = content["model"] if str(content.get("model")).startswith("cascade:") else "this model"
-        if cascade := content.get("cascade"):  # of releases up to 0.1
+        system = "this model"
+        if cascade := content.get("cascade"):
             system = f"cascade: {cascade.get('asr', 'manifest texts')}, {cascade['clip']}"
         scores = [
             Score(system, _corpus_name(corpus["manifest"]), corpus["split"], corpus["overall"])

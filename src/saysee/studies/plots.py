@@ -22,13 +22,10 @@ def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float]
         axis: name and unit of the vertical axis.
         series: name to (steps, values).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    axes = _axes(5.6, 3.2)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, linewidth=1.6)
-    return _svg(figure, axes, title, "step", axis)
+    return _svg(axes, title, "step", axis)
 
 
 def intervals_svg(
@@ -42,18 +39,15 @@ def intervals_svg(
         rows: names, from the top down.
         series: name to (value, half of its interval) of each row; None skips the row.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 1.3 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
+    axes = _axes(7.2, 1.3 + 0.5 * len(rows))
     for number, (name, points) in enumerate(series.items()):
-        found = [(place, *point) for place, point in enumerate(points) if point is not None]
-        places = [place + 0.24 * (number - (len(series) - 1) / 2) for place, _, _ in found]
-        values, halves = [value for _, value, _ in found], [half for _, _, half in found]
+        offset = 0.24 * (number - (len(series) - 1) / 2)
+        found = [(place + offset, *point) for place, point in enumerate(points) if point is not None]
+        places, values, halves = zip(*found, strict=True) if found else ((), (), ())
         axes.errorbar(values, places, xerr=halves, label=name, fmt="os^D"[number % 4], capsize=3, linewidth=1.4)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    return _svg(figure, axes, title, axis, "")
+    return _svg(axes, title, axis, "")
 
 
 def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
@@ -64,31 +58,12 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
         x_axis, y_axis: names and units of the axes.
         series: name to (x, value, half of its interval).
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    axes = _axes(6.4, 4.0)
     for name, points in series.items():
         x, values, halves = zip(*points, strict=True)
         axes.errorbar(x, values, yerr=halves, label=name, marker="o", capsize=3, linewidth=1.4)
     axes.axhline(0, color="grey", linewidth=0.8)
-    return _svg(figure, axes, title, x_axis, y_axis)
-
-
-def _svg(figure: Any, axes: Any, title: str, x_axis: str, y_axis: str) -> str:
-    """The figure as an SVG element; the same figure gives the same text."""
-    from matplotlib import rc_context
-
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x_axis)
-    axes.set_ylabel(y_axis)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "saysee"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return _svg(axes, title, x_axis, y_axis)
 
 
 def attention_image(
@@ -114,3 +89,24 @@ def attention_image(
     for x0, y0, x1, y1 in boxes:
         draw.rectangle([x0 * size, y0 * size, x1 * size - 1, y1 * size - 1], outline="black", width=2)
     return result
+
+
+def _axes(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _svg(axes: Any, title: str, x_axis: str, y_axis: str) -> str:
+    """The figure as an SVG element; equal figures give equal text."""
+    from matplotlib import rc_context
+
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x_axis)
+    axes.set_ylabel(y_axis)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "saysee"}):
+        axes.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
