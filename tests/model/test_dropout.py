@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from saysee.model.configuration import FusionConfig, HeadConfig
-from saysee.model.dropout import QuickDropout, QuickDropoutAttention, plain_dropout, quicken_dropout
+from saysee.model.dropout import QuickDropout, QuickDropoutAttention, quicken_dropout
 from saysee.model.fusion import FusionEncoder
 from saysee.model.speech_encoder import SpeechHead
 
@@ -136,12 +136,3 @@ def test_head_and_fusion_encoder_have_it_under_the_old_names():
         assert kinds.count(QuickDropoutAttention) == attentions
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS)
     assert set(head.layers.layers[0].state_dict()) == set(layer.state_dict())
-
-
-def test_it_can_be_taken_back():
-    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, dropout=0.1, batch_first=True)
-    before = [type(part) for part in layer.modules()]
-    quicken_dropout(layer)
-    assert [type(part) for part in layer.modules()] != before
-    plain_dropout(layer)
-    assert [type(part) for part in layer.modules()] == before

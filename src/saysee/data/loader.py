@@ -61,7 +61,7 @@ class Loaded(Generic[BatchT]):
 
 @dataclass(slots=True)
 class Batch:
-    """Some clips with their pictures.
+    """Some clips with their images.
 
     Attributes:
         waveforms: [B, T] float32, 16 kHz, zero where a clip has ended.
@@ -121,7 +121,7 @@ def build_loader(
 
     Args:
         manifest: the rows, of one split. Lengths are read from its column ``seconds``, else from each file's header.
-        prepare_speech: [T] waveform to [T] waveform, such as its normalisation; picklable.
+        prepare_speech: [T] waveform to [T] waveform, such as its normalization; picklable.
         prepare_image: RGB image to [3, H, W] pixels, the same size for every image; picklable.
         batch_size: clips a batch, over all processes together.
         seed: of the order and the crops; not negative.
@@ -170,7 +170,7 @@ def build_loader(
 class ResumableLoader(Generic[BatchT]):
     """Iterates over the batches of one epoch, and at the next time over those of the next.
 
-    An epoch that was left in the middle goes on where it was left. One iteration at a time. What a batch holds is a
+    An epoch that was interrupted continues from there. One iteration at a time. What a batch holds is a
     subclass's: two loaders of the same rows and the same settings give the same rows in the same order, and each goes
     on from the other's position.
 
@@ -412,14 +412,14 @@ class _Reader(Dataset[_Read]):
             try:
                 waveform = self._waveform(row, epoch)
                 path = self.images[row]
-                picture = self._pixels(row)
+                image = self._pixels(row)
             except MediaError as error:
                 if not self.skip:
                     return _Read(None, {}, (error.code, str(error)))
                 bad[path] = str(error)
                 continue
             waveforms.append(waveform)
-            pixels.append(picture)
+            pixels.append(image)
             good.append(row)
         if not good:
             return _Read(None, bad)
@@ -439,7 +439,7 @@ class _Reader(Dataset[_Read]):
         if key in self.cache:
             return self.cache[key]
         pixels = self.prepare_image(load_image(Path(self.images[row])))
-        # Kept until the limit and never dropped: an epoch sees each picture alike, so dropping the oldest helps none.
+        # Kept up to the limit and never dropped: an epoch sees all images equally often.
         if pixels.nbytes <= self.cache_bytes:
             self.cache_bytes -= pixels.nbytes
             self.cache[key] = pixels

@@ -1,4 +1,4 @@
-"""Where each moment of speech looks in a picture: by the fusion encoder, or by the likeness of frames and patches."""
+"""Attention maps: which image patches each frame of speech attends to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEMPERATURE = 0.07
 
 
 def attention_source(model: SpeechImageModel) -> AttentionSource:
-    """Where a model's maps come from: its fusion encoder if it was saved with one, else similarity."""
+    """Source of a model's maps: its fusion encoder if it was saved with one, else similarity."""
     return "similarity" if model.fusion is None else "fusion"
 
 
@@ -44,7 +44,7 @@ def attention_map(encoder: Encoder, clip: Any, image: Any) -> Tensor:
 
 
 def attention_maps(model: SpeechImageModel, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:
-    """[B, F, P] of encoded pairs, from what ``attention_source`` says; each row sums to 1."""
+    """[B, F, P] of encoded pairs, from the source that ``attention_source`` names; each row sums to 1."""
     if model.fusion is not None:
         return model.fusion.attend(speech, images)
     return frame_patch_similarity(speech.frames, model.image_encoder.project_patches(images.patches), TEMPERATURE)
@@ -53,7 +53,7 @@ def attention_maps(model: SpeechImageModel, speech: SpeechFeatures, images: Imag
 def frame_patch_similarity(frames: Tensor, patches: Tensor, temperature: float) -> Tensor:
     """A map for a model without a fusion encoder: softmax over the patches of cosine / temperature.
 
-    It tells how alike frames and patches are in the joint space; it is not attention that the model computed.
+    It shows how similar frames and patches are in the joint space; it is not attention that the model computed.
 
     Args:
         frames: [..., F, D] speech frame features.
@@ -61,7 +61,7 @@ def frame_patch_similarity(frames: Tensor, patches: Tensor, temperature: float) 
         temperature: above 0; the smaller, the sharper.
 
     Returns:
-        [..., F, P]; each row sums to 1. A zero vector is alike to all: its row is even.
+        [..., F, P]; each row sums to 1. The row of a zero vector is uniform.
 
     Raises:
         ValueError: shapes or widths that do not fit, values that are not finite, or a temperature not above 0.

@@ -30,7 +30,7 @@ class SpeechRecognizer:
 
     Args:
         place: folder or hub name of the recognizer.
-        language: the language spoken, as a tag such as "en", for a recognizer that knows several; None lets it find out
+        language: the language spoken, as a tag such as "en", for a recognizer that knows several; None detects it
             for each window.
         device: where it runs, such as "cpu" or "cuda".
 
@@ -88,7 +88,9 @@ class SpeechRecognizer:
         generation = getattr(self.model, "generation_config", None)  # recognizers with CTC have none
         known = [token.strip("<|>") for token in getattr(generation, "lang_to_id", None) or ()]
         if language not in known:
-            fix = f"it knows {', '.join(sorted(known))}" if known else "it cannot be told one; leave --language out"
+            fix = (
+                f"it knows {', '.join(sorted(known))}" if known else "its language cannot be chosen; remove --language"
+            )
             raise SaySeeError(f"the speech recognizer at {os.fspath(place)} has no language {language!r}; {fix}")
         return {"language": language, "task": "transcribe"}
 

@@ -123,7 +123,7 @@ class Side(ABC):
 
     @contextmanager
     def _forward_pass(self) -> Iterator[None]:
-        """What torch must be told in every thread that computes."""
+        """The modes of torch in every thread that computes."""
         autocast = self.precision == "autocast"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             yield

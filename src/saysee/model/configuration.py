@@ -57,7 +57,7 @@ class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def patch_grid(self) -> int:
-        """Patches along one side of the picture; P is its square."""
+        """Patches along one side of the image; P is its square."""
         return int(self.vision_config.image_size // self.vision_config.patch_size)
 
 

@@ -1,8 +1,8 @@
-"""Dropout that is quick on a processor.
+"""Dropout that is fast on a CPU.
 
-There torch 2.13 draws a random number for each value, one after the other on one core: of a training step of the recipe
-``nano``, profiled on two cores of an AMD processor, that was a fifth. Here one number of 64 bits serves four values, as
-their 16 bits each. What is dropped has the same distribution to 1 in 65,536; only the draws are others.
+On a CPU torch 2.13 draws one random number for each value, on one core: a fifth of a training step of the recipe
+``nano``, profiled on two AMD cores. Here a random number of 64 bits serves four values, 16 bits each. The distribution
+is the same to 1 in 65,536; the draws differ.
 """
 
 from __future__ import annotations
@@ -17,24 +17,17 @@ _CHANCES = 2**16
 
 
 def quicken_dropout(module: nn.Module) -> None:
-    """Makes a module's dropouts quick on a processor: torch's own ``Dropout`` and ``MultiheadAttention`` within it.
+    """Makes dropout fast on a CPU in every ``Dropout`` and ``MultiheadAttention`` of a module.
 
-    Weights, their names and what is computed in evaluation mode or on another device stay as they are.
+    Weights, their names, and the results in evaluation mode or on another device stay the same.
     """
-    # Other classes rather than other modules: nothing is drawn anew, and weights keep their names.
+    # Other classes rather than other modules: weights keep their values and names.
     for part in module.modules():
         part.__class__ = _QUICK.get(type(part), type(part))
 
 
-def plain_dropout(module: nn.Module) -> None:
-    """Takes back what :func:`quicken_dropout` did, for who would know what torch's own does."""
-    plain = {quick: own for own, quick in _QUICK.items()}
-    for part in module.modules():
-        part.__class__ = plain.get(type(part), type(part))
-
-
 class QuickDropout(nn.Dropout):
-    """``torch.nn.Dropout``, quick on a processor."""
+    """``torch.nn.Dropout``, fast on a CPU."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Any shape to the same; in training a share ``p`` of the values is 0 and the others are scaled up."""
@@ -44,10 +37,10 @@ class QuickDropout(nn.Dropout):
 
 
 class QuickDropoutAttention(nn.MultiheadAttention):
-    """``torch.nn.MultiheadAttention`` whose dropout of attention weights is quick on a processor.
+    """``torch.nn.MultiheadAttention`` whose dropout of attention weights is fast on a CPU.
 
-    So it is where batches come first, the keys are the values and nothing else is asked for (weights, a mask of the
-    attention itself); else torch's own way is taken.
+    It applies where batches come first, keys are values, and neither weights nor an attention mask are used; else
+    torch's own implementation runs.
     """
 
     def forward(
@@ -61,14 +54,14 @@ class QuickDropoutAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As torch's, which see: [B, N, E] queries and [B, M, E] keys to [B, N, E].
+        """As torch's: [B, N, E] queries and [B, M, E] keys to [B, N, E].
 
-        ``key_padding_mask`` is [B, M], True or minus infinity on padding; each row of it has something that is not.
+        ``key_padding_mask`` is [B, M], True or minus infinity on padding; no row is padding alone.
         """
         drops = self.training and self.dropout > 0 and query.device.type == "cpu"
         plain = self.batch_first and self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
-        asked = need_weights or attn_mask is not None or is_causal
-        if not drops or not plain or asked or key is not value:
+        special = need_weights or attn_mask is not None or is_causal
+        if not drops or not plain or special or key is not value:
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
@@ -89,8 +82,8 @@ class QuickDropoutAttention(nn.MultiheadAttention):
                 scores = scores.masked_fill(key_padding_mask[:, None, None], -math.inf)
             else:
                 scores = scores + key_padding_mask[:, None, None].to(scores.dtype)
-        looked = _dropout(scores.softmax(dim=-1), self.dropout) @ values
-        return self.out_proj(looked.transpose(1, 2).flatten(2)), None
+        attended = _dropout(scores.softmax(dim=-1), self.dropout) @ values
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
@@ -100,7 +93,7 @@ _QUICK: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _dropout(values: Tensor, share: float) -> Tensor:
-    """Each value is 0 with the chance ``share``, else scaled so that the mean stays."""
+    """Each value is 0 with probability ``share``, else scaled so that the mean stays the same."""
     dropped = round(share * _CHANCES)
     if dropped == 0:
         return values

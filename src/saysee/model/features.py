@@ -1,6 +1,6 @@
-"""What the two encoders give, and what every task and every search reads.
+"""The features of the two encoders, which every task and every search reads.
 
-Legend of shapes, here and in all of the model: B batch, T samples, F frames, P patches, D width of the joint space,
+Shape letters, here and in the whole room: B batch, T samples, F frames, P patches, D width of the joint space,
 S width of the speech encoder, V width of the vision transformer, W width of the fusion encoder, L layers.
 """
 
@@ -16,9 +16,9 @@ class SpeechFeatures:
     """One batch of encoded clips.
 
     Attributes:
-        vector: [B, D] the global vector of each clip, in CLIP's joint space, not normalised.
+        vector: [B, D] the global vector of each clip, in CLIP's joint space, not normalized.
         frames: [B, F, D] one vector a frame (20 ms for HuBERT's published sizes), out of the same head; rows beyond a
-            clip's end carry no meaning.
+            clip's end have no meaning.
         mask: [B, F] bool, True on real frames.
     """
 
@@ -29,10 +29,10 @@ class SpeechFeatures:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One batch of encoded pictures.
+    """One batch of encoded images.
 
     Attributes:
-        vector: [B, D] CLIP's own projected image vector, not normalised.
+        vector: [B, D] CLIP's own projected image vector, not normalized.
         patches: [B, P, V] the last hidden states of the patches, row by row from the top left.
     """
 

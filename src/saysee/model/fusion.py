@@ -1,7 +1,7 @@
 """The multimodal fusion encoder: tokens of one modality attend to the tokens of the other.
 
-It exists for training (cross-modal denoising) and for pictures of attention. It is no part of retrieval, and a saved
-model leaves it out unless asked: the cost of a query is the dual encoder's alone.
+It is used in training (cross-modal denoising) and for attention maps. Retrieval does not use it, and a model is saved
+without it unless asked: a query costs what the dual encoder costs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 
 @dataclass(frozen=True)
 class FusionOutput:
-    """What the fusion encoder gives.
+    """The output of the fusion encoder.
 
     Attributes:
         global_token: [B, W] the fused global token.
-        tokens: [B, N, W] the fused query tokens; [B, 0, W] where only the global token was asked for.
-        attention: [B, 1 + N, M] weights by which the last layer looks at the context, averaged over heads, global
-            token first; rows sum to 1. None unless asked for, because asking leaves the fast attention kernels.
+        tokens: [B, N, W] the fused query tokens; [B, 0, W] with ``global_only``.
+        attention: [B, 1 + N, M] attention weights of the last layer over the context, averaged over heads, global
+            token first; rows sum to 1. None without ``need_attention``, which rules out the fast attention kernels.
     """
 
     global_token: Tensor
@@ -37,7 +37,7 @@ class FusionEncoder(nn.Module):
     """Cross-attention layers over speech frames and image patches.
 
     Args:
-        config: width, depth and which modality asks.
+        config: width, depth and which modality is the query.
         speech_width: D, width of frames and of global vectors.
         image_width: V, width of patches.
     """
@@ -64,18 +64,18 @@ class FusionEncoder(nn.Module):
         need_attention: bool = False,
         global_only: bool = False,
     ) -> FusionOutput:
-        """Lets queries look at the context.
+        """Query tokens attend to the context.
 
         Args:
-            query: [B, N, W] tokens that ask, from :attr:`speech_in` or :attr:`image_in`.
-            context: [B, M, W] tokens that are looked at.
+            query: [B, N, W] query tokens, from :attr:`speech_in` or :attr:`image_in`.
+            context: [B, M, W] key and value tokens.
             query_mask: [B, N] bool, True on real tokens; None when all are.
             context_mask: [B, M] bool, True on real tokens; None when all are.
-            vector: [B, D] global vector to put in front of the queries; None puts a learned blank there, for when the
-                true one would give away what is to be rebuilt.
-            need_attention: also return the last layer's attention.
-            global_only: the fused query tokens are of no use; the last layer then leaves out what only they need, about
-                two thirds of it.
+            vector: [B, D] global vector put in front of the queries; None puts a learned blank token there, for tasks
+                in which the vector would reveal the target.
+            need_attention: return the attention of the last layer too.
+            global_only: return the global token alone; the last layer then skips what only the query tokens need,
+                about two thirds of it.
         """
         front = self.blank.expand(len(query), -1) if vector is None else self.vector_in(vector)
         tokens = torch.cat([front[:, None], query], dim=1)
@@ -91,14 +91,14 @@ class FusionEncoder(nn.Module):
         return FusionOutput(global_token=tokens[:, 0], tokens=tokens[:, 1:], attention=attention)
 
     def attend(self, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:
-        """Where each moment of speech looks: [B, F, P], each row sums to 1.
+        """Attention of each speech frame over the patches: [B, F, P], each row sums to 1.
 
-        With speech as the query these are the last layer's weights. With patches as the query, the weights that each
-        patch gives to a frame are read the other way and normalised over patches.
+        With speech as the query these are the last layer's weights. With patches as the query, the weights that the
+        patches give to a frame are transposed and normalized over the patches.
         """
         frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
-        asker, other = (speech, images) if self.query == "speech" else (images, speech)
-        vector = {"vector": asker.vector, "other": other.vector, "blank": None}[self.global_token]
+        asking, other = (speech, images) if self.query == "speech" else (images, speech)
+        vector = {"vector": asking.vector, "other": other.vector, "blank": None}[self.global_token]
         if self.query == "speech":
             output: FusionOutput = self(frames, patches, query_mask=speech.mask, vector=vector, need_attention=True)
             assert output.attention is not None
@@ -110,10 +110,10 @@ class FusionEncoder(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Pre-norm: queries look at the context, then at each other, then a feed-forward network.
+    """Pre-norm: cross-attention to the context, self-attention among the queries, a feed-forward network.
 
-    Without the look at each other the fused global token could not know what the frames have seen, and a task on it
-    would teach the frames nothing.
+    Without the self-attention the fused global token would not depend on the frames, and a task on it would teach them
+    nothing.
     """
 
     def __init__(self, config: FusionConfig) -> None:
@@ -147,9 +147,9 @@ class FusionLayer(nn.Module):
         need_attention: bool,
         first_only: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, N, W] tokens and [B, M, W] context to new tokens and, if asked, [B, N, M] cross-attention.
+        """[B, N, W] tokens and [B, M, W] context to new tokens and, with ``need_attention``, [B, N, M] cross-attention.
 
-        With ``first_only`` the new tokens are [B, 1, W]: the first, which has looked at all the others.
+        With ``first_only`` the new tokens are [B, 1, W]: the first, which has attended to all others.
         """
         context = self.context_norm(context)
         seen, weights = self.cross_attention(
@@ -161,11 +161,11 @@ class FusionLayer(nn.Module):
         )
         tokens = tokens + self.dropout(seen)
         normed = self.self_norm(tokens)
-        asking = normed  # the same tensor: torch's attention is quicker where queries are keys
+        queries = normed  # the same tensor: torch's attention is faster where queries are keys
         if first_only:
-            tokens, asking = tokens[:, :1], normed[:, :1]
+            tokens, queries = tokens[:, :1], normed[:, :1]
         shared, _ = self.self_attention(
-            asking,
+            queries,
             normed,
             normed,
             key_padding_mask=None if token_mask is None else ~token_mask,

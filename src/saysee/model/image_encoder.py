@@ -13,7 +13,7 @@ from saysee.model.features import ImageFeatures
 
 
 class ImageEncoder(nn.Module):
-    """Pictures to :class:`ImageFeatures`, and texts to vectors of the same space.
+    """Images to :class:`ImageFeatures`, and texts to vectors of the same space.
 
     Args:
         config: a CLIPConfig builds both towers, a CLIPVisionConfig the vision tower alone.

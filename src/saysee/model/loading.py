@@ -1,4 +1,4 @@
-"""Models of transformers from a folder or the hub, or a refusal in one line."""
+"""Loading models of transformers from a folder or the hub, with errors of one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def vision_alone(config: CLIPConfig) -> CLIPVisionConfig:
     return CLIPVisionConfig(**config.vision_config.to_dict() | {"projection_dim": config.projection_dim})
 
 
-def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, mend: str, **hub: Any) -> str:
+def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, fix: str, **hub: Any) -> str:
     """The ``model_type`` of the model at a place.
 
     Raises:
@@ -63,18 +63,18 @@ def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str
     """
     place = os.fspath(place)
     if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
-        raise CheckpointError(f"no {what} at {place}: no such folder; {mend}")
+        raise CheckpointError(f"no {what} at {place}: no such folder; {fix}")
     try:
         kind = PreTrainedConfig.get_config_dict(place, **hub)[0].get("model_type")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {mend}") from error
+        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {fix}") from error
     if kind not in kinds:
         found = f"it holds a model of the kind {kind!r}" if kind else "it has no config.json that names a kind of model"
-        raise CheckpointError(f"no {what} at {place}: {found}; {mend}")
+        raise CheckpointError(f"no {what} at {place}: {found}; {fix}")
     return str(kind)
 
 
-def load_weights(kind: Any, place: str | os.PathLike[str], what: str, mend: str, *args: Any, **kwargs: Any) -> Any:
+def load_weights(kind: Any, place: str | os.PathLike[str], what: str, fix: str, *args: Any, **kwargs: Any) -> Any:
     """A transformers model, in fp32 unless ``dtype`` says otherwise.
 
     Raises:
@@ -84,15 +84,15 @@ def load_weights(kind: Any, place: str | os.PathLike[str], what: str, mend: str,
     try:
         model, report = kind.from_pretrained(os.fspath(place), *args, **kwargs)
     except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
-        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {mend}") from error
+        raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {fix}") from error
     missing = sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name)
     if missing:
-        raise CheckpointError(f"{what} at {place} lacks weights, {missing[0]} among them; {mend}")
+        raise CheckpointError(f"{what} at {place}: some of its weights are missing, {missing[0]} among them; {fix}")
     return model
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of an error, without its further lines."""
+    """The first line of a library's error message."""
     return str(error).strip().split("\n")[0].rstrip(".")
 
 

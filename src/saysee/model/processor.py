@@ -1,4 +1,4 @@
-"""Waveforms, pictures and texts to tensors; saved beside the weights."""
+"""Waveforms, images and texts to tensors; saved beside the weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from saysee.media.padding import pad
 
 
 class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
-    """What turns files' contents into a model's inputs.
+    """Prepares waveforms, images and texts for a model.
 
     Args:
-        feature_extractor: HuBERT's own, which says whether waveforms are normalised.
-        image_processor: CLIP's own: resizing, cropping, normalising.
-        has_text: a tokenizer is saved beside.
+        feature_extractor: HuBERT's own, which says whether waveforms are normalized.
+        image_processor: CLIP's own: resizing, cropping, normalizing.
+        has_text: whether a tokenizer is saved beside it.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         """The processor of two encoders.
 
         Args:
-            speech: hub name or folder of the HuBERT; None is a plain extractor that normalises.
-            image: hub name or folder of the CLIP; None is CLIP's own steps at ``image_size``.
-            image_size: side of the square picture that the vision transformer takes, in pixels.
+            speech: hub name or folder of the HuBERT; None takes a plain extractor that normalizes.
+            image: hub name or folder of the CLIP; None takes CLIP's own steps at ``image_size``.
+            image_size: side of the square image that the vision transformer takes, in pixels.
             text: take the tokenizer too (``image`` must have one).
 
         Raises:
@@ -58,37 +58,37 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
             if speech is None
             else Wav2Vec2FeatureExtractor.from_pretrained(speech)
         )
-        pictures = (
+        images = (
             CLIPImageProcessorPil(
                 size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
             )
             if image is None
             else CLIPImageProcessorPil.from_pretrained(image)
         )
-        processor = cls(extractor, pictures, has_text=text)
+        processor = cls(extractor, images, has_text=text)
         if text:
             tokenizer = AutoTokenizer.from_pretrained(image)
-            # Where no tokenizer files are, transformers makes one that knows its special tokens alone.
+            # Without tokenizer files, transformers makes a tokenizer of special tokens only.
             if len(tokenizer) <= len(tokenizer.all_special_tokens):
                 raise OSError(f"{image} has no tokenizer files")
             processor.tokenizer = tokenizer
         return processor
 
     def prepare_speech(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One clip [T] of 16 kHz samples as HuBERT was trained to hear it: [T]."""
+        """One waveform [T] at 16 kHz, normalized as HuBERT was trained: [T]."""
         if not self.feature_extractor.do_normalize:
             return waveform
         # The same arithmetic as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, without its detour through lists.
         return np.asarray((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7), dtype=np.float32)
 
-    def prepare_image(self, picture: Image.Image) -> Tensor:
-        """One RGB picture to pixels [3, H, W]."""
-        pixels = self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+    def prepare_image(self, image: Image.Image) -> Tensor:
+        """One RGB image to pixels [3, H, W]."""
+        pixels = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
         assert isinstance(pixels, Tensor)
         return pixels
 
     def prepare_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Texts to ``input_ids`` and ``attention_mask``, both [B, N]; longer texts are cut at the tokenizer's limit."""
+        """Texts to ``input_ids`` and ``attention_mask``, both [B, N], truncated at the tokenizer's limit."""
         assert self.tokenizer is not None
         return dict(self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
 

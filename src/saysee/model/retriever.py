@@ -1,4 +1,4 @@
-"""SpeechImageModel: what a user keeps. Speech and pictures to vectors of one space, and their similarity."""
+"""SpeechImageModel: speech and images to vectors of one space, and their similarity."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         processor: the :class:`SpeechImageProcessor` saved beside the weights.
         speech_encoder, image_encoder: the two sides.
         fusion: the :class:`FusionEncoder`, or None.
-        trained: what the run that trained it tells of itself, saved beside the weights for the model card; or None.
+        trained: facts of the run that trained it, saved beside the weights for the model card; or None.
     """
 
     config_class = SpeechImageConfig
@@ -60,8 +60,6 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             self.add_fusion(FusionConfig(**config.fusion))
         self.processor = SpeechImageProcessor.from_sources(None, None, config.vision_config.image_size, text=False)
         self.post_init()
-
-    # ------------------------------------------------------------------ making, loading, saving
 
     @classmethod
     def from_encoders(
@@ -118,7 +116,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
                 "checkpoint's preprocessor_config.json and tokenizer files beside its weights (text=False needs no "
                 "tokenizer)"
             ) from error
-        # Last, so that the same seed gives the same encoders and head with and without it.
+        # Last, so that the same seed gives the same encoders and head with and without a fusion encoder.
         if fusion is not None:
             model.add_fusion(fusion)
         return model.eval()  # type: ignore[no-any-return]
@@ -134,13 +132,13 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         """
         place = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-        mend = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
-        read_config(place, (cls.config_class.model_type,), "SaySee model", mend, **hub)
-        model = load_weights(super(), place, "SaySee model", mend, *args, **kwargs)
+        fix = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
+        read_config(place, (cls.config_class.model_type,), "SaySee model", fix, **hub)
+        model = load_weights(super(), place, "SaySee model", fix, *args, **kwargs)
         try:
             model.processor = SpeechImageProcessor.from_pretrained(place, **hub)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"no processor of a SaySee model at {place}: {first_line(error)}; {mend}") from error
+            raise CheckpointError(f"no processor of a SaySee model at {place}: {first_line(error)}; {fix}") from error
         model.trained = read_training(_training_file(place, hub))
         return model  # type: ignore[no-any-return]
 
@@ -148,8 +146,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         """Writes weights, configuration, processor and model card into a folder.
 
         Args:
-            save_directory: the folder; made if it is not there.
-            fusion: keep the fusion encoder, for pictures of attention. Retrieval does not need it.
+            save_directory: the folder; created if it does not exist.
+            fusion: save the fusion encoder too, for attention maps. Retrieval does not need it.
             kwargs: as for ``PreTrainedModel.save_pretrained``.
 
         Raises:
@@ -176,29 +174,26 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.fusion = fusion.train(self.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The encoders initialise themselves as HuBERT and CLIP do, and the head and the fusion encoder as torch's
-        # layers do, each when it is made. Loading onto meta tensors skips that, so the parts that are ours are told
-        # here.
+        # Each part initializes itself when it is made: the encoders as HuBERT and CLIP do, the head and the fusion
+        # encoder as torch's layers do. Loading onto meta tensors skips that, so our own parts are initialized here.
         if isinstance(module, LayerMix):
             torch.nn.init.zeros_(module.weights)
         elif isinstance(module, SpeechHead):
             module.reset_parameters()
-
-    # ------------------------------------------------------------------ features, for training
 
     def forward(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor) -> tuple[SpeechFeatures, ImageFeatures]:
         """Waveforms [B, T], their mask [B, T] and pixels [B, 3, H, W] to the features of both sides."""
         return self.speech_encoder(waveforms, speech_mask), self.image_encoder(pixels)
 
     def set_trainable(self, speech: Layers, image: Layers) -> None:
-        """Freezes the encoders, in part or not at all. The head and the fusion encoder always train; text never does.
+        """Chooses the layers of the encoders that train; head and fusion encoder always do, the text encoder never.
 
         Args:
             speech: how many of HuBERT's last layers train; "all" trains everything, the convolutions too.
             image: how many of the vision transformer's last layers train, with its last norm and projection.
 
         Raises:
-            SaySeeError: a number that the encoder does not have.
+            SaySeeError: the encoder does not have so many layers.
         """
         hubert, clip = self.speech_encoder.hubert, self.image_encoder.clip
         clip.requires_grad_(False)
@@ -213,7 +208,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SpeechImageModel:
-        """As for any module, but an encoder that is frozen stays in evaluation mode: its dropout would be noise."""
+        """As for any module, but a frozen encoder stays in evaluation mode, without dropout."""
         super().train(mode)
         for encoder in (self.speech_encoder.hubert, self.image_encoder.clip):
             if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -236,7 +231,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         return self._encoder().encode_text(texts, **options)
 
     def _encoder(self) -> Encoder:
-        # Made anew at each call: the weights may have been trained since. The one import of a room above this one.
+        # Made at each call, since the weights may have been trained meanwhile. The one import of a room above this one.
         from saysee.encoding.encoder import Encoder
 
         return Encoder(self)
@@ -248,7 +243,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def _training_file(place: str, hub: Mapping[Any, Any]) -> str | None:
-    """Where the file lies that tells how a model was trained, fetched from the hub if need be; None if it has none."""
+    """Path of the file with the facts of a model's training, downloaded from the hub if needed; None if it has none."""
     quiet = ("missing_entries", "connection_errors", "gated_repo")
     file: str | None = cached_file(
         place, TRAINING_FILE, **{f"_raise_exceptions_for_{name}": False for name in quiet}, **hub

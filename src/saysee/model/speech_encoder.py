@@ -22,7 +22,7 @@ from saysee.model.dropout import quicken_dropout
 from saysee.model.features import SpeechFeatures
 
 NARROW_GROUP = 16
-"""Channels in a group of a convolution below which bf16 is not trusted on a processor; see :class:`ExactPositions`."""
+"""Channels in a group of a convolution below which bf16 is not trusted on a CPU; see :class:`ExactPositions`."""
 
 
 class SpeechEncoder(nn.Module):
@@ -36,14 +36,14 @@ class SpeechEncoder(nn.Module):
         width: D, width of the joint space.
 
     Raises:
-        ConfigError: the head's attention heads do not divide HuBERT's width, or it wants a hidden state that HuBERT
+        ConfigError: the head's attention heads do not divide HuBERT's width, or it names a hidden state that HuBERT
             does not have.
 
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
         frame_seconds: from one frame to the next: 0.02 for HuBERT's published sizes.
         frame_samples: T of a single frame, 400 for HuBERT's published sizes. A clip that is shorter is taken to have
-            silence up to there.
+            silence up to that length.
     """
 
     def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
@@ -53,13 +53,12 @@ class SpeechEncoder(nn.Module):
                 f"the speech head has {head.heads} attention heads (model.head_heads); give a number that divides "
                 f"HuBERT's width, {config.hidden_size}"
             )
-        # SpecAugment would mask padding and refuse short clips, and a dropped layer would leave the mix one state
-        # short.
+        # SpecAugment would mask padding and fail on short clips; LayerDrop would leave the mix one state short.
         config.apply_spec_augment = False
         config.layerdrop = 0.0
         self.hubert = HubertModel(config)
-        _mend_group_norm(self.hubert)
-        _mend_position_convolution(self.hubert)
+        _replace_group_norm(self.hubert)
+        _replace_position_convolution(self.hubert)
         stride, self.frame_samples = 1, 1
         for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.frame_samples += (kernel - 1) * stride
@@ -118,13 +117,13 @@ class SpeechEncoder(nn.Module):
     def _set_lengths(self, mask: Tensor) -> None:
         layer = self.hubert.feature_extractor.conv_layers[0]
         if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
-            # Where nothing is padded there is nothing to tell it, so several threads may encode whole clips at once.
+            # None where nothing is padded, so that several threads may encode whole clips at once.
             kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
             norm.lengths = None if _is_whole(mask) else ((mask.sum(dim=1) - kernel) // stride + 1).tolist()
 
 
 def _is_whole(mask: Tensor) -> bool:
-    """Whether nothing is padded: attention without a mask takes a faster way. On a GPU looking would wait for it."""
+    """Whether nothing is padded; attention without a mask is faster. On a GPU the check would wait for the device."""
     return mask.device.type == "cpu" and bool(mask.all())
 
 
@@ -144,12 +143,12 @@ def _layer_numbers(chosen: list[int] | None, last: int) -> list[int]:
 class ClipGroupNorm(nn.GroupNorm):
     """HuBERT base's group norm over time, taken over each clip's own steps only.
 
-    HuBERT base normalises its first convolution over the whole time axis, so zero padding changes the features of the
-    real frames and a clip's vector depends on what it was batched with. Here each clip is normalised alone, by the same
+    HuBERT base normalizes its first convolution over the whole time axis, so zero padding changes the features of the
+    real frames and a clip's vector depends on what it was batched with. Here each clip is normalized alone, by the same
     kernel as when it comes unpadded, which is how HuBERT was pre-trained.
 
     Attributes:
-        lengths: steps of each clip of the coming batch, set before each forward pass; None normalises over all.
+        lengths: steps of each clip of the coming batch, set before each forward pass; None normalizes over all.
     """
 
     lengths: list[int] | None = None
@@ -167,7 +166,7 @@ class ClipGroupNorm(nn.GroupNorm):
         )
 
 
-def _mend_group_norm(hubert: HubertModel) -> None:
+def _replace_group_norm(hubert: HubertModel) -> None:
     layer = hubert.feature_extractor.conv_layers[0]
     norm = getattr(layer, "layer_norm", None)
     if isinstance(norm, nn.GroupNorm):
@@ -175,10 +174,10 @@ def _mend_group_norm(hubert: HubertModel) -> None:
 
 
 class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
-    """HuBERT's positional convolution, in fp32 where a processor's bf16 convolution is wrong.
+    """HuBERT's positional convolution, in fp32 where the CPU's bf16 convolution is wrong.
 
     With 2 to 12 channels in a group and HuBERT's wide kernel, the bf16 convolution of torch 2.13 gave errors as large
-    as its result on a processor with AMX (its gradient was right, so training went on and learned little). The real
+    as its result on a CPU with AMX (its gradient was right, so training continued and learned little). The real
     HuBERTs have 48 and 64 channels in a group and keep their precision.
     """
 
@@ -191,7 +190,7 @@ class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
             return super().forward(hidden.float())  # type: ignore[no-any-return]
 
 
-def _mend_position_convolution(hubert: HubertModel) -> None:
+def _replace_position_convolution(hubert: HubertModel) -> None:
     # A class of its own rather than a module around it, so that the weights keep their names.
     hubert.encoder.pos_conv_embed.__class__ = ExactPositions
 
@@ -200,8 +199,8 @@ class LayerMix(nn.Module):
     """Softmax-weighted sum of hidden states; the weights start equal.
 
     Args:
-        states: N, how many hidden states there are.
-        normalize: layer-normalise each state first.
+        states: N, number of hidden states.
+        normalize: layer-normalize each state first.
     """
 
     def __init__(self, states: int, normalize: bool) -> None:
@@ -242,7 +241,7 @@ class SpeechHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Starts from the values that torch's own layers take; CLS from a small normal."""
+        """Initializes: linear layers as torch's own, CLS from a small normal distribution."""
         nn.init.normal_(self.cls, std=0.02)
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:

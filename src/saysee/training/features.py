@@ -167,7 +167,7 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
 
     def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[FeatureBatch]]:
-        del epoch  # nothing is drawn anew
+        del epoch  # features have no random crops
         shares = ([rows[self._rank :: self._world_size]] for rows in batches)
         for _, (loaded,) in read_ahead(shares, self._gather, workers=1):
             yield loaded
