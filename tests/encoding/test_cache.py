@@ -110,8 +110,8 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
 KEEPING = """
 import sys
 from saysee.settings.reading import load_recipe
-from saysee.encoding import encoder
-encoder.SHARD_FILES = 4
+from saysee.encoding import features
+features.SHARD_FILES = 4
 from saysee.training.trainer import Trainer
 Trainer(load_recipe(sys.argv[1])).keep_features()
 """

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from saysee.encoding.cache import FeatureCache, FeatureStore, Values, chunks, gigabytes
+from saysee.encoding.cache import FeatureCache
+from saysee.encoding.features import CachedFeatures, Missing, cached_features, find_missing
 from saysee.encoding.precision import Precision, attention_kernel
 from saysee.encoding.reading import read_ahead
 from saysee.encoding.sides import ImageSide, Kind, SpeechSide, TextSide
 from saysee.encoding.streams import streams
 from saysee.errors import MediaError, SaySeeError
-from saysee.files import fingerprint
 from saysee.hardware import torch_device, usable_cores
 from saysee.log import progress_bar
-from saysee.media.audio import SAMPLE_RATE, audio_seconds
+from saysee.media.audio import SAMPLE_RATE
 from saysee.model.plain_clip import load_model
 
 logger = logging.getLogger(__name__)
@@ -37,55 +32,7 @@ Vectors = NDArray[np.float32]
 
 BATCH = 64
 """Items that are read and encoded together, of which the model takes what fits into one pass."""
-SHARD_BYTES = 256 * 2**20
-SHARD_FILES = 256
-"""A shard of cached features is written when it holds so many bytes or files: at most so much is lost at a kill."""
-_FEATURE_BATCH_VALUES = 64 * 2**20
-_FEATURE_BATCH_FILES = 32
 _NAMES = {"clip": "clips", "image": "images", "text": "texts"}
-
-
-class CachedFeatures(Sequence[Values]):
-    """The cached features of some files, in the order of the files; read from the disk when they are looked at.
-
-    Attributes:
-        side: whose features they are.
-        keys: of the files in the store; None for a file that could not be used.
-    """
-
-    def __init__(self, side: SpeechSide | ImageSide, store: FeatureStore, keys: Sequence[str | None]) -> None:
-        self.side, self.keys = side, keys
-        self._store = store
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, position: Any) -> Any:
-        key = self.keys[position]
-        if key is None:
-            raise SaySeeError(f"file {position} could not be used, so it has no features")
-        return self._store.read(key)
-
-    def size(self, position: int) -> int:
-        """Number of values of a file."""
-        return self._store.size(self.keys[position] or "")
-
-    def gather(self, positions: Iterable[int]) -> tuple[Tensor, Tensor]:
-        """Some files as one batch; see :meth:`SpeechSide.gather` and :meth:`ImageSide.gather`."""
-        return self.side.gather([self[position] for position in positions])
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What is not in the cache: for each file its path, its key (None if it cannot be read) and its number of
-    values."""
-
-    files: list[tuple[str, str | None, int]]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the features that are missing."""
-        return 2 * sum(size for _, _, size in self.files)
 
 
 class Encoder:
@@ -133,8 +80,6 @@ class Encoder:
         self._sides: dict[str, Any] = {}
         self._making_sides = threading.Lock()
 
-    # Vectors.
-
     def encode_speech(
         self, clips: Sequence[Any], *, batch_size: int = BATCH, sampling_rate: int = SAMPLE_RATE, progress: bool = True
     ) -> Vectors:
@@ -150,7 +95,10 @@ class Encoder:
             MediaError: a clip cannot be used; the message names it.
             SaySeeError: the model has no speech side.
         """
-        return self.encode("clip", clips, batch_size=batch_size, sampling_rate=sampling_rate, progress=progress)
+        vectors: Vectors = self.encode(
+            "clip", clips, batch_size=batch_size, sampling_rate=sampling_rate, progress=progress
+        )
+        return vectors
 
     def encode_images(self, images: Sequence[Any], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Images to unit vectors [N, D], in the order given.
@@ -162,7 +110,8 @@ class Encoder:
         Raises:
             MediaError: an image cannot be used; the message names it.
         """
-        return self.encode("image", images, batch_size=batch_size, progress=progress)
+        vectors: Vectors = self.encode("image", images, batch_size=batch_size, progress=progress)
+        return vectors
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Texts to unit vectors [N, D] by CLIP's text encoder, in the order given.
@@ -170,32 +119,9 @@ class Encoder:
         Raises:
             SaySeeError: the model has no text encoder or no tokenizer.
         """
-        return self.encode("text", texts, batch_size=batch_size, progress=progress)
+        vectors: Vectors = self.encode("text", texts, batch_size=batch_size, progress=progress)
+        return vectors
 
-    @overload
-    def encode(
-        self,
-        kind: Kind,
-        items: Iterable[Any],
-        want: Literal["vector"] = ...,
-        *,
-        batch_size: int = ...,
-        sampling_rate: int = ...,
-        bad: dict[int, MediaError] | None = ...,
-        progress: bool = ...,
-    ) -> Vectors: ...
-    @overload
-    def encode(
-        self,
-        kind: Kind,
-        items: Iterable[Any],
-        want: Literal["features"],
-        *,
-        batch_size: int = ...,
-        sampling_rate: int = ...,
-        bad: dict[int, MediaError] | None = ...,
-        progress: bool = ...,
-    ) -> CachedFeatures: ...
     def encode(
         self,
         kind: Kind,
@@ -206,7 +132,7 @@ class Encoder:
         sampling_rate: int = SAMPLE_RATE,
         bad: dict[int, MediaError] | None = None,
         progress: bool = True,
-    ) -> Vectors | CachedFeatures:
+    ) -> Any:
         """Items of one kind to vectors or features, in the order given.
 
         Reads ahead in threads, sorts clips into passes of like length, runs them in the encoder's precision. With a
@@ -230,7 +156,8 @@ class Encoder:
             raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
         side = self.side(kind)
         if self.cache is not None and kind != "text" and all(isinstance(item, str | os.PathLike) for item in items):
-            features = self._cached(kind, [os.fspath(item) for item in items], bad, progress)
+            paths = [os.fspath(item) for item in items]
+            features = cached_features(side, self.cache, paths, self._compute, self.workers, bad, progress)
             return features if want == "features" else self._vectors_of_features(features, batch_size, progress)
         if want == "features":
             raise SaySeeError("features are kept on disk: give the encoder a cache, and paths of files")
@@ -308,86 +235,10 @@ class Encoder:
         """Whether texts can be encoded."""
         return self.model.processor.tokenizer is not None and bool(self.model.image_encoder.has_text)
 
-    # The cache of features.
-
     def missing(self, kind: Kind, paths: Sequence[str], progress: bool = True) -> Missing:
-        """The files whose features are not in the cache, one of each content; clips of like length side by side."""
-        side, store = self._stored(kind)
+        """The files whose features are not in the cache, one of each content."""
         assert self.cache is not None
-        found = self.cache.files.of(paths, progress)
-        first: dict[str, str] = {}
-        for path in paths:
-            key = found[path]
-            if key is None or key not in store:  # a file that cannot be read: computing says why
-                first.setdefault(key or path, path)
-        if isinstance(side, ImageSide):
-            return Missing([(path, found[path], side.features_size()) for path in first.values()])
-        files = []
-        with progress_bar("lengths of clips", len(first), enabled=progress) as bar:
-            for path in first.values():
-                files.append((path, found[path], side.features_size(_seconds(path))))
-                bar.advance()
-        return Missing(sorted(files, key=lambda file: file[2]))
-
-    def _stored(self, kind: Kind) -> tuple[SpeechSide | ImageSide, FeatureStore]:
-        side = self.side(kind)
-        assert self.cache is not None
-        return side, self.cache.store("speech" if kind == "clip" else "image", side.about_features)
-
-    def _cached(
-        self, kind: Kind, paths: list[str], bad: dict[int, MediaError] | None, progress: bool
-    ) -> CachedFeatures:
-        side, store = self._stored(kind)
-        assert self.cache is not None
-        missing = self.missing(kind, paths, progress)
-        if missing.files:
-            self.cache.check_room(missing.bytes)
-        refused = self._fill(side, store, missing, bad is not None, progress) if missing.files else {}
-        found = self.cache.files.of(paths, progress=False)
-        reasons = {found[path]: error for path, error in refused.items() if found[path] is not None}
-        keys: list[str | None] = []
-        for position, path in enumerate(paths):
-            key = found[path]
-            error = refused.get(path) or reasons.get(key)  # a file of the same contents is as bad, and was not read
-            if error is not None and bad is not None:
-                bad[position] = error
-            keys.append(None if error is not None else key)
-        return CachedFeatures(side, store, keys)
-
-    def _fill(
-        self, side: SpeechSide | ImageSide, store: FeatureStore, missing: Missing, skip: bool, progress: bool
-    ) -> dict[str, MediaError]:
-        """Computes missing features into their store, shard by shard; returns the errors of the files that are bad."""
-        refused: dict[str, MediaError] = {}
-        shard, arrays = -1, dict[str, Values]()
-
-        def read(request: tuple[int, str]) -> tuple[str, Any]:
-            try:
-                return _read_whole(side, request[1])
-            except MediaError as error:
-                if not skip:
-                    raise
-                return "", error
-
-        with progress_bar(f"features of {_NAMES[side.kind]}", len(missing.files), enabled=progress) as bar:
-            try:
-                for requests, results in read_ahead(_requests(store, missing, bar.advance), read, self.workers):
-                    if requests[0][0] != shard:
-                        store.write(arrays)
-                        shard, arrays = requests[0][0], {}
-                    good = []
-                    for (_, path), (key, content) in zip(requests, results, strict=True):
-                        if isinstance(content, MediaError):
-                            refused[path] = content
-                        else:
-                            good.append((key, content))
-                    values = self._compute(side, [content for _, content in good], side.features)
-                    for (key, _), of_file in zip(good, values, strict=True):
-                        arrays[key] = of_file.cpu().contiguous().view(torch.int16).numpy()
-                    bar.advance(len(requests))
-            finally:
-                store.write(arrays)  # when it is interrupted too, what is done is kept
-        return refused
+        return find_missing(self.side(kind), self.cache, paths, progress)
 
     def _vectors_of_features(self, features: CachedFeatures, batch_size: int, progress: bool) -> Vectors:
         vectors = np.full((len(features), self.dimension), np.nan, np.float32)
@@ -400,8 +251,6 @@ class Encoder:
                 vectors[positions] = batch.cpu().numpy()
                 bar.advance(len(positions))
         return vectors
-
-    # Computing.
 
     def _compute(self, side: Any, prepared: Sequence[Any], forward: Callable[[list[Any]], Any]) -> list[Any]:
         """Runs prepared items through ``forward`` in passes; returns the result of each item, in order."""
@@ -469,64 +318,3 @@ def _take_bad(positions: Sequence[int], prepared: Sequence[Any], bad: dict[int, 
         else:
             good.append(position)
     return good
-
-
-def _seconds(path: str) -> float:
-    try:
-        return audio_seconds(path)
-    except MediaError:  # reading it says why
-        return 0.0
-
-
-def _read_whole(side: SpeechSide | ImageSide, path: str) -> tuple[str, Any]:
-    """The key and the prepared contents of a file, read once, so that both are of the same contents."""
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError):
-        return "", side.prepare(Path(path))  # refuses it in its own words
-    return fingerprint(content), side.prepare(_Named(content, path))
-
-
-class _Named(io.BytesIO):
-    """The contents of a file, under the name that messages call it by."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-
-def _requests(store: FeatureStore, missing: Missing, already: Callable[[int], None]) -> Iterator[list[tuple[int, str]]]:
-    """Number of the shard and path of what is not yet there, in batches.
-
-    Processes that want the same at once share the work: they begin at different shards, and skip what others have
-    finished meanwhile.
-    """
-    sizes = [size for _, _, size in missing.files]
-    shards = chunks(sizes, SHARD_BYTES // 2, SHARD_FILES)
-    first = secrets.randbelow(len(shards))
-    for shard in [*range(first, len(shards)), *range(first)]:
-        store.refresh()
-        files = [missing.files[number] for number in shards[shard]]
-        left = [file for file in files if file[1] is None or file[1] not in store]
-        already(len(files) - len(left))
-        for batch in chunks([size for _, _, size in left], _FEATURE_BATCH_VALUES, _FEATURE_BATCH_FILES):
-            yield [(shard, left[number][0]) for number in batch]
-
-
-def announce_missing(missing: Mapping[str, Missing], cache: FeatureCache, advice: str = "") -> None:
-    """Logs how much is to be computed, and refuses what would not fit.
-
-    Args:
-        missing: by the name of what is missing, such as "clips".
-        cache: that it goes to.
-        advice: a further way to need less, for the message of a refusal.
-
-    Raises:
-        ConfigError: it would not fit.
-    """
-    need = sum(each.bytes for each in missing.values())
-    if not any(each.files for each in missing.values()):
-        return
-    parts = [f"{len(each.files):,} {name} ({gigabytes(each.bytes)})" for name, each in missing.items()]
-    logger.info("features of the frozen encoders to compute: %s, at most %g GB", ", ".join(parts), cache.limit_gb)
-    cache.check_room(need, advice)

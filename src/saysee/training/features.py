@@ -6,6 +6,7 @@ transformer, D width of the joint space.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from torch import Tensor
 from saysee.data.loader import Loaded, Plan, ResumableLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.cache import FeatureCache, gigabytes
-from saysee.encoding.encoder import CachedFeatures, Encoder, Missing, announce_missing
+from saysee.encoding.encoder import Encoder
+from saysee.encoding.features import CachedFeatures, Missing
 from saysee.encoding.reading import read_ahead
 from saysee.errors import MediaError
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FeatureSettings, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def why_recomputed(recipe: Recipe, plan: Plan) -> str | None:
@@ -84,7 +88,11 @@ def cache_features(
         missing["images"].files.extend(encoder.missing("image", images, progress).files)
     cache = wanted[0][0].cache
     assert cache is not None
-    announce_missing(missing, cache, _fewer_layers(model, missing["clips"].bytes))
+    if missing["clips"].files or missing["images"].files:
+        parts = [f"{len(each.files):,} {name} ({gigabytes(each.bytes)})" for name, each in missing.items()]
+        logger.info("features of the frozen encoders to compute: %s, at most %g GB", ", ".join(parts), cache.limit_gb)
+        advice = _fewer_layers(model, missing["clips"].bytes)
+        cache.check_room(sum(each.bytes for each in missing.values()), advice)
     found = []
     for encoder, rows, skip in wanted:
         clips, images = _paths(rows)
