@@ -59,7 +59,7 @@ def kill_when(rows: int, wait: float, process: subprocess.Popen[str], index: Pat
 @pytest.mark.parametrize(
     ("kills", "pictures"), [(3, 200), pytest.param(100, 5_000, marks=pytest.mark.nightly)], ids=["few", "hundred"]
 )
-def test_killed_at_any_moment_it_goes_on(encoder, model_folder, tmp_path, kills, pictures):
+def test_killed_at_any_moment_it_resumes(encoder, model_folder, tmp_path, kills, pictures):
     for number in range(pictures):
         picture(tmp_path / f"photos/{number % 7}/{number}.png", number)
     for number in range(CLIPS):

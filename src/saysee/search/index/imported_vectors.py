@@ -160,14 +160,7 @@ def _blocks(rows: list[Item], matrix: NDArray[Any]) -> Iterator[tuple[list[Item]
 
 
 def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray[Any]) -> list[str]:
-    """Compares some vectors with those that the model gives for their images.
-
-    Returns:
-        a warning, where nothing could be compared.
-
-    Raises:
-        SaySeeError: they are of another model.
-    """
+    """Compares some vectors with those that the model gives for their images; warns where none could be compared."""
     prepared: list[Any] = []
     places: list[int] = []
     for place in np.linspace(0, len(rows) - 1, 4 * _SAMPLES, dtype=int).tolist():

@@ -43,14 +43,7 @@ FROM_MEMORY = "exact, from memory"
 
 @dataclass(slots=True)
 class InMemory:
-    """The vectors of one kind in memory, every one compared in fp32.
-
-    Attributes:
-        stamp: of the rows that they were read from.
-        ids: of the rows [N].
-        vectors: unit vectors [N, D].
-        method: of searching, for people.
-    """
+    """The unit vectors [N, D] of one kind in memory with the ids [N] of their rows, every one compared in fp32."""
 
     stamp: str
     ids: Ids
@@ -75,11 +68,7 @@ class Faiss:
 
     @classmethod
     def read(cls, stamp: str, path: Path, approximate: bool) -> Faiss:
-        """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes.
-
-        Raises:
-            RuntimeError: there is no such file, or a newer faiss has written it.
-        """
+        """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes."""
         flag = faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC
         return cls(stamp, faiss.read_index(os.fspath(path), flag))
 
@@ -150,14 +139,7 @@ def in_memory(tables: Tables, kind: Kind) -> InMemory:
 
 
 def write_all(folder: Path, tables: Tables) -> dict[Kind, str]:
-    """Brings the files in the folder of an index up to date and removes stale ones, by the index's one writer.
-
-    Returns:
-        how each kind that has rows is searched.
-
-    Raises:
-        SaySeeError: the disk is full.
-    """
+    """Writes the files that are missing, removes stale ones, and returns how each kind that has rows is searched."""
     methods: dict[Kind, str] = {}
     wanted = set()
     for kind, rows in tables.counts().items():

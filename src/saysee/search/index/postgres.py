@@ -158,11 +158,7 @@ class PostgresStore(Store):
             return before, tables.bytes()
 
     def connect(self) -> Connection:
-        """A connection in autocommit mode that finds the index's tables and vectors by their names.
-
-        Raises:
-            SaySeeError: the database cannot be reached, or is too old.
-        """
+        """A connection in autocommit mode that finds the index's tables and vectors by their names."""
         options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | self._options
         try:
             # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
@@ -186,14 +182,7 @@ class PostgresStore(Store):
         return connection
 
     def find_vectors(self, connection: Connection) -> tuple[int, ...] | None:
-        """Makes the tables and the type of pgvector known to a connection.
-
-        Returns:
-            the version of pgvector; None where the database does not have it.
-
-        Raises:
-            SaySeeError: it is too old.
-        """
+        """Makes the tables and pgvector's type known to a connection; returns pgvector's version, None without it."""
         sql = "SELECT extversion, extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
         row = connection.execute(sql).fetchone() or ("", "public")
         path = f'"{self.schema}", {row[1]}, pg_catalog'
@@ -273,11 +262,6 @@ class PostgresTables(Tables):
         return int.from_bytes(digest, "big", signed=True)
 
     def _begin(self, about: About) -> None:
-        """See :meth:`Tables.begin`.
-
-        Raises:
-            SaySeeError: the server does not have pgvector, or the schema holds other tables.
-        """
         schema = self.store.schema
         if self.store.find_vectors(self.connection) is None:
             self.execute("SELECT pg_advisory_xact_lock(?)", (_EXTENSION_LOCK,))  # another index may begin just now

@@ -73,19 +73,7 @@ class _Hnsw:
 def nearest(
     connection: Connection, queries: Vectors, kind: Kind, k: int, where: str | None, filters: Sequence[Filter]
 ) -> list[Ids]:
-    """For each query the ids of the candidates for the nearest rows; see :meth:`Store.nearest`.
-
-    Args:
-        connection: within a transaction that cannot write.
-        queries: unit vectors [Q, D].
-        kind: of the rows.
-        k: most rows for each query.
-        where: SQL condition, or None.
-        filters: that must hold.
-
-    Raises:
-        SaySeeError: the server refuses the condition, or it takes too long.
-    """
+    """For each query of [Q, D] the ids of the candidates for the ``k`` nearest rows; see :meth:`Store.nearest`."""
     condition = _Condition("kind = %(kind)s", {"kind": kind})
     hnsw = _hnsw(connection, kind)
     ef = max(hnsw.ef, SPARE * k) if hnsw is not None and hnsw.ef else _TOO_MANY
@@ -191,16 +179,10 @@ def _under(connection: Connection, settings: str, sql: str, values: dict[str, An
 
 
 def update_hnsw(connection: Connection, about: About, version: tuple[int, ...], lock: int) -> dict[Kind, str]:
-    """Builds the HNSW indexes that are needed and missing, and drops those that are not needed.
+    """Builds the HNSW indexes that are missing, drops those that are not needed, and returns how kinds are searched.
 
-    Args:
-        connection: outside a transaction: rows may be read and written while the server builds an index.
-        about: of the index.
-        version: of pgvector.
-        lock: held meanwhile, so that two processes do not build the same.
-
-    Returns:
-        how each kind that has rows is searched.
+    The connection is outside a transaction: rows may be read and written meanwhile. The lock keeps two processes from
+    building the same index.
     """
     cast = "halfvec" if version >= (0, 7) and about.dimension <= 4_000 else "vector"
     methods: dict[Kind, str] = {}

@@ -60,12 +60,7 @@ def root_of(about: About, folder: Path | None, first: str | None) -> Path:
     """Where the relative paths of an index start from now.
 
     Index and files may have moved together, so the place relative to the index is tried first. The first place at which
-    a file of the index exists is taken.
-
-    Args:
-        about: of the index.
-        folder: the index; None for one in a database.
-        first: a path in the index, or None for an empty one.
+    a file of the index, ``first``, exists is taken.
     """
     for root in _places(about.root, about.root_beside, folder):
         if (root / first).exists() if first is not None else root.is_dir():
@@ -155,14 +150,7 @@ def place_of_upload(item: Item, uploads: Path | None) -> Path | None:
 
 
 def with_uploads(items: list[Item], known: Iterable[Item], root: Path, index: Path | None) -> list[Item]:
-    """The files of a source, and the uploads of its index that are still there.
-
-    Args:
-        items: of the source.
-        known: rows of the index.
-        root: where relative paths start from.
-        index: its folder; None for one in a database, whose files stay where the rows say.
-    """
+    """The files of a source, and of the known rows of its index the uploads that are still there."""
     added = {}
     for item in filter(is_upload, known):
         path = item.path

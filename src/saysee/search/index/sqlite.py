@@ -111,11 +111,7 @@ class SqliteStore(Store):
 
     @contextmanager
     def writing(self) -> Iterator[SqliteTables]:
-        """The one writer; see :meth:`Store.writing`.
-
-        Raises:
-            SaySeeError: another process writes, the folder holds something else or cannot be written, the disk is full.
-        """
+        """The one writer; see :meth:`Store.writing`."""
         self._make_folder()
         with _errors_in_one_line(self.folder), _connected(self.folder / _LOCK_FILE) as lock:
             try:
@@ -231,11 +227,7 @@ class SqliteTables(Tables):
         return json.dumps([int(number) for number in ids])
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
-        """See :meth:`Tables.to_vectors`.
-
-        Raises:
-            sqlite3.DatabaseError: a vector has another length than the index's.
-        """
+        """See :meth:`Tables.to_vectors`."""
         about = self.existing_about()
         stored = _stored_type(about)
         if any(len(value) != stored.itemsize * about.dimension for value in values):
@@ -304,9 +296,6 @@ def _chosen_ids(connection: sqlite3.Connection, kind: Kind, where: str | None, f
     """The ids [N] of a kind for which the condition and all filters hold, ascending.
 
     The condition is the user's own SQL: the connection only reads, and cannot load code or open other files.
-
-    Raises:
-        SaySeeError: SQLite refuses the condition, or it takes too long.
     """
     conditions = ["kind = ?"]
     for number, one in enumerate(filters):

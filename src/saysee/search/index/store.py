@@ -76,14 +76,10 @@ class About:
     written_by: str = __version__
 
     def check(self, encoder: Encoder, where: object, kind: Kind = "image") -> None:
-        """Refuses a model that is not that of the index.
+        """Refuses a model that is not that of the index at a place.
 
-        The image side must be the same in any case: it is the space that all vectors lie in.
-
-        Args:
-            encoder: the model.
-            where: the index is, for messages.
-            kind: the vectors that are to be compared with the model's; "clip" asks for the same speech side as well.
+        The image side must be the same in any case: all vectors lie in its space. To compare with the clips' vectors
+        (``kind``), the speech side must be the same as well.
 
         Raises:
             SaySeeError: it is another model.
@@ -96,12 +92,12 @@ class About:
         if encoder.fingerprint("image") != self.fingerprints["image"]:
             raise SaySeeError(
                 f"{where}: its vectors are of another model than {encoder.name} (weights or preprocessing of the image "
-                f"side differ from {self.model} as it was); give that model, or make a new index elsewhere"
+                f"side differ from {self.model} as it was); name that model, or create a new index elsewhere"
             )
         if kind == "clip" and encoder.fingerprint("clip") != self.fingerprints["clip"]:
             raise SaySeeError(
                 f"{where}: its clips were encoded by another speech side than that of {encoder.name}; run 'saysee "
-                "index' with this model, which encodes them anew, or search for images"
+                "index' with this model, which encodes them again, or search for images"
             )
 
     def to_rows(self) -> list[tuple[str, str]]:

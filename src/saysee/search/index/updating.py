@@ -157,11 +157,7 @@ def _begin(
 def check_same_source(
     writer: Tables, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
 ) -> None:
-    """Refuses files of another place while those of the index still exist: they would all be removed from it.
-
-    Raises:
-        SaySeeError: the index is of files at another place.
-    """
+    """Refuses files of another place while those of the index still exist: they would all be removed from it."""
     first = next((item.path for item in known.values()), None)
     old = root_of(before, writer.folder, first)
     there = (old / before.source).exists()
