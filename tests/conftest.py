@@ -129,7 +129,7 @@ def tiny_scenes(tmp_path_factory):
     from saysee.data.scenes.corpus import build_scenes
 
     folder = tmp_path_factory.mktemp("corpus") / "scenes"
-    return build_scenes(folder, images=24, val_images=4, test_images=8, seed=3, picture_size=64, workers=1)
+    return build_scenes(folder, images=24, val_images=4, test_images=8, seed=3, image_size=64, workers=1)
 
 
 @pytest.fixture(scope="session")

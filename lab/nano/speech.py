@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lab.nano.chunks import Chunk, chunks_of, make_missing
 from lab.nano.sentences import sentences
 from saysee.data.scenes.speakers import Speaker, speaker_pools
-from saysee.data.scenes.speech import SAMPLE_RATE, synthesise
+from saysee.data.scenes.speech import SAMPLE_RATE, synthesize
 from saysee.errors import SaySeeError
 from saysee.files import write_folder, write_text
 
@@ -84,7 +84,7 @@ def _speak_chunk(seed: int, voices: str, chunk: Chunk) -> None:
     for text in sentences(seed, chunk.number, chunk.count):
         voice = pool[rng.randrange(len(pool))]
         speaker = Speaker(voice.accent, voice.variant, rng.randint(*PITCHES), rng.randint(*RATES))
-        spoken = synthesise(text, speaker)
+        spoken = synthesize(text, speaker)
         samples.append(np.clip(np.rint(spoken.samples * 32768), -32768, 32767).astype(np.int16))
         items.append(
             {

@@ -15,7 +15,9 @@ STILL_SECONDS = 2.0
 """A file that changed less than this before it was read may change again within the same tick of the file system's
 clock, so its modification time does not identify what was read."""
 
-_UNFINISHED, _OLD = ".writing-", ".old-"
+UNFINISHED = ".writing-"
+"""How the names of unfinished files and folders start."""
+_OLD = ".old-"
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def clean_folder(parent: Path) -> None:
     if not parent.is_dir():
         return
     for path in sorted(parent.iterdir()):
-        if path.name.startswith(_UNFINISHED):
+        if path.name.startswith(UNFINISHED):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif path.name.startswith(_OLD):
             final = path.with_name(path.name.removeprefix(_OLD))
@@ -92,7 +94,7 @@ def clean_folder(parent: Path) -> None:
 
 def unfinished(path: Path) -> Path:
     """The name of a file or folder while it is written or removed."""
-    return path.with_name(_UNFINISHED + path.name)
+    return path.with_name(UNFINISHED + path.name)
 
 
 def flush(path: Path) -> None:

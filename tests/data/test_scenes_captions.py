@@ -1,4 +1,4 @@
-"""Captions: true of their picture by a reading of the sentence that shares no code with what wrote it."""
+"""Captions are true of their image, by a parser that shares no code with the writer."""
 
 import re
 from random import Random
@@ -41,7 +41,7 @@ def center(box):
 
 
 def lies(where, a, b):
-    """Whether box ``a`` lies so to box ``b``."""
+    """Whether box ``a`` has the relation to box ``b``."""
     (ax, ay), (bx, by) = center(a), center(b)
     sideways, upright = abs(ax - bx) > 1.15 * abs(ay - by), abs(ay - by) > 1.15 * abs(ax - bx)
     return {
@@ -61,13 +61,13 @@ def named_objects(match, objects):
 
 
 def direction(text):
-    """The relation that a stretch of words speaks of, if any."""
+    """The relation in a part of the sentence, if any."""
     words = {"left": "left", "right": "right", "above": "above", "over": "above", "below": "below", "under": "below"}
     return next((words[word] for word in text.split() if word in words), None)
 
 
 def half_of(text, box):
-    """Whether a box lies in the half of which the text speaks."""
+    """Whether a box is in the half that the text names."""
     return {
         "on the left": box[2] <= 0.5,
         "on the right": box[0] >= 0.5,
@@ -103,7 +103,7 @@ def read_claims(text, objects):
         kinds.add("place")
         for found, words in zip(named, between, strict=True):
             assert all(half_of(re.sub(r",? and$", "", words), boxes[i]) for i in found), text
-        if len(phrases) == 1:  # a single object and its half of the picture would be true of too many pictures
+        if len(phrases) == 1:  # a single object and its half of the image would be true of too many images
             assert len(named[0]) == len(objects), text
     elif between[0] == "among them":
         kinds.add("total")
@@ -123,7 +123,7 @@ def read_claims(text, objects):
     return kinds, phrases, named
 
 
-def test_every_caption_is_true_of_its_picture_and_every_form_occurs(planned):
+def test_every_caption_is_true_of_its_image_and_every_form_occurs(planned):
     kinds = set()
     for each in planned:
         for caption in each.captions:
@@ -131,7 +131,7 @@ def test_every_caption_is_true_of_its_picture_and_every_form_occurs(planned):
     assert kinds == {"count", "with", "place", "total", "relation", "list"}
 
 
-def test_each_word_speaks_of_the_objects_that_its_phrase_names(planned):
+def test_each_word_describes_the_objects_that_its_phrase_names(planned):
     for each in planned:
         for caption in each.captions:
             _, phrases, named = read_claims(caption.text, each.scene.objects)
@@ -144,12 +144,12 @@ def test_each_word_speaks_of_the_objects_that_its_phrase_names(planned):
                 at += len(word) + 1
 
 
-def test_the_five_captions_of_a_picture_differ(planned):
+def test_the_five_captions_of_an_image_differ(planned):
     for each in planned:
         assert len({caption.text for caption in each.captions}) == 5
 
 
-def test_captions_describe_much_and_seldom_repeat(planned):
+def test_captions_are_long_enough_and_rarely_repeat(planned):
     texts = [caption.text for each in planned for caption in each.captions]
     assert len(set(texts)) > 0.9 * len(texts)
     assert 8 < sum(len(text.split()) for text in texts) / len(texts) < 16
@@ -159,7 +159,7 @@ def thing(shape, color, x, y, size="small", fill="plain"):
     return SceneObject(shape, color, size, fill, x, y, 0.2, 0, 0)
 
 
-def test_two_alike_are_spoken_of_as_two_and_an_comes_before_a_vowel():
+def test_two_equal_objects_are_called_two_and_an_precedes_a_vowel():
     objects = (thing("ring", "blue", 0.7, 0.3), thing("ring", "blue", 0.7, 0.7), thing("arrow", "orange", 0.2, 0.5))
     scene = Scene(objects, Background("plain", 0, 0))
     texts = [caption.text for i in range(30) for caption in write_captions(scene, Random(i)) or ()]
@@ -168,7 +168,7 @@ def test_two_alike_are_spoken_of_as_two_and_an_comes_before_a_vowel():
     assert not any(re.search(r"\ban? (small )?(plain )?(blue )?ring", text) for text in texts)
 
 
-def test_a_caption_is_refused_for_a_scene_of_which_it_is_false():
+def test_no_caption_is_true_of_the_scene_to_be_false_of():
     objects = (thing("star", "red", 0.2, 0.5), thing("moon", "blue", 0.8, 0.5))
     scene = Scene(objects, Background("plain", 0, 0))
     mirrored = Scene((thing("star", "red", 0.8, 0.5), thing("moon", "blue", 0.2, 0.5)), scene.background)

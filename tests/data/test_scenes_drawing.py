@@ -1,4 +1,4 @@
-"""Pictures: each object is where its box says, whole, and legible, also at 64 pixels."""
+"""Images: each object is where its box says, complete, and recognizable even at 64 pixels."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -35,7 +35,7 @@ def touched(scene, size=224):
     return (np.asarray(draw_scene(scene, size), int) != bare).any(axis=2)
 
 
-def test_pictures_are_rgb_of_the_size_asked_for(scenes):
+def test_images_are_rgb_of_the_given_size(scenes):
     assert (draw_scene(scenes[0]).mode, draw_scene(scenes[0]).size) == ("RGB", (224, 224))
     assert draw_scene(scenes[0], 96).size == (96, 96)
 
@@ -63,17 +63,17 @@ def test_no_object_hides_another(scenes):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_fills_and_shapes_can_be_told_apart_at_64_pixels(shape, size):
+def test_fills_and_shapes_can_be_distinguished_at_64_pixels(shape, size):
     diameter = {"small": 0.195, "large": 0.335}[size]
     for color in COLORS:
         tiny = {}
         for fill in FILLS:
             item = SceneObject(shape, color, size, fill, 0.5, 0.5, diameter, 0, 45)
-            picture = draw_scene(Scene((item,), PLAIN)).resize((64, 64), Image.Resampling.BICUBIC)
+            image = draw_scene(Scene((item,), PLAIN)).resize((64, 64), Image.Resampling.BICUBIC)
             x0, y0, x1, y1 = (round(64 * edge) for edge in item.box)
-            tiny[fill] = np.asarray(picture, int)[y0:y1, x0:x1]
+            tiny[fill] = np.asarray(image, int)[y0:y1, x0:x1]
         for one, other in combinations(FILLS, 2):
-            # Mean difference per pixel and channel over the box; the faintest pairs lie near 13.
+            # Mean difference per pixel and channel over the box; the closest pairs are near 13.
             assert np.abs(tiny[one] - tiny[other]).mean() > 6, (shape, color, one, other)
         spread = {fill: tiny[fill].std(axis=(0, 1)).max() for fill in FILLS}
         assert min(spread["striped"], spread["dotted"]) > 25, (shape, color)
@@ -81,24 +81,21 @@ def test_fills_and_shapes_can_be_told_apart_at_64_pixels(shape, size):
 
 def test_colors_differ_from_each_other_and_from_every_background():
     for one, other in combinations(PIXELS, 2):
-        wide = {one, other} & set(MORE_COLORS)  # brown and olive lie 60 apart
+        wide = {one, other} & set(MORE_COLORS)  # brown and olive are 60 apart
         assert np.abs(np.subtract(PIXELS[one], PIXELS[other])).max() > (55 if wide else 70)
     assert set(PIXELS) == set(COLORS + MORE_COLORS)
     for kind in BACKGROUNDS:
         for tint in range(len(TINTS)):
             pixels = np.asarray(draw_scene(Scene((), Background(kind, tint, 3))), int)
-            assert (pixels.max(axis=2) - pixels.min(axis=2)).max() < 45  # quiet: nearly grey
+            assert (pixels.max(axis=2) - pixels.min(axis=2)).max() < 45  # nearly gray
 
 
-# ---------------------------------------------------------------------- what the corpus never shows
-
-
-def picture_of(shape="circle", color="blue", fill="plain", size="large", background=PLAIN):
+def image_of(shape="circle", color="blue", fill="plain", size="large", background=PLAIN):
     item = SceneObject(shape, color, size, fill, 0.5, 0.5, {"small": 0.195, "large": 0.37}[size], 0, 30)
     return np.asarray(draw_scene(Scene((item,), background)), int)
 
 
-def test_the_corpus_shows_none_of_the_wider_values():
+def test_the_corpus_has_none_of_the_additional_values():
     assert not set(SHAPES) & set(MORE_SHAPES)
     assert not set(COLORS) & set(MORE_COLORS)
     assert not set(FILLS) & set(MORE_FILLS)
@@ -111,11 +108,11 @@ def test_the_corpus_shows_none_of_the_wider_values():
     assert CORPUS_LOOK.tints < len(TINTS)
 
 
-def test_every_shape_can_be_told_from_every_other_at_64_pixels():
+def test_every_shape_can_be_distinguished_from_every_other_at_64_pixels():
     tiny = {}
     for shape in SHAPES + MORE_SHAPES:
-        picture = Image.fromarray(picture_of(shape).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
-        tiny[shape] = np.asarray(picture, int)[18:46, 18:46]
+        image = Image.fromarray(image_of(shape).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        tiny[shape] = np.asarray(image, int)[18:46, 18:46]
     for one, other in combinations(tiny, 2):
         # Mean difference per pixel and channel over the large object's box.
         assert np.abs(tiny[one] - tiny[other]).mean() > 6, (one, other)
@@ -123,23 +120,23 @@ def test_every_shape_can_be_told_from_every_other_at_64_pixels():
 
 @pytest.mark.parametrize("size", ["small", "large"])
 @pytest.mark.parametrize("shape", ["circle", "star", *MORE_SHAPES])
-def test_every_fill_can_be_told_from_every_other(shape, size):
-    drawn = {fill: picture_of(shape, fill=fill, size=size) for fill in FILLS + MORE_FILLS}
+def test_every_fill_can_be_distinguished_from_every_other(shape, size):
+    drawn = {fill: image_of(shape, fill=fill, size=size) for fill in FILLS + MORE_FILLS}
     inside = (drawn["plain"] == PIXELS["blue"]).all(axis=2)
     for one, other in combinations(drawn, 2):
         assert np.abs(drawn[one] - drawn[other])[inside].mean() > 15, (one, other)
-    for fill in FILLS + MORE_FILLS:  # a pattern stays inside its shape, and leaves the color to be seen
+    for fill in FILLS + MORE_FILLS:  # a pattern stays inside its shape and leaves the color visible
         assert (drawn[fill] == drawn["plain"])[~inside].mean() > 0.995
         assert (drawn[fill] == PIXELS["blue"]).all(axis=2)[inside].mean() > 0.25, fill
 
 
 def test_halved_is_one_half_of_the_shape_in_each_ink():
-    inside = (picture_of("circle") == PIXELS["blue"]).all(axis=2)
-    kept = (picture_of("circle", fill="halved") == PIXELS["blue"]).all(axis=2)
+    inside = (image_of("circle") == PIXELS["blue"]).all(axis=2)
+    kept = (image_of("circle", fill="halved") == PIXELS["blue"]).all(axis=2)
     assert kept.sum() / inside.sum() == pytest.approx(0.5, abs=0.08)
 
 
-def test_every_background_differs_from_every_other_and_shows_its_seed():
+def test_every_background_differs_from_every_other_and_depends_on_its_seed():
     drawn = {kind: np.asarray(draw_scene(Scene((), Background(kind, 0, 3))), int) for kind in BACKGROUNDS}
     for one, other in combinations(drawn, 2):
         assert (drawn[one] != drawn[other]).any(axis=2).mean() > 0.02, (one, other)
@@ -148,7 +145,7 @@ def test_every_background_differs_from_every_other_and_shows_its_seed():
         assert len(seeds) > 1, kind
 
 
-def test_every_tint_is_another():
+def test_all_tints_differ():
     assert len(
         {draw_scene(Scene((), Background("plain", tint, 0))).getpixel((0, 0)) for tint in range(len(TINTS))}
     ) == len(TINTS)

@@ -11,7 +11,7 @@ import pytest
 
 from saysee.data.scenes.planning import plan
 from saysee.data.scenes.speakers import ACCENTS, VARIANTS, Speaker, speaker_pools, speakers_of
-from saysee.data.scenes.speech import SAMPLE_RATE, synthesise, synthesiser_version
+from saysee.data.scenes.speech import SAMPLE_RATE, synthesize, synthesizer_version
 from saysee.errors import MissingExtraError, SaySeeError
 
 pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
@@ -38,8 +38,8 @@ def of_words(utterance):
 @pytest.mark.parametrize(
     "speaker", [Speaker(), Speaker("en-gb-scotland", "f3", 60, 190), Speaker("en", "klatt4", 40, 150)]
 )
-def test_samples_are_finite_16_khz_speech_of_a_sane_length(speaker):
-    said = synthesise(SENTENCE, speaker)
+def test_samples_are_finite_16_khz_speech_of_a_plausible_length(speaker):
+    said = synthesize(SENTENCE, speaker)
     assert said.samples.dtype == np.float32
     assert said.samples.ndim == 1
     assert np.isfinite(said.samples).all()
@@ -47,11 +47,11 @@ def test_samples_are_finite_16_khz_speech_of_a_sane_length(speaker):
     assert 3 < said.seconds == len(said.samples) / 16_000 < 9
 
 
-def test_each_accent_and_each_variant_speaks_up_and_its_words_are_in_order_inside_the_clip():
+def test_each_accent_and_variant_is_audible_and_its_words_are_in_order_inside_the_clip():
     speakers = [Speaker(accent, variant) for accent, variant in zip(itertools.cycle(ACCENTS), VARIANTS, strict=False)]
     text = "a small dotted ring above two large pink stars"
     for speaker in speakers:
-        said = synthesise(text, speaker)
+        said = synthesize(text, speaker)
         times = [(word.start, word.end) for word in said.words]
         assert [word.word for word in said.words] == text.split()
         assert all(0 <= start < end <= said.seconds for start, end in times), speaker
@@ -62,9 +62,9 @@ def test_each_accent_and_each_variant_speaks_up_and_its_words_are_in_order_insid
         assert rms(said.samples[~spoken]) < 0.1 * rms(said.samples[spoken]), speaker
 
 
-def test_phones_are_in_order_inside_the_sound_and_pauses_are_left_out():
+def test_phones_are_in_order_inside_the_clip_without_pauses():
     for speaker in (Speaker("en-us", "f3"), Speaker("en-gb-scotland", "m3", 60, 190)):
-        said = synthesise(SENTENCE, speaker)
+        said = synthesize(SENTENCE, speaker)
         times = [(phone.start, phone.end) for phone in said.phones]
         assert all(0 <= start < end <= said.seconds for start, end in times)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
@@ -73,14 +73,14 @@ def test_phones_are_in_order_inside_the_sound_and_pauses_are_left_out():
         assert not any(phone.phone.startswith("_") or not phone.phone for phone in said.phones)
         comma = (said.words[10].end, said.words[11].start)
         assert not any(start < comma[1] - 0.01 and end > comma[0] + 0.01 for start, end in times)
-        # Words and phones are told by other events, and must agree: every word has phones, and they fill it.
+        # Words and phones come from different events, and must agree: phones fill every word.
         for word in said.words[:11]:
             covered = sum(max(0.0, min(end, word.end) - max(start, word.start)) for start, end in times)
             assert covered > 0.9 * (word.end - word.start), word
 
 
 def test_a_phone_sounds_like_itself_where_its_time_says():
-    said = synthesise("sister", Speaker("en-us", "m3"))
+    said = synthesize("sister", Speaker("en-us", "m3"))
     hiss = []
     for phone in said.phones:
         part = said.samples[int(phone.start * SAMPLE_RATE) : int(phone.end * SAMPLE_RATE)]
@@ -94,7 +94,7 @@ def test_a_phone_sounds_like_itself_where_its_time_says():
 
 
 def test_a_comma_is_silence_between_the_words_beside_it():
-    said = synthesise(SENTENCE, Speaker("en-us", "f3"))
+    said = synthesize(SENTENCE, Speaker("en-us", "f3"))
     before, after = said.words[10], said.words[11]
     assert (before.word, after.word) == ("rings", "and")
     assert after.start - before.end > 0.1
@@ -104,8 +104,8 @@ def test_a_comma_is_silence_between_the_words_beside_it():
 
 
 def test_a_word_sounds_like_itself_where_its_time_says():
-    """The hiss of "s" at the end of "stars" lies in the word's last third, above 4 kHz."""
-    said = synthesise("a red moon and two blue stars and a green arrow", Speaker("en-us", "m3"))
+    """The hiss of "s" at the end of "stars" is in the last third of the word, above 4 kHz."""
+    said = synthesize("a red moon and two blue stars and a green arrow", Speaker("en-us", "m3"))
     word = next(word for word in said.words if word.word == "stars")
     share = {}
     for name, (start, end) in {
@@ -118,35 +118,35 @@ def test_a_word_sounds_like_itself_where_its_time_says():
     assert share["hiss"] > 10 * share["vowel"]
 
 
-def test_words_are_those_of_the_text_also_where_the_synthesiser_runs_them_together():
+def test_words_are_those_of_the_text_also_where_the_synthesizer_joins_them():
     for text in ("on the left of the picture", "it's 12 blue-green rings, isn't it?", "there are two; look!", "ring"):
-        said = synthesise(text, Speaker())
+        said = synthesize(text, Speaker())
         assert [word.word for word in said.words] == [part.strip(",;!?") for part in text.split()]
         assert all(word.end > word.start for word in said.words)
 
 
 def test_same_text_and_speaker_same_samples_in_any_order_and_process():
     speakers = [Speaker(accent, variant) for accent, variant in zip(itertools.cycle(ACCENTS), VARIANTS, strict=False)]
-    here = [digest(synthesise("a ring above two pink stars", speaker)) for speaker in speakers]
+    here = [digest(synthesize("a ring above two pink stars", speaker)) for speaker in speakers]
     code = (
         "import hashlib, sys\n"
-        "from saysee.data.scenes.speech import synthesise\n"
+        "from saysee.data.scenes.speech import synthesize\n"
         "from saysee.data.scenes.speakers import Speaker\n"
         f"for speaker in {speakers[::-1]!r}:\n"
-        "    said = synthesise('a ring above two pink stars', speaker)\n"
+        "    said = synthesize('a ring above two pink stars', speaker)\n"
         "    print(hashlib.sha256(said.samples.tobytes()).hexdigest())"
     )
-    # glibc then fills memory with another byte than usual: a voice that reads what it never wrote would show.
+    # glibc then fills memory with an unusual byte: a voice that reads uninitialized memory would sound different.
     environment = {**os.environ, "MALLOC_PERTURB_": "165"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert run.stdout.split()[::-1] == here
     assert len(set(here)) == len(here)
 
 
-def test_words_of_captions_and_of_their_speech_are_the_same_words():
+def test_captions_and_their_speech_have_the_same_words():
     for planned in plan(9, {"train": 8, "val": 1, "test": 2}):
         for caption, speaker in zip(planned.captions, speakers_of(9, planned.index, planned.split, 5), strict=True):
-            said = [word.word for word in synthesise(caption.text, speaker).words]
+            said = [word.word for word in synthesize(caption.text, speaker).words]
             assert said == [word.rstrip(",") for word, _ in caption.words]
 
 
@@ -157,25 +157,23 @@ def test_the_pools_differ_in_accent_pitch_and_rate():
         assert len({speaker.rate for speaker in pool}) > 8
 
 
-def test_speaker_id_says_who_it_is():
+def test_the_speaker_id_has_accent_variant_pitch_and_rate():
     assert Speaker("en-us", "f3", 55, 160).id == "en-us+f3-p55-r160"
 
 
-def test_what_cannot_be_said_is_refused_in_one_line():
+def test_text_that_cannot_be_spoken_is_rejected_in_one_line():
     for text, speaker, what in [
-        ("  ", Speaker(), "nothing to say"),
-        ("a ring", Speaker("xx-none"), "no voice 'xx-none'"),
+        ("  ", Speaker(), "no words"),
+        ("a ring", Speaker("xx-none"), "'xx-none'"),
     ]:
-        with pytest.raises(SaySeeError, match=what) as refusal:
-            synthesise(text, speaker)
-        assert "\n" not in str(refusal.value)
-    assert synthesise("a ring", Speaker()).seconds > 0.3
+        with pytest.raises(SaySeeError, match=what) as error:
+            synthesize(text, speaker)
+        assert "\n" not in str(error.value)
+    assert synthesize("a ring", Speaker()).seconds > 0.3
 
 
-def test_without_the_wheel_the_message_says_what_to_install(monkeypatch):
+def test_without_the_synthesizer_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    for call in (synthesiser_version, lambda: synthesise("a ring", Speaker())):
-        with pytest.raises(
-            MissingExtraError, match=r"the scenes corpus's speech needs .* pip install 'saysee\[scenes\]'"
-        ):
+    for call in (synthesizer_version, lambda: synthesize("a ring", Speaker())):
+        with pytest.raises(MissingExtraError, match=r"saysee\[scenes\]"):
             call()

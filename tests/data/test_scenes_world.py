@@ -1,4 +1,4 @@
-"""Scenes and plans: what lies where, what belongs to which split, and the same from the same seed on any machine."""
+"""Scenes and plans: positions and relations, splits, and the same plan from the same seed on any machine."""
 
 import hashlib
 from collections import Counter
@@ -24,12 +24,12 @@ def overlap(a, b):
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def test_there_is_enough_to_tell_apart():
+def test_there_are_enough_attributes():
     assert len(SHAPES) >= 10
     assert (len(COLORS), len(SIZES), len(FILLS)) == (8, 2, 3)
 
 
-def test_scenes_have_two_to_four_objects_inside_the_picture_that_never_touch(planned):
+def test_scenes_have_two_to_four_objects_inside_the_image_that_never_touch(planned):
     assert {len(each.scene.objects) for each in planned} == {2, 3, 4}
     for each in planned:
         boxes = [item.box for item in each.scene.objects]
@@ -42,7 +42,7 @@ def test_every_large_object_is_clearly_larger_than_every_small_one(planned):
     assert min(diameters["large"]) > 1.4 * max(diameters["small"])
 
 
-def test_relation_is_read_off_the_boxes_and_its_opposite_holds_the_other_way(planned):
+def test_a_relation_follows_from_the_boxes_and_its_opposite_holds_the_other_way(planned):
     opposite = {"left of": "right of", "above": "below", "right of": "left of", "below": "above", None: None}
     seen = set()
     for each in planned:
@@ -57,13 +57,13 @@ def test_relation_is_read_off_the_boxes_and_its_opposite_holds_the_other_way(pla
     assert seen == set(opposite)
 
 
-def test_splits_have_the_sizes_asked_for_and_no_scene_is_there_twice(planned):
+def test_splits_have_the_given_sizes_and_no_scene_occurs_twice(planned):
     assert Counter(each.split for each in planned) == SIZES_OF_SPLITS
     assert [each.index for each in planned] == list(range(len(planned)))
     assert len({each.scene.key for each in planned}) == len(planned)
 
 
-def test_novel_pairs_are_in_the_test_only(planned):
+def test_novel_pairs_are_in_the_test_split_only(planned):
     pairs = novel_pairs()
     assert 0.08 < len(pairs) / (len(SHAPES) * len(COLORS)) < 0.15
     for each in planned:
@@ -81,7 +81,7 @@ def test_test_scenes_are_of_the_test_half_and_no_others_are(planned):
     for each in planned:
         assert in_test_half(each.scene) == (each.split == "test")
     objects = [replace(each.scene, objects=each.scene.objects[::-1]) for each in planned]
-    # The half is of what can be said: neither the order of the objects nor the background moves a scene.
+    # The half depends on what can be said: neither on the order of the objects nor on the background.
     assert [in_test_half(scene) for scene in objects] == [in_test_half(each.scene) for each in planned]
     other = Background("plain", 0, 0)
     assert all(in_test_half(replace(p.scene, background=other)) == in_test_half(p.scene) for p in planned)
@@ -127,7 +127,7 @@ def test_the_same_seed_gives_this_plan_on_any_machine_and_python():
         speakers = [speaker.id for speaker in speakers_of(0, each.index, each.split, 5)]
         said = (each.split, each.scene, each.novel_pair, each.twin_index, boxes, words, speakers)
         digest.update(repr(said).encode())
-    # With another digest, corpora that people have made are no longer those of their seed: raise GENERATOR_VERSION.
+    # With another digest, existing corpora no longer follow from their seed: increase GENERATOR_VERSION.
     assert digest.hexdigest()[:16] == "ae7e73a224682e0f"
 
 
@@ -137,16 +137,16 @@ def test_another_seed_gives_other_scenes(planned):
     assert sum(each.scene.key in keys for each in others) <= 1
 
 
-def test_split_sizes_have_defaults_and_refuse_an_empty_split():
+def test_split_sizes_have_defaults_and_no_split_is_empty():
     assert split_sizes(3000) == {"train": 2400, "val": 150, "test": 450}
     assert split_sizes(100, val_images=7, test_images=20) == {"train": 73, "val": 7, "test": 20}
-    with pytest.raises(ConfigError, match=r"gives 0 images to train.*smaller splits"):
+    with pytest.raises(ConfigError, match=r"0 images to train"):
         split_sizes(30, val_images=10, test_images=20)
     with pytest.raises(ConfigError):
         split_sizes(2)
 
 
-def test_no_voice_is_in_two_splits_and_each_picture_has_five_speakers():
+def test_no_voice_is_in_two_splits_and_each_image_has_five_speakers():
     pools = speaker_pools()
     assert all(len(pools[split]) >= least for split, least in (("train", 200), ("val", 40), ("test", 60)))
     for one, other in combinations(pools.values(), 2):

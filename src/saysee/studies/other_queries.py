@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.speakers import Speaker
-from saysee.data.scenes.speech import synthesise
+from saysee.data.scenes.speech import synthesize
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.recall import retrieval_measures, retrieval_ranks
 from saysee.media.audio import load_audio
@@ -78,7 +78,7 @@ def score_other_queries(
         return OtherQueries(way, len(rows), to_image["R@1"], to_image["R@10"], back, note)
 
     def spoken(way: str, note: str, speakers: Sequence[Speaker]) -> OtherQueries:
-        clips = [synthesise(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
+        clips = [synthesize(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
         return score(way, rows, encoder.encode_speech(clips, progress=False), note)
 
     def changed(**changes: Any) -> list[Speaker]:

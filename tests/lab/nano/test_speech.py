@@ -36,8 +36,8 @@ def heard(monkeypatch):
         found.append(speaker)
         return speech_of(text, speaker)
 
-    speech_of = speech.synthesise
-    monkeypatch.setattr(speech, "synthesise", recorded)
+    speech_of = speech.synthesize
+    monkeypatch.setattr(speech, "synthesize", recorded)
     return found
 
 

@@ -1,7 +1,7 @@
-"""What can truly be said of a scene: sentences in several forms, with which word speaks of which object.
+"""Captions: sentences in several forms that are true of a scene, with the objects that each word describes.
 
-Each noun phrase names exactly the objects that fit it ("two small rings" where there are two and no more, "the star"
-where there is one), so that whom a word speaks of is never in doubt.
+Each noun phrase names exactly the objects that fit it ("two small rings" if there are two and no more, "the star" if
+there is one), so it is never in doubt which objects a word describes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 CAPTIONS_PER_IMAGE = 5
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-# How often a phrase says all that can be said of its objects. The rest leave words out, as people do.
-FULL_SHARE = 0.6
+FULL_SHARE = 0.6  # of the phrases say everything about their objects; the others omit words, as people do
 
 SPOKEN_RELATIONS = {
     "left of": ("left of", "to the left of"),
@@ -30,18 +29,20 @@ SPOKEN_RELATIONS = {
 SPOKEN_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 WITH_RELATIONS = {"left of": "to {} left", "right of": "to {} right", "above": "above {}", "below": "below {}"}
 
+Group = tuple[int, ...]
+"""Indices of objects."""
 Description = tuple[tuple[str, str], ...]
 """Attributes with their values, in the order of ``ATTRIBUTES``."""
-Word = tuple[str, tuple[int, ...]]
-"""A word, with the numbers of the objects of which it speaks."""
+Word = tuple[str, Group]
+"""A word with the objects that it describes."""
 
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """A description with the objects that it names: all those of the scene that fit it."""
+    """A description and the objects that it names: all objects of the scene that fit it."""
 
     description: Description
-    objects: tuple[int, ...]
+    objects: Group
 
     @property
     def be(self) -> str:
@@ -49,7 +50,7 @@ class NounPhrase:
         return "is" if len(self.objects) == 1 else "are"
 
     def words(self, definite: bool = False) -> list[Word]:
-        """The phrase as words; with ``definite``, it begins with "the"."""
+        """The phrase as words; if ``definite``, it starts with "the"."""
         values = dict(self.description)
         noun = values.pop("shape", "shape")
         spoken = [*values.values(), noun if len(self.objects) == 1 else plural(noun)]
@@ -68,12 +69,11 @@ class Caption:
     """A sentence and what it claims.
 
     Attributes:
-        words: its words in order, with the objects of which each speaks; a comma belongs to the word before it.
-        phrases: its noun phrases.
-        relations: (phrase, relation, phrase) by the phrases' numbers: each object of the one lies so to each of the
-            other.
-        places: (phrase, place): each object of the phrase lies in that half of the picture.
-        total: how many objects it says there are in all, if it says so.
+        words: in order, each with the objects that it describes; a comma belongs to the word before it.
+        phrases: the noun phrases.
+        relations: (phrase, relation, phrase) by index: each object of the first has the relation to each of the second.
+        places: (phrase, place): each object of the phrase is in that half of the image.
+        total: the number of objects in the image, if the sentence says it.
     """
 
     words: tuple[Word, ...]
@@ -88,7 +88,7 @@ class Caption:
         return " ".join(word for word, _ in self.words)
 
     def could_describe(self, scene: Scene) -> bool:
-        """Whether a listener might accept the sentence for ``scene``: enough objects fit and lie as it says."""
+        """Whether a listener might accept the sentence for ``scene``: enough objects fit, where the sentence says."""
         if self.total is not None and self.total != len(scene.objects):
             return False
         fitting = [
@@ -96,7 +96,7 @@ class Caption:
         ]
         return any(self._fits(scene, chosen) for chosen in product(*fitting))
 
-    def _fits(self, scene: Scene, chosen: tuple[tuple[int, ...], ...]) -> bool:
+    def _fits(self, scene: Scene, chosen: tuple[Group, ...]) -> bool:
         named = [i for group in chosen for i in group]
         objects = scene.objects
         return (
@@ -112,7 +112,7 @@ class Caption:
 
 
 def plural(noun: str) -> str:
-    """The plural of a shape's name."""
+    """The plural of the name of a shape."""
     return noun + "es" if noun.endswith("s") else noun + "s"
 
 
@@ -120,11 +120,13 @@ def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> 
     """Five different true captions of a scene, in as many forms as it allows.
 
     Args:
+        scene: to describe.
+        rng: source of randomness.
         false_of: a scene of which none of the captions may be true.
 
     Returns:
-        The captions; None if five were not found: where nearly nothing can be said (four of the same, none clearly
-        beside another), or nearly nothing that is false of ``false_of``.
+        The captions; None if five were not found, because almost nothing can be said about the scene (four equal
+        objects, without a clear relation), or almost nothing that is false of ``false_of``.
     """
     writer = _Writer(scene, rng)
     forms = list(writer.forms)
@@ -143,7 +145,7 @@ def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> 
 
 
 class _Writer:
-    """Writes sentences about one scene; each form returns None where the scene does not allow it."""
+    """Writes sentences about one scene; each form returns None if the scene does not allow it."""
 
     def __init__(self, scene: Scene, rng: Random) -> None:
         self.scene = scene
@@ -159,134 +161,135 @@ class _Writer:
         ]
         self.forms: list[Callable[[], Caption | None]] = [
             self.beside,
-            self.stands_beside,
+            self.there_is_beside,
             self.the_beside_the,
             self.with_beside,
-            self.placed_so,
+            self.in_halves,
             self.listed,
             self.counted,
         ]
 
-    def phrase(self, group: tuple[int, ...], full: bool | None = None) -> NounPhrase:
-        """A phrase that names ``group``; with ``full``, it says all that is true of the group."""
-        choices = self.descriptions[group]
-        if full is None:
-            full = self.rng.random() < FULL_SHARE
-        return NounPhrase(choices[0] if full else choices[self.rng.randrange(len(choices))], group)
-
     def beside(self) -> Caption | None:
-        """Such as "a large striped red star left of two small blue rings"."""
+        """For example "a large striped red star left of two small blue rings"."""
         if not self.related:
             return None
-        first, where, second = self._pick(self.related)
-        a, b = self.phrase(first, full=True), self.phrase(second, full=True)
-        words = [*a.words(), *self._relation(where), *b.words()]
-        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+        a, where, b = self._relation(full=True)
+        return self._related_caption([*a.words(), *self._spoken(where), *b.words()], a, where, b)
 
-    def stands_beside(self) -> Caption | None:
-        """Such as "there are two rings under a dotted green heart"."""
+    def there_is_beside(self) -> Caption | None:
+        """For example "there are two rings under a dotted green heart"."""
         if not self.related:
             return None
-        first, where, second = self._pick(self.related)
-        a, b = self.phrase(first), self.phrase(second)
-        words = [*self._opening(a), *a.words(), *self._relation(where), *b.words()]
-        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+        a, where, b = self._relation()
+        return self._related_caption([*self._opening(a), *a.words(), *self._spoken(where), *b.words()], a, where, b)
 
     def the_beside_the(self) -> Caption | None:
-        """Such as "the blue house is to the right of the striped moon"."""
+        """For example "the blue house is to the right of the striped moon"."""
         if not self.related:
             return None
-        first, where, second = self._pick(self.related)
-        a, b = self.phrase(first), self.phrase(second)
-        words = [*a.words(definite=True), (a.be, ()), *self._relation(where), *b.words(definite=True)]
-        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+        a, where, b = self._relation()
+        words = [*a.words(definite=True), (a.be, ()), *self._spoken(where), *b.words(definite=True)]
+        return self._related_caption(words, a, where, b)
 
     def with_beside(self) -> Caption | None:
-        """Such as "a yellow cross with a small pink arrow above it"."""
+        """For example "a yellow cross with a small pink arrow above it"."""
         if not self.related:
             return None
-        first, where, second = self._pick(self.related)
-        a, b = self.phrase(first), self.phrase(second)
+        a, where, b = self._relation()
         one, sideways = len(a.objects) == 1, where in ("left of", "right of")
         pronoun = ("its" if one else "their") if sideways else ("it" if one else "them")
         tail = WITH_RELATIONS[OPPOSITE[where]].format(pronoun)
-        words = [*self._opening(a, bare=True), *a.words(), ("with", ()), *b.words(), *_silent(tail)]
+        words = [*self._opening(a, bare=True), *a.words(), ("with", ()), *b.words(), *_plain_words(tail)]
         return Caption(tuple(words), (a, b), relations=((1, OPPOSITE[where], 0),))
 
-    def placed_so(self) -> Caption | None:
-        """Such as "a brown flower on the left, and a circle at the bottom"."""
+    def in_halves(self) -> Caption | None:
+        """For example "a brown flower on the left, and a circle at the bottom"."""
         if not self.placed:
             return None
         group, place = self._pick(self.placed)
-        a = self.phrase(group)
-        words = [*self._opening(a, bare=True), *a.words(), *_silent(SPOKEN_PLACES[place])]
+        a = self._phrase(group)
+        words = [*self._opening(a, bare=True), *a.words(), *_plain_words(SPOKEN_PLACES[place])]
         others = [other for other in self.placed if other[1] != place and not set(other[0]) & set(group)]
         if not others:
             if len(group) < len(self.scene.objects):
-                return None  # one object and its half of the picture: true of too many pictures
+                return None  # one object and its half of the image: true of too many images
             return Caption(tuple(words), (a,), places=((0, place),))
         other_group, other_place = self._pick(others)
-        b = self.phrase(other_group)
-        words = [*_comma(words), ("and", ()), *b.words(), *_silent(SPOKEN_PLACES[other_place])]
+        b = self._phrase(other_group)
+        words = [*_with_comma(words), ("and", ()), *b.words(), *_plain_words(SPOKEN_PLACES[other_place])]
         return Caption(tuple(words), (a, b), places=((0, place), (1, other_place)))
 
     def listed(self) -> Caption | None:
-        """Such as "a house, two purple arrows and a large ring": all there is."""
+        """For example "a house, two purple arrows and a large ring": everything in the image."""
         left = set(range(len(self.scene.objects)))
-        groups: list[tuple[int, ...]] = []
+        groups: list[Group] = []
         while left:
             groups.append(self._pick([group for group in self.groups if set(group) <= left]))
             left -= set(groups[-1])
         if len(groups) == 1:
-            return None  # "two rings": true, but hardly a list
+            return None  # "two rings": true, but not a list
         # Three or four full phrases would make a sentence that nobody says in one breath.
-        phrases = [self.phrase(group, full=None if len(groups) == 2 else False) for group in groups]
+        phrases = [self._phrase(group, full=None if len(groups) == 2 else False) for group in groups]
         words = self._opening(phrases[0], bare=True)
         for i, each in enumerate(phrases):
             if i == len(phrases) - 1:
                 words.append(("and", ()))
-            words += each.words() if i >= len(phrases) - 2 else _comma(each.words())
+            words += each.words() if i >= len(phrases) - 2 else _with_comma(each.words())
         return Caption(tuple(words), tuple(phrases))
 
     def counted(self) -> Caption | None:
-        """Such as "three shapes, among them a small brown house and a dotted ring"."""
+        """For example "three shapes, among them a small brown house and a dotted ring"."""
         everything = tuple(range(len(self.scene.objects)))
         pairs = [(a, b) for a in self.groups for b in self.groups if not set(a) & set(b)]
         if not pairs:
             return None
         first, second = self._pick(pairs)
-        a, b = self.phrase(first), self.phrase(second)
+        a, b = self._phrase(first), self._phrase(second)
         count = NUMBERS[len(everything)]
-        words: list[Word] = [(count, everything), ("shapes,", everything), *_silent("among them"), *a.words()]
+        words: list[Word] = [(count, everything), ("shapes,", everything), *_plain_words("among them"), *a.words()]
         return Caption((*words, ("and", ()), *b.words()), (a, b), total=len(everything))
+
+    def _phrase(self, group: Group, full: bool | None = None) -> NounPhrase:
+        """A phrase that names ``group``; if ``full``, it says everything about the group, if None, perhaps."""
+        choices = self.descriptions[group]
+        if full is None:
+            full = self.rng.random() < FULL_SHARE
+        return NounPhrase(choices[0] if full else choices[self.rng.randrange(len(choices))], group)
+
+    def _relation(self, full: bool | None = None) -> tuple[NounPhrase, str, NounPhrase]:
+        first, where, second = self._pick(self.related)
+        return self._phrase(first, full), where, self._phrase(second, full)
+
+    def _related_caption(self, words: list[Word], a: NounPhrase, where: str, b: NounPhrase) -> Caption:
+        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
 
     def _opening(self, phrase: NounPhrase, bare: bool = False) -> list[Word]:
         openings = [f"there {phrase.be}", "I can see", f"here {phrase.be}", *([""] * 3 if bare else [])]
-        return _silent(self._pick(openings))
+        return _plain_words(self._pick(openings))
 
-    def _relation(self, where: str) -> list[Word]:
-        return _silent(self._pick(SPOKEN_RELATIONS[where]))
+    def _spoken(self, where: str) -> list[Word]:
+        return _plain_words(self._pick(SPOKEN_RELATIONS[where]))
 
     def _pick(self, values: Sequence[T]) -> T:
         return values[self.rng.randrange(len(values))]
 
 
-def _silent(text: str) -> list[Word]:
-    """Words that speak of no object."""
+def _plain_words(text: str) -> list[Word]:
+    """Words that describe no object."""
     return [(word, ()) for word in text.split()]
 
 
-def _comma(words: list[Word]) -> list[Word]:
+def _with_comma(words: list[Word]) -> list[Word]:
     """The words with a comma after the last."""
     return [*words[:-1], (words[-1][0] + ",", words[-1][1])]
 
 
-def _descriptions(scene: Scene) -> dict[tuple[int, ...], list[Description]]:
+def _descriptions(scene: Scene) -> dict[Group, list[Description]]:
     """Every group of objects that a description names exactly, with its descriptions, the fullest first.
 
-    A description without shape and color ("a small shape") is left out: it says too little to be a caption.
+    A description without shape and color ("a small shape") is skipped: it says too little for a caption.
     """
-    found: dict[tuple[int, ...], list[Description]] = {}
+    found: dict[Group, list[Description]] = {}
     names = tuple(ATTRIBUTES)
     for size in range(len(names), 0, -1):
         for kept in combinations(names, size):
@@ -300,8 +303,8 @@ def _descriptions(scene: Scene) -> dict[tuple[int, ...], list[Description]]:
     return found
 
 
-def _related(scene: Scene, groups: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], str, tuple[int, ...]]]:
-    """The pairs of groups where each object of the one lies in the same way to each of the other."""
+def _related(scene: Scene, groups: list[Group]) -> list[tuple[Group, str, Group]]:
+    """The pairs of groups where each object of the first has the same relation to each of the second."""
     objects = tuple(enumerate(scene.objects))
     between = {(i, j): relation(a, b) for i, a in objects for j, b in objects if i != j}
     related = []

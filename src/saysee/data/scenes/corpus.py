@@ -1,8 +1,8 @@
 """The whole corpus in a folder: made on all cores, resumed after a kill, and never mixed with anything else.
 
-In the folder: ``scenes.json`` (the settings, written first), ``images/``, ``clips/``, ``manifest.parquet`` (written
-last), and ``records/`` while it is being made. An image is finished when its record is there; a run that was killed
-goes on with the others, and the corpus is the same, byte for byte, as one that was never killed.
+The folder contains ``scenes.json`` (the settings, written first), ``images/``, ``clips/``, ``manifest.parquet``
+(written last), and ``records/`` until it is complete. An image is finished once its record exists. A killed run is
+resumed with the other images, and the corpus is the same, byte for byte, as that of a run that was never killed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from saysee.data.manifest import Manifest, Row
-from saysee.data.scenes.drawing import PICTURE_SIZE
-from saysee.data.scenes.making import RECORDS, UNFINISHED, make_images, read_record, start_worker, write_whole
+from saysee.data.scenes.drawing import IMAGE_SIZE
+from saysee.data.scenes.making import RECORDS, make_images, read_record, start_worker, write_file
 from saysee.data.scenes.planning import PlannedScene, plan, split_sizes
-from saysee.data.scenes.speech import synthesiser_version
+from saysee.data.scenes.speech import synthesizer_version
 from saysee.errors import ConfigError, SaySeeError
+from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
 
 GENERATOR_VERSION = 2
-"""Goes up with any change that gives other pictures, captions or clips for the same seed."""
+"""Increased by any change that gives other images, captions or clips for the same seed."""
 
 MARKER = "scenes.json"
 MANIFEST = "manifest.parquet"
-LARGEST_BATCH = 8  # images that a worker makes at a time: a third of a second, so Ctrl-C is answered promptly
+MIN_IMAGE_SIZE = 32  # pixels: in smaller images, shapes and fills cannot be distinguished
+LARGEST_BATCH = 8  # images that a worker makes at a time: a third of a second, so Ctrl-C takes effect quickly
 
 
 def build_scenes(
@@ -45,75 +47,73 @@ def build_scenes(
     seed: int = 0,
     val_images: int | None = None,
     test_images: int | None = None,
-    picture_size: int = PICTURE_SIZE,
+    image_size: int = IMAGE_SIZE,
     workers: int | None = None,
 ) -> Path:
-    """Makes the corpus of drawn scenes, or what is missing of it; a finished one is returned at once.
+    """Make the corpus of drawn scenes, or what is missing of it; a complete one is returned at once.
 
-    Beyond a manifest's own columns, each row has: ``seconds`` (length of the clip), ``accent``, ``novel_pair`` (the
-    picture has a pair of color and shape that training never shows), ``hard_twin`` and ``twin_of`` (the image id of the
-    test picture that differs in one attribute of one object; no caption is true of both), ``objects`` (shape, color,
-    size, fill, and box as left, top, right, bottom in shares of the side), ``words`` (word, start and end in seconds,
-    numbers of the objects).
+    In addition to a manifest's own columns, each row has: ``seconds`` (length of the clip), ``accent``, ``novel_pair``
+    (the image has a pair of color and shape that is not in training), ``hard_twin`` and ``twin_of`` (image id of the
+    test image that differs in one attribute of one object; no caption is true of both), ``objects`` (shape, color,
+    size, fill, and box as left, top, right, bottom in fractions of the image side), ``words`` (word, start and end in
+    seconds, indices of the objects that it describes).
 
     Args:
-        folder: where; new, empty, or holding an earlier run of the same settings.
-        images: pictures in all; each has five clips.
-        seed: another seed gives other pictures and captions.
-        val_images: how many of the pictures are for validation; by default 5 %.
-        test_images: how many are for testing; by default 15 %.
-        picture_size: side of the pictures in pixels, at least 32.
-        workers: processes; by default one a core.
+        folder: of the corpus; new, empty, or with an earlier run of the same settings.
+        images: number of images, with five clips each.
+        seed: another seed gives other images and captions.
+        val_images: number of images for validation; by default 5 %.
+        test_images: number of images for testing; by default 15 %.
+        image_size: image side in pixels, at least 32.
+        workers: number of processes; by default one per core.
 
     Returns:
         The path of the manifest.
 
     Raises:
-        ConfigError: if the numbers do not go together.
-        SaySeeError: if the folder holds something else, or cannot be written.
-        MissingExtraError: if the synthesiser is not installed.
+        ConfigError: invalid numbers.
+        SaySeeError: the folder contains something else, or cannot be written.
+        MissingExtraError: the synthesizer is not installed.
     """
     folder = Path(folder)
     sizes = split_sizes(images, val_images, test_images)
-    if picture_size < 32:
-        raise ConfigError(f"picture_size={picture_size}: below 32 pixels nothing can be told apart; 224 is usual")
+    if image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(f"image_size is {image_size}; set it to at least {MIN_IMAGE_SIZE} (usually {IMAGE_SIZE})")
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers={workers}: at least one is needed; leave it out for one a core")
-    settings = {"version": GENERATOR_VERSION, "seed": seed, "images": sizes, "picture_size": picture_size}
+        raise ConfigError(f"workers is {workers}; set it to at least 1, or omit it for one per core")
+    settings = {"version": GENERATOR_VERSION, "seed": seed, "images": sizes, "picture_size": image_size}
     manifest = folder / MANIFEST
-    found = _settings_found(folder)
+    found = _read_settings(folder)
     if found is not None:
-        _refuse_others(folder, found, settings)
+        _check_same(folder, found, settings)
         if manifest.is_file():
-            shutil.rmtree(folder / RECORDS, ignore_errors=True)  # left by a run that was killed in its last moment
+            shutil.rmtree(folder / RECORDS, ignore_errors=True)  # left by a run that was killed at its end
             return manifest
-    # A finished corpus needs no synthesiser; an unfinished one needs the same, or the clips would not be of one kind.
-    settings["speech"] = synthesiser_version()
+    # A complete corpus needs no synthesizer; an incomplete one needs the same version, so that all clips are alike.
+    settings["speech"] = synthesizer_version()
     try:
         if found is None:
-            write_whole(folder / MARKER, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+            write_file(folder / MARKER, json.dumps(settings, indent=2).encode() + b"\n")
         else:
-            _refuse_others(folder, found, settings)
+            _check_same(folder, found, settings)
         for leftover in folder.rglob(f"{UNFINISHED}*"):
             leftover.unlink(missing_ok=True)
-        todo = (each for each in plan(seed, sizes) if read_record(folder, each.index) is None)
+        missing = (each for each in plan(seed, sizes) if read_record(folder, each.index) is None)
         with progress_bar("drawing and speaking", images) as bar:
-            _make_all(_counted(todo, bar, images), folder, seed, picture_size, workers or usable_cores(), bar)
+            _make_all(_counted(missing, bar, images), folder, seed, image_size, workers or usable_cores(), bar)
         rows = _rows(folder, images)
         if hasattr(os, "sync"):
-            os.sync()  # else a power cut soon after could leave a manifest of files that are not on disk yet
+            os.sync()  # otherwise a power cut soon after could leave a manifest of files that are not on disk yet
         Manifest(rows, folder).write(manifest)
         shutil.rmtree(folder / RECORDS)
     except BrokenProcessPool:
         raise SaySeeError(
             f"{folder}: a worker process died; run it again, what is finished is kept "
-            "(from a script, call it under `if __name__ == '__main__':`)"
+            "(in a script, call it under `if __name__ == '__main__':`)"
         ) from None
     except OSError as error:
-        raise SaySeeError(
-            f"{error.filename or folder}: {error.strerror or error}; "
-            "mend that and run it again, what is finished is kept"
-        ) from None
+        reason = f"{error.filename or folder}: {error.strerror or error}"
+        raise SaySeeError(f"{reason}; fix that and run it again, what is finished is kept") from None
     return manifest
 
 
@@ -123,55 +123,53 @@ def _rows(folder: Path, images: int) -> list[Row]:
     for index in range(images):
         record = read_record(folder, index)
         if record is None:
-            raise SaySeeError(f"{folder}: files of image {index} vanished while the corpus was made; run it again")
+            raise SaySeeError(f"{folder}: files of image {index} disappeared while the corpus was made; run it again")
         rows += (Row(**row) for row in record)
     return rows
 
 
-def _settings_found(folder: Path) -> dict[str, Any] | None:
+def _read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of an earlier run; None if the folder is new or empty.
 
     Raises:
-        SaySeeError: if it holds something else.
+        SaySeeError: it contains something else.
     """
     if not folder.exists():
         return None
     if not folder.is_dir():
-        raise SaySeeError(f"{folder} is a file: name a new or empty folder for the scenes corpus")
+        raise SaySeeError(f"{folder}: is a file; name a new or empty folder for the scenes corpus")
     try:
         settings = json.loads((folder / MARKER).read_bytes())
     except FileNotFoundError:
         other = next((path.name for path in sorted(folder.iterdir()) if not path.name.startswith(UNFINISHED)), None)
         if other is None:
             return None
-        raise SaySeeError(
-            f"{folder} holds something else than a scenes corpus ({other!r}): name a new or empty folder"
-        ) from None
+        raise SaySeeError(f"{folder}: contains {other!r}, not a scenes corpus; name a new or empty folder") from None
     except (OSError, ValueError):
         settings = None
     if not isinstance(settings, dict):
-        raise SaySeeError(f"{folder / MARKER} cannot be read: name a new or empty folder, or remove this one")
+        raise SaySeeError(f"{folder / MARKER}: cannot be read; name a new or empty folder, or delete this one")
     return settings
 
 
-def _refuse_others(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuses a corpus of other settings, naming the first that differs."""
+def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Rejects a corpus with other settings, naming the first that differs."""
     for name, value in wanted.items():
         if found.get(name) != value:
             raise SaySeeError(
-                f"{folder} holds a scenes corpus with {name}={_told(found.get(name))}, not {_told(value)}: "
-                "take the same settings, or a new folder"
+                f"{folder}: has a scenes corpus with {name}={_describe(found.get(name))}, not {_describe(value)}; "
+                "use the same settings, or a new folder"
             )
 
 
-def _told(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "/".join(f"{n} {split}" for split, n in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _counted(todo: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Iterator[PlannedScene]:
-    """Passes on what is to do, and advances the bar by what it skipped."""
+def _counted(missing: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Iterator[PlannedScene]:
+    """Passes the missing images on, and advances the bar by the finished ones between them."""
     before = 0
-    for planned in todo:
+    for planned in missing:
         bar.advance(planned.index - before)
         before = planned.index + 1
         yield planned
@@ -179,41 +177,41 @@ def _counted(todo: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Ite
 
 
 def _make_all(
-    todo: Iterator[PlannedScene], folder: Path, seed: int, picture_size: int, workers: int, bar: ProgressBar
+    missing: Iterator[PlannedScene], folder: Path, seed: int, image_size: int, workers: int, bar: ProgressBar
 ) -> None:
-    """Has workers make the images; on Ctrl-C or an error, they end their batch and no more is begun."""
-    first = list(itertools.islice(todo, workers * LARGEST_BATCH))
+    """Lets workers make the images. On Ctrl-C or an error, they finish their batch and start no other."""
+    first = list(itertools.islice(missing, workers * LARGEST_BATCH))
     if not first:
         return
     size = max(1, min(LARGEST_BATCH, len(first) // (2 * workers)))
-    batches = _batches(itertools.chain(first, todo), size)
-    # Spawned, not forked: a fork would copy the synthesiser's state and any locks that other threads hold.
+    batches = _batches(itertools.chain(first, missing), size)
+    # Spawned, not forked: a fork would copy the state of the synthesizer and locks of other threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(first)), mp_context=context, initializer=start_worker)
     pending: set[Future[int]] = set()
     try:
-        with _interrupts_ignored():  # processes start here, and inherit that
+        with _interrupts_ignored():  # the processes start here, and inherit it
             for batch in itertools.islice(batches, 2 * workers):
-                pending.add(pool.submit(make_images, folder, seed, picture_size, batch))
+                pending.add(pool.submit(make_images, folder, seed, image_size, batch))
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 bar.advance(future.result())
             for batch in itertools.islice(batches, len(done)):
-                pending.add(pool.submit(make_images, folder, seed, picture_size, batch))
+                pending.add(pool.submit(make_images, folder, seed, image_size, batch))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batches(todo: Iterator[PlannedScene], size: int) -> Iterator[list[PlannedScene]]:
-    while batch := list(itertools.islice(todo, size)):
+def _batches(missing: Iterator[PlannedScene], size: int) -> Iterator[list[PlannedScene]]:
+    while batch := list(itertools.islice(missing, size)):
         yield batch
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C for a moment, so that processes started meanwhile ignore it from their first instruction."""
-    if threading.current_thread() is not threading.main_thread():  # other threads may not set signals
+    """Ignores Ctrl-C briefly, so that processes that start meanwhile ignore it from their first instruction."""
+    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

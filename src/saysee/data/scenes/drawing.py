@@ -1,8 +1,8 @@
-"""From a scene to its picture.
+"""From a scene to its image.
 
-Objects look like stickers: a flat color in a pale rim, so that each color reads on any background. Stripes and dots are
-broad enough to be told apart when the picture is scaled down to 64 pixels. Noise comes from ``random.Random``, and all
-else is Pillow's integer arithmetic, so a scene gives the same pixels on any machine.
+Objects look like stickers: a flat color in a pale rim, so that each color is visible on any background. Stripes and
+dots are wide enough to be distinguished when the image is scaled down to 64 pixels. Noise comes from
+``random.Random``, and everything else is Pillow's integer arithmetic, so a scene gives the same pixels on any machine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from saysee.data.scenes.outlines import turned
+from saysee.data.scenes.outlines import rotated
 from saysee.data.scenes.world import Background, Scene, SceneObject
 
-PICTURE_SIZE = 224  # what CLIP's vision transformers look at
-OVERSAMPLING = 4  # objects are drawn this many times larger and scaled down, for smooth edges
+IMAGE_SIZE = 224  # input size of CLIP's vision transformers
+OVERSAMPLING = 4  # objects are drawn this much larger and scaled down, for smooth edges
 
 Rgb = tuple[int, int, int]
 PIXELS: dict[str, Rgb] = {
@@ -35,49 +35,48 @@ PIXELS: dict[str, Rgb] = {
     "olive": (122, 134, 30),
 }
 PALE: Rgb = (252, 250, 244)
-# Stripes and dots are pale on most colors; on the light ones, pale would not show.
+# Stripes and dots are pale on most colors; on light ones, pale would be invisible.
 PATTERN_INKS: dict[str, Rgb] = {"yellow": (128, 96, 0), "pink": (150, 30, 96), "orange": (128, 52, 0)}
 
-# In shares of the picture's side. A period of 0.065 is four pixels at 64, the least that still reads as a
-# pattern.
+# Fractions of the image side. A period of 0.065 is four pixels at 64, the least that is visible as a pattern.
 PERIODS = {"small": 0.065, "large": 0.085}
 STRIPE_SHARE = 0.46  # of a period
 DOT_SHARE = 0.66  # diameter, of a period
 RIM = 0.011
-EDGE = 0.008  # kept free of pattern along the inside of the outline, or a small striped star would fall into bars
+EDGE = 0.008  # without pattern along the inside of the outline; otherwise a small striped star breaks into bars
 
-# Quiet tints, so that a background is never taken for an object's color: light ones, then a few dark ones.
+# Nearly gray, so that a background is never mistaken for the color of an object: light tints, then a few dark ones.
 TINTS: tuple[Rgb, ...] = (
     (240, 238, 230), (226, 234, 240), (234, 228, 240), (228, 240, 230), (246, 232, 224), (222, 222, 222),
     (204, 214, 220), (216, 208, 196), (188, 200, 190), (150, 160, 172), (92, 98, 110), (64, 70, 76),
-    # The corpus takes the twelve above; what follows is for encoders that are to know more.
+    # The corpus uses the twelve above; the rest is for pre-training encoders.
     (250, 246, 214), (210, 226, 216), (236, 214, 220), (198, 196, 214), (172, 184, 178), (126, 118, 124), (50, 56, 70),
 )  # fmt: skip
 
 
-def draw_scene(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Image:
+def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
     """Draws a scene.
 
     Args:
-        picture_size: the picture's side in pixels.
+        image_size: the image side in pixels.
 
     Returns:
-        An RGB picture of ``picture_size`` × ``picture_size`` pixels.
+        An RGB image of ``image_size`` × ``image_size`` pixels.
     """
-    picture = _background(scene.background, picture_size)
+    image = _background(scene.background, image_size)
     for item in scene.objects:
-        _paste(picture, item)
-    return picture
+        _paste(image, item)
+    return image
 
 
-def draw_silhouettes(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Image:
-    """Draws where the objects are, and nothing else.
+def draw_silhouettes(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
+    """Draws only where the objects are.
 
     Returns:
-        A gray picture of ``picture_size`` × ``picture_size`` pixels: 255 where an object covers a pixel, its pale rim
-        left out, 0 where none does.
+        A gray image of ``image_size`` × ``image_size`` pixels: 255 where an object (without its pale rim) covers a
+        pixel, otherwise 0.
     """
-    scale = picture_size * OVERSAMPLING
+    scale = image_size * OVERSAMPLING
     silhouettes = Image.new("L", (scale, scale))
     for item in scene.objects:
         mask = Image.new("L", (scale, scale))
@@ -86,9 +85,9 @@ def draw_silhouettes(scene: Scene, picture_size: int = PICTURE_SIZE) -> Image.Im
     return silhouettes.reduce(OVERSAMPLING)
 
 
-def _paste(picture: Image.Image, item: SceneObject) -> None:
-    """Draws one object onto the picture, through a tile that is drawn large and scaled down."""
-    side = picture.width
+def _paste(image: Image.Image, item: SceneObject) -> None:
+    """Draws one object onto the image, by a tile that is drawn large and scaled down."""
+    side = image.width
     x0, y0, x1, y1 = item.box
     rim = math.ceil(RIM * side)
     left, top = math.floor(x0 * side) - rim, math.floor(y0 * side) - rim
@@ -101,21 +100,21 @@ def _paste(picture: Image.Image, item: SceneObject) -> None:
     for mask in (shape, rimmed):
         _fill(mask, polygons)
     _trace(rimmed, polygons, RIM * scale, 255)
-    picture.paste(PALE, (left, top), rimmed.reduce(OVERSAMPLING))
-    picture.paste(PIXELS[item.color], (left, top), shape.reduce(OVERSAMPLING))
+    image.paste(PALE, (left, top), rimmed.reduce(OVERSAMPLING))
+    image.paste(PIXELS[item.color], (left, top), shape.reduce(OVERSAMPLING))
     if item.fill != "plain":
         pattern = Image.new("L", size)
         _PATTERNS[item.fill](pattern, center, PERIODS[item.size] * scale, item.texture_angle)
         pattern.paste(0, (0, 0), shape.point(_INVERTED))
         _trace(pattern, polygons, EDGE * scale, 0)
-        picture.paste(PATTERN_INKS.get(item.color, PALE), (left, top), pattern.reduce(OVERSAMPLING))
+        image.paste(PATTERN_INKS.get(item.color, PALE), (left, top), pattern.reduce(OVERSAMPLING))
 
 
 def _polygons(item: SceneObject, center: tuple[float, float], scale: int) -> list[list[tuple[int, int]]]:
-    """The object's outer polygon and its holes around ``center``, in pixels of a picture whose side has ``scale``."""
+    """The object's outer polygon and its holes around ``center``, in pixels of an image of side ``scale``."""
     return [
         [_turn(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
-        for polygon in turned(item.shape, item.angle)
+        for polygon in rotated(item.shape, item.angle)
     ]
 
 
@@ -127,7 +126,7 @@ def _fill(mask: Image.Image, polygons: list[list[tuple[int, int]]]) -> None:
 
 
 def _trace(mask: Image.Image, polygons: list[list[tuple[int, int]]], reach: float, value: int) -> None:
-    """Draws along the polygons a line that reaches ``reach`` pixels to either side."""
+    """Draws a line along the polygons that extends ``reach`` pixels to either side."""
     draw = ImageDraw.Draw(mask)
     for polygon in polygons:
         draw.line([*polygon, *polygon[:2]], fill=value, width=2 * round(reach), joint="curve")
@@ -137,7 +136,7 @@ _INVERTED = [255 - value for value in range(256)]
 
 
 def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
-    """Parallel bars; the centre of the shape lies between two of them, so that a small one still shows two."""
+    """Parallel bars; the center of the shape is between two of them, so that a small shape still shows two."""
     draw = ImageDraw.Draw(pattern)
     reach = 1.5 * max(pattern.size)
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
@@ -149,21 +148,21 @@ def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, a
 
 
 def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
-    """Discs in staggered rows, one of them at the shape's centre."""
+    """Discs in staggered rows, one of them at the center of the shape."""
     draw = ImageDraw.Draw(pattern)
     reach = math.ceil(max(pattern.size) / period)
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
     radius = period * DOT_SHARE / 2
     for row in range(-reach, reach + 1):
         for column in range(-reach, reach + 1):
-            # Rows stand at 0.87 of the period: discs of three neighbouring rows make equal triangles.
+            # Rows are 0.87 of the period apart, so adjacent discs form equilateral triangles.
             x, y = _turn(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
             if -radius < x < pattern.width + radius and -radius < y < pattern.height + radius:
                 draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
 
 
 def _checks(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
-    """Squares of half a period, alternating as on a chessboard."""
+    """Squares, alternating as on a chessboard."""
     draw = ImageDraw.Draw(pattern)
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
     side = period * 0.8
@@ -176,7 +175,7 @@ def _checks(pattern: Image.Image, center: tuple[float, float], period: float, an
 
 
 def _half(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:  # noqa: ARG001
-    """One side of a line through the centre."""
+    """One side of a line through the center."""
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
     far = 2.0 * max(pattern.size)
     corners = [(-far, 0.0), (far, 0.0), (far, far), (-far, far)]
@@ -205,16 +204,16 @@ def _plain(tint: Rgb, _: Random, side: int) -> Image.Image:
 
 
 def _gradient(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """From one tone of the tint to another, from side to side or from top to bottom."""
+    """From one shade of the tint to another, horizontally or vertically."""
     ramp = Image.linear_gradient("L").rotate(90 * rng.randrange(4)).resize((side, side), Image.Resampling.BILINEAR)
     return _blend(tint, 22, ramp)
 
 
 def _paper(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """A fine grain of cells of one hundred-and-twelfth of the side."""
+    """Fine noise in cells of 1/112 of the side."""
     cells = 112
     noise = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
-    coarse = noise.point([value // 64 * 85 for value in range(256)])  # four tones: the file is half as large
+    coarse = noise.point([value // 64 * 85 for value in range(256)])  # four levels: the file is half as large
     return _blend(tint, 9, coarse.resize((side, side), Image.Resampling.NEAREST))
 
 
@@ -225,13 +224,13 @@ def _checker(tint: Rgb, rng: Random, side: int) -> Image.Image:
 
 
 def _clouds(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Soft patches of light and shade."""
+    """Soft light and dark patches."""
     noise = Image.frombytes("L", (6, 6), rng.randbytes(36))
     return _blend(tint, 20, noise.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Squared paper: thin lines."""
+    """A grid of thin lines."""
     lines = Image.new("L", (side, side))
     draw = ImageDraw.Draw(lines)
     step = side / rng.randint(9, 14)
@@ -243,7 +242,7 @@ def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
 
 
 def _hatched(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Thin slanting lines."""
+    """Thin diagonal lines."""
     lines = Image.new("L", (side, side))
     draw = ImageDraw.Draw(lines)
     step, lean = side / rng.randint(8, 13), rng.choice((-1, 1))
@@ -254,7 +253,7 @@ def _hatched(tint: Rgb, rng: Random, side: int) -> Image.Image:
 
 
 def _bricks(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """A wall: rows of bricks, every other row moved by half a brick."""
+    """Rows of bricks, every other row shifted by half a brick."""
     wall = Image.new("L", (side, side))
     draw = ImageDraw.Draw(wall)
     height = side / rng.randint(8, 12)
@@ -268,7 +267,7 @@ def _bricks(tint: Rgb, rng: Random, side: int) -> Image.Image:
 
 
 def _spots(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Large faint discs, anywhere."""
+    """Large faint discs at random places."""
     discs = Image.new("L", (side, side))
     draw = ImageDraw.Draw(discs)
     for _ in range(rng.randint(6, 12)):
@@ -278,7 +277,7 @@ def _spots(tint: Rgb, rng: Random, side: int) -> Image.Image:
 
 
 def _blend(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
-    """The tint, up to ``depth`` darker where the mask is bright."""
+    """The tint, darker by up to ``depth`` where the mask is bright."""
     return Image.merge("RGB", [mask.point([max(0, v - i * depth // 255) for i in range(256)]) for v in tint])
 
 
@@ -293,4 +292,4 @@ BACKGROUNDS: dict[str, Callable[[Rgb, Random, int], Image.Image]] = {
     "bricks": _bricks,
     "spots": _spots,
 }
-"""Each kind of background with what draws it from a tint, a source of noise, and the picture's side in pixels."""
+"""The function that draws each kind of background: from a tint, a random generator, and the image side in pixels."""

@@ -1,6 +1,6 @@
-"""One image of the corpus with its clips: drawn, spoken, written. This is what the worker processes run.
+"""One image of the corpus with its clips: drawn, spoken and written. Worker processes run this module.
 
-It imports neither torch nor pyarrow, so that a worker starts in half a second.
+It imports neither torch nor pyarrow, so a worker starts in half a second.
 """
 
 from __future__ import annotations
@@ -11,51 +11,46 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from saysee.data.scenes.drawing import draw_scene
 from saysee.data.scenes.planning import PlannedScene, image_id
 from saysee.data.scenes.speakers import speakers_of
-from saysee.data.scenes.speech import SAMPLE_RATE, synthesise
+from saysee.data.scenes.speech import SAMPLE_RATE, Utterance, synthesize
+from saysee.files import write_bytes
 
-# Files are written under a name of this beginning and then renamed, so that a file of the corpus is always whole.
-UNFINISHED = ".unfinished-"
 RECORDS = "records"
-"""The folder in which the rows of finished images wait."""
+"""The folder of the rows of finished images, until all images are made."""
 
 
 def image_path(index: int) -> str:
-    """Where the picture lies in the corpus; a thousand to a folder."""
+    """The path of an image in the corpus; a thousand images in each folder."""
     return f"images/{index // 1000:03d}/{image_id(index)}.png"
 
 
 def clip_path(index: int, caption: int) -> str:
-    """Where the clip of this caption lies in the corpus."""
+    """The path of the clip of a caption in the corpus."""
     return f"clips/{index // 1000:03d}/{image_id(index)}-{caption}.flac"
 
 
 def record_path(index: int) -> str:
-    """Where the image's rows wait until all images are made."""
+    """The path of the rows of an image."""
     return f"{RECORDS}/{index // 1000:03d}/{image_id(index)}.json"
 
 
-def make_image(folder: Path, seed: int, picture_size: int, planned: PlannedScene) -> None:
-    """Draws the picture, speaks its captions, and writes them; the record comes last, and says that all is there.
+def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) -> None:
+    """Draws an image, speaks its captions, and writes all files; the record is written last.
 
     Raises:
-        MissingExtraError: if the synthesiser is not installed.
-        OSError: if a file cannot be written.
+        MissingExtraError: the synthesizer is not installed.
+        OSError: a file cannot be written.
     """
     index, scene = planned.index, planned.scene
-    picture = draw_scene(scene, picture_size)
-    write_whole(folder / image_path(index), lambda path: picture.save(path, "PNG", compress_level=3))
+    write_file(folder / image_path(index), _png(draw_scene(scene, image_size)))
     objects = [
         {"shape": item.shape, "color": item.color, "size": item.size, "fill": item.fill, "box": list(item.box)}
         for item in scene.objects
@@ -63,9 +58,8 @@ def make_image(folder: Path, seed: int, picture_size: int, planned: PlannedScene
     speakers = speakers_of(seed, index, planned.split, len(planned.captions))
     rows: list[dict[str, Any]] = []
     for number, (caption, speaker) in enumerate(zip(planned.captions, speakers, strict=True)):
-        utterance = synthesise(caption.text, speaker)
-        samples = np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16)
-        write_whole(folder / clip_path(index, number), partial(_write_flac, samples))
+        utterance = synthesize(caption.text, speaker)
+        write_file(folder / clip_path(index, number), _flac(utterance))
         rows.append(
             {
                 "clip": clip_path(index, number),
@@ -83,24 +77,26 @@ def make_image(folder: Path, seed: int, picture_size: int, planned: PlannedScene
                     "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
                     "objects": objects,
                     "words": [
-                        {"word": said.word, "start": said.start, "end": said.end, "objects": list(spoken_of)}
-                        for said, (_, spoken_of) in zip(utterance.words, caption.words, strict=True)
+                        {"word": spoken.word, "start": spoken.start, "end": spoken.end, "objects": list(described)}
+                        for spoken, (_, described) in zip(utterance.words, caption.words, strict=True)
                     ],
                 },
             }
         )
-    write_whole(folder / record_path(index), lambda path: path.write_text(json.dumps(rows)))
+    write_file(folder / record_path(index), json.dumps(rows).encode())
 
 
-def _write_flac(samples: NDArray[np.int16], path: Path) -> None:
-    # By way of memory: libsndfile itself does not say why a file could not be written (a full disk, say).
-    encoded = io.BytesIO()
-    soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    path.write_bytes(encoded.getbuffer())
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file of the corpus atomically, but does not wait for the disk, which would take longer than all else.
+
+    A kill loses nothing that was written. A file that a power cut left empty is made again by the next call.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content, durable=False)
 
 
 def read_record(folder: Path, index: int) -> list[dict[str, Any]] | None:
-    """The rows of a finished image; None if it must be made, or made again (after a power cut, files may be empty)."""
+    """The rows of a finished image; None if it must be made, or made again because a power cut left files empty."""
     try:
         rows: list[dict[str, Any]] = json.loads((folder / record_path(index)).read_bytes())
         files = [rows[0]["image"], *(row["clip"] for row in rows)]
@@ -109,28 +105,21 @@ def read_record(folder: Path, index: int) -> list[dict[str, Any]] | None:
         return None
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file that is either whole or not there.
-
-    It is not forced to disk: a killed process loses nothing that it has renamed, but a power cut may. To force each of
-    a corpus's files would take longer than to make them; a file that a power cut emptied is made again on the next
-    call.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+def _png(image: Any) -> bytes:
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=3)
+    return encoded.getvalue()
 
 
-# --- what the processes of a pool run ---
+def _flac(utterance: Utterance) -> bytes:
+    samples = np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return encoded.getvalue()
 
 
 def start_worker() -> None:
-    """Prepares a worker: the parent alone answers Ctrl-C, and a worker does not outlive a killed parent."""
+    """Initializes a worker process: only the parent handles Ctrl-C, and a worker ends with a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -142,8 +131,8 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def make_images(folder: Path, seed: int, picture_size: int, batch: list[PlannedScene]) -> int:
+def make_images(folder: Path, seed: int, image_size: int, batch: list[PlannedScene]) -> int:
     """Makes several images, and returns how many."""
     for planned in batch:
-        make_image(folder, seed, picture_size, planned)
+        make_image(folder, seed, image_size, planned)
     return len(batch)

@@ -1,7 +1,7 @@
-"""The geometry of the shapes: each outline as polygons around the origin, and the box around a placed shape.
+"""Geometry of the shapes: outlines as polygons around the origin, and the box around a placed shape.
 
-Sines and cosines may differ in the last digit between machines; so corners are rounded to ten thousandths of the
-shape's size before anything is made of them.
+Sines and cosines may differ in the last digit between machines, so corners are rounded to 1/10,000 of the shape's size
+before they are used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Outline = tuple[Polygon, ...]
 
 
 def _arc(radius: float, start: float, end: float, x: float = 0.0, y: float = 0.0, corners: int = 60) -> list[Point]:
-    """Points of a circle's arc, from ``start`` to ``end`` degrees (0 is right, 90 is down), both ends included."""
+    """Points of an arc from ``start`` to ``end`` degrees (0 is right, 90 is down), including both ends."""
     angles = [math.radians(start + (end - start) * i / corners) for i in range(corners + 1)]
     return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
 
@@ -26,7 +26,7 @@ def _circle(radius: float) -> list[Point]:
 
 
 def _star(points: int, inner: float) -> list[Point]:
-    """A star with one point straight up, whose inner corners lie at the share ``inner`` of its radius."""
+    """A star with one point straight up; ``inner`` is the radius of the inner corners, as a fraction of the outer."""
     corners = []
     for i in range(2 * points):
         radius, angle = (1.0 if i % 2 == 0 else inner), math.radians(-90 + 180 * i / points)
@@ -35,17 +35,17 @@ def _star(points: int, inner: float) -> list[Point]:
 
 
 def _flower() -> list[Point]:
-    """Five round petals: their outer arcs, from one notch to the next."""
+    """The outer arcs of five round petals."""
     corners: list[Point] = []
     for petal in range(5):
         angle = -90 + 72 * petal
         x, y = 0.58 * math.cos(math.radians(angle)), 0.58 * math.sin(math.radians(angle))
-        corners += _arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # neighbouring petals meet at 90.3
+        corners += _arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # adjacent petals meet at 90.3
     return corners
 
 
 def _heart() -> list[Point]:
-    """The usual parametric heart."""
+    """The common parametric heart curve."""
     corners = []
     for i in range(72):
         t = 2 * math.pi * i / 72
@@ -55,7 +55,7 @@ def _heart() -> list[Point]:
 
 
 def _moon() -> list[Point]:
-    """A waxing crescent: a disc less another disc that lies to its right."""
+    """A waxing crescent: a disc minus another disc to its right."""
     outer = _arc(1.0, 48, 312)
     inner = _arc(math.hypot(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62), 0, 0)[0][0]
     half = math.degrees(math.atan2(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62))
@@ -70,7 +70,7 @@ def _cross(arm: float) -> list[Point]:
 
 
 def _fitted(*polygons: list[Point]) -> Outline:
-    """The polygons moved and scaled so that the outer one's box is centred on the origin and its longer side is 1."""
+    """The polygons, moved and scaled so that the box of the outer one is centered and its longer side is 1."""
     xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
     scale = max(max(xs) - min(xs), max(ys) - min(ys))
     cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
@@ -91,7 +91,7 @@ OUTLINES: dict[str, Outline] = {
     "flower": _fitted(_flower()),
     "house": _fitted([(-0.8, 1), (-0.8, -0.1), (-1, -0.1), (0, -1), (1, -0.1), (0.8, -0.1), (0.8, 1)]),
 }
-"""Each shape's name with its outline in a box of side 1 around the origin."""
+"""The outline of each shape, in a box of side 1 around the origin."""
 
 MORE_OUTLINES: dict[str, Outline] = {
     "oval": _fitted([(x, 0.58 * y) for x, y in _circle(1.0)]),
@@ -106,14 +106,14 @@ MORE_OUTLINES: dict[str, Outline] = {
     "bowl": _fitted([*_arc(1.0, 0, 180), (-1.0, -0.15), (1.0, -0.15)]),
     "hourglass": _fitted([(-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)]),
 }  # fmt: skip
-"""Outlines that the scenes corpus never shows: for encoders that are to know more than the corpus."""
+"""Outlines that are never in the corpus; for pre-training encoders on more than the corpus shows."""
 
 
 @cache
-def turned(shape: str, angle: int) -> Outline:
-    """The outline of ``shape`` turned by ``angle`` degrees clockwise, its outer polygon's box centred on the origin.
+def rotated(shape: str, angle: int) -> Outline:
+    """The outline of ``shape`` rotated clockwise by ``angle`` degrees, with the box of its outer polygon centered.
 
-    The outline is not scaled again: a turned square's box is larger than 1.
+    It is not scaled again: the box of a rotated square is larger than 1.
     """
     c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
     outline = OUTLINES[shape] if shape in OUTLINES else MORE_OUTLINES[shape]
@@ -124,7 +124,7 @@ def turned(shape: str, angle: int) -> Outline:
 
 
 def box_of(shape: str, x: float, y: float, diameter: float, angle: int) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) around a shape placed at (``x``, ``y``), rounded to ten thousandths."""
+    """The box (left, top, right, bottom) around a shape placed at (``x``, ``y``), rounded to 1/10,000."""
     half_width, half_height = _half_sides(shape, angle)
     w, h = half_width * diameter, half_height * diameter
     return (round(x - w, 4), round(y - h, 4), round(x + w, 4), round(y + h, 4))
@@ -132,5 +132,5 @@ def box_of(shape: str, x: float, y: float, diameter: float, angle: int) -> tuple
 
 @cache
 def _half_sides(shape: str, angle: int) -> tuple[float, float]:
-    outer = turned(shape, angle)[0]
+    outer = rotated(shape, angle)[0]
     return max(abs(x) for x, _ in outer), max(abs(y) for _, y in outer)

@@ -1,13 +1,13 @@
-"""Which scenes make a corpus: splits, pairs of color and shape that only the test knows, and hard twins.
+"""The scenes of a corpus: splits, pairs of color and shape that only the test split has, and hard twins.
 
 Everything follows from the seed by ``random.Random`` seeded with strings, whose sequence is the same on every machine
-and Python. Scenes are planned one after the other, because no two of a corpus may be alike.
+and Python version. Scenes are planned one after the other, because no two of a corpus may be alike.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -27,24 +27,29 @@ from saysee.data.scenes.world import (
 )
 from saysee.errors import ConfigError
 
-# About a tenth of the 96 pairs; each shape loses at most one color and each color at most two shapes, so that training
-# still shows every shape and every color well.
+# About a tenth of the 96 pairs. Each shape loses at most one color and each color at most two shapes, so training still
+# shows every shape and every color often.
 NOVEL_PAIRS = 10
-NOVEL_SHARE = 0.4  # of the test's scenes that are not twins: a third of all the test
-TWIN_SHARE = 0.2  # of the test's scenes, both twins counted
-ECHO_SHARE = (
-    0.4  # of the objects after the first: shares attributes with one before it, so that counting has something to count
-)
+NOVEL_SHARE = 0.4  # of the test scenes that are not twins: a third of all test scenes
+TWIN_SHARE = 0.2  # of the test scenes, counting both twins
+ECHO_SHARE = 0.4  # of the objects after the first: they share attributes with an earlier one, so that there are counts
 CHANGES = ("shape", "color", "size", "fill", "place")
+
+Pairs = Sequence[tuple[str, str]]
+"""Pairs of color and shape."""
+Attributes = tuple[str, str, str, str]
+"""Size, fill, color and shape of an object."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What :func:`sample_scene` may take beside colors and shapes.
+    """The values that :func:`sample_scene` may use in addition to colors and shapes.
 
     Attributes:
-        objects: the least and the most objects of a scene. fills: fills of objects. backgrounds: kinds of
-            ``drawing.BACKGROUNDS``. tints: how many of ``drawing.TINTS``, from the first.
+        objects: smallest and largest number of objects in a scene.
+        fills: fills of objects.
+        backgrounds: kinds of ``drawing.BACKGROUNDS``.
+        tints: how many of ``drawing.TINTS``, from the first.
     """
 
     objects: tuple[int, int] = (2, 4)
@@ -58,14 +63,14 @@ CORPUS_LOOK = Look()
 
 @dataclass(frozen=True)
 class PlannedScene:
-    """A scene with its place in the corpus.
+    """A scene of a corpus.
 
     Attributes:
-        index: its number in the corpus, from 0.
+        index: its position in the corpus, from 0.
         split: ``train``, ``val`` or ``test``.
-        novel_pair: whether an object has a pair of color and shape that training never shows.
-        captions: what is said of it; false of its twin, if it has one.
-        twin_index: the number of its hard twin, if it has one.
+        novel_pair: whether an object has a pair of color and shape that is not in training.
+        captions: true of the scene, and false of its twin, if it has one.
+        twin_index: index of its hard twin, if it has one.
     """
 
     index: int
@@ -77,20 +82,20 @@ class PlannedScene:
 
     @property
     def image_id(self) -> str:
-        """The picture's name in the corpus."""
+        """The name of the image in the corpus."""
         return image_id(self.index)
 
 
 def image_id(index: int) -> str:
-    """The name of the picture of this number."""
+    """The name of the image with this index."""
     return f"{index:06d}"
 
 
 def split_sizes(images: int, val_images: int | None = None, test_images: int | None = None) -> dict[str, int]:
-    """How many images each split has: by default 5 % for ``val`` and 15 % for ``test``, at least one each.
+    """The number of images in each split: by default 5 % in ``val`` and 15 % in ``test``, at least one each.
 
     Raises:
-        ConfigError: if the counts leave a split empty.
+        ConfigError: a split would be empty.
     """
     val = max(1, round(images * 0.05)) if val_images is None else val_images
     test = max(1, round(images * 0.15)) if test_images is None else test_images
@@ -99,14 +104,16 @@ def split_sizes(images: int, val_images: int | None = None, test_images: int | N
         if size < 1:
             raise ConfigError(
                 f"images={images} with val_images={val} and test_images={test} gives {size} images to {split}: "
-                "each split needs at least one; ask for more images or smaller splits"
+                "each split needs at least one; set more images or smaller splits"
             )
     return sizes
 
 
 def novel_pairs() -> frozenset[tuple[str, str]]:
-    """The (color, shape) pairs that occur in test splits only: the same for every corpus, so that what was trained on
-    one has met none of them before any corpus's test."""
+    """The (color, shape) pairs that only test splits contain.
+
+    They are the same for every corpus: a model trained on one corpus has seen none of them before testing on any.
+    """
     rng = Random("saysee scenes novel pairs")
     shapes = list(SHAPES)
     colors = list(COLORS) * 2
@@ -116,16 +123,19 @@ def novel_pairs() -> frozenset[tuple[str, str]]:
 
 
 def in_test_half(scene: Scene) -> bool:
-    """Whether the scene may be in a test split. Half of all scenes may, and these are in no other split of any corpus,
-    so that no encoder trained on the other half has seen what a test shows, whatever the seeds."""
+    """Whether the scene is in the half of all scenes that only test splits of any corpus may contain.
+
+    So no encoder that was trained on the other half has seen a test scene, whatever the seeds.
+    """
     return hashlib.blake2b(repr(scene.key).encode(), digest_size=1).digest()[0] < 128
 
 
 def plan(seed: int, sizes: dict[str, int]) -> Iterator[PlannedScene]:
-    """The scenes of a corpus in order, those of ``train`` first, then ``val``, then ``test``.
+    """The scenes of a corpus in order: first ``train``, then ``val``, then ``test``.
 
     Args:
-        sizes: how many images each split has, as ``split_sizes`` gives it.
+        seed: of the corpus.
+        sizes: number of images in each split, see :func:`split_sizes`.
     """
     planner = _Planner(seed)
     index = 0
@@ -142,7 +152,7 @@ def plan(seed: int, sizes: dict[str, int]) -> Iterator[PlannedScene]:
 
 
 class _Planner:
-    """Draws scenes, and keeps in mind which were drawn."""
+    """Draws scenes that differ from all earlier ones."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -158,7 +168,7 @@ class _Planner:
         return units
 
     def single(self, index: int, split: str) -> PlannedScene:
-        """A scene like none before; some of the test have a pair of color and shape that only the test knows."""
+        """A new scene; some test scenes have a novel pair."""
         rng = self._random(index)
         novel = self.novel if split == "test" and rng.random() < NOVEL_SHARE else None
         while True:
@@ -181,13 +191,13 @@ class _Planner:
                 continue
             if not (in_test_half(first) and in_test_half(second)):
                 continue
-            said_of_first = write_captions(first, rng, false_of=second)
-            said_of_second = write_captions(second, rng, false_of=first)
-            if said_of_first is not None and said_of_second is not None:
+            first_captions = write_captions(first, rng, false_of=second)
+            second_captions = write_captions(second, rng, false_of=first)
+            if first_captions is not None and second_captions is not None:
                 self.seen |= {first.key, second.key}
                 return (
-                    PlannedScene(index, "test", first, self._is_novel(first), said_of_first, index + 1),
-                    PlannedScene(index + 1, "test", second, self._is_novel(second), said_of_second, index),
+                    PlannedScene(index, "test", first, self._is_novel(first), first_captions, index + 1),
+                    PlannedScene(index + 1, "test", second, self._is_novel(second), second_captions, index),
                 )
 
     def _random(self, index: int) -> Random:
@@ -197,21 +207,17 @@ class _Planner:
         return any((item.color, item.shape) in self.novel for item in scene.objects)
 
 
-def sample_scene(
-    rng: Random,
-    pairs: list[tuple[str, str]],
-    novel: list[tuple[str, str]] | None = None,
-    look: Look = CORPUS_LOOK,
-) -> Scene:
+def sample_scene(rng: Random, pairs: Pairs, novel: Pairs | None = None, look: Look = CORPUS_LOOK) -> Scene:
     """Draws one scene.
 
     Args:
-        pairs: the (color, shape) pairs to take.
-        novel: pairs of which one object must have one; the others take either kind.
-        look: how many objects, which fills, which backgrounds.
+        rng: source of randomness.
+        pairs: the (color, shape) pairs to use.
+        novel: pairs of which one object must have one; the others use either kind.
+        look: number of objects, fills and backgrounds.
     """
     while True:
-        drawn: list[tuple[str, str, str, str]] = []
+        drawn: list[Attributes] = []
         for i in range(rng.randint(*look.objects)):
             choice = novel if novel and (i == 0 or rng.random() < 0.25) else pairs
             color, shape = choice[rng.randrange(len(choice))]
@@ -222,17 +228,16 @@ def sample_scene(
         rng.shuffle(drawn)
         objects = _placed(rng, drawn)
         if objects is not None:
-            return Scene(objects, _background(rng, look))
+            background = Background(_pick(rng, look.backgrounds), rng.randrange(look.tints), rng.randrange(1_000_000))
+            return Scene(objects, background)
 
 
-def _pick(rng: Random, values: tuple[str, ...]) -> str:
+def _pick(rng: Random, values: Sequence[str]) -> str:
     return values[rng.randrange(len(values))]
 
 
-def _echo(
-    rng: Random, own: tuple[str, str, str, str], drawn: list[tuple[str, str, str, str]], pairs: list[tuple[str, str]]
-) -> tuple[str, str, str, str]:
-    """``own`` with some attributes of an earlier object; all of them in a third of the cases."""
+def _echo(rng: Random, own: Attributes, drawn: list[Attributes], pairs: Pairs) -> Attributes:
+    """``own`` with some attributes of an earlier object; with all of them in a third of the cases."""
     other = drawn[rng.randrange(len(drawn))]
     if rng.random() < 1 / 3:
         return other
@@ -240,16 +245,15 @@ def _echo(
     return (size, fill, color, shape) if (color, shape) in pairs else other
 
 
-def _placed(rng: Random, drawn: list[tuple[str, str, str, str]]) -> tuple[SceneObject, ...] | None:
-    """The objects at free places, the large ones placed first; None if there was no room."""
+def _placed(rng: Random, drawn: list[Attributes]) -> tuple[SceneObject, ...] | None:
+    """The objects at free places, large ones placed first; None if there was no space."""
     placed: dict[int, SceneObject] = {}
     for i in sorted(range(len(drawn)), key=lambda i: drawn[i][0]):  # "large" sorts before "small"
         size, fill, color, shape = drawn[i]
         diameter = _diameter(rng, size)
         angle, texture = rng.randint(-10, 10), rng.choice((0, 45, 90, 135)) + rng.randint(-8, 8)
         for _ in range(40):
-            x, y = rng.randint(80, 920) / 1000, rng.randint(80, 920) / 1000
-            item = SceneObject(shape, color, size, fill, x, y, diameter, angle, texture)
+            item = SceneObject(shape, color, size, fill, *_position(rng), diameter, angle, texture)
             if inside(item) and all(apart(item, other) for other in placed.values()):
                 placed[i] = item
                 break
@@ -258,25 +262,30 @@ def _placed(rng: Random, drawn: list[tuple[str, str, str, str]]) -> tuple[SceneO
     return tuple(placed[i] for i in range(len(drawn)))
 
 
+def _position(rng: Random) -> tuple[float, float]:
+    return rng.randint(80, 920) / 1000, rng.randint(80, 920) / 1000
+
+
 def _diameter(rng: Random, size: str) -> float:
     low, high = DIAMETERS[size]
     return rng.randint(round(low * 1000), round(high * 1000)) / 1000
 
 
-def _background(rng: Random, look: Look) -> Background:
-    kind = look.backgrounds[rng.randrange(len(look.backgrounds))]
-    return Background(kind, rng.randrange(look.tints), rng.randrange(1_000_000))
-
-
 def changed(scene: Scene, change: str, rng: Random) -> Scene | None:
-    """The scene with one attribute of one object changed; None if the changed object has no room."""
+    """The scene with one attribute of one object changed; None if the changed object has no space.
+
+    Args:
+        scene: the original.
+        change: one of ``CHANGES``.
+        rng: source of randomness.
+    """
     i = rng.randrange(len(scene.objects))
     item = scene.objects[i]
     if change == "place":
-        new = replace(item, x=rng.randint(80, 920) / 1000, y=rng.randint(80, 920) / 1000)
+        x, y = _position(rng)
+        new = replace(item, x=x, y=y)
     else:
-        others = [value for value in ATTRIBUTES[change] if value != getattr(item, change)]
-        value = others[rng.randrange(len(others))]
+        value = _pick(rng, [value for value in ATTRIBUTES[change] if value != getattr(item, change)])
         new = replace(item, **{change: value})  # type: ignore[arg-type]
         if change == "size":
             new = replace(new, diameter=_diameter(rng, value))

@@ -1,7 +1,7 @@
-"""Who speaks: accents, voices, pitch and rate, and which speakers belong to which split.
+"""Speakers: accents, voices, pitch and rate, and the pool of each split.
 
-A speaker is an accent of English in one of the synthesiser's voice variants, with a pitch and a rate of their own. The
-three pools share no pair of accent and variant, so a test speaker's voice was never heard in training.
+A speaker is an accent of English in one of the synthesizer's voice variants, with a pitch and a rate. The pools share
+no pair of accent and variant, so no voice of the test split occurs in training.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ ACCENTS = (
     "en-us", "en-us-nyc", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
 )  # fmt: skip
 
-# Of the synthesiser's 104 variants, these 71 are voiced, clear and of a usual pace in every accent: root mean square of
-# the words over 0.05, of the pauses below a twentieth of that. Left out are whispers, robots, demons, those that are
-# nearly silent or nearly another's double, and "Reed", for which the synthesiser reads memory that it never wrote: it
-# does not sound the same twice.
+# Of the synthesizer's 104 variants, these 71 are voiced, clear and of a usual pace in every accent: the root mean
+# square of words is above 0.05, that of pauses below 1/20 of it. Excluded are whispers, robots, demons, variants that
+# are nearly silent or nearly equal to another, and "Reed", which does not sound the same twice, because the synthesizer
+# reads uninitialized memory for it.
 VARIANTS = (
     "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Jacky", "Lee", "Marco", "Mario",
     "Michael", "Mike", "Nguyen", "Storm", "Tweaky", "adam", "anika", "antonio", "aunty", "belinda", "benjamin",
@@ -28,21 +28,21 @@ VARIANTS = (
 )  # fmt: skip
 
 PITCHES = (30, 70)
-"""The lowest and highest pitch of a pool's speakers; 50 is the variant's own, from 0 to 100."""
+"""Lowest and highest pitch in the pools, of 0 to 100; 50 is the pitch of the variant itself."""
 RATES = (140, 200)
-"""The slowest and fastest rate of a pool's speakers, in words a minute."""
+"""Slowest and fastest rate in the pools, in words per minute."""
 POOL_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """One voice of the synthesiser.
+    """A voice of the synthesizer.
 
     Attributes:
-        accent: the synthesiser's name of a language or accent, such as "en-us" or "fr".
-        variant: its name of a voice variant, such as "f3"; empty for the accent's own voice.
-        pitch: from 0 to 100; 50 is the variant's own.
-        rate: in words a minute.
+        accent: the synthesizer's name of a language or accent, such as "en-us" or "fr".
+        variant: its name of a voice variant, such as "f3"; empty for the default voice of the accent.
+        pitch: from 0 to 100; 50 is the pitch of the variant itself.
+        rate: in words per minute.
     """
 
     accent: str = "en-us"
@@ -52,18 +52,18 @@ class Speaker:
 
     @property
     def voice(self) -> str:
-        """The name by which the synthesiser knows the voice."""
+        """The synthesizer's name of the voice."""
         return f"{self.accent}+{self.variant}" if self.variant else self.accent
 
     @property
     def id(self) -> str:
-        """The name by which manifests know the speaker, such as "en-us+f3-p55-r160"."""
+        """The name of the speaker in manifests, such as "en-us+f3-p55-r160"."""
         return f"{self.voice}-p{self.pitch}-r{self.rate}"
 
 
 @lru_cache(maxsize=1)
 def speaker_pools() -> dict[str, tuple[Speaker, ...]]:
-    """The speakers of each split: the same for every corpus, so that corpora of several seeds may be used together."""
+    """The speakers of each split: the same for every corpus, so that corpora of several seeds can be combined."""
     rng = Random("saysee scenes speakers")
     speakers = [
         Speaker(accent, variant, rng.randint(*PITCHES), rng.randrange(RATES[0], RATES[1] + 1, 5))
@@ -81,5 +81,5 @@ def speaker_pools() -> dict[str, tuple[Speaker, ...]]:
 
 
 def speakers_of(seed: int, index: int, split: str, count: int) -> list[Speaker]:
-    """``count`` different speakers for the picture of this number."""
+    """``count`` different speakers for the image with this index."""
     return Random(f"saysee scenes {seed} {index} speakers").sample(speaker_pools()[split], count)

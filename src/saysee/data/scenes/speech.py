@@ -1,9 +1,9 @@
-"""From a sentence to samples, with each word's time: espeak-ng through the library of the ``espeakng-loader`` wheel.
+"""Speech synthesis with the time of each word: espeak-ng, from the ``espeakng-loader`` package.
 
-The library keeps state from one utterance to the next (noise, oscillators' phases), so the same text would sound a
-little different each time. It is therefore loaded anew for each utterance, which takes about 1.5 ms: what is said
-depends on the text, the speaker and the wheel, and on nothing else. If another package has loaded the same library into
-this process, it cannot be unloaded, and this promise does not hold.
+The library keeps state between utterances (noise, phases of oscillators), so the same text would sound slightly
+different each time. It is therefore loaded again for each utterance, which takes about 1.5 ms: the samples depend on
+nothing but the text, the speaker and the version of the package. This does not hold if another package has loaded the
+same library into this process, because it then cannot be unloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from saysee.data.scenes.speakers import Speaker
 from saysee.errors import MissingExtraError, SaySeeError
 
-SAMPLE_RATE = 16_000  # Hz; what the speech encoders hear
+SAMPLE_RATE = 16_000  # Hz; of the speech encoders
 
 # From espeak-ng's speak_lib.h.
 _OUTPUT_SYNCHRONOUS = 2
@@ -58,7 +58,7 @@ _lock = threading.Lock()  # the library's state is global
 
 @dataclass(frozen=True)
 class SpokenWord:
-    """A word with its time in the utterance, in seconds. The word is as in the text, less punctuation around it."""
+    """A word of the text, without punctuation around it, with its time in the utterance in seconds."""
 
     word: str
     start: float
@@ -67,7 +67,7 @@ class SpokenWord:
 
 @dataclass(frozen=True)
 class SpokenPhone:
-    """A phone by the synthesiser's own name ("I2", "t#"), with its time in the utterance, in seconds."""
+    """A phone by the synthesizer's own name ("I2", "t#"), with its time in the utterance in seconds."""
 
     phone: str
     start: float
@@ -76,12 +76,12 @@ class SpokenPhone:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Synthesised speech.
+    """Synthesized speech.
 
     Attributes:
         samples: [T] float32 at 16 kHz, between -1 and 1.
         words: one for each part of ``text.split()``, in order.
-        phones: in order; pauses are left out.
+        phones: in order, without pauses.
     """
 
     samples: NDArray[np.float32]
@@ -90,52 +90,53 @@ class Utterance:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Its length."""
         return len(self.samples) / SAMPLE_RATE
 
 
-def synthesise(text: str, speaker: Speaker) -> Utterance:
+def synthesize(text: str, speaker: Speaker) -> Utterance:
     """Speaks a text; the same text and speaker give the same samples, in any process and order.
 
     Args:
         text: a sentence in the language of the speaker's accent.
+        speaker: the voice.
 
     Raises:
-        MissingExtraError: if the synthesiser is not installed.
-        SaySeeError: if the text has no words, or the synthesiser has no such voice.
+        MissingExtraError: the synthesizer is not installed.
+        SaySeeError: the text has no words, or the synthesizer has no such voice.
     """
     if not text.strip():
-        raise SaySeeError("there is nothing to say: the text has no words")
+        raise SaySeeError("the text to synthesize has no words; give a sentence")
     raw, rate, events = _speak(text, speaker)
     if not raw:
-        raise SaySeeError(f"the synthesiser gave no sound for {text!r}; is it in the language of {speaker.accent!r}?")
+        raise SaySeeError(f"the synthesizer gave no audio for {text!r}; is it in the language of {speaker.accent!r}?")
     spoken = np.frombuffer(raw, dtype=np.int16).astype(np.float32) / 32768
     samples: NDArray[np.float32] = np.clip(soxr.resample(spoken, rate, SAMPLE_RATE), -1.0, 1.0)
-    # Resampling may round the length down: a word must not end after the last sample.
+    # Resampling may round the length down; a word must not end after the last sample.
     seconds = min(len(spoken) / rate, len(samples) / SAMPLE_RATE)
     return Utterance(samples, tuple(_timed_words(text, events, rate, seconds)), tuple(_phones(events, rate, seconds)))
 
 
-def synthesiser_version() -> str:
-    """The wheel that speaks, such as "espeakng-loader 0.2.4": with the same, the samples are the same.
+def synthesizer_version() -> str:
+    """Name and version of the synthesizer, such as "espeakng-loader 0.2.4", on which the samples depend.
 
     Raises:
-        MissingExtraError: if it is not installed.
+        MissingExtraError: it is not installed.
     """
     try:
         import espeakng_loader  # noqa: F401
 
         return f"espeakng-loader {metadata.version('espeakng-loader')}"
-    except ImportError:  # PackageNotFoundError is one too
+    except ImportError:  # includes PackageNotFoundError
         raise _missing() from None
 
 
 def _missing() -> MissingExtraError:
-    return MissingExtraError("the scenes corpus's speech", "scenes")
+    return MissingExtraError("the speech of the scenes corpus", "scenes")
 
 
 def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int, int, bytes]]]:
-    """Speaks with a library in its first state.
+    """Speaks with the library in its initial state.
 
     Returns:
         Samples as 16-bit integers, their rate in Hz, and events: (type, character from 0, sample, phoneme).
@@ -162,19 +163,19 @@ def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int
         try:
             rate = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _INITIALIZE)
             if rate <= 0:
-                raise SaySeeError(f"the synthesiser cannot read its voices in {data}: reinstall espeakng-loader")
+                raise SaySeeError(f"{data}: the synthesizer cannot read its voices; reinstall espeakng-loader")
             try:
                 library.espeak_SetSynthCallback(callback)
                 library.espeak_ng_SetRandSeed(ctypes.c_long(1))
                 if library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
                     raise SaySeeError(
-                        f"the synthesiser has no voice {speaker.voice!r}: take an accent such as 'en-us', 'en' or 'fr'"
+                        f"the synthesizer has no voice {speaker.voice!r}; use an accent such as 'en-us', 'en' or 'fr'"
                     )
                 library.espeak_SetParameter(_RATE, speaker.rate, 0)
                 library.espeak_SetParameter(_PITCH, speaker.pitch, 0)
                 size = ctypes.c_size_t(len(encoded) + 1)
                 if library.espeak_Synth(encoded, size, 0, 0, 0, _CHARACTERS_UTF8, None, None) != 0:
-                    raise SaySeeError(f"the synthesiser cannot say {text!r}")
+                    raise SaySeeError(f"the synthesizer cannot say {text!r}; change the text")
             finally:
                 library.espeak_Terminate()
         finally:
@@ -183,7 +184,7 @@ def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int
 
 
 def _load() -> tuple[ctypes.CDLL, str]:
-    """The library, and the folder of its voices."""
+    """The library and the folder of its voices."""
     try:
         import espeakng_loader
     except ImportError:
@@ -191,7 +192,7 @@ def _load() -> tuple[ctypes.CDLL, str]:
     try:
         return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path()
     except (OSError, RuntimeError) as error:
-        raise SaySeeError(f"the synthesiser's library cannot be loaded: {error}; reinstall espeakng-loader") from None
+        raise SaySeeError(f"the synthesizer cannot be loaded ({error}); reinstall espeakng-loader") from None
 
 
 def _unload(library: ctypes.CDLL) -> None:
@@ -202,10 +203,10 @@ def _unload(library: ctypes.CDLL) -> None:
 
 
 def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenWord]:
-    """Each word with its time: from its event to the next one's, or to the pause before that.
+    """Each word with its time: from its event to the next, or to a pause before that.
 
-    The synthesiser runs some small words together ("of the") and tells the time of the first only; such words share the
-    time in proportion to their letters.
+    The synthesizer joins some small words ("of the") and gives only the time of the first; such words share the time in
+    proportion to their letters.
     """
     words = _words_with_positions(text)
     begins: list[int | None] = []
@@ -230,18 +231,18 @@ def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int
 
 
 def _phones(events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenPhone]:
-    """Each phone from its event to the next one's."""
-    told = [(at / rate, name.decode("utf-8", "replace")) for kind, _, at, name in events if kind == _PHONEME]
-    ends = [*(start for start, _ in told[1:]), seconds]
+    """Each phone, from its event to the next."""
+    timed = [(at / rate, name.decode("utf-8", "replace")) for kind, _, at, name in events if kind == _PHONEME]
+    ends = [*(start for start, _ in timed[1:]), seconds]
     return [
         SpokenPhone(name, round(start, 4), round(min(end, seconds), 4))
-        for (start, name), end in zip(told, ends, strict=True)
+        for (start, name), end in zip(timed, ends, strict=True)
         if name and not name.startswith("_") and end > start
     ]
 
 
 def _words_with_positions(text: str) -> list[tuple[str, int]]:
-    """The parts of ``text.split()``, each with the number of its first character."""
+    """The parts of ``text.split()``, each with the position of its first character."""
     words, at = [], 0
     for word in text.split():
         at = text.index(word, at)
@@ -251,5 +252,5 @@ def _words_with_positions(text: str) -> list[tuple[str, int]]:
 
 
 def _bare(word: str) -> str:
-    """The word less the punctuation around it; as it is where nothing else is in it."""
+    """The word without punctuation around it; unchanged if there is nothing else."""
     return word.strip(",.;:!?\"'()") or word
