@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Form, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -108,11 +108,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         path, media_type = service.items.file("clip", id)
         return FileResponse(path, media_type=media_type, headers=_CACHED)
 
-    @app.get(
-        "/images/{id}/thumbnail",
-        summary=f"An image with no side longer than {THUMBNAIL_SIDE}",
-        response_class=Response,
-    )
+    @app.get("/images/{id}/thumbnail", summary=f"No side longer than {THUMBNAIL_SIDE}", response_class=Response)
     async def thumbnail(id: ItemId, request: Request) -> Response:
         small = await unless_left(request, service.in_thread(service.items.thumbnail, id))
         return Response(small, media_type=THUMBNAIL_TYPE, headers=_CACHED)
@@ -134,9 +130,7 @@ def _add_forms(router: APIRouter, service: Service) -> None:
 
     # Answers are not validated again, which would take longer than the search.
     @router.post("/search", summary="Search", response_model=schemas.SearchAnswer)
-    async def search(
-        request: Request, form: Annotated[SearchForm, Form(media_type="multipart/form-data")]
-    ) -> JSONResponse:
+    async def search(request: Request, form: Annotated[SearchForm, schemas.MULTIPART]) -> JSONResponse:
         start = time.perf_counter()
         answer = await unless_left(request, service.search(form))
         return JSONResponse({**answer, "milliseconds": round(1_000 * (time.perf_counter() - start), 3)})
@@ -146,9 +140,7 @@ def _add_forms(router: APIRouter, service: Service) -> None:
         summary="Which regions of an image each moment of speech attends to",
         response_model=schemas.AttentionAnswer,
     )
-    async def attention(
-        request: Request, form: Annotated[schemas.AttentionForm, Form(media_type="multipart/form-data")]
-    ) -> JSONResponse:
+    async def attention(request: Request, form: Annotated[schemas.AttentionForm, schemas.MULTIPART]) -> JSONResponse:
         return JSONResponse(await unless_left(request, service.attend(form)))
 
     @router.post(
@@ -158,9 +150,7 @@ def _add_forms(router: APIRouter, service: Service) -> None:
         responses={200: {"model": schemas.ItemAnswer, "description": "The index already has it"}},
         response_model=schemas.ItemAnswer,
     )
-    async def add(
-        request: Request, form: Annotated[schemas.ItemForm, Form(media_type="multipart/form-data")]
-    ) -> JSONResponse:
+    async def add(request: Request, form: Annotated[schemas.ItemForm, schemas.MULTIPART]) -> JSONResponse:
         answer, is_new = await unless_left(request, service.add(form))
         return JSONResponse(answer, 201 if is_new else 200)
 
@@ -178,13 +168,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def routing(_: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "other methods")
-            answer = RequestError(405, "wrong-method", f"This address accepts {allowed} only.").response()
-        else:
-            answer = RequestError(
-                error.status_code, "no-such-address", "Not found; /docs lists all addresses."
-            ).response()
+        code = "wrong-method" if error.status_code == 405 else "no-such-address"
+        answer = RequestError(error.status_code, code, f"{error.detail}; /docs lists all addresses.").response()
         answer.headers.update(error.headers or {})
         return answer
 
@@ -204,8 +189,9 @@ def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None])
         KeyboardInterrupt: Ctrl-C ended it.
     """
     with _bind(settings) as listener:
+        app = make_app(Service(index, settings))
         config = uvicorn.Config(
-            make_app(Service(index, settings)),
+            app,
             log_level="error",
             access_log=False,
             ws="none",
@@ -231,7 +217,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready()
+        self._ready()  # signals are handled from here on
 
 
 def _bind(settings: ServiceSettings) -> socket.socket:

@@ -72,7 +72,6 @@ class Places:
             self.metrics.places.set(self.taken)
 
     def _busy(self) -> RequestError:
-        self.metrics.busy.inc()
         seconds = self.retry_after()
         return RequestError(503, "busy", f"The service is busy; try again in {seconds} s.", seconds)
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from saysee.encoding.attention import attention_source
 from saysee.encoding.regions import attend
-from saysee.errors import ConfigError, SaySeeError
+from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
@@ -28,7 +28,7 @@ from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places
-from saysee.search.service.errors import RequestError, client_errors, one_line
+from saysee.search.service.errors import RequestError, client_errors, index_errors
 from saysee.search.service.items import Items
 from saysee.search.service.metrics import Metrics
 from saysee.search.service.settings import ServiceSettings
@@ -108,10 +108,8 @@ class Service:
         if len(given) != 1:
             raise RequestError(422, "one-query", f"Send exactly one of {', '.join(QUERY_FIELDS)}; got {len(given)}.")
         kind, value = QUERY_FIELDS[given[0]], getattr(form, given[0])
-        try:
+        with index_errors(422, "invalid-filter"):
             filters = parse_filters(form.filter)
-        except SaySeeError as error:
-            raise RequestError(422, "invalid-filter", one_line(error)) from None
         content = await self._prepare(kind, value)
         answer = await self._run("search", Query(kind, content, form.k, form.kind, filters), self.answer)
         seconds = len(content) / SAMPLE_RATE if kind == "clip" else None
@@ -186,18 +184,11 @@ class Service:
         self, vectors: Vectors, find: Kind, k: int, filters: tuple[Filter, ...]
     ) -> list[list[tuple[Item, float]]]:
         place, store = self.index.place, self.index.store
-        try:
-            about = store.about()  # another process may have written it with another model
-        except SaySeeError as error:
-            raise RequestError(503, "index-unavailable", one_line(error, place), 10) from None
-        try:
-            about.check(self.encoder, place, find)
-        except SaySeeError as error:
-            raise RequestError(409, "other-model", one_line(error, place)) from None
-        try:
+        with index_errors(503, "index-unavailable", place, 10):
+            about = store.about()
+            with index_errors(409, "other-model", place):  # another process may have written it with another model
+                about.check(self.encoder, place, find)
             return store.nearest(vectors, find, k, filters=filters)
-        except SaySeeError as error:
-            raise RequestError(503, "index-unavailable", one_line(error, place), 10) from None
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
         """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""

@@ -40,6 +40,15 @@ def client_left() -> RequestError:
 
 
 @contextmanager
+def index_errors(status: int, code: str, place: str = "", retry_after: int | None = None) -> Iterator[None]:
+    """Turns a SaySeeError about the index at ``place`` into a :class:`RequestError`."""
+    try:
+        yield
+    except SaySeeError as error:
+        raise RequestError(status, code, one_line(error, place), retry_after) from None
+
+
+@contextmanager
 def client_errors() -> Iterator[None]:
     """Turns a SaySeeError about a client's file into a :class:`RequestError` with the same code."""
     try:

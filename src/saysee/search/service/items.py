@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saysee.errors import MediaError, SaySeeError
+from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
 from saysee.media.images import load_image
 from saysee.search.index.index import Index
 from saysee.search.index.sources import path_from, place_of_upload, root_of
-from saysee.search.index.store import Item
-from saysee.search.service.errors import RequestError, one_line
+from saysee.search.index.store import Item, Tables
+from saysee.search.service.errors import RequestError, index_errors
 
 THUMBNAIL_SIDE = 320
 THUMBNAIL_TYPE = "image/webp"
@@ -93,13 +93,23 @@ class Items:
         except (OSError, MediaError):
             raise _file_gone("image", row, "damaged") from None
 
+    @contextmanager
+    def _writing(self) -> Iterator[Tables]:
+        place = self.index.place
+        try:
+            with self._lock, index_errors(409, "index-busy", place, 5), self.index.store.writing() as writer:
+                yield writer
+        except OSError as error:
+            message = f"The file cannot be written ({error.strerror or error}); see the server's disk."
+            raise RequestError(409, "storage-failed", message, 60) from None
+
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
         """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given.
 
         Raises:
             RequestError: the index cannot be written, or another process writes it.
         """
-        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
+        with self._writing() as writer:
             item = writer.item_of(kind, content)
             if item is not None and metadata is not None:
                 item.metadata = metadata
@@ -114,7 +124,7 @@ class Items:
         Raises:
             RequestError: the index or the file cannot be written, or another process writes the index.
         """
-        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
+        with self._writing() as writer:
             assert self.uploads is not None  # a writable service has one
             self.uploads.mkdir(parents=True, exist_ok=True)
             path = self.uploads / name
@@ -139,7 +149,7 @@ class Items:
         Raises:
             RequestError: there is no such row; the index cannot be written, or another process writes it.
         """
-        with self._lock, _write_errors(self.index.place), self.index.store.writing() as writer:
+        with self._writing() as writer:
             item = self.index.rows([row]).get(row)
             if item is None:
                 raise RequestError(404, "no-such-item", f"The index has no item {row}.")
@@ -162,15 +172,3 @@ def _thumbnail(path: str, modified: int, size: int) -> bytes:
 def _file_gone(kind: Kind, row: int, why: str) -> RequestError:
     message = f"The file of {kind} {row} cannot be used any more ({why}); update the index with 'saysee index'."
     return RequestError(410, "file-gone", message)
-
-
-@contextmanager
-def _write_errors(place: str) -> Iterator[None]:
-    """Turns what keeps the index or a file from being written into a RequestError."""
-    try:
-        yield
-    except SaySeeError as error:
-        raise RequestError(409, "index-busy", f"The index cannot be written now: {one_line(error, place)}", 5) from None
-    except OSError as error:
-        message = f"The file cannot be written ({error.strerror or error}); see the server's disk."
-        raise RequestError(409, "storage-failed", message, 60) from None

@@ -10,8 +10,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saysee.search.service.errors import CLIENT_LEFT
-
 
 class Metrics:
     """The metrics of one service.
@@ -24,11 +22,12 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
-            "saysee_requests", "Answered requests", ("route", "method", "status"), registry=registry
+            "saysee_requests",
+            "Requests by status; 499: the client left, 503: busy",
+            ("route", "method", "status"),
+            registry=registry,
         )
         self.seconds = Histogram("saysee_request_seconds", "From request to answer", ("route",), registry=registry)
-        self.left = Counter("saysee_clients_left", "Clients that left before their answer", registry=registry)
-        self.busy = Counter("saysee_busy", "Requests rejected because all places were taken", registry=registry)
         self.places = Gauge("saysee_places_taken", "Requests with a form in progress", registry=registry)
         self.batch = Histogram(
             "saysee_batch_size", "Jobs in one batch of the model", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
@@ -65,5 +64,3 @@ class CountingMiddleware:
             method = scope["method"] if scope["method"] in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
-            if status == CLIENT_LEFT:
-                self.metrics.left.inc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import UploadFile
+from fastapi import Form, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
@@ -26,6 +26,7 @@ def _storable(values: dict[str, Any]) -> dict[str, Any]:
 
 # An optional field of a form is absent, never null.
 OptionalFile = UploadFile | SkipJsonSchema[None]
+MULTIPART = Form(media_type="multipart/form-data")
 OptionalText = str | SkipJsonSchema[None]
 JsonObject = Annotated[Json[dict[str, JsonValue]], AfterValidator(_storable)]
 
@@ -118,7 +119,7 @@ class SearchAnswer(BaseModel):
     query: QueryAnswer
     kind: Kind = Field(description="kind of the hits")
     hits: list[HitAnswer]
-    milliseconds: float = Field(description="from the arrival of the request to its answer")
+    milliseconds: float = Field(description="of the search, without the transfer of the request")
 
 
 class AttentionAnswer(BaseModel):

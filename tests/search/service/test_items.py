@@ -22,9 +22,6 @@ def row(index, path: Path) -> int:
         return next(item.id for item in writer.known().values() if Path(item.path).name == path.name)
 
 
-# ---------------------------------------------------------------------- files
-
-
 def test_files_are_served_whole_and_by_their_content(ask, index, photos):
     client = ask()
     for path, address, kind in (
@@ -97,9 +94,6 @@ def test_thumbnails_are_small_and_follow_the_file(ask, index, photos):
         assert small.size == (10, 10)
 
 
-# ---------------------------------------------------------------------- items
-
-
 def test_a_read_only_service_changes_nothing(ask, index):
     client = ask()
     for answer in (client.post("/items", files={"file": ("a.png", b"x")}), client.delete("/items/1")):
@@ -107,7 +101,7 @@ def test_a_read_only_service_changes_nothing(ask, index):
     assert len(index) == 9
 
 
-def test_an_added_picture_is_found_and_stays(ask, index, encoder, photos, tmp_path):
+def test_an_added_image_is_found_and_stays(ask, index, encoder, photos, tmp_path):
     client = ask(write=True)
     new = picture(tmp_path / "new.png", 77).read_bytes()
     answer = client.post("/items", files={"file": ("../../evil.html", new)}, data={"metadata": '{"album": "عطلة 🌊"}'})
@@ -130,7 +124,7 @@ def test_an_added_picture_is_found_and_stays(ask, index, encoder, photos, tmp_pa
     assert index.check() == []
 
 
-def test_an_added_picture_stays_in_the_index_of_a_manifest(encoder, photos, tmp_path):
+def test_an_added_image_stays_in_the_index_of_a_manifest(encoder, photos, tmp_path):
     rows = [Row(f"clips/{number}.wav", f"work/{4 + number}.png", str(number), "train") for number in range(2)]
     manifest = photos / "manifest.jsonl"
     Manifest(rows, photos).write(manifest)
@@ -145,6 +139,21 @@ def test_an_added_picture_stays_in_the_index_of_a_manifest(encoder, photos, tmp_
     assert index.rows([added.id])[added.id].metadata == {"a": 1}
     (tmp_path / "index/uploads" / f"{fingerprint(new)}.png").unlink()
     assert update_index(encoder, manifest, tmp_path / "index").removed == 1
+
+
+def test_an_upload_that_a_kill_left_without_its_row_can_be_repeated(ask, index, tmp_path):
+    new = picture(tmp_path / "new.png", 82).read_bytes()
+    name = f"{fingerprint(new)}.png"
+    uploads = index.folder / "uploads"
+    uploads.mkdir()
+    (uploads / name).write_bytes(new)  # killed after the file was written
+    (uploads / f".writing-{name}").write_bytes(new[:10])  # killed while it was written
+    client = ask(write=True)
+    assert client.post("/search", files={"image": ("x", new)}, data={"kind": "image"}).status_code == 200
+    added = client.post("/items", files={"file": ("a.png", new)})
+    assert (added.status_code, client.get(added.json()["url"]).content) == (201, new)
+    assert [path.name for path in uploads.iterdir()] == [name]
+    assert index.check() == []
 
 
 def test_the_same_content_is_not_added_twice(ask, index, photos):
