@@ -30,7 +30,7 @@ def atomic_write(path: Path, *, durable: bool = True, concurrent: bool = False) 
         concurrent: other processes may write the same path at once. A kill then leaves a temporary file of a unique
             name, which no later write replaces.
     """
-    temporary = unfinished(path.with_name(f"{secrets.token_hex(8)}-{path.name}") if concurrent else path)
+    temporary = unfinished(path.with_name(secrets.token_hex(8)) if concurrent else path)
     try:
         with temporary.open("wb") as file:
             yield file

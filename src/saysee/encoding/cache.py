@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import ConfigError, SaySeeError
-from saysee.files import STILL_SECONDS, fingerprint
+from saysee.files import STILL_SECONDS, atomic_write, fingerprint
 from saysee.log import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -289,17 +289,10 @@ def _read_fingerprint(path: str) -> tuple[str | None, list[int] | None]:
 
 
 def _write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file under a name of its own, flushes it to the disk and renames it."""
-    temporary = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a file atomically; other processes may write the same one."""
+    with atomic_write(path, concurrent=True) as file:
+        for part in parts:
+            file.write(part)
 
 
 def chunks(sizes: Sequence[int], most: int, count: int) -> list[list[int]]:
