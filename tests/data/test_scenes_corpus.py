@@ -225,7 +225,7 @@ def test_a_complete_corpus_returns_at_once_also_without_the_synthesizer(corpus, 
 def test_other_settings_are_rejected_in_one_line_that_names_them(corpus):
     for changed, difference in [
         ({"seed": 4}, "seed=3, not 4"),
-        ({"image_size": 64}, "picture_size=224, not 64"),
+        ({"image_size": 64}, "image_size=224, not 64"),
         ({"images": 40}, "images=18 train/6 val/12 test, not 22 train/6 val/12 test"),
     ]:
         with pytest.raises(SaySeeError, match=difference) as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 from saysee.data.corpora.folder import check_shares, divide
 from saysee.data.corpora.hub_rows import FLAGS, BrokenPartError, Values, first_line, read_table, read_tar
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, Problems, check_target, write_prepared
+from saysee.data.corpora.preparing import Caption, Expected, Prepared, Problems, check_target, prepare
 from saysee.errors import ConfigError, ManifestError, SaySeeError, extra_needed
 from saysee.files import fingerprint, write_bytes
 from saysee.log import progress_bar
@@ -103,14 +103,14 @@ def prepare_hub(
     rows.find_extra()
     forms = Counter(part.form for part in parts)
     read = ", ".join(f"{count:,} {form} {'file' if count == 1 else 'files'}" for form, count in forms.items())
-    return write_prepared(
+    return prepare(
         captions,
-        {caption.clip: caption.clip for caption in captions},
-        {caption.image: caption.image for caption in captions},
+        None,
+        None,
         target,
-        rows.problems,
         allow_missing=allow_missing,
         expected=Expected("the data set"),
+        problems=rows.problems,
         notes=[f"read from {read}; audio and images are in {rows.folder}", *notes],
     )
 

@@ -197,76 +197,41 @@ def check_target(to: str | os.PathLike[str], allow_missing: int) -> Path:
 
 def prepare(
     captions: Iterable[Caption],
-    clips: FileIndex,
-    images: FileIndex,
+    clips: FileIndex | None,
+    images: FileIndex | None,
     to: Path,
     *,
     allow_missing: int,
     expected: Expected,
     images_without_clip: Sequence[str] = (),
     clips_without_image: Sequence[str] = (),
+    problems: Problems | None = None,
     notes: Sequence[str] = (),
 ) -> Prepared:
     """Write the manifest of those captions whose clip and image exist and are not empty.
 
     Args:
         captions: what the corpus lists.
-        clips: the audio files that exist.
-        images: the image files that exist.
+        clips, images: the files that exist; None if captions have the paths of existing files.
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
         expected: the published counts.
         images_without_clip: images listed without a caption; each counts as a missing clip.
         clips_without_image: clips that describe no image; each counts as a missing image.
+        problems: those that the reader has found.
         notes: notes of the reader, placed first.
 
     Raises:
         ManifestError: a clip of two images, or an image in two splits.
         SaySeeError: none of the clips or images exists, or more files are missing or empty than allowed.
     """
-    listed = list(captions)
-    problems = Problems()
+    captions = list(captions)
+    problems = problems or Problems()
     problems.missing["clips"] += [f"any clip of {name}" for name in images_without_clip]
     problems.missing["images"] += [f"the image of {name}" for name in clips_without_image]
-    clip_files = _usable("clips", [caption.clip for caption in listed], clips_without_image, clips, problems)
-    image_files = _usable("images", [caption.image for caption in listed], images_without_clip, images, problems)
-    ambiguous = [_describe_ambiguous(index) for index in (clips, images) if index.ambiguous]
-    return write_prepared(
-        listed,
-        clip_files,
-        image_files,
-        to,
-        problems,
-        allow_missing=allow_missing,
-        expected=expected,
-        notes=[*notes, *ambiguous],
-    )
-
-
-def write_prepared(
-    captions: Iterable[Caption],
-    clip_files: Mapping[str, str],
-    image_files: Mapping[str, str],
-    to: Path,
-    problems: Problems,
-    *,
-    allow_missing: int,
-    expected: Expected,
-    notes: Sequence[str],
-) -> Prepared:
-    """Write the manifest of those captions whose files are known.
-
-    Args:
-        captions: what the corpus lists.
-        clip_files: the file of each usable ``Caption.clip``.
-        image_files: the file of each usable ``Caption.image``.
-        to, allow_missing, expected, notes: as in :func:`prepare`.
-        problems: what is missing, empty or extra.
-
-    Raises:
-        ManifestError: a clip of two images, or an image in two splits.
-        SaySeeError: no clip has its image, or more files are missing or empty than allowed.
-    """
+    clip_files = _usable("clips", [caption.clip for caption in captions], clips_without_image, clips, problems)
+    image_files = _usable("images", [caption.image for caption in captions], images_without_clip, images, problems)
+    notes = [*notes, *(_describe_ambiguous(index) for index in (clips, images) if index and index.ambiguous)]
     listed, repeated = _distinct(captions)
     problems_file = _write_problems(to, problems)
     if problems.unusable > allow_missing:
@@ -294,7 +259,6 @@ def write_prepared(
     manifest.write(to)
     counts = manifest.splits()
     image_counts = dict(Counter(row.split for row in manifest.images()))
-    notes = list(notes)
     if problems.unusable:
         notes.append(f"{problems.describe('missing', 'empty')}; {len(listed) - len(rows):,} listed clips skipped")
     if extra := problems.describe("extra"):
@@ -333,7 +297,7 @@ def _distinct(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
 
 
 def _usable(
-    what: str, names: list[str], unpaired: Sequence[str], index: FileIndex, problems: Problems
+    what: str, names: list[str], unpaired: Sequence[str], index: FileIndex | None, problems: Problems
 ) -> dict[str, str]:
     """The non-empty file of each name. Missing, empty and extra files are added to ``problems``.
 
@@ -342,6 +306,8 @@ def _usable(
     Raises:
         SaySeeError: none of the names has a file.
     """
+    if index is None:
+        return {name: name for name in names}
     found = index.match(names)
     if names and not any(found.values()):
         raise SaySeeError(

@@ -156,8 +156,9 @@ def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     """Rejects a corpus with other settings, naming the first that differs."""
     for name, value in wanted.items():
         if found.get(name) != value:
+            option = name.replace("picture", "image")
             raise SaySeeError(
-                f"{folder}: has a scenes corpus with {name}={_describe(found.get(name))}, not {_describe(value)}; "
+                f"{folder}: has a scenes corpus with {option}={_describe(found.get(name))}, not {_describe(value)}; "
                 "use the same settings, or a new folder"
             )
 
