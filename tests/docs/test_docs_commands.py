@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -94,12 +95,16 @@ def check_saysee(words: Sequence[str]) -> None:
 
 
 def check_module(name: str, words: Sequence[str]) -> None:
-    """A program of ``lab`` or ``benchmarks``, with the flags that its help has."""
-    run = subprocess.run(
-        [sys.executable, "-m", name, "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
-    )
+    """Runs a program of ``lab`` or ``benchmarks`` up to ``--help``, after it has read its arguments."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [name, *words, "--help"])
+        patch.delitem(sys.modules, name, raising=False)  # runpy warns if it is imported already
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(name, run_name="__main__")
+    assert ended.value.code in (0, None), (name, words)
     for word in words:
-        assert not word.startswith("--") or "." in word or word.split("=")[0] in run.stdout, (name, word)
+        assert not word.startswith("--") or "." in word or word.split("=")[0] in printed.getvalue(), (name, word)
 
 
 @pytest.fixture
