@@ -89,7 +89,7 @@ def check_saysee(words: Sequence[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # of --version
         call = parse(words)
     if call is not None and words[0] in ("train", "ablate") and not str(call.arguments["recipe"]).endswith(".yaml"):
-        from saysee.settings.recipe import load_recipe
+        from saysee.settings.reading import load_recipe
 
         load_recipe(call.arguments["recipe"], call.arguments["overrides"])
 
@@ -125,11 +125,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hubert_configs: Any, 
     load("data/corpora/test_flickr8k.py").published(files, here)
     coco = load("data/corpora/test_spokencoco.py")
     coco.published(files, here)
-    coco.karpathy_json(files, here / "dataset_coco.json", list(coco.PICTURES))
+    coco.karpathy_json(files, here / "dataset_coco.json", list(coco.IMAGES))
     write_places(files, here)
     for number in range(16):
-        files.picture(here / "photos" / f"{number}.jpg")
-        files.sound(here / "photos" / f"{number}.wav")
+        files.image(here / "photos" / f"{number}.jpg")
+        files.clip(here / "photos" / f"{number}.wav")
     monkeypatch.chdir(here)
     return here
 
@@ -200,7 +200,7 @@ def run_requests(examples: list[Example]) -> None:
                 assert "hits" in json.loads(answer.stdout), answer.stdout
         finally:
             service.send_signal(signal.SIGINT)
-    assert service.returncode == 0
+    assert service.returncode == 130
 
 
 def prepare(page: str, place: Path) -> None:
@@ -244,8 +244,8 @@ def write_places(files: Any, here: Path) -> None:
     """Places as it was published: two images, a clip each."""
     audio = here / "PlacesAudio_400k_distro"
     for split in ("train", "val"):
-        files.picture(here / "images256" / "a" / f"{split}.jpg")
-        files.sound(audio / "wavs" / f"{split}.wav")
+        files.image(here / "images256" / "a" / f"{split}.jpg")
+        files.clip(audio / "wavs" / f"{split}.wav")
         wav, image = f"wavs/{split}.wav", f"a/{split}.jpg"
         row = {"uttid": split, "speaker": "s", "asr_text": "a place", "wav": wav, "image": image}
         content = {"image_base_path": "/elsewhere/", "audio_base_path": "/elsewhere/", "data": [row]}
