@@ -20,20 +20,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lab.programs import run_program
 
-def main() -> None:
-    """Measures and prints one line of JSON."""
-    # As the command line does, before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package")
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="timed steps of each turn (%(default)s)")
-    parser.add_argument("--warm-up", type=int, default=10, metavar="N", help="steps before them (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each (%(default)s)")
-    options, overrides = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(options, overrides, Path(scratch))))
+
+def main() -> int:
+    """Measures, prints one line of JSON, and returns the exit code."""
+
+    def action() -> None:
+        parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+        parser.add_argument("recipe", metavar="RECIPE", help="a YAML file of settings, or a recipe of the package")
+        parser.add_argument("--steps", type=int, default=40, metavar="N", help="timed steps of each turn (%(default)s)")
+        parser.add_argument("--warm-up", type=int, default=10, metavar="N", help="steps before them (%(default)s)")
+        parser.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each (%(default)s)")
+        options, overrides = parser.parse_known_args()
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(measure(options, overrides, Path(scratch))))
+
+    return run_program("benchmarks.kept_features", action)
 
 
 def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) -> dict[str, Any]:
@@ -96,4 +99,4 @@ def _clips_a_step(recipe: Any) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,7 +32,7 @@ class SearchSpeedSettings:
     """What is measured.
 
     Attributes:
-        parts: comparisons to run, such as [encoding,queries].
+        parts: comparisons to run, such as encoding,queries.
         sizes: models that encode images, clips and spoken queries; "base" is HuBERT base with CLIP ViT-B/32.
         images: number of images to encode.
         clips: number of clips to encode.

@@ -14,7 +14,8 @@ from markupsafe import escape
 
 from saysee.errors import SaySeeError
 from saysee.studies import demo as demo_module
-from saysee.studies.demo import DemoResult, DemoSettings, run_demo
+from saysee.studies.demo import DemoSettings, run_demo
+from saysee.studies.report import DemoResult
 from saysee.training.trainer import Trainer
 
 SMALL = DemoSettings(
@@ -76,9 +77,9 @@ def test_the_report_is_one_file_with_scores_curves_queries_and_attention(demo: t
     assert page.tags.count("audio") == 10 + 3
     assert len([source for source in page.sources if source.startswith("data:image/jpeg")]) >= 10 * 5 + 3
     assert page.tags.count("svg") == 3
-    for name, scores in result.scores.items():
+    for name, found in result.results.items():
         assert name in text
-        assert f"{scores['overall']['mean_R@1']:.2f} (" in text
+        assert f"{found.overall.mean_recall_at_1:.2f} (" in text
     for setting in ("batch_size: 16", "temperature: 0.1", "speech: saysee/hubert-nano", "&#34;test_images&#34;: 20"):
         assert setting in text
 
@@ -109,8 +110,9 @@ def test_a_second_call_repeats_no_training(demo: tuple[Path, DemoResult]) -> Non
     second = run_demo(folder, SMALL)
     assert [path.stat().st_mtime_ns for path in made] == before
     assert second.runs == first.runs
-    for name, scores in first.scores.items():
-        assert second.scores[name]["overall"] == scores["overall"]
+    for name, found in first.results.items():
+        assert second.results[name].overall == found.overall
+    assert json.loads(json.dumps(second.to_dict()))["scores"].keys() == {"baseline", "CMD"}
 
 
 def test_other_queries_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:

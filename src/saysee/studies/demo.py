@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from saysee.data.manifest import Manifest
 from saysee.data.scenes.corpus import build_scenes
 from saysee.encoding.encoder import Encoder
@@ -25,9 +23,9 @@ from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
-from saysee.studies.other_queries import OtherQueries, score_other_queries
+from saysee.studies.other_queries import score_other_queries
 from saysee.studies.processes import run_alone, train_alone
-from saysee.studies.report import DemoReport, write_report
+from saysee.studies.report import DemoResult, write_report
 from saysee.training.features import cache_features, feature_cache
 from saysee.training.trainer import Trainer
 
@@ -59,57 +57,6 @@ class DemoSettings:
     other_queries: int = 200
     recipe_overrides: tuple[str, ...] = ()
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """The result of the demo.
-
-    Attributes:
-        report: path of the HTML report.
-        scores: evaluation by row, from ``EvaluationResult.to_dict``.
-        others: other kinds of queries, scored with the model that is best on the validation split.
-        runs: ``result.json`` of the training by row.
-        seconds: seconds by step, of the call that did it.
-    """
-
-    report: Path
-    scores: dict[str, dict[str, Any]]
-    others: list[OtherQueries]
-    runs: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "report": str(self.report),
-            "scores": self.scores,
-            "other_queries": [each.to_dict() for each in self.others],
-            "runs": self.runs,
-            "seconds": self.seconds,
-        }
-
-    def to_table(self) -> Table:
-        """The scores in percent, with 95 % intervals of the mean R@1, and the cost of the training."""
-        recalls = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
-        table = Table(title="test split, percent")
-        table.add_column("")
-        for way, name in recalls:
-            table.add_column(f"{way.replace('_to_', ' → ')}\n{name}", justify="right")
-        table.add_column("mean R@1\n(95 % interval)", justify="right")
-        table.add_column("training\ns/step", justify="right")
-        for row, scores in self.scores.items():
-            overall = scores["overall"]
-            low, high = overall["interval"]["mean_R@1"]
-            table.add_row(
-                row,
-                *[f"{overall[way][name]:.1f}" for way, name in recalls],
-                f"{overall['mean_R@1']:.2f} ({low:.2f} to {high:.2f})",
-                f"{self.runs[row]['seconds_per_step']:.2f}",
-            )
-        chance = next(iter(self.scores.values()))["overall"]["chance_mean_R@1"]
-        table.add_row("chance", *[""] * len(recalls), f"{chance:.2f}", "", style="dim")
-        return table
 
 
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
@@ -165,23 +112,20 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
         test, images = manifest.select("test"), results[best].images
         assert images is not None
         others = score_other_queries(models[best], test, images, queries=settings.other_queries, seed=settings.seed)
-    report = write_report(
-        folder / "report.html",
-        DemoReport(
-            test=test,
-            models=models,
-            results=results,
-            best=best,
-            others=others,
-            runs=runs,
-            runs_folder=folder / "runs",
-            seconds=steps.seconds,
-            settings={"demo": vars(settings)},
-            seed=settings.seed,
-        ),
+    demo = DemoResult(
+        folder=folder,
+        seed=settings.seed,
+        settings=vars(settings),
+        test=test,
+        models=models,
+        results=results,
+        best=best,
+        others=others,
+        runs=runs,
+        seconds=steps.seconds,
     )
-    scores = {name: result.to_dict() for name, result in results.items()}
-    return DemoResult(report, scores, others, runs, steps.seconds)
+    write_report(demo)
+    return demo
 
 
 def _recipe(folder: Path, name: str, preset: str, settings: DemoSettings) -> Recipe:

@@ -1,4 +1,4 @@
-"""The demo's report: one self-contained HTML file."""
+"""The result of the demo, and its report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
+from rich.table import Table
 
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.attention import attention_map
@@ -32,61 +33,96 @@ THUMBNAIL = 132
 
 
 @dataclass(frozen=True)
-class DemoReport:
-    """The contents of the report.
+class DemoResult:
+    """The result of the demo.
 
     Attributes:
+        folder: of the demo; ``runs/ROW`` in it is the training of a row.
+        seed: of the demo, and of the choice of queries that the report shows.
+        settings: of the demo, by name.
         test: rows of the test split.
-        models: best model by row of the table; attention is that of one with a fusion encoder.
+        models: best model by row; attention is that of one with a fusion encoder.
         results: evaluation by row, with vectors.
         best: the row whose model is best on the validation split.
         others: other kinds of queries to that model.
         runs: ``result.json`` of the training by row.
-        runs_folder: the folder of the runs, by row.
-        seconds: seconds by step.
-        settings: settings by name, of what has no recipe: the corpus.
-        seed: of the demo, and of the choice of queries.
+        seconds: seconds by step, of the call that did it.
     """
 
+    folder: Path
+    seed: int
+    settings: Mapping[str, Any]
     test: Manifest
     models: Mapping[str, SpeechImageModel]
     results: Mapping[str, EvaluationResult]
     best: str
     others: Sequence[OtherQueries]
     runs: Mapping[str, Mapping[str, Any]]
-    runs_folder: Path
     seconds: Mapping[str, float]
-    settings: Mapping[str, Mapping[str, Any]]
-    seed: int
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / "report.html"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "report": str(self.report),
+            "scores": {name: result.to_dict() for name, result in self.results.items()},
+            "other_queries": [each.to_dict() for each in self.others],
+            "runs": dict(self.runs),
+            "seconds": dict(self.seconds),
+        }
+
+    def to_table(self) -> Table:
+        """The scores in percent, with 95 % intervals of the mean R@1, and the cost of the training."""
+        recalls = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
+        table = Table(title="test split, percent")
+        table.add_column("")
+        for way, name in recalls:
+            table.add_column(f"{way.replace('_to_', ' → ')}\n{name}", justify="right")
+        table.add_column("mean R@1\n(95 % interval)", justify="right")
+        table.add_column("training\ns/step", justify="right")
+        for row, result in self.results.items():
+            overall = result.overall.to_dict()
+            low, high = overall["interval"]["mean_R@1"]
+            table.add_row(
+                row,
+                *[f"{overall[way][name]:.1f}" for way, name in recalls],
+                f"{overall['mean_R@1']:.2f} ({low:.2f} to {high:.2f})",
+                f"{self.runs[row]['seconds_per_step']:.2f}",
+            )
+        chance = self.results[self.best].overall.chance_mean_recall_at_1
+        table.add_row("chance", *[""] * len(recalls), f"{chance:.2f}", "", style="dim")
+        return table
 
 
-def write_report(path: Path, report: DemoReport) -> Path:
-    """Writes the report atomically, and returns its path."""
-    environment = json.loads((report.runs_folder / report.best / "environment.json").read_text("utf-8"))
-    template = Environment(loader=PackageLoader("saysee", "studies"), autoescape=select_autoescape()).get_template(
-        "report.html"
-    )
+def write_report(demo: DemoResult) -> None:
+    """Writes the report atomically."""
+    runs = demo.folder / "runs"
+    loader = PackageLoader("saysee", "studies")
+    template = Environment(loader=loader, autoescape=select_autoescape()).get_template("report.html")
     text = template.render(
-        results={name: result.to_dict() for name, result in report.results.items()},
-        runs=report.runs,
-        seconds=report.seconds,
-        curves=[Markup(svg) for svg in _curves(report)],
-        queries=_queries(report),
-        shown_model=report.best,
-        others=report.others,
-        attention=_attention(report),
-        recipes={name: (report.runs_folder / name / "recipe.yaml").read_text("utf-8") for name in report.runs},
-        settings={name: json.dumps(dict(values), indent=2) for name, values in report.settings.items()},
-        environment=environment,
-        counts={"clips": len(report.test), "images": len(report.test.images())},
-        seed=report.seed,
+        results={name: result.to_dict() for name, result in demo.results.items()},
+        runs=demo.runs,
+        seconds=demo.seconds,
+        curves=[Markup(svg) for svg in _curves(demo)],
+        queries=_queries(demo),
+        shown_model=demo.best,
+        others=demo.others,
+        attention=_attention(demo),
+        recipes={name: (runs / name / "recipe.yaml").read_text("utf-8") for name in demo.runs},
+        settings={"demo": json.dumps(dict(demo.settings), indent=2)},
+        environment=json.loads((runs / demo.best / "environment.json").read_text("utf-8")),
+        counts={"clips": len(demo.test), "images": len(demo.test.images())},
+        seed=demo.seed,
     )
-    write_text(path, text)
-    return path
+    write_text(demo.report, text)
 
 
-def _curves(report: DemoReport) -> list[str]:
-    logs = {name: read_metrics(report.runs_folder / name) for name in report.runs}
+def _curves(demo: DemoResult) -> list[str]:
+    logs = {name: read_metrics(demo.folder / "runs" / name) for name in demo.runs}
     charts = []
     for title, axis, kind, metric in (
         ("Contrastive loss", "nats", "train", "contrastive_loss"),
@@ -102,40 +138,40 @@ def _curves(report: DemoReport) -> list[str]:
     return charts
 
 
-def _queries(report: DemoReport) -> list[dict[str, Any]]:
+def _queries(demo: DemoResult) -> list[dict[str, Any]]:
     """Ten random clips, and the five images that rank first with the best model."""
-    result, images = report.results[report.best], report.test.images()
+    result, images = demo.results[demo.best], demo.test.images()
     assert result.speech is not None
     assert result.images is not None
     queries = []
-    for index in random.Random(report.seed).sample(range(len(report.test)), QUERIES):
-        row = report.test.rows[index]
+    for index in random.Random(demo.seed).sample(range(len(demo.test)), QUERIES):
+        row = demo.test.rows[index]
         scores = SpeechImageModel.similarity(result.speech[index : index + 1], result.images)[0]
         order = scores.argsort()[::-1]
         rank = next(rank for rank, number in enumerate(order, start=1) if images[number].image_id == row.image_id)
         answers = [
             {
-                "image": _image_url(_thumbnail(load_image(report.test.image_path(images[number])))),
+                "image": _image_url(_thumbnail(load_image(demo.test.image_path(images[number])))),
                 "score": float(scores[number]),
                 "right": images[number].image_id == row.image_id,
             }
             for number in order[:TOP]
         ]
-        queries.append({"clip": _clip(report.test, row), "speaker": row.speaker, "rank": rank, "answers": answers})
+        queries.append({"clip": _clip(demo.test, row), "speaker": row.speaker, "rank": rank, "answers": answers})
     return queries
 
 
-def _attention(report: DemoReport) -> list[dict[str, Any]]:
+def _attention(demo: DemoResult) -> list[dict[str, Any]]:
     """Three random clips: attention of the fusion encoder during each word."""
-    found = [(name, model) for name, model in report.models.items() if model.fusion is not None]
+    found = [(name, model) for name, model in demo.models.items() if model.fusion is not None]
     if not found:
         return []
     name, model = found[-1]
     encoder, clips = Encoder(model), []
-    for index in random.Random(report.seed + 1).sample(range(len(report.test)), ATTENTION_CLIPS):
-        row = report.test.rows[index]
-        image = load_image(report.test.image_path(row))
-        attention = attention_map(encoder, report.test.clip_path(row), image)
+    for index in random.Random(demo.seed + 1).sample(range(len(demo.test)), ATTENTION_CLIPS):
+        row = demo.test.rows[index]
+        image = load_image(demo.test.image_path(row))
+        attention = attention_map(encoder, demo.test.clip_path(row), image)
         spoken, objects, frame_seconds = row.extra["words"], row.extra["objects"], model.speech_encoder.frame_seconds
         on_object = attention_on_object(attention, spoken, objects, frame_seconds)
         words = []
@@ -143,7 +179,7 @@ def _attention(report: DemoReport) -> list[dict[str, Any]]:
             boxes = [objects[number]["box"] for number in word["objects"]]
             words.append({"word": word["word"], "image": _image_url(attention_image(image, weights, boxes))})
         clips.append(
-            {"model": name, "clip": _clip(report.test, row), "lift": on_object and on_object.lift, "words": words}
+            {"model": name, "clip": _clip(demo.test, row), "lift": on_object and on_object.lift, "words": words}
         )
     return clips
 
