@@ -1,4 +1,4 @@
-"""Batches hold what the manifest says, and a loader that was left goes on with exactly the next one."""
+"""Batches hold what the manifest says, and an interrupted loader resumes with exactly the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from saysee.data.loader import Batch, SpeechImageLoader, build_loader
+from saysee.data.loader import Batch, SpeechImageLoader
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaError
 
@@ -40,13 +40,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         soundfile.write(root / f"{number}.wav", noise, 16_000)
         image = number // 2
         Image.new("RGB", (8, 8), (image, 0, 0)).save(root / f"{image}.png")
-        rows.append(Row(f"{number}.wav", f"{image}.png", f"picture {image}", "train"))
+        rows.append(Row(f"{number}.wav", f"{image}.png", f"image {image}", "train"))
     return Manifest(rows, root)
 
 
 def loader(manifest: Manifest, **changes: Any) -> SpeechImageLoader:
     options: dict[str, Any] = {"batch_size": 4, "seed": 1, "bucket_batches": 3}
-    return build_loader(manifest, prepare_speech=same, prepare_image=to_pixels, **(options | changes))
+    return SpeechImageLoader(manifest, prepare_speech=same, prepare_image=to_pixels, **(options | changes))
 
 
 def identical(one: list[Batch], other: list[Batch]) -> bool:
@@ -58,7 +58,7 @@ def identical(one: list[Batch], other: list[Batch]) -> bool:
     )
 
 
-def test_a_batch_holds_the_clips_and_pictures_of_its_rows(corpus: Manifest) -> None:
+def test_a_batch_holds_the_clips_and_images_of_its_rows(corpus: Manifest) -> None:
     batches = list(loader(corpus))
     assert len(batches) == len(loader(corpus)) == 5
     for batch in batches:
@@ -135,14 +135,14 @@ def test_a_resumed_loader_gives_the_remaining_batches_bit_for_bit(
         assert identical(rest, expected[taken:])
 
 
-def test_an_epoch_that_was_left_goes_on_where_it_was_left(corpus: Manifest) -> None:
+def test_an_interrupted_epoch_resumes_where_it_was(corpus: Manifest) -> None:
     expected = list(loader(corpus))
-    left = loader(corpus, workers=1)
-    some = [batch for batch, _ in zip(left, range(2), strict=False)]
-    assert left.state_dict()["next_batch"] in (2, 3)
-    at = left.state_dict()["next_batch"]
+    interrupted = loader(corpus, workers=1)
+    some = [batch for batch, _ in zip(interrupted, range(2), strict=False)]
+    assert interrupted.state_dict()["next_batch"] in (2, 3)
+    at = interrupted.state_dict()["next_batch"]
     assert identical(some, expected[:2])
-    assert identical(list(left), expected[at:])
+    assert identical(list(interrupted), expected[at:])
 
 
 def test_iterating_leaves_the_global_random_state_alone(corpus: Manifest) -> None:
@@ -159,43 +159,43 @@ def test_iterating_leaves_the_global_random_state_alone(corpus: Manifest) -> Non
         ({"crop_seconds": 0.5}, "crop_seconds"),
     ],
 )
-def test_a_position_of_another_order_is_refused(corpus: Manifest, change: dict[str, Any], named: str) -> None:
+def test_a_position_of_another_order_is_an_error(corpus: Manifest, change: dict[str, Any], named: str) -> None:
     state = loader(corpus).state_dict()
     with pytest.raises(CheckpointError, match=named):
         loader(corpus, **change).load_state_dict(state)
-    other = Manifest([*corpus.rows[:-1], Row("x.wav", "0.png", "picture 0", "train", extra={})], corpus.root)
+    other = Manifest([*corpus.rows[:-1], Row("x.wav", "0.png", "image 0", "train", extra={})], corpus.root)
     soundfile.write(corpus.root / "x.wav", np.random.default_rng(0).normal(0, 0.1, 1600), 16_000)
     with pytest.raises(CheckpointError, match="checksum of the clips"):
         loader(other).load_state_dict(state)
 
 
 def spoiled(corpus: Manifest, root: Path, clips: list[int], images: tuple[int, ...] = ()) -> Manifest:
-    """A copy of the corpus whose named files are silent or no pictures."""
+    """A copy of the corpus whose named files are silent or not images."""
     for path in corpus.root.iterdir():
         (root / path.name).write_bytes(path.read_bytes())
     for number in clips:
         soundfile.write(root / f"{number}.wav", np.zeros(4000), 16_000)
     for number in images:
-        (root / f"{number}.png").write_bytes(b"no picture")
+        (root / f"{number}.png").write_bytes(b"not an image")
     return Manifest(corpus.rows, root)
 
 
-def refusal(stopped: SpeechImageLoader) -> MediaError:
+def error_of(stopped: SpeechImageLoader) -> MediaError:
     try:
         list(stopped)
     except MediaError as error:
         return error.with_traceback(None)  # its frames would keep the workers alive, which pytest.raises does
-    return pytest.fail("no file was refused")
+    return pytest.fail("no file raised an error")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_stops_with_its_own_one_line(corpus: Manifest, tmp_path: Path, workers: int) -> None:
+def test_a_bad_file_stops_with_an_error_of_one_line(corpus: Manifest, tmp_path: Path, workers: int) -> None:
     stopped = loader(spoiled(corpus, tmp_path, [3]), workers=workers, drop_last=False)
-    error = refusal(stopped)
+    error = error_of(stopped)
     assert error.code == "silent"
     assert str(tmp_path / "3.wav") in str(error)
     assert "\n" not in str(error)
-    at = stopped.state_dict()["next_batch"]  # of the batch with the bad file: mended, it goes on there
+    at = stopped.state_dict()["next_batch"]  # of the batch with the bad file: once fixed, it resumes there
     soundfile.write(tmp_path / "3.wav", np.random.default_rng(3).normal(0, 0.1, 8000), 16_000)
     assert len(list(stopped)) == len(stopped) - at
 
@@ -222,7 +222,7 @@ def test_a_batch_of_bad_files_only_is_skipped(corpus: Manifest, tmp_path: Path) 
     assert skipping.epoch == 1
 
 
-def test_pictures_are_cached_up_to_the_limit_and_the_same(corpus: Manifest, tmp_path: Path) -> None:
+def test_images_are_cached_up_to_the_limit_and_are_the_same(corpus: Manifest, tmp_path: Path) -> None:
     manifest = spoiled(corpus, tmp_path, [])
     size = 3 * 8 * 8 * 4
     cached = loader(manifest, cache_images=4 * size + 1, drop_last=False)
@@ -237,7 +237,7 @@ def test_pictures_are_cached_up_to_the_limit_and_the_same(corpus: Manifest, tmp_
     assert identical(first, list(loader(corpus, drop_last=False)))
 
 
-def test_processes_share_each_batch_out(corpus: Manifest) -> None:
+def test_processes_share_each_batch(corpus: Manifest) -> None:
     shares = [list(loader(corpus, rank=rank, world_size=2)) for rank in range(2)]
     for one, other, whole in zip(*shares, loader(corpus), strict=True):
         assert sorted(one.rows + other.rows) == sorted(whole.rows)
@@ -249,7 +249,7 @@ def test_lengths_come_from_the_column_seconds(corpus: Manifest, monkeypatch: pyt
     expected = [batch.rows for batch in loader(corpus)]
     monkeypatch.setattr("saysee.data.loader.audio_seconds", lambda path: pytest.fail("opened"))
     assert [batch.rows for batch in loader(Manifest(rows, corpus.root))] == expected
-    rows[1] = Row("1.wav", "0.png", "picture 0", "train", extra={"seconds": "x"})
+    rows[1] = Row("1.wav", "0.png", "image 0", "train", extra={"seconds": "x"})
     with pytest.raises(ManifestError, match="row 2: seconds is 'x'"):
         loader(Manifest(rows, corpus.root))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from feature_tools import keep, states_of
-from saysee.data.loader import Plan, build_loader
+from saysee.data.loader import Plan, SpeechImageLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.precision import arithmetic_of
@@ -136,7 +136,7 @@ def test_a_small_hubert_without_a_group_norm_runs_on_each_core(
 
 
 def loader_of(manifest: Manifest, model: SpeechImageModel, **options: Any) -> Any:
-    return build_loader(
+    return SpeechImageLoader(
         manifest,
         prepare_speech=model.processor.prepare_speech,
         prepare_image=model.processor.prepare_image,

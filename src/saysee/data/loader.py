@@ -1,9 +1,9 @@
-"""Batches of like length for training, which can be left and resumed at any batch.
+"""Batches of like length for training; a loader can be interrupted and resumed at any batch.
 
-What an epoch holds follows from the seed and its number alone: shuffle the rows, sort by length within chunks of some
-batches, cut into batches, shuffle these. So a position is two numbers, the epoch and the batch within it; to resume
-needs no state of any worker or random generator, and the number of workers may change. (torchdata's StatefulDataLoader
-keeps a state for each worker instead, and asks for the same number of them when it resumes.)
+The contents of an epoch follow from the seed and its number alone: shuffle the rows, sort by length within chunks of
+several batches, cut into batches, shuffle these. So a position is two numbers, the epoch and the batch within it:
+resuming needs no state of any worker or random generator, and the number of workers may change. (torchdata's
+StatefulDataLoader keeps a state for each worker and requires the same number of them when it resumes.)
 
 Shapes: B batch, T samples, H height, W width.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -27,36 +27,18 @@ from torch.utils.data import DataLoader, Dataset
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaCode, MediaError
 from saysee.log import progress_bar
-from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, load_audio
+from saysee.media.audio import SAMPLE_RATE, audio_seconds, load_audio
 from saysee.media.images import load_image
 from saysee.media.padding import pad
 
 PrepareSpeech = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PrepareImage = Callable[[Image.Image], Tensor]
+BatchT = TypeVar("BatchT")
 
 BUCKET_BATCHES = 50
 """Batches whose rows are sorted by length together. Of 30,000 captions with log-normal lengths (median 4.5 s, sigma
 0.45, within 1 to 15 s) in batches of 64, sorting 1 leaves 61 % of the samples padding, 10 leaves 14 %, 50 leaves 3 %,
 100 leaves 1 %; the longer the chunk, the more alike are the lengths that meet in a batch at every epoch."""
-
-
-BatchT = TypeVar("BatchT")
-
-
-@dataclass(slots=True)
-class Loaded(Generic[BatchT]):
-    """What became of a batch.
-
-    Attributes:
-        batch: None when no file of it could be read.
-        bad: path and reason of each file that was left out.
-        refused: the MediaError that stops, as its kind and message: exceptions would come back from a worker as
-            tracebacks.
-    """
-
-    batch: BatchT | None
-    bad: dict[str, str]
-    refused: tuple[MediaCode, str] | None = None
 
 
 @dataclass(slots=True)
@@ -77,188 +59,34 @@ class Batch:
     image_ids: Tensor
     rows: list[int]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        waveforms, speech_mask = self.waveforms.to(device), self.speech_mask.to(device)
+        return Batch(waveforms, speech_mask, self.pixels.to(device), self.image_ids.to(device), self.rows)
 
     def part(self, rows: slice) -> Batch:
         """Some of its pairs, padded as they are."""
-        part = self._map(lambda tensor: tensor[rows])
-        part.rows = self.rows[rows]
-        return part
-
-    def pin_memory(self) -> Batch:
-        """The batch with its tensors in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        waveforms, speech_mask = self.waveforms[rows], self.speech_mask[rows]
+        return Batch(waveforms, speech_mask, self.pixels[rows], self.image_ids[rows], self.rows[rows])
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        waveforms, speech_mask = change(self.waveforms), change(self.speech_mask)
-        return Batch(waveforms, speech_mask, change(self.pixels), change(self.image_ids), self.rows)
 
-
-def build_loader(
-    manifest: Manifest,
-    *,
-    prepare_speech: PrepareSpeech,
-    prepare_image: PrepareImage,
-    batch_size: int,
-    seed: int,
-    workers: int = 0,
-    crop_seconds: float | None = None,
-    max_seconds: float = MAX_SECONDS,
-    bucket_batches: int = BUCKET_BATCHES,
-    on_bad_file: Literal["stop", "skip"] = "stop",
-    drop_last: bool = True,
-    cache_images: int = 0,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> SpeechImageLoader:
-    """Make the loader of a manifest's rows.
-
-    Args:
-        manifest: the rows, of one split. Lengths are read from its column ``seconds``, else from each file's header.
-        prepare_speech: [T] waveform to [T] waveform, such as its normalization; picklable.
-        prepare_image: RGB image to [3, H, W] pixels, the same size for every image; picklable.
-        batch_size: clips a batch, over all processes together.
-        seed: of the order and the crops; not negative.
-        workers: processes that decode; 0 decodes in this one.
-        crop_seconds: longer clips give a random stretch of this length. For training only.
-        max_seconds: a file that lasts longer is a bad file.
-        bucket_batches: batches whose rows are sorted by length together.
-        on_bad_file: "stop" raises the file's MediaError; "skip" leaves it out and lists it in ``bad_files``.
-        drop_last: leave out the last rows of an epoch's order that fill no batch.
-        cache_images: bytes of prepared pixels that each worker may keep, for models that are faster than decoding.
-        pin_memory: put batches into page-locked memory, for a GPU.
-        rank: which of ``world_size`` processes this is; each loads its share of every batch.
-        world_size: processes that train together.
-
-    Raises:
-        ConfigError: a setting is out of range or does not go with another.
-        ManifestError: a length in the column ``seconds`` is no positive number.
-        MediaError: a length had to be read from a bad file, and ``on_bad_file`` is "stop".
-    """
-    _check_settings(len(manifest), batch_size, seed, workers, crop_seconds, bucket_batches, drop_last, on_bad_file)
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} is not one of {world_size} processes; count from 0")
-    if world_size > 1 and (batch_size % world_size or on_bad_file == "skip" or not drop_last):
-        raise ConfigError(
-            f"{world_size} processes need equal shares of every batch: "
-            "a batch_size they divide, on_bad_file='stop' and drop_last=True"
-        )
-    numbers: dict[str, int] = {}
-    reader = _Reader(
-        clips=[str(manifest.clip_path(row)) for row in manifest],
-        images=[str(manifest.image_path(row)) for row in manifest],
-        image_ids=[numbers.setdefault(row.image_id, len(numbers)) for row in manifest],
-        prepare_speech=prepare_speech,
-        prepare_image=prepare_image,
-        seed=seed,
-        crop=None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE),
-        max_seconds=max_seconds,
-        skip=on_bad_file == "skip",
-        cache_bytes=cache_images,
-    )
-    seconds = clip_seconds(manifest, skip=on_bad_file == "skip")
-    plan = Plan(reader.clips, seconds, batch_size, seed, bucket_batches, drop_last, crop_seconds)
-    return SpeechImageLoader(reader, plan, workers=workers, pin_memory=pin_memory, rank=rank, world_size=world_size)
-
-
-class ResumableLoader(Generic[BatchT]):
-    """Iterates over the batches of one epoch, and at the next time over those of the next.
-
-    An epoch that was interrupted continues from there. One iteration at a time. What a batch holds is a
-    subclass's: two loaders of the same rows and the same settings give the same rows in the same order, and each goes
-    on from the other's position.
+@dataclass(slots=True)
+class Loaded(Generic[BatchT]):
+    """The result of loading a batch.
 
     Attributes:
-        epoch: the epoch that is under way or comes next, from 0.
-        plan: which rows make which batch.
+        batch: None when none of its files could be read.
+        bad: path and reason of each file that was skipped.
+        refused: code and message of the MediaError to raise; the error itself would come back from a worker process as
+            a traceback.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.epoch = 0
-        self._next_batch = 0
-        self._bad: dict[str, str] = {}
-        self.plan = plan
-
-    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[BatchT]]:
-        """What became of each of ``batches``, the rows of the rest of an epoch."""
-        raise NotImplementedError
-
-    @property
-    def bad_files(self) -> list[tuple[str, str]]:
-        """The files that were left out so far, each once: path and reason."""
-        return list(self._bad.items())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the first batch of an epoch."""
-        self.epoch, self._next_batch = epoch, 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return self.plan.batches
-
-    def __iter__(self) -> Iterator[BatchT]:
-        for loaded in self._load(self.epoch, self.plan.epoch(self.epoch)[self._next_batch :]):
-            if loaded.refused is not None:
-                raise MediaError(*loaded.refused)
-            self._bad.update(loaded.bad)
-            self._next_batch += 1
-            if loaded.batch is not None:
-                yield loaded.batch
-        self.set_epoch(self.epoch + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position behind the batch that was given last, as plain values."""
-        ended = self._next_batch == len(self)
-        return {
-            "epoch": self.epoch + ended,
-            "next_batch": 0 if ended else self._next_batch,
-            "bad_files": self.bad_files,
-            "order": self.plan.to_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position of ``state_dict``; the number of workers and of processes may differ.
-
-        Raises:
-            CheckpointError: it is of a loader with another order (other clips, seed, batch size, …).
-        """
-        for name, now in self.plan.to_dict().items():
-            then = state["order"].get(name)
-            if then != now:
-                raise CheckpointError(f"the saved position is of a loader with {name} {then}, not {now}; set it back")
-        self.epoch, self._next_batch = state["epoch"], state["next_batch"]
-        self._bad = dict(state["bad_files"])
-
-
-class SpeechImageLoader(ResumableLoader[Batch]):
-    """Batches read from the files of a manifest; made by ``build_loader``."""
-
-    def __init__(self, reader: _Reader, plan: Plan, *, workers: int, pin_memory: bool, rank: int, world_size: int):
-        super().__init__(plan)
-        self._requests = _Requests(rank, world_size)
-        self._batches: DataLoader[_Read] = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            worker_init_fn=start_worker,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # its own, so that iterating does not move torch's global one
-        )
-
-    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[Batch]]:
-        self._requests.set(epoch, batches)
-        return iter(self._batches)
-
-
-# --- which rows -------------------------------------------------------------------------------------------------------
+    batch: BatchT | None
+    bad: dict[str, str]
+    refused: tuple[MediaCode, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +96,7 @@ class Plan:
     Attributes:
         clips: path of each row's clip.
         seconds: [rows] length of each clip.
-        batch_size, seed, bucket_batches, drop_last, crop_seconds: as for ``build_loader``.
+        batch_size, seed, bucket_batches, drop_last, crop_seconds: as for :class:`SpeechImageLoader`.
     """
 
     clips: list[str]
@@ -291,7 +119,6 @@ class Plan:
         order = random.permutation(len(self.seconds))
         if self.drop_last:
             order = order[: self.batches * self.batch_size]
-        # What is cropped to the same length is of the same length.
         lengths = self.seconds if self.crop_seconds is None else np.minimum(self.seconds, self.crop_seconds)
         chunk = self.bucket_batches * self.batch_size
         batches: list[list[int]] = []
@@ -302,94 +129,182 @@ class Plan:
         return [batches[at] for at in random.permutation(len(batches))]
 
     def to_dict(self) -> dict[str, Any]:
-        """All that the order depends on, as plain values."""
+        """Everything that the order depends on, as plain values."""
+        values = {name: value for name, value in vars(self).items() if name not in ("clips", "seconds")}
         clips = "\0".join(self.clips).encode("utf-8", "surrogateescape")
-        return {
-            "rows": len(self.seconds),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "bucket_batches": self.bucket_batches,
-            "drop_last": self.drop_last,
-            "crop_seconds": self.crop_seconds,
-            "checksum of the clips and their lengths": zlib.crc32(clips + self.seconds.tobytes()),
-        }
+        checksum = zlib.crc32(clips + self.seconds.tobytes())
+        return {"rows": len(self.seconds), **values, "checksum of the clips and their lengths": checksum}
 
 
-@dataclass
-class _Requests:
-    """The sampler: what is left of an epoch, as (epoch, this process's rows of a batch)."""
+class ResumableLoader(Generic[BatchT]):
+    """Iterates over the batches of one epoch, the next time over those of the next.
 
-    rank: int
-    world_size: int
-    epoch: int = 0
-    batches: Sequence[list[int]] = ()
+    An epoch that was interrupted continues where it was. Only one iteration at a time. Subclasses decide what a batch
+    holds: two loaders of the same rows and settings give the same rows in the same order, and each can resume from the
+    position of the other.
 
-    def set(self, epoch: int, batches: Sequence[list[int]]) -> None:
-        self.epoch, self.batches = epoch, batches
+    Attributes:
+        epoch: the current or next epoch, from 0.
+        plan: which rows make which batch.
+    """
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return iter([(self.epoch, rows[self.rank :: self.world_size]) for rows in self.batches])
+    def __init__(self, plan: Plan) -> None:
+        self.epoch = 0
+        self._next_batch = 0
+        self._bad: dict[str, str] = {}
+        self.plan = plan
+
+    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[BatchT]]:
+        """Loads the batches that are left of an epoch, given their rows."""
+        raise NotImplementedError
+
+    @property
+    def bad_files(self) -> list[tuple[str, str]]:
+        """The files that were skipped so far, each once: path and reason."""
+        return list(self._bad.items())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Moves to the first batch of an epoch."""
+        self.epoch, self._next_batch = epoch, 0
 
     def __len__(self) -> int:
-        return len(self.batches)
+        """Batches in an epoch."""
+        return self.plan.batches
+
+    def __iter__(self) -> Iterator[BatchT]:
+        for loaded in self._load(self.epoch, self.plan.epoch(self.epoch)[self._next_batch :]):
+            if loaded.refused is not None:
+                raise MediaError(*loaded.refused)
+            self._bad.update(loaded.bad)
+            self._next_batch += 1
+            if loaded.batch is not None:
+                yield loaded.batch
+        self.set_epoch(self.epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch that was yielded, as plain values."""
+        ended = self._next_batch == len(self)
+        return {
+            "epoch": self.epoch + ended,
+            "next_batch": 0 if ended else self._next_batch,
+            "bad_files": self.bad_files,
+            "order": self.plan.to_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a position of :meth:`state_dict`; the number of workers and of processes may differ.
+
+        Raises:
+            CheckpointError: the position is of a loader with another order (other clips, seed, batch size, …).
+        """
+        for name, current in self.plan.to_dict().items():
+            saved = state["order"].get(name)
+            if saved != current:
+                raise CheckpointError(
+                    f"the saved position is of a loader with {name} {saved}, not {current}; set it back"
+                )
+        self.epoch, self._next_batch = state["epoch"], state["next_batch"]
+        self._bad = dict(state["bad_files"])
 
 
-def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
-    """[rows] length of each clip in seconds; 0 for a bad file where ``skip`` is set, else it is refused."""
-    known = manifest.column("seconds") if "seconds" in manifest.extra_columns else [None] * len(manifest)
-    lengths = []
-    with progress_bar("clip lengths", len(manifest)) as bar:
-        for number, (row, seconds) in enumerate(zip(manifest, known, strict=True), 1):
-            if seconds is None:
-                try:
-                    seconds = audio_seconds(manifest.clip_path(row))
-                except MediaError:
-                    if not skip:
-                        raise
-                    seconds = 0.0
-            elif isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0:
-                raise ManifestError(f"row {number}: seconds is {seconds!r:.40}; give a positive number or null")
-            lengths.append(seconds)
-            bar.advance()
-    return np.array(lengths, np.float64)
+class SpeechImageLoader(ResumableLoader[Batch]):
+    """Batches read from the files of a manifest.
+
+    Args:
+        manifest: the rows, of one split. Lengths are read from its column ``seconds``, else from each file's header.
+        prepare_speech: [T] waveform to [T] waveform, such as its normalization; picklable.
+        prepare_image: RGB image to [3, H, W] pixels, the same size for every image; picklable.
+        batch_size: clips per batch, over all processes together.
+        seed: of the order and the crops; not negative.
+        workers: processes that decode; 0 decodes in this one.
+        crop_seconds: of longer clips, take a random part of this length. For training only.
+        bucket_batches: batches whose rows are sorted by length together.
+        on_bad_file: "stop" raises the file's MediaError; "skip" skips the row and lists the file in ``bad_files``.
+        drop_last: drop the last rows of an epoch's order that do not fill a batch.
+        cache_images: bytes of prepared pixels that each worker may keep, for models that are faster than decoding.
+        rank: which of ``world_size`` processes this is; each loads its share of every batch.
+        world_size: processes that train together.
+
+    Raises:
+        ConfigError: a setting is out of range, or cannot be combined with another.
+        ManifestError: a length in the column ``seconds`` is not a positive number.
+        MediaError: a length had to be read from a bad file, and ``on_bad_file`` is "stop".
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        prepare_speech: PrepareSpeech,
+        prepare_image: PrepareImage,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        crop_seconds: float | None = None,
+        bucket_batches: int = BUCKET_BATCHES,
+        on_bad_file: Literal["stop", "skip"] = "stop",
+        drop_last: bool = True,
+        cache_images: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        least = {"batch_size": (batch_size, 1), "bucket_batches": (bucket_batches, 1), "seed": (seed, 0)}
+        for name, (value, low) in (least | {"workers": (workers, 0)}).items():
+            if value < low:
+                raise ConfigError(f"{name} is {value}; set it to at least {low}")
+        if crop_seconds is not None and crop_seconds < 0.1:
+            raise ConfigError(f"crop_seconds is {crop_seconds}; set it to at least 0.1, or to none")
+        if on_bad_file not in ("stop", "skip"):
+            raise ConfigError(f"on_bad_file is {on_bad_file!r}; set it to 'stop' or 'skip'")
+        if drop_last and len(manifest) < batch_size:
+            raise ConfigError(
+                f"batch_size is {batch_size}, but there are {len(manifest)} rows; lower it or set drop_last to false"
+            )
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank {rank} is not one of {world_size} processes; count from 0")
+        if world_size > 1 and (batch_size % world_size or on_bad_file == "skip" or not drop_last):
+            raise ConfigError(
+                f"{world_size} processes need equal shares of every batch: "
+                "a batch_size they divide, on_bad_file='stop' and drop_last=True"
+            )
+        numbers: dict[str, int] = {}
+        reader = _Reader(
+            clips=[str(manifest.clip_path(row)) for row in manifest],
+            images=[str(manifest.image_path(row)) for row in manifest],
+            image_ids=[numbers.setdefault(row.image_id, len(numbers)) for row in manifest],
+            prepare_speech=prepare_speech,
+            prepare_image=prepare_image,
+            seed=seed,
+            crop=None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE),
+            skip=on_bad_file == "skip",
+            cache_bytes=cache_images,
+        )
+        seconds = clip_seconds(manifest, skip=on_bad_file == "skip")
+        super().__init__(Plan(reader.clips, seconds, batch_size, seed, bucket_batches, drop_last, crop_seconds))
+        self._share = slice(rank, None, world_size)
+        self._requests: list[_Request] = []  # the sampler: what is left of an epoch
+        self._batches: DataLoader[Loaded[Batch]] = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # its own, so that iterating does not move torch's global one
+        )
+
+    def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[Batch]]:
+        self._requests[:] = [(epoch, rows[self._share]) for rows in batches]
+        return iter(self._batches)
 
 
-def _check_settings(
-    rows: int,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    crop_seconds: float | None,
-    bucket_batches: int,
-    drop_last: bool,
-    on_bad_file: str,
-) -> None:
-    least = {"batch_size": (batch_size, 1), "bucket_batches": (bucket_batches, 1), "seed": (seed, 0)}
-    for name, (value, low) in (least | {"workers": (workers, 0)}).items():
-        if value < low:
-            raise ConfigError(f"{name} is {value}; set it to at least {low}")
-    if crop_seconds is not None and crop_seconds < 0.1:
-        raise ConfigError(f"crop_seconds is {crop_seconds}; set it to at least 0.1, or to none")
-    if on_bad_file not in ("stop", "skip"):
-        raise ConfigError(f"on_bad_file is {on_bad_file!r}; set it to 'stop' or 'skip'")
-    if drop_last and rows < batch_size:
-        raise ConfigError(f"batch_size is {batch_size}, but there are {rows} rows; lower it or set drop_last to false")
-
-
-# --- what is in them --------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Read(Loaded[Batch]):
-    """What comes back from a worker."""
-
-    def pin_memory(self) -> _Read:
-        return _Read(self.batch and self.batch.pin_memory(), self.bad, self.refused)
+_Request = tuple[int, list[int]]
+"""An epoch, and this process's rows of one of its batches."""
 
 
 @dataclass
-class _Reader(Dataset[_Read]):
-    """Reads the files of a batch; a copy of it lives in each worker."""
+class _Reader(Dataset[Loaded[Batch]]):
+    """Reads the files of a batch; each worker has a copy of it."""
 
     clips: list[str]
     images: list[str]
@@ -398,12 +313,11 @@ class _Reader(Dataset[_Read]):
     prepare_image: PrepareImage
     seed: int
     crop: int | None
-    max_seconds: float
     skip: bool
     cache_bytes: int
     cache: dict[int, Tensor] = field(default_factory=dict)
 
-    def __getitem__(self, request: tuple[int, list[int]]) -> _Read:
+    def __getitem__(self, request: _Request) -> Loaded[Batch]:
         epoch, rows = request
         waveforms, pixels, good = [], [], []
         bad: dict[str, str] = {}
@@ -415,20 +329,20 @@ class _Reader(Dataset[_Read]):
                 image = self._pixels(row)
             except MediaError as error:
                 if not self.skip:
-                    return _Read(None, {}, (error.code, str(error)))
+                    return Loaded(None, {}, (error.code, str(error)))
                 bad[path] = str(error)
                 continue
             waveforms.append(waveform)
             pixels.append(image)
             good.append(row)
         if not good:
-            return _Read(None, bad)
+            return Loaded(None, bad)
         padded, mask = pad(waveforms)
         ids = torch.tensor([self.image_ids[row] for row in good])
-        return _Read(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
+        return Loaded(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
 
     def _waveform(self, row: int, epoch: int) -> NDArray[np.float32]:
-        waveform = load_audio(Path(self.clips[row]), max_seconds=self.max_seconds)
+        waveform = load_audio(Path(self.clips[row]))
         if self.crop is not None and waveform.size > self.crop:
             start = np.random.default_rng([self.seed, epoch, row]).integers(waveform.size - self.crop + 1)
             waveform = waveform[start : start + self.crop]
@@ -447,8 +361,28 @@ class _Reader(Dataset[_Read]):
 
 
 def start_worker(_: int) -> None:
-    """What a process that decodes does first."""
+    """Prepares a process that decodes: one thread, and signals are left to the main process."""
     torch.set_num_threads(1)  # the processes are the parallelism
     # The main process answers Ctrl-C and a group's SIGTERM, and ends its workers when it is done.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
+
+
+def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
+    """[rows] length of each clip in seconds; a bad file has 0 with ``skip``, else it raises its MediaError."""
+    known = manifest.column("seconds") if "seconds" in manifest.extra_columns else [None] * len(manifest)
+    lengths = []
+    with progress_bar("clip lengths", len(manifest)) as bar:
+        for number, (row, seconds) in enumerate(zip(manifest, known, strict=True), 1):
+            if seconds is None:
+                try:
+                    seconds = audio_seconds(manifest.clip_path(row))
+                except MediaError:
+                    if not skip:
+                        raise
+                    seconds = 0.0
+            elif isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0:
+                raise ManifestError(f"row {number}: seconds is {seconds!r:.40}; give a positive number or null")
+            lengths.append(seconds)
+            bar.advance()
+    return np.array(lengths, np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader, build_loader
+from saysee.data.loader import Batch, ResumableLoader, SpeechImageLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.cache import FeatureCache
 from saysee.encoding.encoder import Encoder
@@ -80,7 +80,7 @@ class TrainingData:
         """One batch of validation images, each with a clip, of at most the batch size."""
         rows = Manifest(self.val_rows.images()[: self._recipe.data.batch_size], self.val_rows.root)
         data, processor = self._recipe.data, self._model.processor
-        files = build_loader(
+        files = SpeechImageLoader(
             rows,
             prepare_speech=processor.prepare_speech,
             prepare_image=processor.prepare_image,
@@ -108,7 +108,7 @@ class TrainingData:
 
     def _file_loader(self) -> SpeechImageLoader:
         data, processor = self._recipe.data, self._model.processor
-        return build_loader(
+        return SpeechImageLoader(
             self.train_rows,
             prepare_speech=processor.prepare_speech,
             prepare_image=processor.prepare_image,
