@@ -466,6 +466,14 @@ def test_braces_stand_for_numbers_and_words(tmp_path: Path, rows: Rows) -> None:
         prepare_hub([tmp_path / f"train-00{n}.tar" for n in range(3)], to)
 
 
+def test_files_are_read_in_folders_with_characters_of_patterns(tmp_path: Path, rows: Rows) -> None:
+    [folder] = parquet(rows, tmp_path / "a [1] b*é")
+    files = sorted(Path(folder, "data").iterdir())
+    assert prepare_hub(files, tmp_path / "m.jsonl").clips == {"train": 6, "val": 2}
+    with pytest.raises(SaySeeError, match=r"a \[1\] b"):
+        prepare_hub([folder], tmp_path / "m.jsonl")
+
+
 @pytest.mark.parametrize("source", ["no/such/folder", "x.csv", "empty", "two", "gone.parquet", "texts"])
 def test_sources_that_cannot_be_read_are_rejected_by_name(tmp_path: Path, source: str) -> None:
     (tmp_path / "x.csv").write_text("a")

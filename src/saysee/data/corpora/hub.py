@@ -6,6 +6,7 @@ bytes of clips and images become files beside the manifest; files to which a tab
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
@@ -328,6 +329,10 @@ def _resolve(source: str, config: str | None, datasets: Any) -> list[_Part]:
             )
             for split, table in tables.items()
         ]
+    if os.path.isdir(source) and glob.has_magic(os.path.abspath(source)):
+        raise SaySeeError(
+            f"{source}: datasets takes *, ? and [ in this path for a pattern; rename it, or name the files"
+        )
     files = datasets.load_dataset_builder(source, config).config.data_files or {}
     return [_file_part(path, str(split), datasets) for split, paths in files.items() for path in paths]
 
@@ -339,7 +344,8 @@ def _file_part(path: str, split: str | None, datasets: Any) -> _Part:
 
     def read_file(names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
         try:
-            table = datasets.load_dataset(form, data_files=[path], split="train", streaming=True).decode(False)
+            pattern = path if "://" in path else glob.escape(path)
+            table = datasets.load_dataset(form, data_files=[pattern], split="train", streaming=True).decode(False)
         except Exception as error:
             raise BrokenPartError(first_line(error)) from None
         yield from read_table(table, names, part)

@@ -13,7 +13,7 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from saysee.data.scenes.outlines import rotated
+from saysee.data.scenes.outlines import rotated, rotation
 from saysee.data.scenes.world import Background, Scene, SceneObject
 
 IMAGE_SIZE = 224  # input size of CLIP's vision transformers
@@ -139,7 +139,7 @@ def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, a
     """Parallel bars; the center of the shape is between two of them, so that a small shape still shows two."""
     draw = ImageDraw.Draw(pattern)
     reach = 1.5 * max(pattern.size)
-    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    c, s = rotation(angle)
     half = period * STRIPE_SHARE / 2
     for i in range(-math.ceil(reach / period), math.ceil(reach / period)):
         middle = (i + 0.5) * period
@@ -151,7 +151,7 @@ def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angl
     """Discs in staggered rows, one of them at the center of the shape."""
     draw = ImageDraw.Draw(pattern)
     reach = math.ceil(max(pattern.size) / period)
-    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    c, s = rotation(angle)
     radius = period * DOT_SHARE / 2
     for row in range(-reach, reach + 1):
         for column in range(-reach, reach + 1):
@@ -164,7 +164,7 @@ def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angl
 def _checks(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
     """Squares, alternating as on a chessboard."""
     draw = ImageDraw.Draw(pattern)
-    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    c, s = rotation(angle)
     side = period * 0.8
     reach = math.ceil(max(pattern.size) / side)
     for row in range(-reach, reach + 1):
@@ -176,7 +176,7 @@ def _checks(pattern: Image.Image, center: tuple[float, float], period: float, an
 
 def _half(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:  # noqa: ARG001
     """One side of a line through the center."""
-    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    c, s = rotation(angle)
     far = 2.0 * max(pattern.size)
     corners = [(-far, 0.0), (far, 0.0), (far, far), (-far, far)]
     ImageDraw.Draw(pattern).polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)

@@ -109,13 +109,18 @@ MORE_OUTLINES: dict[str, Outline] = {
 """Outlines that are never in the corpus; for pre-training encoders on more than the corpus shows."""
 
 
+def rotation(angle: float) -> tuple[float, float]:
+    """Cosine and sine of an angle in degrees, rounded so that they are the same on any machine."""
+    return round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+
+
 @cache
 def rotated(shape: str, angle: int) -> Outline:
     """The outline of ``shape`` rotated clockwise by ``angle`` degrees, with the box of its outer polygon centered.
 
     It is not scaled again: the box of a rotated square is larger than 1.
     """
-    c, s = round(math.cos(math.radians(angle)), 6), round(math.sin(math.radians(angle)), 6)
+    c, s = rotation(angle)
     outline = OUTLINES[shape] if shape in OUTLINES else MORE_OUTLINES[shape]
     polygons = [[(x * c - y * s, x * s + y * c) for x, y in p] for p in outline]
     xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
