@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def finish(recipe: Path) -> dict[str, Any]:
     return result
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the run ended before it could be killed: " + process.communicate()[1]
@@ -111,48 +112,47 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def test_killed_while_a_checkpoint_is_written_it_ends_with_the_same_weights(never_killed: Path, tmp_path: Path) -> None:
-    """SIGKILL at the moment a new entry shows up among the checkpoints: it is half written, and must not be taken."""
+def test_killed_at_checkpoints_and_between_steps_it_ends_with_the_same_weights(
+    never_killed: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while a checkpoint is written or an old one removed (an incomplete one must not be taken), once at the
+    very first checkpoint and once later; then between two steps."""
     recipe = write_recipe(settings_of(never_killed), tmp_path)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    for already in (0, 3):  # once at the very first checkpoint, once later
+    checkpoints, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
+
+    def incomplete(finished: int) -> bool:
+        names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        return len([name for name in names if name.startswith("step-")]) >= finished and any(
+            name.startswith(".writing-") for name in names
+        )
+
+    for condition in (
+        lambda: incomplete(finished=0),
+        lambda: incomplete(finished=3),
+        lambda: len(metrics.read_text().splitlines()) >= 8,
+    ):
         process = start(recipe)
-        wait_for(lambda: len(find_checkpoints(checkpoints)) >= already, process)  # noqa: B023
-        seen = set(checkpoints.iterdir()) if checkpoints.is_dir() else set()
-        wait_for(lambda: checkpoints.is_dir() and set(checkpoints.iterdir()) - seen, process)  # noqa: B023
+        wait_for(condition, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(recipe)
-    assert_same_run(never_killed / "run", tmp_path / "run")
-
-
-def test_killed_between_two_steps_it_ends_with_the_same_weights(never_killed: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(settings_of(never_killed), tmp_path)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    process = start(recipe)
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 6, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
     assert not (tmp_path / "run" / "result.json").exists()
     finish(recipe)
     assert_same_run(never_killed / "run", tmp_path / "run")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups to signal")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_keeps_what_is_done_exits_130_and_can_be_resumed(
-    never_killed: Path, tmp_path: Path, kind: signal.Signals
-) -> None:
+def test_interrupted_it_keeps_what_is_done_exits_130_and_can_be_resumed(never_killed: Path, tmp_path: Path) -> None:
     """As by a terminal's Ctrl-C or a job scheduler: the whole group receives it, the loader's workers too."""
     recipe = write_recipe(settings_of(never_killed), tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    process = start(recipe)
-    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
-    os.killpg(process.pid, kind)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    done = final_state(tmp_path / "run")["progress"]["step"]
-    assert 0 < done < 10
+    for kind, lines in ((signal.SIGINT, 2), (signal.SIGTERM, 6)):
+        process = start(recipe)
+        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= lines, process)  # noqa: B023
+        before = final_state(tmp_path / "run")["progress"]["step"] if lines > 2 else 0
+        os.killpg(process.pid, kind)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert before < final_state(tmp_path / "run")["progress"]["step"] < 10
     finish(recipe)
     assert_same_run(never_killed / "run", tmp_path / "run")
