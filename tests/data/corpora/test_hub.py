@@ -367,6 +367,8 @@ def test_a_named_column_of_another_type_is_reported_by_row(tmp_path: Path, rows:
     pq.write_table(table(rows["train"]), tmp_path / "x.parquet")
     with pytest.raises(SaySeeError, match=r"6 missing clips \(x\.parquet row 1: "):
         prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", audio_column="image")
+    with pytest.raises(SaySeeError, match=r"6 missing clips \(x\.parquet row 1: "):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", audio_column="speaker_id")
     with pytest.raises(ManifestError, match=r"x\.parquet row 1: .*--text-column"):
         prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", text_column="image")
 

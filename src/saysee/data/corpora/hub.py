@@ -186,7 +186,10 @@ class _Rows:
                 f"{place}: texts {texts!r:.60} do not fit {len(clips)} clips; name the column of the spoken text by "
                 f"{FLAGS['text']}, or omit texts by {FLAGS['text']} ''"
             )
-        words = {role: None if (value := values.get(role)) in (None, "") else str(value) for role in FLAGS}
+        words = {
+            role: None if (value := values.get(role)) in (None, "") else str(value)
+            for role in ("image_id", "split", "speaker", "language")
+        }
         image = self._file(images[0], "image", place)
         image_id = words["image_id"] or (image[1] if image else "")
         for number, (value, text) in enumerate(zip(clips, texts, strict=True), 1):
@@ -246,9 +249,11 @@ class _Rows:
             write_bytes(path, data, durable=False)
         return os.fspath(path), digest
 
-    def _existing(self, name: str | None) -> Path:
-        if not name or "://" in name:
-            raise _UnusableError("missing", f"{name:.60} is a URL, not a file" if name else "no bytes and no path")
+    def _existing(self, name: Any) -> Path:
+        if not isinstance(name, str) or not name:
+            raise _UnusableError("missing", "no bytes and no path")
+        if "://" in name:
+            raise _UnusableError("missing", f"{name:.60} is a URL, not a file")
         path = next((root / name for root in self._roots if (root / name).is_file()), None)
         if path is None:
             raise _UnusableError("missing", f"no bytes, and no file {name}")
