@@ -1,7 +1,8 @@
-# Each target makes its own .venv if there is none, installs what constraints.txt pins, and runs.
-#   make demo   the whole way: scenes, training of baseline and CMD, scores, demo/report.html
-#   make test   the tests
-#   make docs   the documentation, at build/site/index.html
+# Each target creates .venv if there is none, installs the versions pinned in constraints.txt, and runs.
+#   make demo        corpus, training of baseline and CMD, scores, demo/report.html
+#   make test        the tests
+#   make lint        ruff, mypy, import-linter
+#   make docs        the documentation, at build/site/index.html
 #   make benchmark   speed of an index on this machine: a quarter of an hour or more
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
@@ -37,7 +38,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamp is written last: an installation that was broken off is done again.
+# The stamp is written last: an interrupted installation is repeated.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f'SaySee needs Python 3.10 to 3.13, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
