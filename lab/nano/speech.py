@@ -132,76 +132,78 @@ def augmented(clean: NDArray[np.float32], others: list[NDArray[np.float32]], rng
     if rng.random() < 1 / 3:
         return clean
     noise = np.random.default_rng(rng.getrandbits(63))
-    sound = clean
+    waveform = clean
     if rng.random() < 0.3:
-        sound = _reverberant(sound, rng.uniform(0.1, 0.6), noise)
+        waveform = _reverberant(waveform, rng.uniform(0.1, 0.6), noise)
     if rng.random() < 0.6:
-        sound = _noisy(sound, others, rng, noise)
+        waveform = _noisy(waveform, others, rng, noise)
     if rng.random() < 0.15:
-        sound = _through_telephone(sound)
+        waveform = _through_telephone(waveform)
     if rng.random() < 0.1:
-        sound = _through_codec(sound)
+        waveform = _through_codec(waveform)
     if rng.random() < 0.1:  # too loud for the microphone
-        limit = rng.uniform(0.3, 0.8) * float(np.abs(sound).max() + 1e-6)
-        sound = np.clip(sound, -limit, limit)
-    return np.asarray(sound * rng.uniform(0.1, 1.0), dtype=np.float32)
+        limit = rng.uniform(0.3, 0.8) * float(np.abs(waveform).max() + 1e-6)
+        waveform = np.clip(waveform, -limit, limit)
+    return np.asarray(waveform * rng.uniform(0.1, 1.0), dtype=np.float32)
 
 
-def _reverberant(sound: NDArray[np.float32], seconds: float, noise: np.random.Generator) -> NDArray[np.float32]:
+def _reverberant(waveform: NDArray[np.float32], seconds: float, noise: np.random.Generator) -> NDArray[np.float32]:
     """Reverberation that falls by 60 dB in ``seconds``, after the direct sound."""
     length = int(seconds * SAMPLE_RATE)
     tail = noise.standard_normal(length).astype(np.float32) * 10 ** (-3 * np.arange(length) / length)
     tail *= 0.5 / np.sqrt((tail**2).sum())
     tail[0] = 1.0
-    size = 1 << (len(sound) + length - 1).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(tail, size), size)[: len(sound)]
+    size = 1 << (len(waveform) + length - 1).bit_length()
+    wet = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(tail, size), size)[: len(waveform)]
     return np.asarray(wet, dtype=np.float32)
 
 
 def _noisy(
-    sound: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random, noise: np.random.Generator
+    waveform: NDArray[np.float32], others: list[NDArray[np.float32]], rng: Random, noise: np.random.Generator
 ) -> NDArray[np.float32]:
     """White or pink noise, hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
     kind = rng.choice(("white", "pink", "hum", "voices"))
     if kind == "white":
-        added = noise.standard_normal(len(sound))
+        added = noise.standard_normal(len(waveform))
     elif kind == "pink":
-        spectrum = np.fft.rfft(noise.standard_normal(len(sound)))
-        added = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(sound))
+        spectrum = np.fft.rfft(noise.standard_normal(len(waveform)))
+        added = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(waveform))
     elif kind == "hum":
-        time = np.arange(len(sound)) / SAMPLE_RATE
+        time = np.arange(len(waveform)) / SAMPLE_RATE
         base = rng.uniform(45, 130)
         added = np.sum([rng.random() * np.sin(2 * np.pi * base * n * time) for n in range(1, 6)], axis=0)
     else:
-        added = np.zeros(len(sound))
+        added = np.zeros(len(waveform))
         for other in rng.sample(others, min(3, len(others))):
-            added += np.resize(other, len(sound))
+            added += np.resize(other, len(waveform))
     decibels = rng.uniform(8 if kind == "voices" else 0, 30)
-    scale = np.sqrt((sound**2).mean() / ((added**2).mean() + 1e-12)) * 10 ** (-decibels / 20)
-    return np.asarray(sound + scale * added, dtype=np.float32)
+    scale = np.sqrt((waveform**2).mean() / ((added**2).mean() + 1e-12)) * 10 ** (-decibels / 20)
+    return np.asarray(waveform + scale * added, dtype=np.float32)
 
 
-def _through_telephone(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+def _through_telephone(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """8 kHz and eight bits of mu-law, as in telephony (ITU-T G.711)."""
-    narrow = soxr.resample(sound, SAMPLE_RATE, 8000)
+    narrow = soxr.resample(waveform, SAMPLE_RATE, 8000)
     peak = float(np.abs(narrow).max() + 1e-6)
     packed = np.sign(narrow) * np.log1p(255 * np.abs(narrow) / peak) / np.log(256)
     coarse = np.round(packed * 127) / 127
     narrow = np.sign(coarse) * np.expm1(np.abs(coarse) * np.log(256)) / 255 * peak
-    return _of_length(soxr.resample(narrow.astype(np.float32), 8000, SAMPLE_RATE), len(sound))
+    return _of_length(soxr.resample(narrow.astype(np.float32), 8000, SAMPLE_RATE), len(waveform))
 
 
-def _through_codec(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+def _through_codec(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     """Encoded as Ogg Vorbis at its lowest quality, and decoded."""
     packed = io.BytesIO()
-    soundfile.write(packed, np.clip(sound, -1, 1), SAMPLE_RATE, format="OGG", subtype="VORBIS", compression_level=1.0)
+    soundfile.write(
+        packed, np.clip(waveform, -1, 1), SAMPLE_RATE, format="OGG", subtype="VORBIS", compression_level=1.0
+    )
     packed.seek(0)
-    heard, rate = soundfile.read(packed, dtype="float32")
+    decoded, rate = soundfile.read(packed, dtype="float32")
     if rate != SAMPLE_RATE:
         raise SaySeeError(f"Ogg Vorbis of {SAMPLE_RATE} Hz was decoded at {rate} Hz; install another libsndfile")
-    return _of_length(heard, len(sound))
+    return _of_length(decoded, len(waveform))
 
 
-def _of_length(sound: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+def _of_length(waveform: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     """Cut or padded with silence to a length."""
-    return np.asarray(np.pad(sound[:length], (0, max(0, length - len(sound)))), dtype=np.float32)
+    return np.asarray(np.pad(waveform[:length], (0, max(0, length - len(waveform)))), dtype=np.float32)

@@ -116,13 +116,13 @@ def wav_files(tmp_path, sounds):
 
 @pytest.fixture
 def corpus(tmp_path, wav_files):
-    """Five clips with a picture each; the last has no text."""
+    """Five clips with an image each; the last has no text."""
     rng = np.random.default_rng(4)
     rows = []
     for number, (clip, text) in enumerate(zip(wav_files, [*TEXTS[:4], None], strict=True)):
-        picture = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(picture)
-        rows.append(Row(clip.name, picture.name, str(number), "test", text))
+        image_file = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(image_file)
+        rows.append(Row(clip.name, image_file.name, str(number), "test", text))
     return Manifest(rows, tmp_path)
 
 
@@ -137,7 +137,7 @@ def refused(error, action, *words):
 # ---------------------------------------------------------------------- recognisers
 
 
-def test_whisper_hears_the_same_in_any_batch_and_as_transformers_alone(whisper_folder, wav_files, sounds):
+def test_whisper_gives_the_same_text_in_any_batch_as_transformers_alone(whisper_folder, wav_files, sounds):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     recognizer = SpeechRecognizer(whisper_folder)
@@ -151,7 +151,7 @@ def test_whisper_hears_the_same_in_any_batch_and_as_transformers_alone(whisper_f
         assert text == processor.decode(tokens[0], skip_special_tokens=True).strip()
 
 
-def test_a_clip_longer_than_whispers_window_is_heard_window_by_window(whisper_folder, tmp_path, sounds):
+def test_a_clip_longer_than_whispers_window_is_recognized_window_by_window(whisper_folder, tmp_path, sounds):
     long = np.concatenate([sounds[0], sounds[4], sounds[3]])  # 2.1 s; the window is 1 s
     soundfile.write(tmp_path / "long.wav", long, 16_000, subtype="FLOAT")
     parts = []
@@ -165,7 +165,7 @@ def test_a_clip_longer_than_whispers_window_is_heard_window_by_window(whisper_fo
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
-def test_a_ctc_recogniser_hears_each_clip_as_it_is_alone(kind, ctc_folder, wav_files, sounds):
+def test_a_ctc_recognizer_gives_each_clip_the_text_that_it_has_alone(kind, ctc_folder, wav_files, sounds):
     from transformers import AutoModelForCTC, Wav2Vec2Processor
 
     folder = ctc_folder(kind)
@@ -178,7 +178,7 @@ def test_a_ctc_recogniser_hears_each_clip_as_it_is_alone(kind, ctc_folder, wav_f
         assert text == processor.decode(logits[0].argmax(dim=-1)).strip()
 
 
-def test_a_language_is_told_to_a_recogniser_that_knows_it(whisper_folder, ctc_folder, wav_files):
+def test_a_recognizer_takes_a_language_that_it_knows(whisper_folder, ctc_folder, wav_files):
     told = {
         tag: SpeechRecognizer(whisper_folder, language=tag).transcribe(wav_files, progress=False)
         for tag in ("en", "de")
@@ -188,11 +188,11 @@ def test_a_language_is_told_to_a_recogniser_that_knows_it(whisper_folder, ctc_fo
     refused(SaySeeError, lambda: SpeechRecognizer(ctc_folder("hubert"), language="en"), "--language")
 
 
-def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path, hubert_folder, clip_folder, ctc_folder):
+def test_what_is_no_recognizer_is_an_error_of_one_line(tmp_path, hubert_folder, clip_folder, ctc_folder):
     (tmp_path / "empty").mkdir()
     for place in (tmp_path / "none", tmp_path / "empty", clip_folder):
-        refused(CheckpointError, partial(SpeechRecognizer, place), place, "speech recognizer", "give a folder")
-    refused(CheckpointError, lambda: SpeechRecognizer(hubert_folder), "lacks weights", "lm_head")
+        refused(CheckpointError, partial(SpeechRecognizer, place), place, "speech recognizer")
+    refused(CheckpointError, lambda: SpeechRecognizer(hubert_folder), hubert_folder, "lm_head")
     folder = ctc_folder("hubert")
     for name in ("processor_config.json", "tokenizer_config.json", "vocab.json"):
         (folder / name).unlink()
@@ -202,7 +202,7 @@ def test_what_is_no_recogniser_is_refused_in_one_line(tmp_path, hubert_folder, c
 # ---------------------------------------------------------------------- the cascade
 
 
-def clip_vectors(folder, texts, pictures):
+def clip_vectors(folder, texts, images):
     """What transformers' own CLIP gives."""
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
@@ -211,12 +211,12 @@ def clip_vectors(folder, texts, pictures):
     with torch.no_grad():
         tokens = [tokenizer(text, truncation=True, return_tensors="pt") for text in texts]
         speech = [model.get_text_features(**of_text).pooler_output[0] for of_text in tokens]
-        opened = [prepare(Image.open(path).convert("RGB"), return_tensors="pt") for path in pictures]
+        opened = [prepare(Image.open(path).convert("RGB"), return_tensors="pt") for path in images]
         images = [model.get_image_features(**pixels).pooler_output[0] for pixels in opened]
     return tuple(torch.nn.functional.normalize(torch.stack(side), dim=-1).numpy() for side in (speech, images))
 
 
-def test_its_vectors_are_clips_own_of_what_was_heard_and_its_word_errors_are_counted(ctc_folder, clip_folder, corpus):
+def test_its_vectors_are_clips_own_of_the_texts_and_its_word_errors_are_counted(ctc_folder, clip_folder, corpus):
     encoder, recognizer = Encoder(clip_folder), SpeechRecognizer(ctc_folder("hubert"))
     result = evaluate_cascade(encoder, corpus, recognizer, batch_size=2, progress=False)
     heard = recognizer.transcribe([corpus.clip_path(row) for row in corpus], progress=False)
@@ -256,7 +256,7 @@ def test_the_command_gives_what_python_gives(ctc_folder, clip_folder, corpus, tm
     assert told["word_errors"]["clips"] == 4
 
 
-def test_a_clip_without_text_encoder_is_refused(tmp_path, clip_config, clip_folder, corpus):
+def test_a_clip_without_text_encoder_is_an_error(tmp_path, clip_config, clip_folder, corpus):
     from transformers import CLIPVisionModelWithProjection
 
     clip_config.vision_config.projection_dim = clip_config.projection_dim

@@ -26,7 +26,7 @@ def test_patches_are_counted_row_by_row_from_the_top_left():
 
 
 def test_a_patch_counts_by_the_area_that_is_covered():
-    # Width 0.25 to 0.75 of the picture, height 0 to 0.25: half of each upper patch's width and half of its height.
+    # Width 0.25 to 0.75 of the image, height 0 to 0.25: half of each upper patch's width and half of its height.
     assert patch_grid([(0.25, 0.0, 0.75, 0.25)], 2) == pytest.approx([0.25, 0.25, 0, 0])
     assert patch_grid([(0.1, 0.2, 0.6, 0.7)], 1) == pytest.approx([0.25])
 
@@ -45,7 +45,7 @@ def test_area_over_all_patches_is_the_area_of_the_box():
         assert share.max() <= 1 + 1e-9
 
 
-def test_what_lies_outside_the_picture_is_cut_off():
+def test_what_is_outside_the_image_is_clipped():
     assert patch_grid([(-1.0, -1.0, 0.5, 2.0)], 2) == pytest.approx([1, 0, 1, 0])
     assert patch_grid([], 2).tolist() == [0, 0, 0, 0]
 
@@ -63,7 +63,7 @@ def test_mass_is_averaged_over_the_frames_of_the_word_and_then_over_words():
     attention = np.array([[0.6, 0.4, 0, 0], [0.2, 0.2, 0.6, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     words = [word(0.0, 0.04, 0), word(0.04, 0.06), word(0.06, 0.08, 1)]
     found = attention_on_object(attention, words, [TOP_LEFT, {"box": (0.5, 0.0, 1.0, 1.0)}], HOP)
-    # The first word: (0.6 + 0.2) / 2 in a quarter of the picture; the third: all of it in a half.
+    # The first word: (0.6 + 0.2) / 2 in a quarter of the image; the third: all of it in a half.
     assert found.mass == pytest.approx((0.4 + 1.0) / 2)
     assert found.lift == pytest.approx((0.4 / 0.25 + 1.0 / 0.5) / 2)
     assert found.words == 2
@@ -136,7 +136,7 @@ def test_torch_maps_of_low_precision_are_read():
         ([[0.25] * 4], [word(0, 1, 0)], [{"box": (0, 0, 1, np.inf)}], "four finite numbers"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(attention, words, objects, message):
+def test_invalid_maps_words_and_boxes_are_errors(attention, words, objects, message):
     with pytest.raises(ValueError, match=message):
         attention_on_object(attention, words, objects, HOP)
 

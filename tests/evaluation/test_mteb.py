@@ -129,7 +129,7 @@ def test_image_to_speech_is_scored_as_by_our_protocol_under_mteb_s_names(
     assert found["ndcg_at_10"] * 100 == pytest.approx(ours["nDCG@10"], abs=1e-3)
 
 
-def test_text_searches_pictures_too(model: SpeechImageModel, manifest: Manifest) -> None:
+def test_text_searches_images_too(model: SpeechImageModel, manifest: Manifest) -> None:
     assert 0 <= scores_of(model, task_of(manifest, "text", "image"))["ndcg_at_10"] <= 1
 
 
@@ -149,7 +149,7 @@ def test_samples_paths_and_bytes_give_the_same_vectors(model: SpeechImageModel, 
         assert np.allclose(vectors, whole, atol=1e-4)
 
 
-def test_a_row_of_picture_and_text_is_refused(model: SpeechImageModel) -> None:
+def test_a_row_of_image_and_text_is_an_error(model: SpeechImageModel) -> None:
     picture = io.BytesIO()
     Picture.new("RGB", (8, 8)).save(picture, "PNG")
     table = Dataset.from_dict({"image": [{"bytes": picture.getvalue(), "path": None}], "text": ["a"]})

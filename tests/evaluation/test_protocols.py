@@ -27,8 +27,8 @@ class NamedVectors:
     def encode_speech(self, clips, *, batch_size=32, progress=True):
         return self._encode("speech", clips)
 
-    def encode_images(self, pictures, *, batch_size=32, progress=True):
-        return self._encode("images", pictures)
+    def encode_images(self, images, *, batch_size=32, progress=True):
+        return self._encode("images", images)
 
     def _encode(self, kind, paths):
         self.asked[kind] += [path.name for path in paths]
@@ -87,7 +87,7 @@ def test_groups_are_those_of_any_column(tmp_path):
     assert sum(group.clips for group in result.groups["twin_of"].values()) == 36
 
 
-def test_an_unknown_column_or_split_is_refused_before_anything_is_encoded(tmp_path):
+def test_an_unknown_column_or_split_is_an_error_before_anything_is_encoded(tmp_path):
     manifest, model = corpus(tmp_path)
     with pytest.raises(ManifestError, match="accent"):
         evaluate(model, manifest, by=["accent"], progress=False)
@@ -96,7 +96,7 @@ def test_an_unknown_column_or_split_is_refused_before_anything_is_encoded(tmp_pa
     assert model.asked == {"speech": [], "images": []}
 
 
-def test_twin_accuracy_counts_clips_closer_to_their_picture_than_to_its_twin(tmp_path):
+def test_twin_accuracy_counts_clips_closer_to_their_image_than_to_its_twin(tmp_path):
     manifest, model = corpus(tmp_path, twins=True)
     assert evaluate(model, manifest, progress=False).twin_accuracy.accuracy == 100
     for nth in range(3):  # the clips of image 0 say what its twin shows
@@ -106,7 +106,7 @@ def test_twin_accuracy_counts_clips_closer_to_their_picture_than_to_its_twin(tmp
     assert twins.interval[0] < 75 < twins.interval[1]
 
 
-def test_of_pictures_with_a_twin_those_are_counted_whose_nearest_neighbour_it_is(tmp_path):
+def test_of_images_with_a_twin_those_are_counted_whose_nearest_neighbor_it_is(tmp_path):
     manifest, model = corpus(tmp_path, twins=True)
     near = 0.01 * np.arange(8)
     model.vectors["1.png"] = 3 * model.vectors["0.png"] + near  # however long: what counts is the direction
@@ -140,7 +140,7 @@ def test_kept_vectors_score_the_same_again(tmp_path):
     assert evaluate(model, manifest, progress=False).speech is None
 
 
-def test_vectors_that_do_not_fit_the_rows_are_refused(tmp_path):
+def test_vectors_that_do_not_fit_the_rows_are_an_error(tmp_path):
     manifest, _ = corpus(tmp_path)
     with pytest.raises(SaySeeError, match="for 36 clips and 12 images"):
         evaluate_vectors(np.ones((36, 8)), np.ones((36, 8)), manifest.select("test"))

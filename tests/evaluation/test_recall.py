@@ -212,7 +212,7 @@ def test_torch_and_numpy_vectors_score_alike():
     retrieval_ranks(torch.from_numpy(speech).bfloat16(), torch.from_numpy(images).bfloat16(), image_of_clip)
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_changed():
     speech, images, image_of_clip = random_case()
     speech, images = speech.astype(np.float64), images.astype(np.float64)
     before = speech.copy(), images.copy()
@@ -223,7 +223,7 @@ def test_inputs_are_left_as_they_were():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_vector_that_is_not_finite_is_refused_by_row(bad, side):
+def test_a_vector_that_is_not_finite_is_an_error_with_its_row(bad, side):
     case = random_case()
     case[side][17, 3] = bad
     with pytest.raises(SaySeeError, match=r"^(speech|image) vector 17 holds NaN or infinity: .*$"):
@@ -243,7 +243,7 @@ def test_a_vector_that_is_not_finite_is_refused_by_row(bad, side):
         (np.ones((2, 2)), np.ones((1, 2)), [0, -1], "clip 1 has image -1"),
     ],
 )
-def test_input_that_does_not_fit_is_refused_in_one_line(speech, images, image_of_clip, message):
+def test_input_that_does_not_fit_is_an_error_of_one_line(speech, images, image_of_clip, message):
     with pytest.raises(SaySeeError, match=message) as refused:
         retrieval_ranks(speech, images, image_of_clip)
     assert "\n" not in str(refused.value)
@@ -321,7 +321,7 @@ def test_same_seed_same_interval_and_another_seed_another():
     assert retrieval_measures(ranks, seed=1).interval != retrieval_measures(ranks, seed=2).interval
 
 
-def test_too_few_resamples_are_refused():
+def test_too_few_resamples_are_an_error():
     with pytest.raises(SaySeeError, match="resamples is 10"):
         retrieval_measures(retrieval_ranks(*random_case()), resamples=10)
 
@@ -359,7 +359,7 @@ def test_each_clip_needs_a_label():
         group_measures(retrieval_ranks(*random_case()), ["a", "b"])
 
 
-def test_a_choice_without_clips_is_refused():
+def test_a_choice_without_clips_is_an_error():
     ranks = retrieval_ranks(*random_case())
     with pytest.raises(SaySeeError, match="no clip is chosen"):
         retrieval_measures(ranks, clips=np.zeros(200, bool))

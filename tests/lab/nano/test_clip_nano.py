@@ -170,7 +170,7 @@ def one_object(trained, monkeypatch):
         training.parts[name] = layer
 
 
-def test_what_patches_must_tell_is_told_where_there_is_an_object(one_object):
+def test_the_loss_on_patches_is_that_of_patches_with_an_object(one_object):
     sizes = [len(values) + 1 for values in LABELS.values()]
     covered, scores = torch.zeros(1, 16, 64), torch.zeros(1, 16, sum(sizes) + len(SURROUNDINGS))
     loss, metrics = one_object._patch_loss(covered, scores, torch.tensor([0]))
@@ -221,7 +221,7 @@ def test_the_loss_falls(tmp_path):
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
 
 
-def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
+def test_a_run_of_other_sizes_in_the_same_folder_is_an_error(trained):
     from saysee.errors import CheckpointError
 
     folder = trained[0]
@@ -242,12 +242,12 @@ def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
         ({"scenes": 1}, "scenes"),
     ],
 )
-def test_sizes_that_no_network_can_have_are_refused(wrong, name):
+def test_sizes_that_no_network_can_have_are_errors(wrong, name):
     with pytest.raises(ConfigError, match=f"^{name} is"):
         replace(TINY, **wrong)
 
 
-def test_words_are_tokens_between_the_marks_and_unknown_words_are_told_apart_from_none():
+def test_words_are_tokens_between_the_marks_and_unknown_words_have_a_token_of_their_own():
     tokenizer = word_tokenizer(["A red star", "two blue rings"])
     ids = tokenizer("a Blue giraffe")["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["<begin>", "a", "blue", "<unknown>", "<end>"]

@@ -88,7 +88,7 @@ def test_a_saved_encoder_hides_nothing_by_itself(trained):
     assert config["dtype"] == "float16"
 
 
-def test_a_frame_stands_for_40_ms_and_hears_little_more(trained):
+def test_a_frame_is_40_ms_and_its_receptive_field_little_more(trained):
     encoder = trained[2]["training"].encoder
     middles = frame_middles(encoder)
     assert encoder.frame_seconds == 0.04
@@ -118,7 +118,7 @@ def test_frames_are_labelled_by_the_phone_at_their_middle(trained, monkeypatch):
     assert training._labels_at(training.pool, [0], [2.0], 3).tolist() == [[one, two, 0]]
 
 
-def test_a_word_is_told_by_the_mean_of_its_frames(trained, monkeypatch):
+def test_a_word_is_classified_by_the_mean_of_its_frames(trained, monkeypatch):
     training = trained[2]["training"]
     (a, one), (b, two), *_ = training.words.items()
     means = []
@@ -189,7 +189,7 @@ def spans(flags):
     return found
 
 
-def test_what_lies_behind_the_mask_is_not_heard(trained):
+def test_masked_frames_do_not_reach_the_encoder(trained):
     """With all frames hidden, two sounds of one length give the same states."""
     training = trained[2]["training"]
     length = 8000
@@ -242,7 +242,7 @@ def test_the_loss_falls(tmp_path):
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])
 
 
-def test_a_run_of_other_sizes_in_the_same_folder_is_refused(trained):
+def test_a_run_of_other_sizes_in_the_same_folder_is_an_error(trained):
     for other in (replace(TINY, width=128), replace(TINY, word_weight=0.1)):
         with pytest.raises(CheckpointError) as refusal:
             pretrain_hubert_nano(trained[0], other)
@@ -261,14 +261,14 @@ def test_hubert_s_own_labels_come_from_mfcc_and_then_from_the_first_model(tmp_pa
     assert pretrain_hubert_nano(tmp_path / "first", clusters)["loss"] == first["loss"]
 
 
-def test_labels_that_name_no_hubert_are_refused_in_one_line(tmp_path):
+def test_labels_that_name_no_hubert_are_an_error_of_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"labels is .*nothing") as refusal:
         pretrain_hubert_nano(tmp_path, replace(TINY, labels=str(tmp_path / "nothing")))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("wrong", "name"), [({"width": 48}, "width"), ({"utterances": 0}, "utterances")])
-def test_sizes_that_no_network_can_have_are_refused(wrong, name):
+def test_sizes_that_no_network_can_have_are_errors(wrong, name):
     with pytest.raises(ConfigError, match=name):
         replace(TINY, **wrong)
 

@@ -146,7 +146,7 @@ def test_an_object_too_small_for_half_a_patch_labels_the_one_that_it_covers_most
     assert ((labels[0] > 0) == expected).all()
 
 
-def test_surroundings_are_told_as_captions_tell_them():
+def test_surroundings_agree_with_captions():
     left, right = thing("star", "red", 0.2, 0.25, 0.2), thing("oval", "black", 0.8, 0.3, 0.2)
     low = thing("ring", "blue", 0.75, 0.8, 0.2)
     bits = np.unpackbits(patch_surroundings(Scene((left, right, low), Background("plain", 0, 0)), 4), axis=1)
@@ -233,7 +233,7 @@ def test_the_pool_has_what_was_asked_for_and_the_same_seed_gives_the_same(tmp_pa
     assert (other.pixels != pool.pixels).any()
 
 
-def test_pictures_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small_chunks):
+def test_images_labels_and_captions_are_of_the_scenes_in_order(tmp_path, small_chunks):
     pool = ImagePool(tmp_path, 9, 32, 4, seed=2)
     scenes = [*wide_scenes(2, 0, 6), *wide_scenes(2, 1, 3)]
     assert pool.captions == [list(each.captions) for each in scenes]
@@ -286,7 +286,7 @@ def test_a_chunk_that_is_missing_is_drawn_again_and_is_the_same(tmp_path, small_
     assert all((c / "pixels.npy").stat().st_mtime_ns == times[c] for c in (chunks[0], chunks[2]))
 
 
-def test_a_folder_of_other_pictures_is_refused(tmp_path, small_chunks):
+def test_a_folder_of_other_images_is_an_error(tmp_path, small_chunks):
     ImagePool(tmp_path, 3, 16, 2, seed=1)
     for size, grid in ((32, 2), (16, 4)):
         with pytest.raises(CheckpointError, match=r"holds images of 16 pixels and 4 patches, not") as refusal:
@@ -294,7 +294,7 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path, small_chunks):
         assert "\n" not in str(refusal.value)
 
 
-def test_a_folder_that_an_earlier_version_drew_is_refused(tmp_path, small_chunks):
+def test_a_folder_of_an_earlier_version_is_an_error(tmp_path, small_chunks):
     ImagePool(tmp_path, 3, 16, 2, seed=1)
     for name in ("words.npy", "words.json"):
         next(tmp_path.glob(f"*/{name}")).unlink()
@@ -315,7 +315,7 @@ DRAW = (
 
 @pytest.mark.nightly  # starts worker processes; that a missing chunk is drawn again is tested above
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
-def test_a_killed_pool_has_whole_chunks_only_and_is_gone_on_with(tmp_path, monkeypatch):
+def test_a_killed_pool_has_whole_chunks_only_and_is_completed(tmp_path, monkeypatch):
     script = tmp_path / "draw.py"
     script.write_text(DRAW)
     folder = tmp_path / "pool"
@@ -358,7 +358,7 @@ def test_augmentation_keeps_shape_and_range_and_follows_its_generator():
     assert not torch.equal(once, other)
 
 
-def test_augmentation_changes_each_picture_in_its_own_way_but_not_what_it_shows():
+def test_augmentation_changes_each_image_differently_but_not_its_content():
     pixels = torch.full((8, 3, 16, 16), 0.2)
     pixels[:, :, :, 8:] = 0.8
     changed = augmented(pixels, torch.Generator().manual_seed(3))

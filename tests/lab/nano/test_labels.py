@@ -40,7 +40,7 @@ def test_k_means_is_the_same_for_the_same_seed_and_outlives_points_that_are_all_
     assert torch.isfinite(k_means(torch.ones(20, 3), 4, 5, torch.Generator().manual_seed(0))).all()
 
 
-def test_mfcc_has_a_row_each_hop_tells_tones_apart_and_hears_no_loudness_but_in_the_first():
+def test_mfcc_has_a_row_a_hop_separates_tones_and_has_loudness_in_the_first_coefficient_only():
     low, high = mfcc(tone(300, 1.0), 0.04), mfcc(tone(3000, 1.0), 0.04)
     assert low.shape == high.shape == (25, 39)
     assert np.abs(low[:, 1:13].mean(axis=0) - high[:, 1:13].mean(axis=0)).max() > 5

@@ -73,7 +73,7 @@ def same_weights(one, other):
 
 # Before the first checkpoint, right after one, between two, and in the last step.
 @pytest.mark.parametrize("broken_at", [[2], [3], [5], [10], [1, 2, 4, 7, 8]])
-def test_broken_off_and_gone_on_with_equals_never_broken_off(broken_at, tmp_path, whole):
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(broken_at, tmp_path, whole):
     for step in broken_at:
         with pytest.raises(Killed):
             Task(break_at=step).run(tmp_path / "run")
@@ -94,7 +94,7 @@ def asked_together(monkeypatch):
 
 
 @pytest.mark.parametrize("broken_at", [[2], [3], [5], [10]])
-def test_metrics_that_are_asked_for_together_are_logged_once_each(broken_at, tmp_path, whole, asked_together):
+def test_metrics_that_are_fetched_together_are_logged_once_each(broken_at, tmp_path, whole, asked_together):
     for step in broken_at:
         with pytest.raises(Killed):
             Task(break_at=step).run(tmp_path / "run")
@@ -108,14 +108,14 @@ def test_metrics_that_are_asked_for_together_are_logged_once_each(broken_at, tmp
     assert same_weights(task.model, whole[0].model)
 
 
-def test_metrics_that_are_asked_for_together_are_logged_without_a_checkpoint_too(tmp_path, monkeypatch, whole):
+def test_metrics_that_are_fetched_together_are_logged_without_a_checkpoint_too(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(loop, "_fetch_every", lambda device: 2)
     with pytest.raises(Killed):
         Task(break_at=5).run(tmp_path, replace(SETTINGS, evaluate_every=100, checkpoint_every=100))
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_loss_that_is_not_finite_is_told_of_its_own_step_and_never_kept(tmp_path, asked_together):
+def test_a_loss_that_is_not_finite_is_reported_with_its_step_and_never_saved(tmp_path, asked_together):
     task = Task()
 
     def loss_of(step):
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_is_told_of_its_own_step_and_never_kept(tmp_pa
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
-def test_a_gradient_that_is_not_finite_is_never_kept(tmp_path):
+def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path):
     task = Task()
 
     def loss_of(step):
@@ -210,7 +210,7 @@ def refused(action, *words, kind=CheckpointError):
         assert word in str(refusal.value)
 
 
-def test_a_folder_of_other_settings_is_refused(tmp_path, whole):
+def test_a_folder_of_other_settings_is_an_error(tmp_path, whole):
     folder = tmp_path / "whole"
     refused(lambda: Task().run(folder, replace(SETTINGS, lr=2e-2)), str(folder), "--to")
     Task().run(tmp_path / "sized", whole={"width": 32, "loop": {"steps": 11}})
@@ -219,7 +219,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, whole):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_refused_with_its_step(value, tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error_with_its_step(value, tmp_path):
     task = Task()
 
     def loss_of(step):
@@ -242,6 +242,6 @@ def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine():
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "evaluate_every", "checkpoint_every"])
-def test_numbers_that_no_run_can_have_are_refused(name):
+def test_numbers_that_no_run_can_have_are_errors(name):
     refused(lambda: replace(SETTINGS, **{name: 0}), f"loop.{name}", kind=ConfigError)
     refused(lambda: replace(SETTINGS, seed=-1), "loop.seed", kind=ConfigError)

@@ -100,7 +100,7 @@ def test_stress_is_no_phone_of_its_own(pool):
     assert not any(name[0] in "',%" and len(name) > 1 for name in names)
 
 
-def test_the_same_seed_gives_the_same_pool_and_a_missing_chunk_comes_back(pool, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_pool_and_a_missing_chunk_is_made_again(pool, tmp_path, monkeypatch):
     again = SpeechPool(tmp_path / "again", 24, 0, "train")
     assert (again.samples == pool.samples).all()
     assert again.items == pool.items
