@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) ->
                 sys.exit(f"kept_features: this recipe's features cannot be kept: {trainer.data.recomputed}")
             if keep == "auto" and turn == 0:
                 start = time.perf_counter()
-                trainer.keep_features()
+                trainer.cache_features()
                 keeping = time.perf_counter() - start
             trainer.fit()
             found.append(clips_per_second(run, _clips_a_step(trainer.recipe), options.warm_up))

@@ -101,7 +101,7 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
     model.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     keep(model, corpus)
     assert encoded() == (6, 3)
-    fewer = build_model(resolve_recipe(frozen_settings, ["--model.speech_layers=[-1]"]))
+    fewer = build_model(resolve_recipe(frozen_settings, ["--head.speech_layers=[-1]"]))
     kept = keep(fewer, corpus)
     assert encoded()[0] == 6
     torch.testing.assert_close(states_of(kept, 0), first[-1:], rtol=1e-3, atol=1e-3)
@@ -113,7 +113,7 @@ from saysee.settings.reading import load_recipe
 from saysee.encoding import features
 features.SHARD_FILES = 4
 from saysee.training.trainer import Trainer
-Trainer(load_recipe(sys.argv[1])).keep_features()
+Trainer(load_recipe(sys.argv[1])).cache_features()
 """
 
 
@@ -149,7 +149,7 @@ def test_killed_it_keeps_the_finished_shards_and_repeats_none_of_them(
     finished = sum(len(keys) for keys in done)
     assert 3 * 4 <= finished < 60 + 20
     trainer = Trainer(resolve_recipe(frozen_settings))
-    trainer.keep_features()
+    trainer.cache_features()
     assert encoded()[0] == 60 + 20 - finished
     every = [key for keys in keys_in(folder) for key in keys]
     assert len(every) == len(set(every)) == 60 + 20
@@ -168,7 +168,7 @@ def test_two_runs_that_start_at_once_both_end_with_whole_features(
     assert len({key for keys in keys_in(folder) for key in keys}) == 60 + 20
     trainer = Trainer(resolve_recipe(frozen_settings))
     files = list(trainer.loader)
-    trainer.keep_features()
+    trainer.cache_features()
     assert encoded() == (0, 0)
     assert [batch.rows for batch in trainer.loader] == [batch.rows for batch in files]
 
@@ -234,7 +234,7 @@ def test_the_size_is_stated_as_it_comes_out_and_over_the_limit_it_is_refused(
     with pytest.raises(ConfigError) as refusal:
         keep(model, corpus, limit_gb=1e-6)
     message = str(refusal.value)
-    for word in ("features.limit_gb", "1e-06", "model.speech_layers", "all 3 take", "[-1]", "features.keep to off"):
+    for word in ("features.limit_gb", "1e-06", "head.speech_layers", "all 3 take", "[-1]", "features.keep to off"):
         assert word in message
     assert "\n" not in message
     assert not list((corpus.root / "features").glob("*/*.values"))
@@ -258,7 +258,7 @@ def test_the_size_is_stated_as_it_comes_out_and_over_the_limit_it_is_refused(
 def test_a_refused_run_leaves_its_folder_free_for_other_settings(frozen_settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"features\.limit_gb"):
         Trainer(resolve_recipe(frozen_settings, ["--features.limit_gb=1e-6"])).fit()
-    assert Trainer(resolve_recipe(frozen_settings, ["--model.speech_layers=[-1]"])).fit()["steps"] == 6
+    assert Trainer(resolve_recipe(frozen_settings, ["--head.speech_layers=[-1]"])).fit()["steps"] == 6
 
 
 def test_a_folder_that_cannot_be_made_is_told(frozen_settings: dict[str, Any], corpus: Manifest) -> None:

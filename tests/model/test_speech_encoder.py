@@ -201,7 +201,7 @@ def test_only_the_chosen_hidden_states_are_mixed_in_the_order_given(kind, hubert
 
 @pytest.mark.parametrize("layers", [[], [4], [-5], [1, 1], [3, -1]])
 def test_hidden_states_that_hubert_does_not_have_are_refused_in_one_line(hubert_configs, layers):
-    with pytest.raises(ConfigError, match=r"model\.speech_layers.*0 to 3.*-4 to -1") as refusal:
+    with pytest.raises(ConfigError, match=r"head\.speech_layers.*0 to 3.*-4 to -1") as refusal:
         SpeechEncoder(hubert_configs["base"], HeadConfig(speech_layers=layers), WIDTH)
     assert "\n" not in str(refusal.value)
 

@@ -248,6 +248,6 @@ def test_bad_files_are_refused_by_name_or_left_out_as_the_file_loader_does(
 
 
 def test_a_recipe_file_names_the_settings_of_features(tmp_path: Path) -> None:
-    save_recipe(resolve_recipe({}, ["--features.keep=off", "--model.speech_layers=[0, -1]"]), tmp_path / "recipe.yaml")
+    save_recipe(resolve_recipe({}, ["--features.keep=off", "--head.speech_layers=[0, -1]"]), tmp_path / "recipe.yaml")
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert (recipe.features.keep, recipe.head.speech_layers) == ("off", [0, -1])

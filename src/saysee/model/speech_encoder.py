@@ -50,7 +50,7 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         if config.hidden_size % head.heads:
             raise ConfigError(
-                f"the speech head has {head.heads} attention heads (model.head_heads); give a number that divides "
+                f"the speech head has {head.heads} attention heads (head.heads); give a number that divides "
                 f"HuBERT's width, {config.hidden_size}"
             )
         # SpecAugment would mask padding and fail on short clips; LayerDrop would leave the mix one state short.
@@ -134,7 +134,7 @@ def _layer_numbers(chosen: list[int] | None, last: int) -> list[int]:
     numbers = [layer if layer >= 0 else last + 1 + layer for layer in chosen]
     if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= number <= last for number in numbers):
         raise ConfigError(
-            f"model.speech_layers is {chosen}; this HuBERT has hidden states 0 to {last}, or {-last - 1} to -1 counted "
+            f"head.speech_layers is {chosen}; this HuBERT has hidden states 0 to {last}, or {-last - 1} to -1 counted "
             "from the last: name some of them, each once"
         )
     return numbers

@@ -99,17 +99,17 @@ class HeadConfig:
     authors' code), not for base; null follows HuBERT's kind."""
     speech_layers: Optional[list[int]] = None  # noqa: UP045
     """Which of HuBERT's hidden states are mixed: 0 is the input of its first layer, then one a layer; negative numbers
-    count from the last, -1. null takes all. Fewer make kept features smaller."""
+    count from the last, -1. null takes all. Fewer make cached features smaller."""
 
 
 @dataclass
 class FeatureSettings:
-    """Features of frozen encoders, computed once and kept on disk."""
+    """Features of frozen encoders, computed once and cached on disk."""
 
     keep: Literal["auto", "off"] = "auto"
-    """auto keeps features when both encoders are frozen and no clip is cropped; off recomputes them at each step."""
+    """auto caches features when both encoders are frozen and no clip is cropped; off recomputes them at each step."""
     folder: str = ""
-    """Folder of the kept features of all runs; empty is the folder "features" beside the manifest."""
+    """Folder of the cached features of all runs; empty is the folder "features" beside the manifest."""
     limit_gb: float = setting(50.0, above=0)
     """Maximum size of the folder, in GB (10 to the 9th bytes); what would exceed it is not computed."""
 

@@ -31,7 +31,7 @@ from saysee.files import write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation_grid import DEFAULT_GRID, check_overrides, choose_rows, flatten, read_grid, slug
-from saysee.studies.ablation_runs import is_frozen, keep_features, score_run, share_of_images
+from saysee.studies.ablation_runs import cache_features, is_frozen, score_run, share_of_images
 from saysee.studies.ablation_table import (
     EQUAL_STEPS,
     EQUAL_TIME,
@@ -162,7 +162,7 @@ class _Study:
             if not (path / "result.json").exists():
                 path.parent.mkdir(exist_ok=True)
                 if not self._features_kept and is_frozen(self.base):
-                    run_alone(keep_features, self.recipe(run, self.steps(run)))
+                    run_alone(cache_features, self.recipe(run, self.steps(run)))
                 self._features_kept = True
                 train_alone(self.recipe(run, self.steps(run)), recipe_file, str(run))
             scores = {**vars(run), **run_alone(score_run, path, self.settings.split)}

@@ -17,11 +17,11 @@ from saysee.training.log_records import read_metrics
 BREAKDOWN = ("novel_pair", "hard_twin")
 
 
-def keep_features(recipe: Recipe) -> None:
+def cache_features(recipe: Recipe) -> None:
     """Caches the features of frozen encoders; the first run would otherwise need more memory than the others."""
     from saysee.training.trainer import Trainer
 
-    Trainer(recipe, name="ablate").keep_features()
+    Trainer(recipe, name="ablate").cache_features()
 
 
 def score_run(folder: Path, split: str) -> dict[str, Any]:

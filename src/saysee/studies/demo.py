@@ -145,7 +145,7 @@ def _recipe(folder: Path, name: str, preset: str, settings: DemoSettings) -> Rec
 def _cache_features(recipe: Recipe) -> None:
     """Caches the features of all splits, for training and evaluation."""
     trainer = Trainer(recipe)
-    trainer.keep_features()
+    trainer.cache_features()
     encoder = Encoder(trainer.model, cache=feature_cache(recipe.features, trainer.manifest.root))
     cache_features([(encoder, trainer.manifest.select("test"), False)], trainer.model)
 

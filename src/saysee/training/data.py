@@ -1,4 +1,4 @@
-"""Where the batches of a training come from: the files of a manifest, or kept features of frozen encoders."""
+"""Where the batches of a training come from: the files of a manifest, or cached features of frozen encoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrainingData:
     Args:
         recipe: every setting.
         manifest: of the corpus.
-        model: prepares files, and computes kept features.
+        model: prepares files, and computes cached features.
         processes: that share each batch.
         arithmetic: of the training.
 
@@ -38,8 +38,8 @@ class TrainingData:
     Attributes:
         train_rows, val_rows: the rows of the splits.
         files: the loader of the training split's files.
-        recomputed: why features are recomputed at each step; None when they can be kept.
-        cache: of the features of both splits, once :meth:`keep_features` has computed them.
+        recomputed: why features are recomputed at each step; None when they can be cached.
+        cache: of the features of both splits, once :meth:`cache_features` has computed them.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class TrainingData:
 
     @property
     def loader(self) -> ResumableLoader[Batch] | ResumableLoader[FeatureBatch]:
-        """The loader to train with: of kept features once they are computed, else of files; the same rows in the same
+        """The loader to train with: of cached features once they are computed, else of files; the same rows in the same
         order."""
         return self._feature_loader or self.files
 
-    def keep_features(self) -> Path:
+    def cache_features(self) -> Path:
         """Computes what is missing of the features, which must not be :attr:`recomputed`.
 
         Returns:

@@ -24,14 +24,14 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
 from saysee.training.features import FeatureBatch
 from saysee.training.log_records import peak_memory_mib
-from saysee.training.objective import Objective
+from saysee.training.objective import Objective, TrainingBatch
 from saysee.training.trainer import Trainer
 
 MEASURED_STEPS = 10
 MEASURED_SECONDS = 60.0
 """No further step starts after this much measured time."""
 FEATURE_BYTES = 2
-"""Bytes of a kept value: bf16 or fp16."""
+"""Bytes of a cached value: bf16 or fp16."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class DryRun:
         device: name of the device.
         arithmetic: "fp32" or "bf16".
         processes: processes that share each batch.
-        clips_per_step: over all processes and accumulated batches.
         steps: of the whole training.
+        clips_per_second: over all processes.
         seconds_per_step: median of the measured steps, with decoding, without evaluation and checkpoints.
         hours: from the first step to the last, without evaluation and checkpoints.
         peak_memory_bytes: of this process, in main memory; None where the system does not report it.
         peak_gpu_memory_bytes: of this process, on its GPU; None on a CPU.
-        recomputed: why the features of the encoders are recomputed at each step; None when they are kept on disk.
-        feature_bytes: disk space of the kept features of the training and validation splits.
+        recomputed: why the features of the encoders are recomputed at each step; None when they are cached.
+        feature_bytes: disk space of the cached features of the training and validation splits.
         feature_hours: to compute them before the first step.
     """
 
@@ -58,8 +58,8 @@ class DryRun:
     device: str
     arithmetic: str
     processes: int
-    clips_per_step: int
     steps: int
+    clips_per_second: float
     seconds_per_step: float
     hours: float
     peak_memory_bytes: int | None
@@ -68,41 +68,33 @@ class DryRun:
     feature_bytes: int
     feature_hours: float
 
-    @property
-    def clips_per_second(self) -> float:
-        """Over all processes."""
-        return self.clips_per_step / self.seconds_per_step
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {**asdict(self), "clips_per_second": self.clips_per_second}
+        return asdict(self)
 
     def to_table(self) -> Table:
         """The result for people."""
         table = Table(title="dry run", show_header=False)
         for part, count in self.parameters.items():
             table.add_row(f"parameters, {part}", f"{count['all']:,}; {count['trained']:,} trained")
-        processes = "" if self.processes == 1 else f", {self.processes} processes"
-        table.add_row("device", f"{self.device}, {self.arithmetic}{processes}")
+        table.add_row("device", f"{self.processes} × {self.device}, {self.arithmetic}")
         table.add_row("step", f"{self.seconds_per_step:.3g} s, {self.clips_per_second:,.4g} clips/s")
-        if self.peak_memory_bytes is not None:
-            table.add_row("peak memory", f"{self.peak_memory_bytes / 2**30:,.2f} GiB")
-        if self.peak_gpu_memory_bytes is not None:
-            table.add_row("peak GPU memory", f"{self.peak_gpu_memory_bytes / 2**30:,.2f} GiB")
+        for name, size in (("memory", self.peak_memory_bytes), ("GPU memory", self.peak_gpu_memory_bytes)):
+            if size is not None:
+                table.add_row(f"peak {name}", f"{size / 2**30:,.2f} GiB")
+        features = f"recomputed at each step: {self.recomputed}"
         if self.recomputed is None:
-            kept = f"{self.feature_bytes / 1e9:,.3g} GB on disk, computed in {self.feature_hours:.3g} hours"
-            table.add_row("features of the encoders", kept)
-        else:
-            table.add_row("features of the encoders", f"recomputed at each step: {self.recomputed}")
+            features = f"cached: {self.feature_bytes / 1e9:,.3g} GB, computed in {self.feature_hours:.3g} hours"
+        table.add_row("features of the encoders", features)
         table.add_row("to the last step", f"{self.hours:,.3g} hours for {self.steps:,} steps")
         return table
 
 
 def dry_run(recipe: Recipe) -> DryRun:
-    """Takes a few steps of a training; the first ones, of the longest clips, are not timed.
+    """Takes a few steps of a training; the first, with the longest clips, counts for memory and not for time.
 
-    No file is written: no run folder, no checkpoint, no kept features. Features that a training would keep are computed
-    for the batches of these steps only.
+    No file is written: no run folder, no checkpoint, no cached features. Features that a training would cache are
+    computed for the batches of these steps only.
 
     Args:
         recipe: every setting.
@@ -111,48 +103,43 @@ def dry_run(recipe: Recipe) -> DryRun:
         SaySeeError: as for :class:`saysee.training.trainer.Trainer`; or a step fails.
     """
     trainer = Trainer(recipe, name="dry run")
-    processes, accumulate = trainer.processes, recipe.optimizer.accumulate
-    objective, kept = trainer.objective.train(), trainer.data.recomputed is None
+    data, processes, cached = trainer.data, trainer.processes, trainer.data.recomputed is None
+    trainer.objective.train()
     batches = _batches_from_the_longest(trainer)
-    step_seconds: list[float] = []
-    encoding_seconds, clips = 0.0, 0
-    last_step = recipe.training.steps - 1  # every task in full force
+    step_seconds, encoding_seconds, clips = list[float](), 0.0, 0
     with processes.ending_together(), progress_bar("dry run", 1 + MEASURED_STEPS) as bar:
-        for number in range(1 + MEASURED_STEPS):
+        while len(step_seconds) <= MEASURED_STEPS and not processes.any(sum(step_seconds[1:]) > MEASURED_SECONDS):
             start = time.perf_counter()
-            of_step: Iterable[Batch | FeatureBatch] = itertools.islice(batches, accumulate)
-            if kept:
-                of_step = [_encode(objective, trainer, batch) for batch in of_step if isinstance(batch, Batch)]
+            of_step: Iterable[TrainingBatch] = itertools.islice(batches, recipe.optimizer.accumulate)
+            if cached:
+                of_step = [_encode(trainer, batch) for batch in of_step if isinstance(batch, Batch)]
                 encoding_seconds += time.perf_counter() - start
                 start = time.perf_counter()
-            _, clips = trainer.step(iter(of_step), last_step)
-            if number > 0:
-                step_seconds.append(time.perf_counter() - start)
+            _, clips = trainer.step(iter(of_step), recipe.training.steps - 1)  # every task in full force
+            step_seconds.append(time.perf_counter() - start)
             bar.advance()
-            if processes.any(sum(step_seconds) > MEASURED_SECONDS):
-                break
-    rows = [trainer.data.train_rows, trainer.data.val_rows]
-    seconds_per_step = float(np.median(step_seconds))
-    encoded = clips * (1 + len(step_seconds))
+    seconds_per_step = float(np.median(step_seconds[1:]))
+    splits = [data.train_rows, data.val_rows]
+    all_clips = sum(len({row.clip for row in rows}) for rows in splits)
     peak, on_gpu = peak_memory_mib(), trainer.accelerator.device.type == "cuda"
     return DryRun(
-        parameters=_parameters(objective),
+        parameters=_parameters(trainer.objective),
         device=torch.cuda.get_device_name() if on_gpu else "CPU",
         arithmetic=trainer.arithmetic,
         processes=processes.count,
-        clips_per_step=clips,
         steps=recipe.training.steps,
+        clips_per_second=clips / seconds_per_step,
         seconds_per_step=seconds_per_step,
         hours=recipe.training.steps * seconds_per_step / 3600,
         peak_memory_bytes=None if peak is None else int(peak * 2**20),
         peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
-        recomputed=trainer.data.recomputed,
-        feature_bytes=sum(_feature_bytes(trainer.model, part) for part in rows) if kept else 0,
-        feature_hours=encoding_seconds / encoded * sum(len({row.clip for row in part}) for part in rows) / 3600,
+        recomputed=data.recomputed,
+        feature_bytes=sum(_feature_bytes(trainer.model, rows) for rows in splits) if cached else 0,
+        feature_hours=encoding_seconds / (clips * len(step_seconds)) * all_clips / 3600,
     )
 
 
-def _batches_from_the_longest(trainer: Trainer) -> Iterator[Batch | FeatureBatch]:
+def _batches_from_the_longest(trainer: Trainer) -> Iterator[TrainingBatch]:
     """The batches of the training in their order, from the one with the longest clip on: it takes the most memory."""
     loader = trainer.loader
     longest = [float(loader.plan.seconds[rows].max()) for rows in loader.plan.epoch(0)]
@@ -162,12 +149,12 @@ def _batches_from_the_longest(trainer: Trainer) -> Iterator[Batch | FeatureBatch
 
 
 @torch.no_grad()
-def _encode(objective: Objective, trainer: Trainer, batch: Batch) -> FeatureBatch:
-    """The features of frozen encoders for a batch, as a training reads them from disk."""
+def _encode(trainer: Trainer, batch: Batch) -> FeatureBatch:
+    """The features of frozen encoders for a batch, as a training reads them from the cache."""
     batch = batch.to(trainer.accelerator.device)
     with trainer.accelerator.autocast():
-        states, mask = objective.model.speech_encoder.layer_states(batch.waveforms, batch.speech_mask)
-        images = objective.model.image_encoder(batch.pixels)
+        states, mask = trainer.model.speech_encoder.layer_states(batch.waveforms, batch.speech_mask)
+        images = trainer.model.image_encoder(batch.pixels)
     return FeatureBatch(torch.stack(states), mask, images.vector, images.patches, batch.image_ids, batch.rows)
 
 

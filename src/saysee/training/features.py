@@ -212,4 +212,4 @@ def _fewer_layers(model: SpeechImageModel, clip_bytes: int) -> str:
         if fewer < count:
             chosen = ", ".join(str(-number) for number in range(fewer, 0, -1))
             parts.append(f"[{chosen}] {gigabytes(clip_bytes * fewer / count)}")
-    return f"keep fewer of HuBERT's hidden states by model.speech_layers ({', '.join(parts)}), "
+    return f"keep fewer of HuBERT's hidden states by head.speech_layers ({', '.join(parts)}), "

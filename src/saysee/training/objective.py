@@ -65,7 +65,7 @@ class Objective(nn.Module):
         return {**results, "loss": loss}
 
     def features(self, batch: TrainingBatch) -> tuple[SpeechFeatures, ImageFeatures]:
-        """The features of both sides, from waveforms and pixels or from kept features."""
+        """The features of both sides, from waveforms and pixels or from cached features."""
         if isinstance(batch, FeatureBatch):
             speech = self.model.speech_encoder.from_layer_states(batch.states, batch.frame_mask)
             return speech, ImageFeatures(vector=batch.vectors, patches=batch.patches)

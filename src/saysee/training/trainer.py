@@ -97,12 +97,12 @@ class Trainer:
         """The loader to train with; see :attr:`TrainingData.loader`."""
         return self.data.loader
 
-    def keep_features(self) -> None:
-        """Computes what is missing of the features that can be kept, to read them from disk at each step."""
+    def cache_features(self) -> None:
+        """Computes what is missing of the features that can be cached, to read them from disk at each step."""
         if self.data.recomputed is not None:
             logger.info("%s: features are recomputed at each step: %s", self.name, self.data.recomputed)
             return
-        folder = self.data.keep_features()
+        folder = self.data.cache_features()
         logger.info("%s: features of the frozen encoders are read from %s", self.name, folder)
 
     def fit(self, resume: str = "never") -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Trainer:
             result = processes.on_rank_0(partial(self.folder.result, self.recipe, resume))
             if result is not None:
                 return result
-            self.keep_features()  # before the folder holds a run: an error here asks for other settings
+            self.cache_features()  # before the folder holds a run: an error here asks for other settings
             processes.on_rank_0(partial(self.folder.claim, self.recipe, self._environment))
             self._restore()
         with self._stopping_between_steps(), processes.ending_together():
