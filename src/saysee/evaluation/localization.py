@@ -57,14 +57,13 @@ def attention_on_object(
 
     Args:
         attention: [F, P] map of one clip over its image.
-        words: each with ``start`` and ``end`` in seconds, and ``objects``, indices of the objects that it names. For
-            the frames of a word see ``word_maps``.
+        words: as in ``word_maps``, each with ``objects`` too, the indices of the objects that it names.
         objects: of the image, each with ``box``.
-        frame_seconds: duration of a frame, ``SpeechEncoder.frame_seconds``.
+        frame_seconds: as in ``word_maps``.
 
     Returns:
-        The attention of the words that name an object; None if there are none. The boxes of a word that names several
-        objects are joined. A word whose boxes have no area inside the image is skipped.
+        None if no word names an object. The boxes of a word that names several are joined. A word whose boxes have no
+        area inside the image is skipped.
 
     Raises:
         ValueError: the map is not [F, P] with rows that sum to 1 and a square number of patches; a box or a time is
@@ -92,7 +91,7 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_second
     Args:
         maps: [F, P] map of each clip, without padding frames.
         rows: of a manifest with the columns ``words`` and ``objects`` of the scenes corpus.
-        frame_seconds: duration of a frame, ``SpeechEncoder.frame_seconds``.
+        frame_seconds: as in ``word_maps``.
     """
     found = [
         attention_on_object(attention, row.extra["words"], row.extra["objects"], frame_seconds)

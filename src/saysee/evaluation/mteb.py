@@ -36,6 +36,10 @@ except ImportError as error:
 CHUNK = 256
 """Rows that are read from a data set at a time."""
 MODALITIES = ("audio", "image", "text")
+_UNKNOWN = (
+    *("loader", "release_date", "languages", "memory_usage_mb", "max_tokens", "license", "public_training_code"),
+    *("public_training_data", "training_datasets"),
+)
 _UNDECODED = {"audio": Audio(decode=False), "image": Image(decode=False)}
 
 
@@ -68,24 +72,16 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         self._encoder = Encoder(self.model)
         has_text = self.model.processor.tokenizer is not None and self.model.image_encoder.has_text
         self.mteb_model_meta = ModelMeta(
-            loader=None,
             name=name or f"saysee/{_name_of(place)}",
             revision=revision or "0",
-            release_date=None,
-            languages=None,
             n_parameters=self.model.num_parameters(),
-            memory_usage_mb=None,
-            max_tokens=None,
             embed_dim=self.model.config.projection_dim,
-            license=None,
             open_weights=True,
-            public_training_code=None,
-            public_training_data=None,
             framework=["PyTorch", "Transformers"],
             similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=False,
-            training_datasets=None,
             modalities=[name for name in MODALITIES if has_text or name != "text"],
+            **dict.fromkeys(_UNKNOWN),
         )
 
     def encode(

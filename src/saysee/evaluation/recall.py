@@ -24,7 +24,7 @@ Shapes: N clips, M images, Q images that have a clip, D width, K measures, R res
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -124,17 +124,10 @@ class RetrievalMeasures:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values. ``interval`` has the keys of the measures, with [low, high] in place of each number."""
-        return {
-            "speech_to_image": dict(self.speech_to_image),
-            "image_to_speech": self.image_to_speech and dict(self.image_to_speech),
-            "mean_R@1": self.mean_recall_at_1,
-            "chance_mean_R@1": self.chance_mean_recall_at_1,
-            "interval": self.interval,
-            "clips": self.clips,
-            "images": self.images,
-            "gallery_clips": self.gallery_clips,
-            "gallery_images": self.gallery_images,
-        }
+        values = asdict(self)
+        for new, old in (("mean_R@1", "mean_recall_at_1"), ("chance_mean_R@1", "chance_mean_recall_at_1")):
+            values[new] = values.pop(old)
+        return values
 
 
 def retrieval_ranks(
