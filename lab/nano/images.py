@@ -21,17 +21,14 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from lab.nano.chunks import Chunk, chunks_of, make_missing
+from lab.nano.wide_look import MORE_COLORS, MORE_FILLS, MORE_SHAPES, WIDE_LOOK, draw_silhouettes
 from lab.nano.words import SceneTokens, WordNumbers
 from saysee.data.scenes.captions import write_captions
-from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene, draw_silhouettes
-from saysee.data.scenes.drawing import TINTS as ALL_TINTS
+from saysee.data.scenes.drawing import draw_scene
 from saysee.data.scenes.planning import CHANGES, Look, changed, in_test_half, novel_pairs, sample_scene
 from saysee.data.scenes.world import (
     COLORS,
     FILLS,
-    MORE_COLORS,
-    MORE_FILLS,
-    MORE_SHAPES,
     PLACES,
     RELATIONS,
     SHAPES,
@@ -43,7 +40,6 @@ from saysee.data.scenes.world import (
 from saysee.errors import CheckpointError
 from saysee.files import write_folder, write_text
 
-WIDE_LOOK = Look(objects=(1, 4), fills=FILLS + MORE_FILLS, backgrounds=tuple(BACKGROUNDS), tints=len(ALL_TINTS))
 LABELS = {"shape": SHAPES + MORE_SHAPES, "color": COLORS + MORE_COLORS, "size": SIZES, "fill": FILLS + MORE_FILLS}
 """Labels of a patch that an object covers; 0 is "no object"."""
 

@@ -23,13 +23,14 @@ from lab.nano.images import (
     patch_surroundings,
     wide_scenes,
 )
+from lab.nano.wide_look import MORE_COLORS, MORE_FILLS, MORE_SHAPES
 from lab.nano.words import MAX_WORDS, word_tokenizer
 
 from lab.nano import images as wide_images
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
 from saysee.data.scenes.planning import in_test_half, novel_pairs
-from saysee.data.scenes.world import MORE_COLORS, MORE_FILLS, MORE_SHAPES, Background, Scene, SceneObject
+from saysee.data.scenes.world import Background, Scene, SceneObject
 from saysee.errors import CheckpointError
 
 CHUNKS = [(seed, chunk) for seed in (0, 1, 7) for chunk in (0, 1, 5)]

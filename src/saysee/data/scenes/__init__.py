@@ -1,7 +1,7 @@
 """The embedded corpus: drawn scenes with spoken captions, so that everything in SaySee runs offline.
 
-Each image shows two to four objects that never overlap. Five speakers each say something true about it, in synthesized
-speech. The ground truth is kept: the box of each object, the time of each word, and which objects a word describes.
+Each image shows two to four objects, of which five speakers each say something true. The ground truth is kept: the box
+of each object, the time of each word, and which objects a word describes.
 
 From image to speech: ``world`` (objects, scenes, what is true of them), ``outlines`` (geometry of the shapes),
 ``planning`` (the scenes of a corpus: splits, novel pairs, hard twins), ``drawing`` (scene to image), ``captions``

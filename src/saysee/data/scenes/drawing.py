@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from random import Random
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from saysee.data.scenes.outlines import rotated, rotation
-from saysee.data.scenes.world import Background, Scene, SceneObject
+from saysee.data.scenes.world import Scene, SceneObject
 
 IMAGE_SIZE = 224  # input size of CLIP's vision transformers
 OVERSAMPLING = 4  # objects are drawn this much larger and scaled down, for smooth edges
@@ -29,10 +29,6 @@ PIXELS: dict[str, Rgb] = {
     "purple": (126, 50, 168),
     "pink": (247, 146, 190),
     "brown": (122, 74, 38),
-    "black": (26, 26, 30),
-    "gray": (124, 128, 134),
-    "turquoise": (60, 190, 190),
-    "olive": (122, 134, 30),
 }
 PALE: Rgb = (252, 250, 244)
 # Stripes and dots are pale on most colors; on light ones, pale would be invisible.
@@ -46,43 +42,19 @@ RIM = 0.011
 EDGE = 0.008  # without pattern along the inside of the outline; otherwise a small striped star breaks into bars
 
 # Nearly gray, so that a background is never mistaken for the color of an object: light tints, then a few dark ones.
-TINTS: tuple[Rgb, ...] = (
+TINTS: list[Rgb] = [
     (240, 238, 230), (226, 234, 240), (234, 228, 240), (228, 240, 230), (246, 232, 224), (222, 222, 222),
     (204, 214, 220), (216, 208, 196), (188, 200, 190), (150, 160, 172), (92, 98, 110), (64, 70, 76),
-    # The corpus uses the twelve above; the rest is for pre-training encoders.
-    (250, 246, 214), (210, 226, 216), (236, 214, 220), (198, 196, 214), (172, 184, 178), (126, 118, 124), (50, 56, 70),
-)  # fmt: skip
+]  # fmt: skip
 
 
 def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
-    """Draws a scene.
-
-    Args:
-        image_size: the image side in pixels.
-
-    Returns:
-        An RGB image of ``image_size`` × ``image_size`` pixels.
-    """
-    image = _background(scene.background, image_size)
+    """Draws a scene as an RGB image of ``image_size`` × ``image_size`` pixels."""
+    kind, tint, seed = scene.background.kind, scene.background.tint, scene.background.seed
+    image = BACKGROUNDS[kind](TINTS[tint], Random(f"saysee background {seed}"), image_size)
     for item in scene.objects:
         _paste(image, item)
     return image
-
-
-def draw_silhouettes(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
-    """Draws only where the objects are.
-
-    Returns:
-        A gray image of ``image_size`` × ``image_size`` pixels: 255 where an object (without its pale rim) covers a
-        pixel, otherwise 0.
-    """
-    scale = image_size * OVERSAMPLING
-    silhouettes = Image.new("L", (scale, scale))
-    for item in scene.objects:
-        mask = Image.new("L", (scale, scale))
-        _fill(mask, _polygons(item, (item.x * scale, item.y * scale), scale))
-        silhouettes.paste(255, (0, 0), mask)
-    return silhouettes.reduce(OVERSAMPLING)
 
 
 def _paste(image: Image.Image, item: SceneObject) -> None:
@@ -95,30 +67,31 @@ def _paste(image: Image.Image, item: SceneObject) -> None:
     size = ((right - left) * OVERSAMPLING, (bottom - top) * OVERSAMPLING)
     scale = side * OVERSAMPLING
     center = (item.x * scale - left * OVERSAMPLING, item.y * scale - top * OVERSAMPLING)
-    polygons = _polygons(item, center, scale)
+    polygons = placed_polygons(item, center, scale)
     shape, rimmed = Image.new("L", size), Image.new("L", size)
     for mask in (shape, rimmed):
-        _fill(mask, polygons)
+        fill_polygons(mask, polygons)
     _trace(rimmed, polygons, RIM * scale, 255)
     image.paste(PALE, (left, top), rimmed.reduce(OVERSAMPLING))
     image.paste(PIXELS[item.color], (left, top), shape.reduce(OVERSAMPLING))
     if item.fill != "plain":
         pattern = Image.new("L", size)
-        _PATTERNS[item.fill](pattern, center, PERIODS[item.size] * scale, item.texture_angle)
-        pattern.paste(0, (0, 0), shape.point(_INVERTED))
+        PATTERNS[item.fill](pattern, center, PERIODS[item.size] * scale, item.texture_angle)
+        pattern.paste(0, (0, 0), ImageChops.invert(shape))
         _trace(pattern, polygons, EDGE * scale, 0)
         image.paste(PATTERN_INKS.get(item.color, PALE), (left, top), pattern.reduce(OVERSAMPLING))
 
 
-def _polygons(item: SceneObject, center: tuple[float, float], scale: int) -> list[list[tuple[int, int]]]:
+def placed_polygons(item: SceneObject, center: tuple[float, float], scale: int) -> list[list[tuple[int, int]]]:
     """The object's outer polygon and its holes around ``center``, in pixels of an image of side ``scale``."""
     return [
-        [_turn(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
+        [turned(center, x * item.diameter * scale, y * item.diameter * scale, 1, 0) for x, y in polygon]
         for polygon in rotated(item.shape, item.angle)
     ]
 
 
-def _fill(mask: Image.Image, polygons: list[list[tuple[int, int]]]) -> None:
+def fill_polygons(mask: Image.Image, polygons: list[list[tuple[int, int]]]) -> None:
+    """Sets the pixels inside the outer polygon, and not in its holes, to 255."""
     draw = ImageDraw.Draw(mask)
     draw.polygon(polygons[0], fill=255)
     for hole in polygons[1:]:
@@ -132,9 +105,6 @@ def _trace(mask: Image.Image, polygons: list[list[tuple[int, int]]], reach: floa
         draw.line([*polygon, *polygon[:2]], fill=value, width=2 * round(reach), joint="curve")
 
 
-_INVERTED = [255 - value for value in range(256)]
-
-
 def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
     """Parallel bars; the center of the shape is between two of them, so that a small shape still shows two."""
     draw = ImageDraw.Draw(pattern)
@@ -144,7 +114,7 @@ def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, a
     for i in range(-math.ceil(reach / period), math.ceil(reach / period)):
         middle = (i + 0.5) * period
         corners = [(-reach, middle - half), (reach, middle - half), (reach, middle + half), (-reach, middle + half)]
-        draw.polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
+        draw.polygon([turned(center, x, y, c, s) for x, y in corners], fill=255)
 
 
 def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
@@ -156,47 +126,20 @@ def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angl
     for row in range(-reach, reach + 1):
         for column in range(-reach, reach + 1):
             # Rows are 0.87 of the period apart, so adjacent discs form equilateral triangles.
-            x, y = _turn(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
+            x, y = turned(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
             if -radius < x < pattern.width + radius and -radius < y < pattern.height + radius:
                 draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
 
 
-def _checks(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
-    """Squares, alternating as on a chessboard."""
-    draw = ImageDraw.Draw(pattern)
-    c, s = rotation(angle)
-    side = period * 0.8
-    reach = math.ceil(max(pattern.size) / side)
-    for row in range(-reach, reach + 1):
-        for column in range(-reach + (row + reach) % 2, reach + 1, 2):
-            x, y = column * side, row * side
-            corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
-            draw.polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
-
-
-def _half(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:  # noqa: ARG001
-    """One side of a line through the center."""
-    c, s = rotation(angle)
-    far = 2.0 * max(pattern.size)
-    corners = [(-far, 0.0), (far, 0.0), (far, far), (-far, far)]
-    ImageDraw.Draw(pattern).polygon([_turn(center, x, y, c, s) for x, y in corners], fill=255)
-
-
-_PATTERNS: dict[str, Callable[[Image.Image, tuple[float, float], float, int], None]] = {
+PATTERNS: dict[str, Callable[[Image.Image, tuple[float, float], float, int], None]] = {
     "striped": _stripes,
     "dotted": _dots,
-    "checked": _checks,
-    "halved": _half,
 }
 
 
-def _turn(center: tuple[float, float], x: float, y: float, c: float, s: float) -> tuple[int, int]:
+def turned(center: tuple[float, float], x: float, y: float, c: float, s: float) -> tuple[int, int]:
+    """The pixel at (x, y) from ``center``, rotated by the angle of cosine ``c`` and sine ``s``."""
     return round(center[0] + x * c - y * s), round(center[1] + x * s + y * c)
-
-
-def _background(background: Background, side: int) -> Image.Image:
-    tint = TINTS[background.tint % len(TINTS)]
-    return BACKGROUNDS[background.kind](tint, Random(f"saysee background {background.seed}"), side)
 
 
 def _plain(tint: Rgb, _: Random, side: int) -> Image.Image:
@@ -206,7 +149,7 @@ def _plain(tint: Rgb, _: Random, side: int) -> Image.Image:
 def _gradient(tint: Rgb, rng: Random, side: int) -> Image.Image:
     """From one shade of the tint to another, horizontally or vertically."""
     ramp = Image.linear_gradient("L").rotate(90 * rng.randrange(4)).resize((side, side), Image.Resampling.BILINEAR)
-    return _blend(tint, 22, ramp)
+    return blended(tint, 22, ramp)
 
 
 def _paper(tint: Rgb, rng: Random, side: int) -> Image.Image:
@@ -214,19 +157,19 @@ def _paper(tint: Rgb, rng: Random, side: int) -> Image.Image:
     cells = 112
     noise = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
     coarse = noise.point([value // 64 * 85 for value in range(256)])  # four levels: the file is half as large
-    return _blend(tint, 9, coarse.resize((side, side), Image.Resampling.NEAREST))
+    return blended(tint, 9, coarse.resize((side, side), Image.Resampling.NEAREST))
 
 
 def _checker(tint: Rgb, rng: Random, side: int) -> Image.Image:
     cells = rng.randint(5, 9)
     board = Image.frombytes("L", (cells, cells), bytes(255 * ((i + j) % 2) for i in range(cells) for j in range(cells)))
-    return _blend(tint, 10, board.resize((side, side), Image.Resampling.NEAREST))
+    return blended(tint, 10, board.resize((side, side), Image.Resampling.NEAREST))
 
 
 def _clouds(tint: Rgb, rng: Random, side: int) -> Image.Image:
     """Soft light and dark patches."""
     noise = Image.frombytes("L", (6, 6), rng.randbytes(36))
-    return _blend(tint, 20, noise.resize((side, side), Image.Resampling.BICUBIC))
+    return blended(tint, 20, noise.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
@@ -238,45 +181,10 @@ def _squared(tint: Rgb, rng: Random, side: int) -> Image.Image:
         at = round(i * step)
         draw.line((at, 0, at, side), fill=255)
         draw.line((0, at, side, at), fill=255)
-    return _blend(tint, 16, lines)
+    return blended(tint, 16, lines)
 
 
-def _hatched(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Thin diagonal lines."""
-    lines = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(lines)
-    step, lean = side / rng.randint(8, 13), rng.choice((-1, 1))
-    for i in range(-math.ceil(side / step), 2 * math.ceil(side / step)):
-        at = round(i * step)
-        draw.line((at, 0, at + lean * side, side), fill=255)
-    return _blend(tint, 16, lines)
-
-
-def _bricks(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Rows of bricks, every other row shifted by half a brick."""
-    wall = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(wall)
-    height = side / rng.randint(8, 12)
-    for row in range(math.ceil(side / height)):
-        top = round(row * height)
-        draw.line((0, top, side, top), fill=255)
-        for column in range(-1, math.ceil(side / height)):
-            left = round((2 * column + row % 2) * height)
-            draw.line((left, top, left, round(top + height)), fill=255)
-    return _blend(tint, 16, wall)
-
-
-def _spots(tint: Rgb, rng: Random, side: int) -> Image.Image:
-    """Large faint discs at random places."""
-    discs = Image.new("L", (side, side))
-    draw = ImageDraw.Draw(discs)
-    for _ in range(rng.randint(6, 12)):
-        x, y, radius = (round(rng.random() * side), round(rng.random() * side), round((0.05 + rng.random() / 8) * side))
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    return _blend(tint, 12, discs)
-
-
-def _blend(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
+def blended(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
     """The tint, darker by up to ``depth`` where the mask is bright."""
     return Image.merge("RGB", [mask.point([max(0, v - i * depth // 255) for i in range(256)]) for v in tint])
 
@@ -288,8 +196,5 @@ BACKGROUNDS: dict[str, Callable[[Rgb, Random, int], Image.Image]] = {
     "checker": _checker,
     "clouds": _clouds,
     "squared": _squared,
-    "hatched": _hatched,
-    "bricks": _bricks,
-    "spots": _spots,
 }
-"""The function that draws each kind of background: from a tint, a random generator, and the image side in pixels."""
+"""The function that draws each kind of background, from a tint, a random generator, and the image side in pixels."""

@@ -64,7 +64,7 @@ def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) 
             {
                 "clip": clip_path(index, number),
                 "image": image_path(index),
-                "image_id": planned.image_id,
+                "image_id": image_id(index),
                 "split": planned.split,
                 "text": caption.text,
                 "speaker": speaker.id,

@@ -7,6 +7,7 @@ before they are used.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 Point = tuple[float, float]
@@ -15,21 +16,22 @@ Outline = tuple[Polygon, ...]
 """The outer polygon, then the holes."""
 
 
-def _arc(radius: float, start: float, end: float, x: float = 0.0, y: float = 0.0, corners: int = 60) -> list[Point]:
+def arc(radius: float, start: float, end: float, x: float = 0.0, y: float = 0.0, corners: int = 60) -> list[Point]:
     """Points of an arc from ``start`` to ``end`` degrees (0 is right, 90 is down), including both ends."""
     angles = [math.radians(start + (end - start) * i / corners) for i in range(corners + 1)]
     return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
 
 
-def _circle(radius: float) -> list[Point]:
-    return _arc(radius, 0, 360)[:-1]
+def circle(radius: float) -> list[Point]:
+    """Points of a circle around the origin."""
+    return arc(radius, 0, 360)[:-1]
 
 
-def _star(points: int, inner: float) -> list[Point]:
-    """A star with one point straight up; ``inner`` is the radius of the inner corners, as a fraction of the outer."""
+def _star() -> list[Point]:
+    """Five points, one of them straight up; inner corners at half the radius."""
     corners = []
-    for i in range(2 * points):
-        radius, angle = (1.0 if i % 2 == 0 else inner), math.radians(-90 + 180 * i / points)
+    for i in range(10):
+        radius, angle = (1.0 if i % 2 == 0 else 0.5), math.radians(-90 + 180 * i / 5)
         corners.append((radius * math.cos(angle), radius * math.sin(angle)))
     return corners
 
@@ -40,7 +42,7 @@ def _flower() -> list[Point]:
     for petal in range(5):
         angle = -90 + 72 * petal
         x, y = 0.58 * math.cos(math.radians(angle)), 0.58 * math.sin(math.radians(angle))
-        corners += _arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # adjacent petals meet at 90.3
+        corners += arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # adjacent petals meet at 90.3
     return corners
 
 
@@ -56,57 +58,41 @@ def _heart() -> list[Point]:
 
 def _moon() -> list[Point]:
     """A waxing crescent: a disc minus another disc to its right."""
-    outer = _arc(1.0, 48, 312)
-    inner = _arc(math.hypot(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62), 0, 0)[0][0]
-    half = math.degrees(math.atan2(math.sin(math.radians(48)), math.cos(math.radians(48)) - 0.62))
-    return outer + _arc(inner, 360 - half, half, x=0.62)
+    across, down = math.cos(math.radians(48)) - 0.62, math.sin(math.radians(48))  # from the other center to a tip
+    half = math.degrees(math.atan2(down, across))
+    return arc(1.0, 48, 312) + arc(math.hypot(down, across), 360 - half, half, x=0.62)
 
 
-def _cross(arm: float) -> list[Point]:
-    a = arm
-    return [
-        (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a),
-    ]  # fmt: skip
-
-
-def _fitted(*polygons: list[Point]) -> Outline:
+def fitted(*polygons: list[Point]) -> Outline:
     """The polygons, moved and scaled so that the box of the outer one is centered and its longer side is 1."""
-    xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
-    scale = max(max(xs) - min(xs), max(ys) - min(ys))
+    xs, ys = zip(*polygons[0], strict=True)
+    return _centered(polygons, max(max(xs) - min(xs), max(ys) - min(ys)))
+
+
+def _centered(polygons: Sequence[list[Point]], scale: float = 1.0) -> Outline:
+    xs, ys = zip(*polygons[0], strict=True)
     cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
     return tuple(tuple((round((x - cx) / scale, 4), round((y - cy) / scale, 4)) for x, y in p) for p in polygons)
 
 
 OUTLINES: dict[str, Outline] = {
-    "circle": _fitted(_circle(1.0)),
-    "square": _fitted([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
-    "triangle": _fitted([(0, -1.8), (1, 0), (-1, 0)]),
-    "diamond": _fitted([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)]),
-    "star": _fitted(_star(5, 0.5)),
-    "heart": _fitted(_heart()),
-    "ring": _fitted(_circle(1.0), _circle(0.5)),
-    "cross": _fitted(_cross(0.36)),
-    "moon": _fitted(_moon()),
-    "arrow": _fitted([(-1, -0.34), (0, -0.34), (0, -0.85), (1, 0), (0, 0.85), (0, 0.34), (-1, 0.34)]),
-    "flower": _fitted(_flower()),
-    "house": _fitted([(-0.8, 1), (-0.8, -0.1), (-1, -0.1), (0, -1), (1, -0.1), (0.8, -0.1), (0.8, 1)]),
-}
-"""The outline of each shape, in a box of side 1 around the origin."""
-
-MORE_OUTLINES: dict[str, Outline] = {
-    "oval": _fitted([(x, 0.58 * y) for x, y in _circle(1.0)]),
-    "rectangle": _fitted([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)]),
-    "drop": _fitted([*_arc(0.62, -30, 210), (0, -1.25)]),
-    "bolt": _fitted([(0.25, -1), (-0.65, 0.15), (-0.1, 0.15), (-0.3, 1), (0.65, -0.3), (0.1, -0.3), (0.55, -1)]),
-    "tree": _fitted([
-        (0, -1), (0.5, -0.35), (0.25, -0.35), (0.75, 0.5), (0.18, 0.5), (0.18, 1), (-0.18, 1), (-0.18, 0.5),
-        (-0.75, 0.5), (-0.25, -0.35), (-0.5, -0.35),
+    "circle": fitted(circle(1.0)),
+    "square": fitted([(-1, -1), (1, -1), (1, 1), (-1, 1)]),
+    "triangle": fitted([(0, -1.8), (1, 0), (-1, 0)]),
+    "diamond": fitted([(0, -1), (0.72, 0), (0, 1), (-0.72, 0)]),
+    "star": fitted(_star()),
+    "heart": fitted(_heart()),
+    "ring": fitted(circle(1.0), circle(0.5)),
+    "cross": fitted([
+        (-0.36, -1), (0.36, -1), (0.36, -0.36), (1, -0.36), (1, 0.36), (0.36, 0.36), (0.36, 1), (-0.36, 1),
+        (-0.36, 0.36), (-1, 0.36), (-1, -0.36), (-0.36, -0.36),
     ]),
-    "crown": _fitted([(-1, -0.7), (-0.5, 0), (0, -0.9), (0.5, 0), (1, -0.7), (0.8, 0.8), (-0.8, 0.8)]),
-    "bowl": _fitted([*_arc(1.0, 0, 180), (-1.0, -0.15), (1.0, -0.15)]),
-    "hourglass": _fitted([(-0.8, -1), (0.8, -1), (0.15, 0), (0.8, 1), (-0.8, 1), (-0.15, 0)]),
+    "moon": fitted(_moon()),
+    "arrow": fitted([(-1, -0.34), (0, -0.34), (0, -0.85), (1, 0), (0, 0.85), (0, 0.34), (-1, 0.34)]),
+    "flower": fitted(_flower()),
+    "house": fitted([(-0.8, 1), (-0.8, -0.1), (-1, -0.1), (0, -1), (1, -0.1), (0.8, -0.1), (0.8, 1)]),
 }  # fmt: skip
-"""Outlines that are never in the corpus; for pre-training encoders on more than the corpus shows."""
+"""The outline of each shape, in a box of side 1 around the origin. ``lab/nano`` adds shapes that no corpus has."""
 
 
 def rotation(angle: float) -> tuple[float, float]:
@@ -121,11 +107,7 @@ def rotated(shape: str, angle: int) -> Outline:
     It is not scaled again: the box of a rotated square is larger than 1.
     """
     c, s = rotation(angle)
-    outline = OUTLINES[shape] if shape in OUTLINES else MORE_OUTLINES[shape]
-    polygons = [[(x * c - y * s, x * s + y * c) for x, y in p] for p in outline]
-    xs, ys = [x for x, _ in polygons[0]], [y for _, y in polygons[0]]
-    cx, cy = (max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2
-    return tuple(tuple((round(x - cx, 4), round(y - cy, 4)) for x, y in p) for p in polygons)
+    return _centered([[(x * c - y * s, x * s + y * c) for x, y in p] for p in OUTLINES[shape]])
 
 
 def box_of(shape: str, x: float, y: float, diameter: float, angle: int) -> tuple[float, float, float, float]:

@@ -43,14 +43,8 @@ Attributes = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Look:
-    """The values that :func:`sample_scene` may use in addition to colors and shapes.
-
-    Attributes:
-        objects: smallest and largest number of objects in a scene.
-        fills: fills of objects.
-        backgrounds: kinds of ``drawing.BACKGROUNDS``.
-        tints: how many of ``drawing.TINTS``, from the first.
-    """
+    """What :func:`sample_scene` may draw: the smallest and largest number of objects, fills, backgrounds, and how many
+    of ``drawing.TINTS``, from the first."""
 
     objects: tuple[int, int] = (2, 4)
     fills: tuple[str, ...] = FILLS
@@ -79,11 +73,6 @@ class PlannedScene:
     novel_pair: bool
     captions: tuple[Caption, ...]
     twin_index: int | None = None
-
-    @property
-    def image_id(self) -> str:
-        """The name of the image in the corpus."""
-        return image_id(self.index)
 
 
 def image_id(index: int) -> str:
@@ -119,7 +108,7 @@ def novel_pairs() -> frozenset[tuple[str, str]]:
     colors = list(COLORS) * 2
     rng.shuffle(shapes)
     rng.shuffle(colors)
-    return frozenset(zip(colors, shapes[:NOVEL_PAIRS], strict=False))
+    return frozenset(zip(colors[:NOVEL_PAIRS], shapes[:NOVEL_PAIRS], strict=True))
 
 
 def in_test_half(scene: Scene) -> bool:
@@ -131,12 +120,7 @@ def in_test_half(scene: Scene) -> bool:
 
 
 def plan(seed: int, sizes: dict[str, int]) -> Iterator[PlannedScene]:
-    """The scenes of a corpus in order: first ``train``, then ``val``, then ``test``.
-
-    Args:
-        seed: of the corpus.
-        sizes: number of images in each split, see :func:`split_sizes`.
-    """
+    """The scenes of a corpus in order: first ``train``, then ``val``, then ``test``, in the numbers of ``sizes``."""
     planner = _Planner(seed)
     index = 0
     for split in ("train", "val"):
@@ -169,7 +153,7 @@ class _Planner:
 
     def single(self, index: int, split: str) -> PlannedScene:
         """A new scene; some test scenes have a novel pair."""
-        rng = self._random(index)
+        rng = Random(f"saysee scenes {self.seed} {index}")
         novel = self.novel if split == "test" and rng.random() < NOVEL_SHARE else None
         while True:
             scene = sample_scene(rng, self.known, novel)
@@ -182,7 +166,7 @@ class _Planner:
 
     def twins(self, index: int) -> tuple[PlannedScene, PlannedScene]:
         """Two scenes that differ in one attribute of one object, each with captions that are false of the other."""
-        rng = self._random(index)
+        rng = Random(f"saysee scenes {self.seed} {index}")
         change = CHANGES[rng.randrange(len(CHANGES))]
         while True:
             first = sample_scene(rng, self.known, None)
@@ -200,22 +184,12 @@ class _Planner:
                     PlannedScene(index + 1, "test", second, self._is_novel(second), second_captions, index),
                 )
 
-    def _random(self, index: int) -> Random:
-        return Random(f"saysee scenes {self.seed} {index}")
-
     def _is_novel(self, scene: Scene) -> bool:
         return any((item.color, item.shape) in self.novel for item in scene.objects)
 
 
 def sample_scene(rng: Random, pairs: Pairs, novel: Pairs | None = None, look: Look = CORPUS_LOOK) -> Scene:
-    """Draws one scene.
-
-    Args:
-        rng: source of randomness.
-        pairs: the (color, shape) pairs to use.
-        novel: pairs of which one object must have one; the others use either kind.
-        look: number of objects, fills and backgrounds.
-    """
+    """Draws one scene of these (color, shape) pairs; one object has a novel pair, if there are any, and others may."""
     while True:
         drawn: list[Attributes] = []
         for i in range(rng.randint(*look.objects)):
@@ -272,13 +246,7 @@ def _diameter(rng: Random, size: str) -> float:
 
 
 def changed(scene: Scene, change: str, rng: Random) -> Scene | None:
-    """The scene with one attribute of one object changed; None if the changed object has no space.
-
-    Args:
-        scene: the original.
-        change: one of ``CHANGES``.
-        rng: source of randomness.
-    """
+    """The scene with one object changed in one of ``CHANGES``; None if the changed object has no space."""
     i = rng.randrange(len(scene.objects))
     item = scene.objects[i]
     if change == "place":

@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saysee.data.scenes.outlines import MORE_OUTLINES, OUTLINES, box_of
+from saysee.data.scenes.outlines import OUTLINES, box_of
 
 SHAPES = tuple(OUTLINES)
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 SIZES = ("small", "large")
 FILLS = ("plain", "striped", "dotted")
-
-# Never in the corpus; for pre-training encoders on more than the corpus shows.
-MORE_SHAPES = tuple(MORE_OUTLINES)
-MORE_COLORS = ("black", "gray", "turquoise", "olive")
-MORE_FILLS = ("checked", "halved")
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "fill": FILLS, "color": COLORS, "shape": SHAPES}
 """The values of each attribute, in the order of English adjectives before a noun."""
@@ -122,7 +117,7 @@ def relation(first: SceneObject, second: SceneObject) -> str | None:
 
 
 def might_lie(first: SceneObject, where: str, second: SceneObject) -> bool:
-    """Whether a person might accept ``where``: in all cases of :func:`relation`, and in doubtful ones."""
+    """Whether a person might accept ``where``: if :func:`relation` gives it, and in doubtful cases."""
     across, down = first.x - second.x, first.y - second.y
     along, other = (across, down) if where in ("left of", "right of") else (down, across)
     return (along < 0 if where in ("left of", "above") else along > 0) and CLEARLY * abs(along) >= abs(other)
