@@ -275,7 +275,7 @@ def test_imported_vectors_answer_as_encoded_ones(encoder, photos, place, tmp_pat
         results.append([(hit.path, round(hit.score, 2)) for hit in hits])
     assert results[0] == results[1]
     assert open_store(place).about().precision == ("float16" if kind == "npy" else "float32")
-    assert open_store(place).counts() == {"image": 6, "clip": 0}
+    assert Index.open(place).counts() == {"image": 6, "clip": 0}
 
 
 def test_imported_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 
 from saysee.search.index.nearest import recall, trial_queries
@@ -23,3 +26,8 @@ def test_recall_is_the_mean_share_of_right_ids():
     truth = [np.array([1, 2, 3, 4]), np.array([5, 6])]
     found = [np.array([4, 9, 1]), np.array([6, 5, -1])]
     assert recall(found, truth) == (0.5 + 1) / 2
+
+
+def test_faiss_is_loaded_only_where_a_fast_copy_is_used():
+    program = "import sys, saysee.search.index.index; print({'faiss', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

@@ -104,9 +104,9 @@ def test_several_processes_write_at_once_and_no_row_is_lost_or_doubled(database)
     found = rows(database)
     wanted = {f"{folder}/{n}.jpg" for folder in ("shared", 0, 1, 2) for n in range(200)}
     assert {path for _, path in found} == wanted
-    assert open_store(database).counts()["image"] == len(wanted)
+    assert Index.open(database).counts()["image"] == len(wanted)
     assert len({number for number, _ in found.values()}) == len(wanted)
-    assert open_store(database).check() == []
+    assert Index.open(database).check() == []
 
 
 def test_two_runs_over_one_folder_give_what_one_gives(encoder, photos, database, tmp_path):
@@ -202,13 +202,13 @@ def test_killed_it_resumes(encoder, model_folder, photos, database):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         try:
-            if sum(open_store(database).counts().values()) >= 5:
+            if sum(Index.open(database).counts().values()) >= 5:
                 break
         except SaySeeError:  # not yet begun
             time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = sum(open_store(database).counts().values())
+    done = sum(Index.open(database).counts().values())
     report = update_index(encoder, photos, database)
     assert 5 <= done < 69
     assert (report.kept, report.encoded) == (done, 69 - done)
@@ -272,34 +272,34 @@ def test_hnsw_is_what_is_searched(database, few):
 def test_missing_or_broken_hnsw_is_reported_and_built_again(database, few):
     vectors = clustered(400)
     fill(database, vectors)
-    store = open_store(database)
+    index = Index.open(database)
     invalid = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'items_image_hnsw'::regclass"
     for harm in ("DROP INDEX items_image_hnsw", invalid):  # the second is what an interrupted build leaves
-        assert store.check() == []
+        assert index.check() == []
         admin(database, harm)
-        (problem,) = store.check()
-        assert re.search(f"HNSW.*images.*index-compact {re.escape(store.place)}", problem)
-        assert store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
-        store.compact()
-        assert store.check() == []
+        (problem,) = index.check()
+        assert re.search(f"HNSW.*images.*index-compact {re.escape(index.place)}", problem)
+        assert index.store.nearest(vectors[:1], "image", 1, None)[0][0][0].path == "0.jpg"
+        index.compact()
+        assert index.check() == []
 
 
 def test_compact_reclaims_disk_space_and_damage_is_found(database):
     vectors = clustered(3_000)
     fill(database, vectors)
-    store = open_store(database)
-    with store.writing() as writer:
+    index = Index.open(database)
+    with index.store.writing() as writer:
         writer.remove([item for item in writer.known().values() if item.id > 10])
-    before, after = store.compact()
+    before, after = index.compact()
     assert after < before / 3
     admin(database, f"UPDATE items SET vector = '[{','.join(['0'] * DIMENSION)}]' WHERE id = 1")
-    assert store.check() == [f"{store.place}: the vector of row 1 is damaged; create the index again"]
+    assert index.check() == [f"{index.place}: the vector of row 1 is damaged; create the index again"]
     admin(
         database,
         "ALTER TABLE items DROP CONSTRAINT items_kind_path_key",
         "UPDATE items SET path = '1.jpg' WHERE id = 3",
     )
-    assert f"{store.place}: the image 1.jpg is there twice; create the index again" in store.check()
+    assert f"{index.place}: the image 1.jpg is there twice; create the index again" in index.check()
 
 
 def test_reader_cannot_write(database):
@@ -307,16 +307,15 @@ def test_reader_cannot_write(database):
     with pytest.raises(SaySeeError, match="read-only"):
         with open_store(database).reading() as connection:
             connection.execute("DELETE FROM items")
-    assert open_store(database).counts()["image"] == 3
+    assert Index.open(database).counts()["image"] == 3
 
 
 def test_search_outlives_a_lost_connection(database):
     fill(database, clustered(3))
-    store = open_store(database)
-    store.counts()
-    (connection,) = store._idle
+    index = Index.open(database)
+    (connection,) = index.store._idle
     admin(database, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
-    assert store.counts()["image"] == 3
+    assert index.counts()["image"] == 3
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.media.formats import kind_by_suffix
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import is_upload
-from saysee.search.index.store import Item
-from saysee.search.index.updating import IndexReport, begin_about, check_same_source, finish
+from saysee.search.index.store import UNIT_TOLERANCE, Item
+from saysee.search.index.updating import IndexReport, begin, finish
 
 _PATH_COLUMNS = ("path", "image_path", "image", "file", "filename", "url", "id")
 _CHUNK = 8_192
@@ -58,33 +57,25 @@ def index_vectors(
             f"{vectors}: {matrix.shape[1]} dimensions, and the model {encoder.name} has {encoder.dimension}; give the "
             "model whose image encoder made them"
         )
-    root = Path(os.path.abspath(Path(ids).parent))
+    root, name = Path(os.path.abspath(Path(ids).parent)), Path(ids).name
     store = open_store(to)
     report = IndexReport(index=store.place, notes=_check_space(encoder, root, rows, matrix))
     with store.writing() as writer:
-        before = writer.about
-        known = writer.known() if before else {}
-        if before is not None:
-            before.check(encoder, writer.place)
-            check_same_source(writer, before, root, Path(ids).name, known)
-        precision = before.precision if before else str(np.dtype(matrix.dtype).name)
-        about = begin_about(writer, encoder, root, Path(ids).name, precision)
-        if about != before:
-            writer.set_about(about)
+        about, known = begin(writer, encoder, root, name, str(matrix.dtype))
         scaled = 0
-        for items, block in _blocks(rows, matrix):
+        for start in range(0, len(rows), _CHUNK):
+            items, block = rows[start : start + _CHUNK], np.asarray(matrix[start : start + _CHUNK], np.float32)
             lengths = np.linalg.norm(block, axis=1, keepdims=True)
-            good = np.flatnonzero(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0))
-            bad = sorted(set(range(len(items))) - set(good.tolist()))
-            report.refused += [(items[row].path, "its vector is zero or not finite") for row in bad]
-            scaled += int((np.abs(lengths[good] - 1) > 1e-2).sum())
-            kept = [items[row] for row in good]
+            good = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
+            refused = [item.path for item, fits in zip(items, good, strict=True) if not fits]
+            report.refused += [(path, "its vector is zero or not finite") for path in refused]
+            kept = [item for item, fits in zip(items, good, strict=True) if fits]
             for item in kept:
-                item.encoded_by = encoder.fingerprint(item.kind)
+                item.encoded_by = about.fingerprints[item.kind]
+                known.pop(item.key, None)
             with writer.transaction():
                 writer.put(kept, block[good] / lengths[good])
-            for item in kept:
-                known.pop((item.kind, item.path), None)
+            scaled += int((np.abs(lengths[good] - 1) > UNIT_TOLERANCE).sum())
         leaving = [item for item in known.values() if not is_upload(item)]
         report.removed = len(leaving)
         writer.remove(leaving)
@@ -118,8 +109,8 @@ def _read_ids(path: Path) -> list[Item]:
 
 
 def _item(row: dict[str, str], column: str) -> Item:
-    metadata: dict[str, Any] = {name: value for name, value in row.items() if name and name != column and value}
-    path = row[column] or ""
+    path = row.pop(column) or ""
+    metadata = {name: value for name, value in row.items() if name and value}
     return Item(kind_by_suffix(path) or "image", path, metadata=metadata)
 
 
@@ -152,11 +143,6 @@ def _read_parquet(path: Path) -> NDArray[Any]:
     if column.null_count or len(values) % len(column):
         raise SaySeeError(f"{path}: vectors of several lengths; remove the rows without one")
     return np.asarray(values).reshape(len(column), -1)
-
-
-def _blocks(rows: list[Item], matrix: NDArray[Any]) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
-    for start in range(0, len(rows), _CHUNK):
-        yield rows[start : start + _CHUNK], np.asarray(matrix[start : start + _CHUNK], np.float32)
 
 
 def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray[Any]) -> list[str]:

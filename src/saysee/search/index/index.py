@@ -101,11 +101,13 @@ class Index:
 
     def counts(self) -> dict[Kind, int]:
         """Rows of each kind."""
-        return self.store.counts()
+        with self.store.reading() as tables:
+            return tables.counts()
 
     def rows(self, ids: Sequence[int]) -> dict[int, Item]:
         """The rows of ids, by id; missing ones are skipped."""
-        return self.store.rows(ids)
+        with self.store.reading() as tables:
+            return tables.rows(ids)
 
     def path_of(self, item: Item) -> str:
         """Where a row's file is now, or its address on the web."""
@@ -221,7 +223,15 @@ class Index:
         Raises:
             SaySeeError: it is too damaged to be read.
         """
-        return self.store.check()
+        with self.store.reading() as tables:
+            problems = list(tables.damage())
+            sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
+            for kind, fingerprint in tables.existing_about().fingerprints.items():
+                if others := tables.execute(sql, (kind, fingerprint)).fetchone()[0]:
+                    problems.append(
+                        f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
+                    )
+        return [f"{self.place}: {problem}" for problem in problems]
 
     def compact(self) -> tuple[int, int]:
         """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.

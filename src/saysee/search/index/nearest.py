@@ -1,23 +1,22 @@
 """Fast copies of the vectors: in memory while they are few, else in a faiss file beside the SQLite file.
 
-The stamp in a file's name says of which rows it is a copy; a file of another stamp is stale and built again. It is
-written under a temporary name, flushed to the disk, renamed, and read by mapping it into memory. How far an approximate
-search looks is measured when it is built, on queries that lie off the indexed vectors.
+The stamp in a file's name says of which rows it is a copy; a file of another stamp is stale and built again. Files are
+read by mapping them into memory. How far an approximate search looks is measured when it is built, on queries that lie
+off the indexed vectors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import faiss
 import numpy as np
 
-from saysee.errors import SaySeeError
-from saysee.files import fingerprint, flush
+from saysee.files import atomic_write, fingerprint
 from saysee.media.formats import Kind
 from saysee.search.index.store import Ids, Tables, Vectors
 
@@ -37,26 +36,23 @@ _PRODUCTS_AT_ONCE = 1 << 24
 """Similarities held at once, 64 MB."""
 _BLOCK = 65_536
 """Vectors read at once."""
-_UNFINISHED = ".writing-"
-FROM_MEMORY = "exact, from memory"
 
 
 @dataclass(slots=True)
 class InMemory:
     """The unit vectors [N, D] of one kind in memory with the ids [N] of their rows, every one compared in fp32."""
 
+    method: ClassVar[str] = "exact, from memory"
     stamp: str
     ids: Ids
     vectors: Vectors
-    method: str = FROM_MEMORY
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """For each query of [Q, D] the ids of at least the ``k`` best, among ``allowed`` only if that is given."""
-        ids, vectors = self.ids, self.vectors
-        if allowed is not None:
-            rows = np.isin(ids, allowed)
-            ids, vectors = ids[rows], vectors[rows]
-        return best_rows(queries, ids, vectors, k)
+        if allowed is None:
+            return best_rows(queries, self.ids, self.vectors, k)
+        rows = np.isin(self.ids, allowed)
+        return best_rows(queries, self.ids[rows], self.vectors[rows], k)
 
 
 @dataclass(slots=True)
@@ -65,32 +61,27 @@ class Faiss:
 
     stamp: str
     index: Any
-
-    @classmethod
-    def read(cls, stamp: str, path: Path, approximate: bool) -> Faiss:
-        """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes."""
-        flag = faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC
-        return cls(stamp, faiss.read_index(os.fspath(path), flag))
+    approximate: bool
 
     @property
     def method(self) -> str:
         """Of searching, for people."""
-        if isinstance(self.index, faiss.IndexIVF):
+        if self.approximate:
             return f"approximate, {self.index.nprobe} of {self.index.nlist} clusters, fp16"
         return "exact, fp16"
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
+        import faiss
+
         settings = None
         if allowed is not None:
             chosen = faiss.IDSelectorBatch(allowed)
-            inner = self.index
-            # Clusters of which a filter takes a part have fewer to give, so more of them are looked at.
-            settings = (
-                faiss.SearchParametersIVF(sel=chosen, nprobe=min(inner.nlist, 2 * inner.nprobe))
-                if isinstance(inner, faiss.IndexIVF)
-                else faiss.SearchParameters(sel=chosen)
-            )
+            if self.approximate:  # clusters of which a filter takes a part have fewer to give, so more are searched
+                more = min(self.index.nlist, 2 * self.index.nprobe)
+                settings = faiss.SearchParametersIVF(sel=chosen, nprobe=more)
+            else:
+                settings = faiss.SearchParameters(sel=chosen)
         _, found = self.index.search(np.ascontiguousarray(queries), min(k, self.index.ntotal), params=settings)
         return [row[row >= 0] for row in found]
 
@@ -110,48 +101,49 @@ def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]
     return found
 
 
+def current_stamp(tables: Tables, kind: Kind) -> str:
+    """What changes whenever a vector of the kind is added, changed or removed."""
+    return str(tables.noted(f"stamp_{kind}"))
+
+
 def load(tables: Tables, kind: Kind) -> Searcher | None:
     """The searcher of a kind; None where its file is missing, stale or damaged."""
-    rows = tables.counts()[kind]
-    if rows <= MEMORY_ROWS:
+    if tables.counts()[kind] <= MEMORY_ROWS:
         return in_memory(tables, kind)
-    current = tables.stamp(kind)
-    path, record = _file(tables, kind, current), tables.noted(f"copy_{kind}")
+    path, record = _copy(tables, kind)
     try:
-        if not record or record["name"] != path.name or path.stat().st_size != record["bytes"]:
-            return None
-        found = Faiss.read(current, path, record["approximate"])
+        if path.stat().st_size == record.get("bytes"):
+            return _read(tables, kind, path, record["approximate"])
     except (OSError, RuntimeError):  # just removed by a writer, or written by a newer faiss
-        return None
-    fits = (found.index.ntotal, found.index.d) == (rows, tables.existing_about().dimension)
-    return found if fits else None
+        pass
+    return None
 
 
 def in_memory(tables: Tables, kind: Kind) -> InMemory:
     """All vectors of a kind, read from the tables."""
     rows = tables.counts()[kind]
     ids, vectors = np.empty(rows, np.int64), np.empty((rows, tables.existing_about().dimension), np.float32)
-    read = 0
+    end = 0
     for numbers, block in blocks(tables, kind):
-        ids[read : read + len(block)], vectors[read : read + len(block)] = numbers, block
-        read += len(block)
-    return InMemory(tables.stamp(kind), ids[:read], vectors[:read])
+        start, end = end, end + len(block)
+        ids[start:end], vectors[start:end] = numbers, block
+    return InMemory(current_stamp(tables, kind), ids[:end], vectors[:end])
 
 
-def write_all(folder: Path, tables: Tables) -> dict[Kind, str]:
+def write_all(tables: Tables) -> dict[Kind, str]:
     """Writes the files that are missing, removes stale ones, and returns how each kind that has rows is searched."""
     methods: dict[Kind, str] = {}
-    wanted = set()
+    current = set()
     for kind, rows in tables.counts().items():
         if rows > MEMORY_ROWS:
-            found = load(tables, kind) or _write(folder, tables, kind, rows > EXACT_ROWS)
-            methods[kind] = found.method
-            wanted.add(_file(tables, kind, found.stamp).name)
+            methods[kind] = (load(tables, kind) or _write(tables, kind, rows > EXACT_ROWS)).method
+            current.add(_copy(tables, kind)[0])
         elif rows:
-            methods[kind] = FROM_MEMORY
-    for path in [*folder.glob("*.faiss"), *folder.glob(f"{_UNFINISHED}*")]:
-        if path.name not in wanted:
-            _remove(path)
+            methods[kind] = InMemory.method
+    assert tables.folder is not None
+    for path in set(tables.folder.glob("*.faiss")) - current:
+        with suppress(OSError):  # Windows keeps what a reader has mapped; the next writer removes it
+            path.unlink()
     return methods
 
 
@@ -159,8 +151,8 @@ def damage(tables: Tables, kind: Kind) -> str | None:
     """What is wrong with a kind's file, read to its last byte; None where all is well or no file is needed."""
     if tables.counts()[kind] <= MEMORY_ROWS:
         return None
-    path, record = _file(tables, kind, tables.stamp(kind)), tables.noted(f"copy_{kind}")
-    if not path.is_file() or not record or record["name"] != path.name:
+    path, record = _copy(tables, kind)
+    if not record or not path.is_file():
         return f"the fast copy of its {kind}s is missing or stale"
     return None if _digest(path) == record["hash"] else f"the fast copy of its {kind}s ({path.name}) is damaged"
 
@@ -173,38 +165,32 @@ def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
         yield np.array([row[0] for row in rows], np.int64), tables.to_vectors([row[1] for row in rows])
 
 
-def _write(folder: Path, tables: Tables, kind: Kind, approximate: bool) -> Faiss:
-    current = tables.stamp(kind)
+def _copy(tables: Tables, kind: Kind) -> tuple[Path, dict[str, Any]]:
+    """Where the copy of the current rows belongs, and what was noted of it; nothing of another."""
+    assert tables.folder is not None
+    path = tables.folder / f"{kind}s-{current_stamp(tables, kind)}.faiss"
+    record = tables.noted(f"copy_{kind}") or {}
+    return path, record if record.get("name") == path.name else {}
+
+
+def _read(tables: Tables, kind: Kind, path: Path, approximate: bool) -> Faiss:
+    """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes."""
+    import faiss
+
+    flag = faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC
+    return Faiss(current_stamp(tables, kind), faiss.read_index(os.fspath(path), flag), approximate)
+
+
+def _write(tables: Tables, kind: Kind, approximate: bool) -> Faiss:
+    import faiss
+
     index = _build(tables, kind, approximate)
-    path = _file(tables, kind, current)
-    scratch = path.with_name(f"{_UNFINISHED}{path.name}")
-    try:
-        faiss.write_index(index, os.fspath(scratch))
-        flush(scratch)
-        scratch.replace(path)
-        flush(folder)
-    except RuntimeError:  # what faiss raises on a full disk
-        raise SaySeeError(
-            f"{folder}: the disk is full, so that the fast copy cannot be written (rows and vectors are safe); free "
-            f"some space and run 'saysee index-compact {folder}'"
-        ) from None
-    finally:
-        _remove(scratch)
+    path, _ = _copy(tables, kind)
+    with atomic_write(path) as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     record = {"name": path.name, "bytes": path.stat().st_size, "hash": _digest(path), "approximate": approximate}
     tables.note(f"copy_{kind}", record)
-    return Faiss.read(current, path, approximate)
-
-
-def _file(tables: Tables, kind: Kind, stamp: str) -> Path:
-    assert tables.folder is not None
-    return tables.folder / f"{kind}s-{stamp}.faiss"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # Windows keeps what a reader has mapped; the next writer removes it
-        return
+    return _read(tables, kind, path, approximate)
 
 
 def _digest(path: Path) -> str:
@@ -217,44 +203,34 @@ def _build(tables: Tables, kind: Kind, approximate: bool) -> Any:
 
     Deterministic for the same rows.
     """
-    dimension = tables.existing_about().dimension
-    if not approximate:
-        codes = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        index = faiss.IndexIDMap(codes)
-        _add(index, tables, kind)
-        return index
+    import faiss
+
     cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
     ids = np.fromiter((row[0] for row in cursor), np.int64)
-    rng = np.random.default_rng(0)
     clusters = 2 ** round(float(np.log2(2 * np.sqrt(len(ids)))))
+    layout = f"IVF{clusters},SQfp16" if approximate else "IDMap,SQfp16"
+    index = faiss.index_factory(tables.existing_about().dimension, layout, faiss.METRIC_INNER_PRODUCT)
+    rng = np.random.default_rng(0)
     seen = np.sort(rng.choice(ids, min(len(ids), _TRAINING_ROWS * clusters), replace=False))
-    index = faiss.index_factory(dimension, f"IVF{clusters},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
-    index.train(tables.vectors_of(seen.tolist())[1])
-    _add(index, tables, kind)
-    chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
-    order, vectors = tables.vectors_of(chosen.tolist())
-    index.nprobe = _calibrated(index, trial_queries(vectors[np.searchsorted(order, chosen)], rng))
+    if approximate:
+        index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
+        index.train(tables.vectors_of(seen.tolist())[1])
+    for numbers, vectors in blocks(tables, kind):
+        index.add_with_ids(vectors, numbers)
+    if approximate:
+        chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
+        order, vectors = tables.vectors_of(chosen.tolist())
+        _calibrate(index, trial_queries(vectors[np.searchsorted(order, chosen)], rng))
     return index
 
 
-def _add(index: Any, tables: Tables, kind: Kind) -> None:
-    for ids, vectors in blocks(tables, kind):
-        index.add_with_ids(vectors, ids)
-
-
-def _calibrated(index: Any, queries: Vectors) -> int:
-    """How many clusters give the recall."""
-
-    def nearest(clusters: int) -> Ids:
-        found: Ids = index.search(queries, RECALL_K, params=faiss.SearchParametersIVF(nprobe=clusters))[1]
-        return found
-
-    truth = nearest(index.nlist)
-    clusters = min(8, index.nlist)
-    while clusters < index.nlist and recall(nearest(clusters), truth) < RECALL:
-        clusters *= 2
-    return int(min(clusters, index.nlist))
+def _calibrate(index: Any, queries: Vectors) -> None:
+    """Sets how many clusters are searched: as many as the recall takes."""
+    index.nprobe = index.nlist
+    truth = index.search(queries, RECALL_K)[1]
+    index.nprobe = min(8, index.nlist)
+    while index.nprobe < index.nlist and recall(index.search(queries, RECALL_K)[1], truth) < RECALL:
+        index.nprobe = min(2 * index.nprobe, index.nlist)
 
 
 def trial_queries(vectors: Vectors, rng: np.random.Generator) -> Vectors:

@@ -219,6 +219,7 @@ class PostgresTables(Tables):
     """A connection to the schema."""
 
     _among = "id = ANY(?::bigint[])"
+    _vector_column = ("vector",)
     with_vectors = "items"
 
     def __init__(self, store: PostgresStore, connection: Connection) -> None:
@@ -280,10 +281,9 @@ class PostgresTables(Tables):
         self.connection.execute(_TABLES.format(dimension=int(about.dimension)))
 
     def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        sql = sql.format(", vector", ", ?", ", vector = excluded.vector").replace("?", "%s")
         cursor = self.connection.cursor()
         values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
-        cursor.executemany(sql, values, returning=True)
+        cursor.executemany(sql.replace("?", "%s"), values, returning=True)
         while True:
             yield from (row[0] for row in cursor)
             if not cursor.nextset():

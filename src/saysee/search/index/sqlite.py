@@ -15,7 +15,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,38 +156,28 @@ class SqliteStore(Store):
         allowed = None
         if where is not None or filters:
             with self.reading() as tables:
-                tables.existing_about()
-                allowed = _chosen_ids(tables.connection, kind, where, filters)
-        searcher = None if allowed is not None and len(allowed) <= fast_copy.MEMORY_ROWS else self.searcher(kind)
+                allowed = _chosen_ids(tables, kind, where, filters)
+                if len(allowed) <= fast_copy.MEMORY_ROWS:
+                    found = fast_copy.best_rows(queries, *tables.vectors_of(allowed.tolist()), SPARE * k)
+                    return tables.ranked(queries, found, k)
+        found = self.searcher(kind).search(queries, SPARE * k, allowed)
         with self.reading() as tables:
-            if searcher is None:
-                assert allowed is not None
-                found = fast_copy.best_rows(queries, *tables.vectors_of(allowed.tolist()), SPARE * k)
-            else:
-                found = searcher.search(queries, SPARE * k, allowed)
             return tables.ranked(queries, found, k)
 
     def searcher(self, kind: Kind) -> fast_copy.Searcher:
         """Searches the current rows of a kind; a missing or stale fast copy is built, where that is possible."""
         with self.reading() as tables:
             known = self._searchers.get(kind)
-            if known is not None and known.stamp == tables.stamp(kind):
+            if known is not None and known.stamp == fast_copy.current_stamp(tables, kind):
                 return known
             found = fast_copy.load(tables, kind)
         if found is None:
-            found = self._built(kind)
+            with suppress(SaySeeError), self.writing() as tables:
+                tables.make_ready()
+            with self.reading() as tables:  # where another process is writing, or this one may not, from memory
+                found = fast_copy.load(tables, kind) or fast_copy.in_memory(tables, kind)
         self._searchers[kind] = found
         return found
-
-    def _built(self, kind: Kind) -> fast_copy.Searcher:
-        try:
-            with self.writing() as tables:
-                tables.existing_about()
-                tables.make_ready()
-        except SaySeeError:  # another process is writing, or this one may not: the stored vectors are searched
-            pass
-        with self.reading() as tables:
-            return fast_copy.load(tables, kind) or fast_copy.in_memory(tables, kind)
 
     def compact(self) -> tuple[int, int]:
         """See :meth:`Store.compact`."""
@@ -210,6 +200,7 @@ class SqliteTables(Tables):
 
     folder: Path
     _among = "id IN (SELECT value FROM json_each(?))"
+    _vector_column = ()
     with_vectors = "items JOIN vectors ON item = id"
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
@@ -228,11 +219,13 @@ class SqliteTables(Tables):
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
         """See :meth:`Tables.to_vectors`."""
-        about = self.existing_about()
-        stored = _stored_type(about)
-        if any(len(value) != stored.itemsize * about.dimension for value in values):
+        dimension, stored = self.existing_about().dimension, self._stored_type()
+        if any(len(value) != stored.itemsize * dimension for value in values):
             raise sqlite3.DatabaseError("a vector has another length than the index's")
-        return np.frombuffer(b"".join(values), stored).reshape(len(values), about.dimension).astype(np.float32)
+        return np.frombuffer(b"".join(values), stored).reshape(len(values), dimension).astype(np.float32)
+
+    def _stored_type(self) -> np.dtype[Any]:
+        return np.dtype(self.existing_about().precision).newbyteorder("<")
 
     def _is_begun(self) -> bool:
         return self.execute("SELECT 1 FROM sqlite_master WHERE name = 'about'").fetchone() is not None
@@ -260,15 +253,15 @@ class SqliteTables(Tables):
             self.note(f"stamp_{kind}", secrets.token_hex(8))
 
     def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        stored = np.ascontiguousarray(vectors, dtype=_stored_type(self.existing_about()))
+        stored = np.ascontiguousarray(vectors, dtype=self._stored_type())
         for row, vector in zip(rows, stored, strict=True):
-            (number,) = self.execute(sql.format("", "", ""), row).fetchone()
+            (number,) = self.execute(sql, row).fetchone()
             self.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
             yield number
 
     def make_ready(self) -> dict[Kind, str]:
         """See :meth:`Tables.make_ready`."""
-        return fast_copy.write_all(self.folder, self)
+        return fast_copy.write_all(self)
 
     def damage(self) -> Iterator[str]:
         """See :meth:`Tables.damage`."""
@@ -287,33 +280,30 @@ class SqliteTables(Tables):
                 yield f"{damage}; run 'saysee index-compact {self.folder}'"
 
 
-def _stored_type(about: About) -> np.dtype[Any]:
-    """Of the vectors' numbers: little-endian, of the index's precision."""
-    return np.dtype(about.precision).newbyteorder("<")
-
-
-def _chosen_ids(connection: sqlite3.Connection, kind: Kind, where: str | None, filters: Sequence[Filter]) -> Ids:
+def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Sequence[Filter]) -> Ids:
     """The ids [N] of a kind for which the condition and all filters hold, ascending.
 
     The condition is the user's own SQL: the connection only reads, and cannot load code or open other files.
     """
-    conditions = ["kind = ?"]
+    tables.existing_about()
+    connection, conditions = tables.connection, ["kind = ?"]
     for number, one in enumerate(filters):
         matches = one.matches if one.is_column else partial(_matches_metadata, one)
         connection.create_function(f"filter_{number}", 1, matches, deterministic=True)
         conditions.append(f"filter_{number}({one.name if one.is_column else 'metadata'})")
+    end = float("inf")
     if where is not None:
         conditions.append(f"({where}\n)")  # a line of its own ends a comment in it
-    sql = f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id"
-    if where is None:
-        return np.fromiter((row[0] for row in connection.execute(sql, (kind,))), np.int64)
-    end = time.monotonic() + WHERE_SECONDS
+        end = time.monotonic() + WHERE_SECONDS
     connection.execute("PRAGMA query_only = ON")
     connection.set_authorizer(_allow_reading)
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_BETWEEN_CHECKS)
     try:
-        return np.fromiter((row[0] for row in connection.execute(sql, (kind,))), np.int64)
+        rows = connection.execute(f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id", (kind,))
+        return np.fromiter((row[0] for row in rows), np.int64)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        if where is None:
+            raise
         reason = f"it takes over {WHERE_SECONDS:g} s" if str(error) == "interrupted" else str(error)
         raise condition_error(where, reason) from None
     finally:

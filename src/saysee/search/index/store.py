@@ -11,7 +11,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
-from saysee.search.index.filters import Filter
+from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
 from saysee.version import __version__
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
 
 KINDS: tuple[Kind, ...] = ("image", "clip")
+Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
@@ -37,13 +39,11 @@ SPARE = 2
 """Times as many rows are taken from a fast copy as are asked for; the stored vectors order them."""
 UNIT_TOLERANCE = 0.01
 """How far a stored vector's length may be from 1: fp16 is within 0.001."""
-COLUMNS = ("id", "kind", "path", "folder", "name", "size", "mtime_ns", "hash", "metadata")
-"""Of the rows, for conditions."""
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
-_ITEM = "kind, path, size, mtime_ns, hash, metadata, id, encoded_by"
-_WRITTEN = ("kind", "path", "folder", "name", "size", "mtime_ns", "hash", "encoded_by", "metadata")
+_CHANGEABLE = ("path", "folder", "name", "size", "mtime_ns", "metadata")
+_WRITTEN = ("kind", "hash", "encoded_by", *_CHANGEABLE)
 _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
@@ -100,30 +100,6 @@ class About:
                 "index' with this model, which encodes them again, or search for images"
             )
 
-    def to_rows(self) -> list[tuple[str, str]]:
-        """Name and JSON value of each attribute."""
-        return [(name, json.dumps(getattr(self, name))) for name in self.__dataclass_fields__]
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[tuple[str, str]], place: str) -> About:
-        """From the rows of :meth:`to_rows`, among which others may be.
-
-        Raises:
-            SaySeeError: an older or newer release wrote the index.
-        """
-        values = {name: json.loads(value) for name, value in rows}
-        written = values.get("format")
-        if not isinstance(written, int) or written > FORMAT:
-            raise SaySeeError(
-                f"{place}: the index has format {written}, and this release reads format {FORMAT}; upgrade SaySee"
-            )
-        if written < FORMAT:
-            raise SaySeeError(
-                f"{place}: the index has format {written} of an older release, and this one reads format {FORMAT}; "
-                "create it again at another place with 'saysee index'"
-            )
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
-
 
 @dataclass(slots=True)
 class Item:
@@ -149,19 +125,31 @@ class Item:
     id: int = 0
     encoded_by: str = ""
 
+    @property
+    def key(self) -> Key:
+        """Kind and path: no two rows have the same."""
+        return self.kind, self.path
+
+    @property
+    def content(self) -> tuple[Kind, str | None]:
+        """Kind and hash: rows that have the same have the same vector, if the same model made it."""
+        return self.kind, self.hash
+
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Item:
         """From the columns of ``_ITEM``; SQLite has the metadata as text, PostgreSQL as an object."""
         kind, path, size, mtime_ns, content, metadata, *rest = row
-        if isinstance(metadata, str):
-            metadata = json.loads(metadata)
+        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
         return cls(kind, path, size, mtime_ns, content, metadata, *rest)
 
     def changeable(self) -> tuple[Any, ...]:
-        """Path, folder, name, size, time and metadata (JSON)."""
+        """The values of ``_CHANGEABLE``."""
         folder, _, name = self.path.rpartition("/")
         metadata = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True)
         return self.path, folder, name, self.size, self.mtime_ns, metadata
+
+
+_ITEM = ", ".join(column.name for column in fields(Item))
 
 
 class Tables(ABC):
@@ -176,10 +164,11 @@ class Tables(ABC):
     """SQL: the rows joined with their vectors."""
     _among: ClassVar[str]
     """SQL: whether an id is in the list that one parameter gives, as ``_as_list`` makes it."""
+    _vector_column: ClassVar[tuple[str, ...]]
+    """The further column of the rows, where they hold their vectors themselves."""
 
     def __init__(self, place: str, folder: Path | None) -> None:
         self.place, self.folder = place, folder
-        self._last_about: About | None = None
 
     @abstractmethod
     def execute(self, sql: str, values: Sequence[Any] = ()) -> Any:
@@ -205,10 +194,6 @@ class Tables(ABC):
     def touch(self, kinds: Iterable[Kind]) -> None:
         """Marks the vectors of these kinds as changed, within a transaction."""
 
-    def stamp(self, kind: Kind) -> str:
-        """What changes whenever a vector of the kind is added, changed or removed."""
-        return str(self.noted(f"stamp_{kind}"))
-
     @abstractmethod
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
 
@@ -223,33 +208,36 @@ class Tables(ABC):
         """Creates the tables, within a transaction."""
 
     @abstractmethod
-    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
-        """Inserts or replaces rows with their vectors [N, D], and yields their ids.
+    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterable[int]:
+        """Runs the SQL, which returns an id, for each row; stores the vectors [N, D]."""
 
-        The SQL has three gaps ``{}`` for a further column: its name, its value and how it is replaced.
-        """
-
-    @property
+    @cached_property
     def about(self) -> About | None:
-        """What holds for the index; None for one that was never begun."""
-        self._last_about = self._read_about()
-        return self._last_about
+        """What holds for the index, as first read or last written here; None for one that was never begun."""
+        return self._read_about()
 
     def _read_about(self) -> About | None:
         if not self._is_begun():
             return None
-        return About.from_rows(self.execute("SELECT name, value FROM about"), self.place)
+        values = {name: json.loads(value) for name, value in self.execute("SELECT name, value FROM about")}
+        written = values.get("format")
+        if written != FORMAT:
+            newer = not isinstance(written, int) or written > FORMAT
+            fix = "upgrade SaySee" if newer else "create it again at another place with 'saysee index'"
+            raise SaySeeError(
+                f"{self.place}: the index has format {written}, and this release reads format {FORMAT}; {fix}"
+            )
+        return About(**{column.name: values[column.name] for column in fields(About)})
 
     def existing_about(self) -> About:
-        """What holds for the index; read once where it is a connection's first use.
+        """What holds for the index.
 
         Raises:
             SaySeeError: there is no index, or an older or newer release wrote it.
         """
-        about = self._last_about or self.about
-        if about is None:
+        if self.about is None:
             raise no_index(self.place)
-        return about
+        return self.about
 
     def set_about(self, about: About) -> None:
         """Begins the index, or changes what may change; in one transaction.
@@ -257,14 +245,16 @@ class Tables(ABC):
         Raises:
             SaySeeError: another process has changed it since it was read.
         """
+        if about == self.about:
+            return
         with self.transaction():
             current = self._read_about()
-            if current not in (self._last_about, about):
+            if current not in (self.about, about):
                 raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
             if current is None:
                 self._begin(about)
-            self._execute_many(_SET_ABOUT, about.to_rows())
-        self._last_about = about
+            self._execute_many(_SET_ABOUT, [(name, json.dumps(value)) for name, value in asdict(about).items()])
+        self.about = about
 
     def noted(self, name: str) -> Any:
         """A value stored by name; None where there is none."""
@@ -280,27 +270,26 @@ class Tables(ABC):
         found = dict(self.execute("SELECT kind, count(*) FROM items GROUP BY kind").fetchall())
         return {kind: found.get(kind, 0) for kind in KINDS}
 
-    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
+    def rows(self, ids: Iterable[int]) -> dict[int, Item]:
         """The rows of ids, by id; missing ones are skipped."""
-        cursor = self.execute(f"SELECT {_ITEM} FROM items WHERE {self._among}", (self._as_list(ids),))
-        return {item.id: item for item in map(Item.from_row, cursor)}
+        return {item.id: item for item in self._items(f"WHERE {self._among}", self._as_list(ids))}
 
-    def known(self) -> dict[tuple[Kind, str], Item]:
+    def known(self) -> dict[Key, Item]:
         """All rows, by kind and path."""
-        items = map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items"))
-        return {(item.kind, item.path): item for item in items}
+        return {item.key: item for item in self._items()}
 
     def item_of(self, kind: Kind, content: str) -> Item | None:
         """The first row of this content hash; None where there is none."""
-        sql = f"SELECT {_ITEM} FROM items WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1"
-        row = self.execute(sql, (kind, content)).fetchone()
-        return None if row is None else Item.from_row(row)
+        return next(self._items("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
 
-    def vector_of(self, kind: Kind, content: str, encoded_by: str) -> Vectors | None:
-        """The vector [D] of any row of this content that this model encoded; None where there is none."""
+    def _items(self, condition: str = "", *values: Any) -> Iterator[Item]:
+        return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
+
+    def vector_of(self, item: Item) -> Vectors | None:
+        """The vector [D] of any row of the same content that the same model encoded; None where there is none."""
         sql = f"SELECT vector FROM {self.with_vectors} WHERE kind = ? AND hash = ? AND encoded_by = ? LIMIT 1"
-        row = self.execute(sql, (kind, content, encoded_by)).fetchone()
-        return None if row is None else np.asarray(self.to_vectors([row[0]])[0])
+        row = self.execute(sql, (item.kind, item.hash, item.encoded_by)).fetchone()
+        return None if row is None else np.asarray(self.to_vectors(row)[0])
 
     def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
         """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
@@ -328,29 +317,28 @@ class Tables(ABC):
 
         Sets each item's id, and where it does not say what encoded it, the index's own model.
         """
+        if not items:
+            return
         about = self.existing_about()
-        rows = []
         for item in items:
             item.encoded_by = item.encoded_by or about.fingerprints[item.kind]
-            path, folder, name, size, mtime_ns, metadata = item.changeable()
-            rows.append((item.kind, path, folder, name, size, mtime_ns, item.hash, item.encoded_by, metadata))
-        changed = ", ".join(f"{column} = excluded.{column}" for column in _WRITTEN[4:])
+        rows = [(*item.content, item.encoded_by, *item.changeable()) for item in items]
+        columns = (*_WRITTEN, *self._vector_column)
         sql = (
-            f"INSERT INTO items ({', '.join(_WRITTEN)}{{}}) VALUES ({', '.join('?' * len(_WRITTEN))}{{}}) "
-            f"ON CONFLICT (kind, path) DO UPDATE SET {changed}{{}} RETURNING id"
+            f"INSERT INTO items ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
+            f"ON CONFLICT (kind, path) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns)} "
+            "RETURNING id"
         )
-        if rows:
-            for item, number in zip(items, self._insert(sql, rows, vectors), strict=True):
-                item.id = number
-            self.touch({item.kind for item in items})
+        for item, number in zip(items, self._insert(sql, rows, vectors), strict=True):
+            item.id = number
+        self.touch({item.kind for item in items})
 
-    def refresh(self, items: Iterable[Item]) -> list[Item]:
+    def refresh(self, items: Sequence[Item]) -> list[Item]:
         """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
 
         Returns:
             those whose row another process has removed.
         """
-        items = list(items)
         if not items:
             return []
         with self.transaction():
@@ -358,11 +346,9 @@ class Tables(ABC):
             staying = [item for item in items if item.id in there]
             # Where a file has moved to, another process may have encoded it meanwhile.
             occupied = "DELETE FROM items WHERE kind = ? AND path = ? AND id <> ?"
-            self._execute_many(occupied, [(item.kind, item.path, item.id) for item in staying])
-            self._execute_many(
-                "UPDATE items SET path = ?, folder = ?, name = ?, size = ?, mtime_ns = ?, metadata = ? WHERE id = ?",
-                [(*item.changeable(), item.id) for item in staying],
-            )
+            self._execute_many(occupied, [(*item.key, item.id) for item in staying])
+            sql = f"UPDATE items SET {', '.join(f'{column} = ?' for column in _CHANGEABLE)} WHERE id = ?"
+            self._execute_many(sql, [(*item.changeable(), item.id) for item in staying])
         return [item for item in items if item.id not in there]
 
     def remove(self, items: Sequence[Item]) -> None:
@@ -414,14 +400,7 @@ class Store(ABC):
 
     @abstractmethod
     def compact(self) -> tuple[int, int]:
-        """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.
-
-        Returns:
-            bytes of the index before and after.
-
-        Raises:
-            SaySeeError: another process writes the index, or the disk is full.
-        """
+        """See :meth:`saysee.search.index.index.Index.compact`."""
 
     def about(self) -> About:
         """What holds for the whole index.
@@ -431,34 +410,6 @@ class Store(ABC):
         """
         with self.reading() as tables:
             return tables.existing_about()
-
-    def counts(self) -> dict[Kind, int]:
-        """Rows of each kind."""
-        with self.reading() as tables:
-            return tables.counts()
-
-    def rows(self, ids: Sequence[int]) -> dict[int, Item]:
-        """The rows of ids, by id; missing ones are skipped."""
-        with self.reading() as tables:
-            return tables.rows(ids)
-
-    def check(self) -> list[str]:
-        """Reads everything and returns what is wrong with it, one line each; empty when all is well.
-
-        Raises:
-            SaySeeError: it is too damaged to be read.
-        """
-        with self.reading() as tables:
-            about = tables.existing_about()
-            problems = list(tables.damage())
-            for kind in KINDS:
-                sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
-                others = tables.execute(sql, (kind, about.fingerprints[kind])).fetchone()[0]
-                if others:
-                    problems.append(
-                        f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
-                    )
-        return [f"{self.place}: {problem}" for problem in problems]
 
 
 def is_database(place: str | os.PathLike[str]) -> bool:
@@ -474,7 +425,8 @@ def no_index(place: str) -> SaySeeError:
 def condition_error(where: str, reason: str) -> SaySeeError:
     """The error of an SQL condition that the database refuses, in one line."""
     shown, reason = (text if len(text) <= 200 else f"{text[:197]}..." for text in (where, " ".join(reason.split())))
+    columns = ", ".join((*TEXT_COLUMNS, *NUMBER_COLUMNS, "metadata"))
     return SaySeeError(
-        f"the condition {shown!r} cannot be used ({reason}); give an SQL expression over "
-        f"{', '.join(COLUMNS)}, such as \"folder LIKE 'holiday%'\""
+        f'the condition {shown!r} cannot be used ({reason}); give an SQL expression over {columns}, such as "folder '
+        "LIKE 'holiday%'\""
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from saysee.encoding.encoder import Encoder
 from saysee.encoding.reading import read_ahead
 from saysee.errors import SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
-from saysee.log import ProgressBar, progress_bar
+from saysee.log import progress_bar
 from saysee.media.formats import Kind
 from saysee.media.source import printable
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
-from saysee.search.index.store import KINDS, About, Item, Tables, Vectors
+from saysee.search.index.store import KINDS, About, Item, Key, Tables
 
 
 @dataclass(slots=True)
@@ -97,12 +97,16 @@ def update_index(
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
     source = place if isinstance(place, Source) else find_source(place)
     store = open_store(to)
+    report = IndexReport(store.place)
     with store.writing() as writer:
-        report = IndexReport(index=store.place)
-        known = writer.known() if writer.about else {}
-        source = replace(source, items=with_uploads(source.items, known.values(), source.root, writer.folder))
-        about = _begin(writer, encoder, source, known, report)
-        _Run(writer, encoder, source, known, report).go(batch_size, workers or min(8, os.cpu_count() or 1))
+        about, known = begin(writer, encoder, source.root, source.name)
+        others = Counter(row.kind for row in known.values() if row.encoded_by != about.fingerprints[row.kind])
+        for kind, count in others.items():
+            report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
+        items = with_uploads(source.items, known.values(), source.root, writer.folder)
+        _Run(writer, encoder, about, replace(source, items=items), known, report).go(
+            batch_size, workers or encoder.workers
+        )
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
@@ -112,68 +116,61 @@ def update_index(
     return report
 
 
+def begin(
+    writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32"
+) -> tuple[About, dict[Key, Item]]:
+    """Creates the tables of an index, or checks that those there are of this model and of these files.
+
+    Args:
+        writer: of the index.
+        encoder: the model.
+        root: folder that relative paths start from.
+        source: "." for the folder itself, else the name of a manifest or table in it.
+        precision: of the stored vectors, if the index is new.
+
+    Returns:
+        what holds once :func:`finish` is called, and the rows of the index.
+
+    Raises:
+        SaySeeError: the index is of another model, or of other files that still exist.
+    """
+    before = writer.about
+    known = writer.known() if before else {}
+    if before is not None:
+        before.check(encoder, writer.place)
+        _check_same_source(writer, before, root, source, known)
+    local = os.path.isdir(encoder.name)
+    about = About(
+        model=os.path.abspath(encoder.name) if local else encoder.name,
+        model_beside=beside(Path(encoder.name), writer.folder) if local else None,
+        fingerprints={kind: encoder.fingerprint(kind) for kind in KINDS},
+        dimension=encoder.dimension,
+        precision=before.precision if before else precision,
+        root=os.fspath(root),
+        root_beside=beside(root, writer.folder),
+        source=source,
+    )
+    writer.set_about(replace(about, fingerprints=before.fingerprints) if before else about)
+    return about, known
+
+
 def finish(writer: Tables, about: About, report: IndexReport) -> None:
-    """Notes which model made all vectors, updates the fast copies, and counts the rows."""
-    if writer.about != about:
-        writer.set_about(about)
+    """Notes that this model made all vectors, updates the fast copies, and counts the rows."""
+    writer.set_about(about)
     report.search = writer.make_ready()
     counts = writer.counts()
     report.images, report.clips = counts["image"], counts["clip"]
 
 
-def begin_about(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str) -> About:
-    """What holds for an index of these files by this model."""
-    local = os.path.isdir(encoder.name)
-    return About(
-        model=os.path.abspath(encoder.name) if local else encoder.name,
-        model_beside=beside(Path(encoder.name), writer.folder) if local else None,
-        fingerprints={kind: encoder.fingerprint(kind) for kind in KINDS},
-        dimension=encoder.dimension,
-        precision=precision,
-        root=os.fspath(root),
-        root_beside=beside(root, writer.folder),
-        source=source,
-    )
-
-
-def _begin(
-    writer: Tables, encoder: Encoder, source: Source, known: dict[tuple[Kind, str], Item], report: IndexReport
-) -> About:
-    """What holds for the index once this run is finished."""
-    before = writer.about
-    if before is not None:
-        before.check(encoder, writer.place)
-        check_same_source(writer, before, source.root, source.name, known)
-    about = begin_about(writer, encoder, source.root, source.name, before.precision if before else "float32")
-    others = Counter(item.kind for item in known.values() if item.encoded_by != about.fingerprints[item.kind])
-    for kind, count in others.items():
-        report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
-    now = replace(about, fingerprints=before.fingerprints) if before and others else about
-    if now != before:
-        writer.set_about(now)
-    return about
-
-
-def check_same_source(
-    writer: Tables, before: About, root: Path, name: str, known: dict[tuple[Kind, str], Item]
-) -> None:
-    """Refuses files of another place while those of the index still exist: they would all be removed from it."""
-    first = next((item.path for item in known.values()), None)
+def _check_same_source(writer: Tables, before: About, root: Path, source: str, known: dict[Key, Item]) -> None:
+    """Refuses other files while those of the index still exist: all of them would be removed from it."""
+    first = next((row.path for row in known.values()), None)
     old = root_of(before, writer.folder, first)
     there = (old / before.source).exists()
-    if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), name):
+    if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), source):
         raise SaySeeError(
             f"{writer.place}: is an index of {os.path.normpath(old / before.source)}; name another place by --to"
         )
-
-
-@dataclass(slots=True)
-class _Ready:
-    """A file that a thread has read: of known content, or prepared for the model, or refused."""
-
-    item: Item
-    prepared: Any = None
-    reason: str | None = None
 
 
 class _Run:
@@ -183,70 +180,110 @@ class _Run:
         self,
         writer: Tables,
         encoder: Encoder,
+        about: About,
         source: Source,
-        known: dict[tuple[Kind, str], Item],
+        known: dict[Key, Item],
         report: IndexReport,
     ) -> None:
-        self.writer, self.encoder, self.source = writer, encoder, source
+        self.writer, self.encoder, self.about, self.source = writer, encoder, about, source
         self.known, self.report = known, report
-        self.wanted = {(item.kind, item.path) for item in source.items}
-        self.contents = {(item.kind, item.hash) for item in known.values() if self._is_mine(item)}
-        self.leaving = {key: item for key, item in known.items() if key not in self.wanted}
-        self.homeless = {
-            (item.kind, item.hash): key
-            for key, item in self.leaving.items()
-            if item.hash is not None and self._is_mine(item)
+        self.contents = {row.content for row in known.values() if self._is_current(row)}
+        listed = {item.key for item in source.items}
+        # A file that came into the folder after it was listed may have a row already, of another process.
+        self.leaving = {
+            row.key: row
+            for row in known.values()
+            if row.key not in listed and (source.name != "." or not os.path.exists(source.root / row.path))
         }
+        self.homeless = {row.content: row for row in self.leaving.values() if self._is_current(row)}
 
     def go(self, batch_size: int, workers: int) -> None:
-        todo = self._compare()
-        with progress_bar("indexing", len(todo)) as bar:
-            for _, batch in read_ahead(_batches(todo, batch_size), self._look, workers):
-                self._commit(batch, bar)
-        leaving = [item for key, item in self.leaving.items() if self._is_gone(key)]
-        self.writer.remove(leaving)
-        self.report.removed += len(leaving)
+        changed = self._find_changed()
+        with progress_bar("indexing", len(changed)) as bar:
+            for items, prepared in read_ahead(_batches(changed, batch_size), self._read, workers):
+                self._write(items, prepared)
+                bar.advance(len(items))
+        self.writer.remove(list(self.leaving.values()))
+        report = self.report
+        report.removed = len(self.leaving)
+        report.kept = len(self.source.items) - report.encoded - report.moved - len(report.refused)
 
-    def _is_gone(self, key: tuple[Kind, str]) -> bool:
-        """Whether a row that is not wanted has no file.
-
-        Another process may have indexed a file that came into the folder after it was listed.
-        """
-        by_listing = self.source.name != "." or key in self.wanted
-        return by_listing or not (self.source.root / key[1]).exists()
-
-    def _is_mine(self, row: Item) -> bool:
-        """Whether this run's model made the vector of a row."""
-        return row.encoded_by == self.encoder.fingerprint(row.kind)
-
-    def _compare(self) -> list[Item]:
-        """The items whose size or time has changed; the rows of the others get their current metadata."""
-        todo: list[Item] = []
-        renewed: list[Item] = []
+    def _find_changed(self) -> list[Item]:
+        """The items of another size or time, or without a vector of this model. The others get their metadata."""
+        changed, renewed = [], []
         for item in self.source.items:
-            before = self.known.get((item.kind, item.path))
-            status = self._status(item)
-            if (
-                before is None
-                or status is None
-                or (before.size, before.mtime_ns) != status
-                or not self._is_mine(before)
-            ):
-                todo.append(item)
-                continue
-            self.report.kept += 1
-            if before.metadata != item.metadata:
-                renewed.append(replace(before, metadata=item.metadata))
-        todo += self._refresh(renewed)
-        return todo
+            row = self.known.get(item.key)
+            if row is None or not self._is_current(row) or self._status(item) != (row.size, row.mtime_ns):
+                changed.append(item)
+            elif row.metadata != item.metadata:
+                renewed.append(replace(row, metadata=item.metadata))
+        return changed + self.writer.refresh(renewed)
 
-    def _refresh(self, items: list[Item]) -> list[Item]:
-        """Updates rows, and returns those that another process has removed, which have to be encoded again."""
-        gone = self.writer.refresh(items) if items else []
-        self.report.kept -= len(gone)
-        for item in gone:
-            self.known.pop((item.kind, item.path), None)
-        return gone
+    def _read(self, item: Item) -> Any:
+        """What the model takes of a file; None where its content is known; an error where it cannot be used."""
+        path = self.source.root / item.path
+        try:
+            item.path.encode()
+            if path.is_file() and (status := self._status(item)) is not None:
+                item.size, item.mtime_ns = status
+                if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
+                    item.mtime_ns = None
+                with path.open("rb") as file:
+                    item.hash = fingerprint(file)
+                if item.content in self.contents:
+                    return None
+            return self.encoder.prepare(item.kind, path)
+        except UnicodeEncodeError:
+            return SaySeeError(f"{printable(path)}: its name is not valid Unicode; rename it")
+        except SaySeeError as error:
+            return error
+        except OSError as error:
+            return SaySeeError(f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again")
+
+    def _write(self, items: Sequence[Item], prepared: Sequence[Any]) -> None:
+        """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
+        renewed, others = [], []
+        for item, content in zip(items, prepared, strict=True):
+            row = None if content is not None else self.known.get(item.key) or self.homeless.pop(item.content, None)
+            if row is not None and row.content == item.content and self._is_current(row):
+                item.id = row.id
+                self.leaving.pop(row.key, None)
+                renewed.append(item)
+            else:
+                others.append((item, content))
+        gone = self.writer.refresh(renewed)
+        moved = {item.key for item in renewed} - self.known.keys() - {item.key for item in gone}
+        self.report.moved += len(moved)
+        self._write_vectors([*others, *((item, None) for item in gone)])
+
+    def _write_vectors(self, contents: list[tuple[Item, Any]]) -> None:
+        """Writes rows with the vector of another file of the same content or of the model, in one transaction."""
+        copied, new = [], []
+        for item, content in contents:
+            item.encoded_by = self.about.fingerprints[item.kind]
+            vector = self.writer.vector_of(item) if content is None else None
+            if vector is not None:
+                copied.append((item, vector))
+                continue
+            if content is None:  # the row that had this content was changed or removed meanwhile
+                self.contents.discard(item.content)
+                content = self._read(item)
+            if isinstance(content, SaySeeError):
+                self._refuse(item, content)
+            else:
+                new.append((item, content))
+        self.report.encoded += len(new)
+        items, vectors = [item for item, _ in copied + new], [vector for _, vector in copied]
+        if new:
+            vectors += list(self.encoder.encode_prepared(new[0][0].kind, [content for _, content in new]))
+        if items:
+            with self.writer.transaction():
+                self.writer.put(items, np.stack(vectors))
+
+    def _refuse(self, item: Item, error: SaySeeError) -> None:
+        self.report.refused.append((printable(self.source.root / item.path), str(error)))
+        if item.key in self.known:  # its vector is of a content that no longer exists
+            self.leaving[item.key] = self.known[item.key]
 
     def _status(self, item: Item) -> tuple[int, int] | None:
         try:
@@ -255,110 +292,13 @@ class _Run:
             return None
         return status.st_size, status.st_mtime_ns
 
-    def _look(self, item: Item) -> _Ready:
-        path = self.source.root / item.path
-        try:
-            item.path.encode()
-            status = self._status(item)
-            if status is not None and path.is_file():
-                item.size, item.mtime_ns = status
-                if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
-                    item.mtime_ns = None
-                item.hash = _content(path)
-                if (item.kind, item.hash) in self.contents:
-                    return _Ready(item)
-            return _Ready(item, self.encoder.prepare(item.kind, path))
-        except UnicodeEncodeError:
-            return _Ready(item, reason=f"{printable(path)}: its name is not valid Unicode; rename it")
-        except SaySeeError as error:
-            return _Ready(item, reason=str(error))
-        except OSError as error:
-            return _Ready(item, reason=f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again")
-
-    def _commit(self, batch: list[_Ready], bar: ProgressBar) -> None:
-        """Writes a batch: first the files that only have a new time or place, then those that need a vector."""
-        renewed, new = [], []
-        for ready in batch:
-            if ready.reason is not None:
-                self._refuse(ready)
-            elif (before := self._same(ready)) is not None:
-                ready.item.id = before.id
-                renewed.append(ready.item)
-            else:
-                new.append(ready)
-        new += [_Ready(item) for item in self._refresh(renewed)]
-        self._write_new(new)
-        bar.advance(len(batch))
-
-    def _refuse(self, ready: _Ready) -> None:
-        assert ready.reason is not None
-        self.report.refused.append((printable(self.source.root / ready.item.path), ready.reason))
-        key = (ready.item.kind, ready.item.path)
-        if key in self.known:  # its vector is of a content that no longer exists
-            self.leaving[key] = self.known[key]
-
-    def _same(self, ready: _Ready) -> Item | None:
-        """The row that already has this content: the file's own, or one whose file was moved."""
-        item = ready.item
-        before = self.known.get((item.kind, item.path))
-        if before is not None:
-            if before.hash != item.hash or item.hash is None or not self._is_mine(before):
-                return None
-            self.report.kept += 1
-            return before
-        key = self.homeless.pop((item.kind, item.hash), None) if item.hash is not None else None
-        if key is None:
-            return None
-        self.report.moved += 1
-        return self.leaving.pop(key)
-
-    def _write_new(self, new: list[_Ready]) -> None:
-        """Writes rows with vectors of the model, or of another file of the same content, in one transaction."""
-        items: list[Item] = []
-        vectors: list[Vectors] = []
-        unknown = []
-        for ready in new:
-            item = ready.item
-            item.encoded_by = self.encoder.fingerprint(item.kind)
-            found = None
-            if ready.prepared is None and item.hash is not None:
-                found = self.writer.vector_of(item.kind, item.hash, item.encoded_by)
-            if found is not None:
-                items.append(item)
-                vectors.append(found)
-            elif ready.prepared is not None or self._prepare_late(ready):
-                unknown.append(ready)
-        self.report.kept += len(items)
-        self.report.encoded += len(unknown)
-        if unknown:
-            vectors += list(self.encoder.encode_prepared(unknown[0].item.kind, [ready.prepared for ready in unknown]))
-            items += [ready.item for ready in unknown]
-        if items:
-            with self.writer.transaction():
-                self.writer.put(items, np.stack(vectors))
-
-    def _prepare_late(self, ready: _Ready) -> bool:
-        """Prepares a file whose content another row had until it was overwritten or removed in this run."""
-        try:
-            ready.prepared = self.encoder.prepare(ready.item.kind, self.source.root / ready.item.path)
-        except SaySeeError as error:
-            ready.reason = str(error)
-            self._refuse(ready)
-            return False
-        return True
+    def _is_current(self, row: Item) -> bool:
+        """Whether this run's model made the vector of a row."""
+        return row.encoded_by == self.about.fingerprints[row.kind]
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        if batch and (len(batch) == size or item.kind != batch[0].kind):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return fingerprint(file)
+def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
+    """Batches of one kind."""
+    for kind in KINDS:
+        same = [item for item in items if item.kind == kind]
+        yield from (same[start : start + size] for start in range(0, len(same), size))
