@@ -1,6 +1,7 @@
 # Each target creates .venv if there is none, installs the versions pinned in constraints.txt, and runs.
 #   make demo        corpus, training of baseline and CMD, scores, demo/report.html
 #   make test        the tests
+#   make test-all    those that take minutes too
 #   make lint        ruff, mypy, import-linter
 #   make docs        the documentation, at build/site/index.html
 #   make benchmark   speed of an index on this machine: a quarter of an hour or more
@@ -12,13 +13,16 @@ BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
 
-.PHONY: demo test benchmark docs lint format clean
+.PHONY: demo test test-all benchmark docs lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/saysee demo --to demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ''
 
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(INSTALLED)
