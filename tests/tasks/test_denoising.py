@@ -21,7 +21,7 @@ from saysee.settings.reading import resolve_recipe
 from saysee.settings.recipe import DenoisingSettings, Recipe
 from saysee.tasks import denoising
 from saysee.tasks.denoising import DenoisingTask, another_image
-from saysee.training.objective import Objective, build_model, build_tasks
+from saysee.training.objective import build_objective as build_training_objective
 
 B, F, P, D, V, W = 4, 6, 5, 8, 12, 16
 IDS = torch.tensor([7, 7, 3, 5])  # two clips of one image
@@ -272,8 +272,7 @@ TINY = {
 
 def build_objective(**settings):
     recipe = resolve_recipe({**TINY, "denoising": settings})
-    model = build_model(recipe)
-    return Objective(model, build_tasks(recipe, model))
+    return build_training_objective(recipe)
 
 
 def batch():

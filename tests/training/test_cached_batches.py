@@ -61,6 +61,21 @@ def test_chunks_have_the_loss_and_gradient_of_the_whole_batch(settings: dict[str
     assert_same_gradients(in_chunks_gradients, gradients)
 
 
+def test_accumulated_batches_give_their_mean_gradient(settings: dict[str, Any]) -> None:
+    settings = without_dropout(settings)
+    settings["denoising"] = {"preset": "off"}
+    metrics, gradients = one_step(settings, "--optimizer.accumulate=2")
+
+    trainer = Trainer(resolve_recipe(settings))
+    objective, batches = trainer.objective.train(), iter(trainer.loader)
+    losses = [objective(next(batches), {"contrastive": 1.0})["loss"] for _ in range(2)]
+    mean = (losses[0] + losses[1]) / 2
+    mean.backward()
+    assert metrics["loss"] == pytest.approx(mean.item(), rel=1e-6)
+    expected = {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
+    assert_same_gradients(gradients, expected)
+
+
 def test_dropout_is_drawn_once_for_both_passes_and_denoising_works_on_each_chunk(settings: dict[str, Any]) -> None:
     """Against the same mathematics with all chunks in one graph: their features, the contrastive loss of all vectors
     together, the mean of the denoising loss of each."""

@@ -6,7 +6,7 @@ import pytest
 
 from saysee.settings.reading import resolve_recipe
 from saysee.settings.recipe import OptimizerSettings
-from saysee.training.objective import Objective, build_model, build_tasks, learning_rate_factor, parameter_groups
+from saysee.training.objective import build_objective, learning_rate_factor, parameter_groups
 
 
 def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
@@ -25,8 +25,7 @@ def test_the_learning_rate_rises_linearly_and_falls_to_zero() -> None:
 def test_every_trained_parameter_is_in_one_group_and_no_frozen_one(tiny_settings: dict[str, Any]) -> None:
     tiny_settings["model"] |= {"speech_trainable": 1, "image_trainable": 0}
     recipe = resolve_recipe(tiny_settings, ["--optimizer.encoder_lr=5e-6", "--optimizer.weight_decay=0.1"])
-    model = build_model(recipe)
-    objective = Objective(model, build_tasks(recipe, model))
+    objective = build_objective(recipe)
     groups = parameter_groups(objective, recipe.optimizer)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     trained = [id(parameter) for parameter in objective.parameters() if parameter.requires_grad]

@@ -91,12 +91,6 @@ def test_the_best_model_is_that_of_the_highest_recall_or_the_latest(tiny_setting
     assert facts["best"]["step"] == 3
 
 
-def test_accumulated_batches_give_the_mean_gradient(tiny_settings: dict[str, Any]) -> None:
-    """Two batches a step at half the weight each: one step sees twice the clips."""
-    result = train(tiny_settings, "--optimizer.accumulate=2", "--training.steps=3")
-    assert result["clips"] == 3 * 2 * 8
-
-
 def test_a_frozen_encoder_does_not_move_and_is_not_in_the_checkpoints(tiny_settings: dict[str, Any]) -> None:
     settings = tiny_settings
     settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
@@ -136,6 +130,18 @@ def test_a_run_of_other_settings_is_refused_by_name(tiny_settings: dict[str, Any
     with pytest.raises(CheckpointError, match=r"another optimizer\.lr \(0\.001, now 0\.002\)"):
         train(tiny_settings, "--optimizer.lr=0.002", resume="auto")
     train(tiny_settings, "--training.keep_checkpoints=1", resume="auto")  # no weight depends on it
+
+
+def test_a_checkpoint_of_an_older_release_is_refused(tiny_settings: dict[str, Any]) -> None:
+    train(tiny_settings)
+    run = Path(tiny_settings["output"])
+    (run / "result.json").unlink()
+    for file in run.glob("checkpoints/*/state.pt"):
+        state = torch.load(file, weights_only=True)
+        del state["draws"]
+        torch.save(state, file)
+    with pytest.raises(CheckpointError, match="step-00000006"):
+        train(tiny_settings, resume="auto")
 
 
 def test_a_missing_manifest_or_split_is_reported(tiny_settings: dict[str, Any]) -> None:

@@ -32,14 +32,7 @@ from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find
 from saysee.training.data import TrainingData
 from saysee.training.features import FeatureBatch
 from saysee.training.log_records import MetricsLog, environment, training_facts
-from saysee.training.objective import (
-    Objective,
-    TrainingBatch,
-    build_model,
-    build_tasks,
-    learning_rate_factor,
-    parameter_groups,
-)
+from saysee.training.objective import TrainingBatch, build_objective, learning_rate_factor, parameter_groups
 from saysee.training.processes import Processes
 from saysee.training.validation import find_signs, validate
 
@@ -80,8 +73,8 @@ class Trainer:
         _check_shares(recipe, self.processes.count)
         with self.processes.ending_together():
             self.manifest = Manifest.read(recipe.data.manifest)
-            self.model = build_model(recipe)
-            self.objective = Objective(self.model, build_tasks(recipe, self.model))
+            self.objective = build_objective(recipe)
+            self.model = self.objective.model
             self.data = TrainingData(recipe, self.manifest, self.model, self.processes, self.arithmetic)
             self._prepared = self.accelerator.prepare_model(self.objective)
         beta1, beta2 = recipe.optimizer.betas
