@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saysee.data.corpora.finding import FileIndex, find_lists, list_folders, read_lines, split_families
+from saysee.data.corpora.finding import FileIndex, find_lists, index_folders, read_lines, split_families
 from saysee.errors import ManifestError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES
@@ -82,9 +82,10 @@ def test_of_several_files_the_listed_suffix_wins_and_a_tie_is_reported(tmp_path:
 
 def test_one_folder_for_both_is_walked_once(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    clips, images = list_folders(tmp_path, tmp_path / "b" / "..")
-    assert clips is images
-    assert list_folders(tmp_path, tmp_path / "b")[1] is not clips
+    clips, images = index_folders(tmp_path, tmp_path / "b" / "..")
+    assert clips.listing is images.listing
+    clips, images = index_folders(tmp_path, tmp_path / "b")
+    assert clips.listing is not images.listing
 
 
 def test_lists_are_found_inside_and_beside_the_least_deep_first(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 from collections.abc import Callable
@@ -505,6 +506,17 @@ def test_a_data_set_of_the_hub_is_found_by_its_name(
     prepared = prepare_hub(["someone/spoken-images"], tmp_path / "m.jsonl", config="small")
     assert asked == [("someone/spoken-images", "small")]
     assert prepared.clips == {"train": 6, "val": 2}
+
+
+@pytest.mark.parametrize("source", ["/gone/train", "./train", "gone", "a/b/c", "übung/train", "C:\\gone", "~/gone"])
+def test_a_mistyped_path_is_rejected_before_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *words: asked.append(words))
+    with pytest.raises(SaySeeError, match=re.escape(source)):
+        prepare_hub(["someone/spoken-images", source], tmp_path / "m.jsonl")
+    assert not asked
 
 
 def test_without_the_hub_a_name_is_rejected_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from saysee.errors import ManifestError
 from saysee.media.folders import Listing
-from saysee.media.formats import kind_by_suffix
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, kind_by_suffix
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "clip": ("clip", "audio", "wav", "sound", "speech"),
@@ -51,17 +51,6 @@ def stem_key(name: str) -> str:
     """The key under which a file is found: its plain base name without the suffix of an audio or image file."""
     last = plain(name).rpartition("/")[2]
     return os.path.splitext(last)[0] if kind_by_suffix(last) else last
-
-
-def list_folders(audio: str | os.PathLike[str], images: str | os.PathLike[str]) -> tuple[Listing, Listing]:
-    """The listings of ``--audio`` and ``--images``; one walk if both are the same folder.
-
-    Raises:
-        SaySeeError: either is not a folder.
-    """
-    clips = Listing(audio, "--audio")
-    same = Path(images).exists() and os.path.samefile(audio, images)
-    return clips, clips if same else Listing(images, "--images")
 
 
 class FileIndex:
@@ -116,6 +105,22 @@ class FileIndex:
         return ranked[0]
 
 
+def index_folders(
+    audio: str | os.PathLike[str], images: str | os.PathLike[str], image_key: Callable[[str], str] = stem_key
+) -> tuple[FileIndex, FileIndex]:
+    """The clips of ``--audio`` and the images of ``--images``; one walk if both are the same folder.
+
+    Raises:
+        SaySeeError: either is not a folder.
+    """
+    clips = Listing(audio, "--audio")
+    same = Path(images).exists() and os.path.samefile(audio, images)
+    return (
+        FileIndex(clips, AUDIO_SUFFIXES),
+        FileIndex(clips if same else Listing(images, "--images"), IMAGE_SUFFIXES, image_key),
+    )
+
+
 def _similarity(name: str, path: str) -> tuple[int, bool, bool]:
     """How well a file fits a listed name: number of equal parent folders; same suffix; same case."""
     listed, actual = plain(name).split("/")[:-1], plain(path).split("/")[:-1]
@@ -159,10 +164,9 @@ def _parent(name: str) -> str:
     return plain(name).rpartition("/")[0].rpartition("/")[2]
 
 
-def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: Iterable[str]) -> list[Path]:
+def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: tuple[str, ...]) -> list[Path]:
     """Files whose name matches, in the listings and directly beside their folders; the least nested first."""
     found: dict[str, None] = {}
-    suffixes = tuple(suffixes)
     for listing in listings:
         beside = _files_in(os.path.dirname(os.path.abspath(listing.folder)), suffixes)
         inside = sorted(listing.files(suffixes), key=lambda path: path.count(os.sep))
@@ -200,11 +204,7 @@ def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The stripped lines of a text file that are not blank, whatever its line ends.
-
-    Raises:
-        ManifestError: it cannot be read, or is not UTF-8.
-    """
+    """The stripped lines of a text file (see :func:`read_utf8`) that are not blank, whatever its line ends."""
     text = read_utf8(path).replace("\r\n", "\n").replace("\r", "\n")
     return [line.strip() for line in text.split("\n") if line.strip()]
 

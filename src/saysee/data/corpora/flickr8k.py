@@ -13,6 +13,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from saysee.data.corpora.finding import (
     FileIndex,
     find_lists,
-    list_folders,
+    index_folders,
     read_json_records,
     read_lines,
     read_utf8,
@@ -29,7 +30,6 @@ from saysee.data.corpora.finding import (
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 ALLOW_MISSING = 10
 """In known copies a few clips are missing or empty; a failed download lacks hundreds."""
@@ -78,16 +78,15 @@ def prepare_flickr8k(
         ConfigError: ``allow_missing`` is negative.
     """
     target = check_target(to, allow_missing)
-    clip_listing, image_listing = list_folders(audio, images)
-    listings = [clip_listing, image_listing] if text is None else [Listing(text, "--text"), clip_listing, image_listing]
-    clips = FileIndex(clip_listing, AUDIO_SUFFIXES)
-    lists = _read_lists(listings, clips)
+    clip_files, image_files = index_folders(audio, images)
+    listings = [clip_files.listing, image_files.listing]
+    lists = _read_lists(listings if text is None else [Listing(text, "--text"), *listings], clip_files)
     captions = list(_captions(lists))
     spoken = {stem_key(caption.image) for caption in captions}
     return prepare(
         captions,
-        clips,
-        FileIndex(image_listing, IMAGE_SUFFIXES),
+        clip_files,
+        image_files,
         target,
         allow_missing=allow_missing,
         expected=EXPECTED,
@@ -107,7 +106,6 @@ class _Lists:
     speakers: dict[str, str] = field(default_factory=dict)
 
     def add(self, image: str, split: str, source: Path) -> None:
-        """Adds an image to a split."""
         key = stem_key(image)
         if self.splits.setdefault(key, split) != split:
             raise ManifestError(
@@ -118,13 +116,13 @@ class _Lists:
 
 def _captions(lists: _Lists) -> Iterator[Caption]:
     """The captions of the images that have a split, in the order of the split lists."""
-    numbers: dict[str, set[int]] = {}
+    numbers: dict[str, set[int]] = defaultdict(set)
     for key, number in (*lists.texts, *lists.clips):
-        numbers.setdefault(key, set()).add(number)
+        numbers[key].add(number)
     for key, split in lists.splits.items():
         image = lists.images[key]
         image_id = os.path.splitext(image)[0]
-        for number in sorted(numbers.get(key, ())):
+        for number in sorted(numbers[key]):
             clip = lists.clips.get((key, number)) or f"{image_id}_{number}.wav"
             text, speaker = lists.texts.get((key, number)), lists.speakers.get(stem_key(clip))
             yield Caption(clip, image, image_id, split, text, speaker)
@@ -149,8 +147,11 @@ def _read_lists(listings: Sequence[Listing], clips: FileIndex) -> _Lists:
     if found := find_lists(listings, _CLIPS, (".txt",)):
         for line in _matches(found[0], _CLIP_LINE, "<clip> <image> #<n>"):
             lists.clips[stem_key(line["image"]), int(line["number"])] = line["clip"]
-    else:
-        _clips_by_name(clips, lists)
+    else:  # the name of a clip says the same: <image stem>_<n>
+        for path in clips.paths:
+            named = _CLIP_NAME.match(stem_key(path))
+            if named and named["image"] in lists.splits:
+                lists.clips.setdefault((named["image"], int(named["number"])), os.path.basename(path))
     if found := find_lists(listings, _SPEAKERS, (".txt",)):
         for line in _matches(found[0], _SPEAKER_LINE, "<clip> <speaker>"):
             lists.speakers[stem_key(line["clip"])] = line["speaker"]
@@ -163,9 +164,8 @@ def _read_split_lists(paths: Sequence[Path], lists: _Lists) -> None:
         if found := _SPLIT_LIST.search(path.name):
             by_split.setdefault(found[1].lower().replace("dev", "val"), path)
     for split in ("train", "val", "test"):
-        if split in by_split:
-            for image in read_lines(by_split[split]):
-                lists.add(image, split, by_split[split])
+        for image in read_lines(by_split[split]) if split in by_split else ():
+            lists.add(image, split, by_split[split])
 
 
 def _read_dataset(path: Path, lists: _Lists) -> None:
@@ -182,23 +182,15 @@ def _read_dataset(path: Path, lists: _Lists) -> None:
 
 def _read_captions(path: Path, lists: _Lists) -> None:
     """A table ``image,caption``, with the captions of an image in the order of their numbers."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for number, row in enumerate(csv.reader(io.StringIO(read_utf8(path), newline="")), 1):
-        if not row or [cell.strip().lower() for cell in row[:1]] == ["image"]:
+        if not row or row[0].strip().lower() == "image":
             continue
         if len(row) < 2:
             raise ManifestError(f"{path}: line {number} is not '<image>,<caption>'; fix it")
         key = stem_key(row[0].strip())
-        lists.texts[key, counts.get(key, 0)] = ",".join(row[1:]).strip()
-        counts[key] = counts.get(key, 0) + 1
-
-
-def _clips_by_name(clips: FileIndex, lists: _Lists) -> None:
-    """Without ``wav2capt.txt``: ``<image stem>_<n>`` is caption n of that image."""
-    for path in clips.paths:
-        found = _CLIP_NAME.match(stem_key(path))
-        if found and found["image"] in lists.splits:
-            lists.clips.setdefault((found["image"], int(found["number"])), os.path.basename(path))
+        lists.texts[key, counts[key]] = ",".join(row[1:]).strip()
+        counts[key] += 1
 
 
 def _matches(path: Path, line: re.Pattern[str], form: str) -> Iterator[re.Match[str]]:

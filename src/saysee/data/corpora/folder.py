@@ -98,11 +98,7 @@ def prepare_folder(
 
 
 def check_shares(val_share: float, test_share: float) -> None:
-    """Checks the shares of images for validation and testing.
-
-    Raises:
-        ConfigError: a share is negative, or no training images are left.
-    """
+    """Raises ConfigError if a share of images is negative, or no training images are left."""
     if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
         raise ConfigError(
             f"--val-share {val_share} and --test-share {test_share}: set both to at least 0 and their sum below 1"
@@ -110,10 +106,7 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 def divide(captions: Sequence[Caption], val_share: float, test_share: float, seed: int) -> tuple[list[Caption], str]:
-    """The captions with splits by a hash of the image id, in about these shares, and a note that says so.
-
-    The split of an image does not depend on the other images.
-    """
+    """The captions with splits by a hash of the image id alone, in about these shares, and a note that says so."""
 
     def split(image_id: str) -> str:
         name = unicodedata.normalize("NFC", image_id)  # file systems store accents in two ways

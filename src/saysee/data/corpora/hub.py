@@ -32,7 +32,7 @@ _SHARD = re.compile(r"^(.+?)-\d{5}-of-(\d{5})")
 _SPLIT_WORD = re.compile(
     r"(?:^|[ _.-])(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?=[ _.-]|\d|$)", re.IGNORECASE
 )
-_HUB_NAME = re.compile(r"^(?:[\w-][\w.-]*/)?[\w-][\w.-]*$")
+_HUB_NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$", re.ASCII)
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
@@ -58,11 +58,11 @@ def prepare_hub(
     """Write the manifest of a data set, and its clips and images as files into ``STEM.files`` beside it.
 
     Files are named by their contents and written atomically: the same command continues an interrupted run, and an
-    image that appears in several rows is one file. The manifest is written last.
+    image of several rows is one file. The manifest is written last.
 
     Args:
-        sources: a data set's name on the hub; folders; ``.parquet``, ``.arrow`` or ``.tar`` files, in which braces
-            stand for numbers or words (``{000..010}``, ``{train,val}``).
+        sources: an OWNER/NAME on the hub; folders; ``.parquet``, ``.arrow`` or ``.tar`` files, where braces stand for
+            numbers or words (``{000..010}``, ``{train,val}``).
         to: the manifest, ``.parquet`` or ``.jsonl``.
         config: configuration ("subset") of a data set that has several.
         audio_column, image_column: columns of the clips and images, if types and titles do not identify them.
@@ -119,11 +119,7 @@ def prepare_hub(
 def _with_splits(
     captions: list[Caption], splits: Mapping[str, str], val_share: float, test_share: float, seed: int
 ) -> tuple[list[Caption], list[str]]:
-    """The captions with the splits of the manifest, and notes on where these come from.
-
-    Raises:
-        ConfigError: ``splits`` names one that does not exist, or shares were given although there are several.
-    """
+    """The captions with the splits of the manifest, and notes on where these come from."""
     have = list(dict.fromkeys(caption.split or "train" for caption in captions))
     for name in splits:
         if name not in have:
@@ -144,23 +140,14 @@ def _with_splits(
 
 
 class _UnusableError(Exception):
-    """A clip or an image cannot be used; ``state`` is "missing" or "empty"."""
-
-    def __init__(self, state: str, why: str) -> None:
-        super().__init__(why)
-        self.state = state
+    """A clip or an image cannot be used; arguments are "missing" or "empty", and why."""
 
 
 class _Rows:
-    """Turns rows into captions, and their clips and images into files.
+    """Turns rows into captions, and their clips and images into files of ``folder``.
 
     Files are named by their contents, in ``clips/`` and ``images/``, each with up to 256 folders by the first two
     digits of the name. Existing files stay.
-
-    Attributes:
-        folder: of the files; created with the first file.
-        captions: of the rows so far.
-        problems: clips and images that cannot be used, by their rows.
     """
 
     def __init__(self, folder: Path, roots: Sequence[Path], language: str | None) -> None:
@@ -171,11 +158,7 @@ class _Rows:
         self._image_of_clip: dict[str, str] = {}  # fingerprint of a clip → id of its first image
 
     def add(self, place: str, values: Values, split: str | None) -> None:
-        """Adds the captions of a row.
-
-        Raises:
-            ManifestError: several images, or texts that do not fit the clips.
-        """
+        """Adds the captions of a row, and to the problems the clips and images that cannot be used."""
         clips, images = _as_list(values["clip"]), _as_list(values["image"])
         if len(images) > 1:
             raise ManifestError(f"{place}: {len(images)} images in one row; name a column of one by {FLAGS['image']}")
@@ -228,7 +211,8 @@ class _Rows:
                 return self._write(data, name, kind, other)
             path = self._existing(name)
         except _UnusableError as error:
-            self.problems.names()[error.state][f"{kind}s"].append(f"{place}: {error}")
+            state, why = error.args
+            self.problems.names()[state][f"{kind}s"].append(f"{place}: {why}")
             return None
         with path.open("rb") as file:
             return os.fspath(path), fingerprint(file)
@@ -252,11 +236,12 @@ class _Rows:
     def _existing(self, name: Any) -> Path:
         if not isinstance(name, str) or not name:
             raise _UnusableError("missing", "no bytes and no path")
-        if "://" in name:
-            raise _UnusableError("missing", f"{name:.60} is a URL, not a file")
         path = next((root / name for root in self._roots if (root / name).is_file()), None)
         if path is None:
-            raise _UnusableError("missing", f"no bytes, and no file {name}")
+            is_url = "://" in name
+            raise _UnusableError(
+                "missing", f"{name:.60} is a URL, not a file" if is_url else f"no bytes, no file {name}"
+            )
         if path.stat().st_size == 0:
             raise _UnusableError("empty", f"{name} has no bytes")
         return path
@@ -268,14 +253,7 @@ def _as_list(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file of a data set, or a split of ``save_to_disk``.
-
-    Attributes:
-        name: in messages.
-        form: "parquet", "arrow", "tar" or "split".
-        split: its split; None if nothing says it.
-        read: see :func:`read_table` and :func:`read_tar`.
-    """
+    """A file of a data set, or ("split") one split of ``save_to_disk``; ``read`` is ``read_table`` or ``read_tar``."""
 
     name: str
     form: str
@@ -284,32 +262,30 @@ class _Part:
 
 
 def _find_parts(sources: Sequence[str], config: str | None) -> tuple[list[_Part], list[Path], list[str]]:
-    """The parts of a data set in order, the folders of relative paths in it, and the names of missing files.
-
-    Raises:
-        SaySeeError: a source does not exist or cannot be read, or files of several kinds.
-    """
+    """The parts of a data set in order, the folders of relative paths in it, and the names of missing files."""
+    names = [name for pattern in sources for name in _expand(pattern)]
+    for name in names:  # before the hub is asked
+        if not (os.path.exists(name) or _form(name) or _HUB_NAME.match(name)):
+            raise SaySeeError(f"{name}: no such file or folder, and not an OWNER/NAME of the hub; check the path")
     with extra_needed("reading data sets of the Hugging Face hub", "hub"):
         import datasets
     parts: list[_Part] = []
     missing: list[str] = []
-    for source in (name for pattern in sources for name in _expand(pattern)):
-        if os.path.isfile(source):
-            parts.append(_file_part(source, _split_of_name(os.path.basename(source)), datasets))
-        elif os.path.isdir(source) or (_HUB_NAME.match(source) and not _form(source)):
+    for name in names:
+        if os.path.isfile(name):
+            parts.append(_file_part(name, _split_of_name(os.path.basename(name)), datasets))
+        elif _form(name) and not os.path.isdir(name):
+            missing.append(f"{os.path.basename(name)}: no such file")
+        else:
             try:
-                parts += _resolve(source, config, datasets)
+                parts += _resolve(name, config, datasets)
             except SaySeeError:
                 raise
             except Exception as error:  # of datasets, the hub client or the network
                 raise SaySeeError(
-                    f"{source}: not a folder, and not a data set of the hub that can be read ({first_line(error)}); "
+                    f"{name}: not a folder, and not a data set of the hub that can be read ({first_line(error)}); "
                     "check the name"
                 ) from None
-        elif _form(source):
-            missing.append(f"{os.path.basename(source)}: no such file")
-        else:
-            raise SaySeeError(f"{source}: no such file or folder; check the path")
     if not parts:
         raise SaySeeError(f"{', '.join(sources)}: none of its files exists; check the path")
     forms = sorted({part.form for part in parts})

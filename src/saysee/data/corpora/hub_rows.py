@@ -17,7 +17,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saysee.data.corpora.finding import role_of
@@ -50,10 +50,7 @@ class BrokenPartError(Exception):
 def read_table(table: Any, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
     """The rows of an undecoded ``datasets.IterableDataset``, each with its place for error messages.
 
-    Args:
-        table: the data set.
-        names: columns named by the user, by role; "" for a role without a column.
-        part: name of the file, for error messages.
+    ``names`` are the columns named by the user, by role, "" for a role without a column; ``part`` names the file.
 
     Raises:
         BrokenPartError: the file is damaged.
@@ -62,17 +59,13 @@ def read_table(table: Any, names: Mapping[str, str], part: str) -> Iterator[tupl
     features = table.features or {}
     columns = _choose_columns(features, names, part)
     labels = {role: getattr(features[column], "names", None) for role, column in columns.items()}
-    for number, row in enumerate(_guarded(table), 1):
-        values = {role: row[column] for role, column in columns.items()}
-        for role, label in labels.items():
-            if label and isinstance(values[role], int):
-                values[role] = label[values[role]] if 0 <= values[role] < len(label) else None
-        yield f"{part} row {number}", values
-
-
-def _guarded(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
-        yield from rows
+        for number, row in enumerate(table, 1):
+            values = {role: row[column] for role, column in columns.items()}
+            for role, label in labels.items():
+                if label and isinstance(values[role], int):
+                    values[role] = label[values[role]] if 0 <= values[role] < len(label) else None
+            yield f"{part} row {number}", values
     except Exception as error:  # of pyarrow, fsspec or the network
         raise BrokenPartError(first_line(error)) from None
 
@@ -110,10 +103,7 @@ def _type_name(feature: Any) -> str:
 def read_tar(path: str, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
     """The samples of a tar, each with its place for error messages; a sample may have no clip or no image.
 
-    Args:
-        path: of the tar, or its URL.
-        names: member suffixes or JSON keys named by the user, by role; "" for a role without one.
-        part: name of the tar, for error messages.
+    ``path`` may be a URL; ``names`` are member suffixes or JSON keys, otherwise as in :func:`read_table`.
 
     Raises:
         BrokenPartError: the tar is damaged or cut short.

@@ -11,11 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from saysee.data.corpora.finding import FileIndex, list_folders, read_json_records, split_families
+from saysee.data.corpora.finding import index_folders, read_json_records, split_families
 from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 EXPECTED = Expected(
     "Places audio (400k)",
@@ -48,7 +47,7 @@ def prepare_places(
     """
     target = check_target(to, allow_missing)
     files, note = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    clip_listing, image_listing = list_folders(audio, images)
+    clip_files, image_files = index_folders(audio, images)
     captions = [
         listed_caption(record, "asr_text", record.get("image"), split, f"{path}: entry {number}")
         for split, path in files
@@ -56,8 +55,8 @@ def prepare_places(
     ]
     return prepare(
         captions,
-        FileIndex(clip_listing, AUDIO_SUFFIXES),
-        FileIndex(image_listing, IMAGE_SUFFIXES),
+        clip_files,
+        image_files,
         target,
         allow_missing=allow_missing,
         expected=EXPECTED,

@@ -26,13 +26,7 @@ _SHOWN = 5  # names in one line: enough to see a pattern; the problems file list
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One spoken caption as a corpus lists it.
-
-    Attributes:
-        clip: name or path of the clip, as listed.
-        image: name or path of the image, as listed.
-        image_id, split, text, speaker, language: as in a manifest's ``Row``.
-    """
+    """One spoken caption: names or paths of its clip and image as the corpus lists them, the rest as in a ``Row``."""
 
     clip: str
     image: str
@@ -79,13 +73,7 @@ def _nothing() -> dict[str, list[str]]:
 
 @dataclass
 class Problems:
-    """Names of files that a copy of a corpus lacks or has in excess, by "clips" and "images".
-
-    Attributes:
-        missing: listed, but does not exist.
-        empty: listed and exists, but has zero bytes.
-        extra: exists, but is not listed.
-    """
+    """Names of clips and images that are listed but missing or empty, and of extra ones, which are not listed."""
 
     missing: dict[str, list[str]] = field(default_factory=_nothing)
     empty: dict[str, list[str]] = field(default_factory=_nothing)
@@ -99,7 +87,7 @@ class Problems:
 
     def names(self) -> dict[str, dict[str, list[str]]]:
         """The names by state and by "clips" or "images"."""
-        return {"missing": self.missing, "empty": self.empty, "extra": self.extra}
+        return vars(self)
 
     def counts(self) -> dict[str, int]:
         """Number of missing, empty and extra files."""
@@ -119,13 +107,9 @@ class Problems:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A manifest that was written.
+    """A manifest that was written, with the numbers of clips and images in each split.
 
     Attributes:
-        manifest: its path.
-        clips: number of clips in each split.
-        images: number of images in each split.
-        problems: what is missing, empty or extra.
         problems_file: JSON file with all names in ``problems``; None if there are none.
         notes: what a user should know, one line each.
     """
@@ -157,14 +141,7 @@ class Prepared:
 
 
 def listed_caption(record: Mapping[str, Any], text: str, image: object, split: str, where: str) -> Caption:
-    """A caption from an object of SpokenCOCO's or Places's JSON: ``wav``, ``speaker``, ``uttid`` and a text.
-
-    Args:
-        record: the object.
-        text: key of its text.
-        image: path of its image, as listed.
-        split: its split.
-        where: file and entry, for error messages.
+    """A caption from an object of SpokenCOCO's or Places's JSON: ``wav``, ``speaker``, ``uttid`` and the key ``text``.
 
     Raises:
         ManifestError: it names no clip or no image, or a value is not a string.
@@ -273,11 +250,7 @@ def prepare(
 
 
 def _distinct(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
-    """The captions without repeated clips, and the number of repetitions.
-
-    Raises:
-        ManifestError: a clip of two images, or an image in two splits.
-    """
+    """The captions without repeated clips, and the number of repetitions."""
     clips: dict[str, Caption] = {}
     splits: dict[str, str] = {}
     repeated = 0
@@ -302,9 +275,6 @@ def _usable(
     """The non-empty file of each name. Missing, empty and extra files are added to ``problems``.
 
     Files of the names in ``unpaired``, which have no counterpart, are not extra.
-
-    Raises:
-        SaySeeError: none of the names has a file.
     """
     if index is None:
         return {name: name for name in names}
@@ -339,7 +309,7 @@ def _size(path: str) -> int | None:
 
 
 def _relative_to(root: Path) -> Callable[[str], str]:
-    """A function that makes paths relative to ``root``; they stay absolute if that is impossible (another drive)."""
+    """A function that makes paths relative to ``root``, or absolute if that is impossible (another drive)."""
     real = os.path.realpath(root)  # ".." leads from the real folder, not from a link to it
 
     @functools.cache  # a million files share few folders
@@ -358,11 +328,7 @@ def _relative_to(root: Path) -> Callable[[str], str]:
 
 
 def _write_problems(to: Path, problems: Problems) -> Path | None:
-    """Writes all names to ``PATH.problems.json``, or deletes the file of an earlier run if there are none.
-
-    Raises:
-        ManifestError: it cannot be written.
-    """
+    """Writes all names to ``PATH.problems.json``, or deletes the file of an earlier run if there are none."""
     path = to.with_name(f"{to.name}.problems.json")
     try:
         if not any(problems.counts().values()):

@@ -15,18 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from saysee.data.corpora.finding import (
-    FileIndex,
-    find_lists,
-    list_folders,
-    read_json_records,
-    split_families,
-    stem_key,
-)
+from saysee.data.corpora.finding import find_lists, index_folders, read_json_records, split_families, stem_key
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 _WITHIN = 0.02  # published counts of clips are between 605,495 and 617,222
 OFFICIAL = Expected(
@@ -77,8 +69,8 @@ def prepare_spokencoco(
     """
     target = check_target(to, allow_missing)
     splits = None if karpathy is None else _karpathy_splits(Path(karpathy))
-    clip_listing, image_listing = list_folders(audio, images)
-    files, note = _choose_files([clip_listing, image_listing], official=splits is not None)
+    clip_files, image_files = index_folders(audio, images, coco_key)
+    files, note = _choose_files([clip_files.listing, image_files.listing], official=splits is not None)
     notes = [note]
     captions: list[Caption] = []
     without_clip: list[str] = []
@@ -96,8 +88,8 @@ def prepare_spokencoco(
     spoken = {coco_key(caption.image) for caption in captions}
     return prepare(
         captions,
-        FileIndex(clip_listing, AUDIO_SUFFIXES),
-        FileIndex(image_listing, IMAGE_SUFFIXES, coco_key),
+        clip_files,
+        image_files,
         target,
         allow_missing=allow_missing,
         expected=KARPATHY if splits is not None or "test" in files else OFFICIAL,
@@ -114,7 +106,7 @@ def _choose_files(listings: Sequence[Listing], *, official: bool) -> tuple[dict[
     families = split_families(find_lists(listings, _JSON, (".json",)))
     if not families:
         raise SaySeeError(
-            f"{listings[0].folder}: no SpokenCOCO_train.json or SpokenCOCO_val.json in it or beside it; put them there "
+            f"{listings[0].folder}: no SpokenCOCO_train.json or SpokenCOCO_val.json in or beside it; put them there "
             "(--audio)"
         )
 
