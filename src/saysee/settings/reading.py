@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -184,6 +185,7 @@ def _take_preset(sections: dict[str, Any], overrides: Sequence[str], where: str)
     return flags
 
 
+@cache
 def _parser() -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
