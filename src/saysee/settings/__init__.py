@@ -1,1 +1,1 @@
-"""Every setting, once: typed, described, with its default."""
+"""Settings: typed, with defaults, ranges and descriptions, in one place."""

@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, its log and the signs of failure that it watches for."""
+"""Training: objective, loop, processes, checkpoints, log and validation."""

@@ -1,1 +1,1 @@
-"""Whole experiments as files. ``saysee train NAME`` takes one of them by its name, with no folder and no ending."""
+"""Packaged recipes: ``saysee train NAME`` accepts the name of a file here, without its suffix."""
