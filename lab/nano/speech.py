@@ -89,8 +89,8 @@ def _speak_chunk(seed: int, voices: str, chunk: Chunk) -> None:
         items.append(
             {
                 "length": len(spoken.samples),
-                "phones": [(phone_name(each.phone), each.start, each.end) for each in spoken.phones],
-                "words": [(each.word.lower(), each.start, each.end) for each in spoken.words],
+                "phones": [(phone_name(each.name), each.start, each.end) for each in spoken.phones],
+                "words": [(each.name.lower(), each.start, each.end) for each in spoken.words],
             }
         )
 

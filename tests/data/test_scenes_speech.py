@@ -53,7 +53,7 @@ def test_each_accent_and_variant_is_audible_and_its_words_are_in_order_inside_th
     for speaker in speakers:
         said = synthesize(text, speaker)
         times = [(word.start, word.end) for word in said.words]
-        assert [word.word for word in said.words] == text.split()
+        assert [word.name for word in said.words] == text.split()
         assert all(0 <= start < end <= said.seconds for start, end in times), speaker
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), speaker
         assert 1.5 < said.seconds < 6, speaker
@@ -69,8 +69,8 @@ def test_phones_are_in_order_inside_the_clip_without_pauses():
         assert all(0 <= start < end <= said.seconds for start, end in times)
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
         assert len(said.phones) > 2.5 * len(said.words)
-        assert len({phone.phone for phone in said.phones}) > 15
-        assert not any(phone.phone.startswith("_") or not phone.phone for phone in said.phones)
+        assert len({phone.name for phone in said.phones}) > 15
+        assert not any(phone.name.startswith("_") or not phone.name for phone in said.phones)
         comma = (said.words[10].end, said.words[11].start)
         assert not any(start < comma[1] - 0.01 and end > comma[0] + 0.01 for start, end in times)
         # Words and phones come from different events, and must agree: phones fill every word.
@@ -85,7 +85,7 @@ def test_a_phone_sounds_like_itself_where_its_time_says():
     for phone in said.phones:
         part = said.samples[int(phone.start * SAMPLE_RATE) : int(phone.end * SAMPLE_RATE)]
         power = np.abs(np.fft.rfft(part)) ** 2
-        hiss.append((phone.phone, power[np.fft.rfftfreq(len(part), 1 / SAMPLE_RATE) > 3500].sum() / power.sum()))
+        hiss.append((phone.name, power[np.fft.rfftfreq(len(part), 1 / SAMPLE_RATE) > 3500].sum() / power.sum()))
     of_s = [share for name, share in hiss if name == "s"]
     of_vowels = [share for name, share in hiss if name[0] in "I3@"]
     assert len(of_s) == 2
@@ -96,7 +96,7 @@ def test_a_phone_sounds_like_itself_where_its_time_says():
 def test_a_comma_is_silence_between_the_words_beside_it():
     said = synthesize(SENTENCE, Speaker("en-us", "f3"))
     before, after = said.words[10], said.words[11]
-    assert (before.word, after.word) == ("rings", "and")
+    assert (before.name, after.name) == ("rings", "and")
     assert after.start - before.end > 0.1
     pause = said.samples[int(before.end * SAMPLE_RATE) : int(after.start * SAMPLE_RATE)]
     words = [said.samples[int(w.start * SAMPLE_RATE) : int(w.end * SAMPLE_RATE)] for w in said.words]
@@ -106,7 +106,7 @@ def test_a_comma_is_silence_between_the_words_beside_it():
 def test_a_word_sounds_like_itself_where_its_time_says():
     """The hiss of "s" at the end of "stars" is in the last third of the word, above 4 kHz."""
     said = synthesize("a red moon and two blue stars and a green arrow", Speaker("en-us", "m3"))
-    word = next(word for word in said.words if word.word == "stars")
+    word = next(word for word in said.words if word.name == "stars")
     share = {}
     for name, (start, end) in {
         "hiss": (word.end - (word.end - word.start) / 4, word.end),
@@ -121,7 +121,7 @@ def test_a_word_sounds_like_itself_where_its_time_says():
 def test_words_are_those_of_the_text_also_where_the_synthesizer_joins_them():
     for text in ("on the left of the picture", "it's 12 blue-green rings, isn't it?", "there are two; look!", "ring"):
         said = synthesize(text, Speaker())
-        assert [word.word for word in said.words] == [part.strip(",;!?") for part in text.split()]
+        assert [word.name for word in said.words] == [part.strip(",;!?") for part in text.split()]
         assert all(word.end > word.start for word in said.words)
 
 
@@ -146,7 +146,7 @@ def test_same_text_and_speaker_same_samples_in_any_order_and_process():
 def test_captions_and_their_speech_have_the_same_words():
     for planned in plan(9, {"train": 8, "val": 1, "test": 2}):
         for caption, speaker in zip(planned.captions, speakers_of(9, planned.index, planned.split, 5), strict=True):
-            said = [word.word for word in synthesize(caption.text, speaker).words]
+            said = [word.name for word in synthesize(caption.text, speaker).words]
             assert said == [word.rstrip(",") for word, _ in caption.words]
 
 

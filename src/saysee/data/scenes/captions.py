@@ -12,7 +12,7 @@ from itertools import combinations, product
 from random import Random
 from typing import TypeVar
 
-from saysee.data.scenes.world import ATTRIBUTES, OPPOSITE, RELATIONS, Scene, might_be_at, might_lie, places, relation
+from saysee.data.scenes.world import ATTRIBUTES, OPPOSITE, Scene, might_be_at, might_lie, places, relation
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ Word = tuple[str, Group]
 
 @dataclass(frozen=True)
 class NounPhrase:
-    """A description and the objects that it names: all objects of the scene that fit it."""
+    """A description and all objects of the scene that fit it."""
 
     description: Description
     objects: Group
@@ -117,28 +117,17 @@ def plural(noun: str) -> str:
 
 
 def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> tuple[Caption, ...] | None:
-    """Five different true captions of a scene, in as many forms as it allows.
+    """Five different captions that are true of ``scene``, in as many forms as it allows, and not of ``false_of``.
 
-    Args:
-        scene: to describe.
-        rng: source of randomness.
-        false_of: a scene of which none of the captions may be true.
-
-    Returns:
-        The captions; None if five were not found, because almost nothing can be said about the scene (four equal
-        objects, without a clear relation), or almost nothing that is false of ``false_of``.
+    None if five were not found, because too little can be said (of four equal objects without a clear relation).
     """
-    writer = _Writer(scene, rng)
-    forms = list(writer.forms)
+    forms = _Writer(scene, rng).forms
     rng.shuffle(forms)
     captions: dict[str, Caption] = {}
     for attempt in range(40 * len(forms)):
         caption = forms[attempt % len(forms)]()
-        if caption is None or caption.text in captions:
-            continue
-        if false_of is not None and caption.could_describe(false_of):
-            continue
-        captions[caption.text] = caption
+        if caption is not None and not (false_of and caption.could_describe(false_of)):
+            captions.setdefault(caption.text, caption)
         if len(captions) == CAPTIONS_PER_IMAGE:
             return tuple(captions.values())
     return None
@@ -174,14 +163,14 @@ class _Writer:
         if not self.related:
             return None
         a, where, b = self._relation(full=True)
-        return self._related_caption([*a.words(), *self._spoken(where), *b.words()], a, where, b)
+        return _related_caption([*a.words(), *self._spoken(where), *b.words()], a, where, b)
 
     def there_is_beside(self) -> Caption | None:
         """For example "there are two rings under a dotted green heart"."""
         if not self.related:
             return None
         a, where, b = self._relation()
-        return self._related_caption([*self._opening(a), *a.words(), *self._spoken(where), *b.words()], a, where, b)
+        return _related_caption([*self._opening(a), *a.words(), *self._spoken(where), *b.words()], a, where, b)
 
     def the_beside_the(self) -> Caption | None:
         """For example "the blue house is to the right of the striped moon"."""
@@ -189,7 +178,7 @@ class _Writer:
             return None
         a, where, b = self._relation()
         words = [*a.words(definite=True), (a.be, ()), *self._spoken(where), *b.words(definite=True)]
-        return self._related_caption(words, a, where, b)
+        return _related_caption(words, a, where, b)
 
     def with_beside(self) -> Caption | None:
         """For example "a yellow cross with a small pink arrow above it"."""
@@ -260,9 +249,6 @@ class _Writer:
         first, where, second = self._pick(self.related)
         return self._phrase(first, full), where, self._phrase(second, full)
 
-    def _related_caption(self, words: list[Word], a: NounPhrase, where: str, b: NounPhrase) -> Caption:
-        return Caption(tuple(words), (a, b), relations=((0, where, 1),))
-
     def _opening(self, phrase: NounPhrase, bare: bool = False) -> list[Word]:
         openings = [f"there {phrase.be}", "I can see", f"here {phrase.be}", *([""] * 3 if bare else [])]
         return _plain_words(self._pick(openings))
@@ -274,13 +260,16 @@ class _Writer:
         return values[self.rng.randrange(len(values))]
 
 
+def _related_caption(words: list[Word], a: NounPhrase, where: str, b: NounPhrase) -> Caption:
+    return Caption(tuple(words), (a, b), relations=((0, where, 1),))
+
+
 def _plain_words(text: str) -> list[Word]:
     """Words that describe no object."""
     return [(word, ()) for word in text.split()]
 
 
 def _with_comma(words: list[Word]) -> list[Word]:
-    """The words with a comma after the last."""
     return [*words[:-1], (words[-1][0] + ",", words[-1][1])]
 
 
@@ -309,9 +298,8 @@ def _related(scene: Scene, groups: list[Group]) -> list[tuple[Group, str, Group]
     between = {(i, j): relation(a, b) for i, a in objects for j, b in objects if i != j}
     related = []
     for first, second in product(groups, groups):
-        if set(first) & set(second):
-            continue
-        found = {between[i, j] for i in first for j in second}
-        if len(found) == 1 and (where := found.pop()) in RELATIONS:
-            related.append((first, str(where), second))
+        if not set(first) & set(second):
+            where, *others = {between[i, j] for i in first for j in second}
+            if where is not None and not others:
+                related.append((first, where, second))
     return related

@@ -62,13 +62,11 @@ def build_scenes(
         folder: of the corpus; new, empty, or with an earlier run of the same settings.
         images: number of images, with five clips each.
         seed: another seed gives other images and captions.
-        val_images: number of images for validation; by default 5 %.
-        test_images: number of images for testing; by default 15 %.
+        val_images, test_images: number of images for validation (by default 5 %) and testing (15 %).
         image_size: image side in pixels, at least 32.
         workers: number of processes; by default one per core.
 
-    Returns:
-        The path of the manifest.
+    Returns the path of the manifest.
 
     Raises:
         ConfigError: invalid numbers.
@@ -118,7 +116,6 @@ def build_scenes(
 
 
 def _rows(folder: Path, images: int) -> list[Row]:
-    """The rows of all images, in order."""
     rows: list[Row] = []
     for index in range(images):
         record = read_record(folder, index)
@@ -129,11 +126,7 @@ def _rows(folder: Path, images: int) -> list[Row]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of an earlier run; None if the folder is new or empty.
-
-    Raises:
-        SaySeeError: it contains something else.
-    """
+    """The settings of an earlier run; None if the folder is new or empty."""
     if not folder.exists():
         return None
     if not folder.is_dir():
@@ -185,7 +178,8 @@ def _make_all(
     if not first:
         return
     size = max(1, min(LARGEST_BATCH, len(first) // (2 * workers)))
-    batches = _batches(itertools.chain(first, missing), size)
+    scenes = itertools.chain(first, missing)
+    batches = iter(lambda: list(itertools.islice(scenes, size)), [])
     # Spawned, not forked: a fork would copy the state of the synthesizer and locks of other threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(first)), mp_context=context, initializer=start_worker)
@@ -202,11 +196,6 @@ def _make_all(
                 pending.add(pool.submit(make_images, folder, seed, image_size, batch))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches(missing: Iterator[PlannedScene], size: int) -> Iterator[list[PlannedScene]]:
-    while batch := list(itertools.islice(missing, size)):
-        yield batch
 
 
 @contextmanager

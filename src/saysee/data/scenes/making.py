@@ -24,7 +24,7 @@ from saysee.data.scenes.speech import SAMPLE_RATE, Utterance, synthesize
 from saysee.files import write_bytes
 
 RECORDS = "records"
-"""The folder of the rows of finished images, until all images are made."""
+"""Folder of the rows of finished images, until all are made."""
 
 
 def image_path(index: int) -> str:
@@ -77,7 +77,7 @@ def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) 
                     "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
                     "objects": objects,
                     "words": [
-                        {"word": spoken.word, "start": spoken.start, "end": spoken.end, "objects": list(described)}
+                        {"word": spoken.name, "start": spoken.start, "end": spoken.end, "objects": list(described)}
                         for spoken, (_, described) in zip(utterance.words, caption.words, strict=True)
                     ],
                 },
@@ -87,16 +87,13 @@ def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) 
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file of the corpus atomically, but does not wait for the disk, which would take longer than all else.
-
-    A kill loses nothing that was written. A file that a power cut left empty is made again by the next call.
-    """
+    """Writes a file atomically, but does not wait for the disk: what a power cut left empty is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content, durable=False)
 
 
 def read_record(folder: Path, index: int) -> list[dict[str, Any]] | None:
-    """The rows of a finished image; None if it must be made, or made again because a power cut left files empty."""
+    """The rows of a finished image; None if it must be made (again)."""
     try:
         rows: list[dict[str, Any]] = json.loads((folder / record_path(index)).read_bytes())
         files = [rows[0]["image"], *(row["clip"] for row in rows)]
@@ -122,13 +119,13 @@ def start_worker() -> None:
     """Initializes a worker process: only the parent handles Ctrl-C, and a worker ends with a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def make_images(folder: Path, seed: int, image_size: int, batch: list[PlannedScene]) -> int:

@@ -41,7 +41,7 @@ class Speaker:
     Attributes:
         accent: the synthesizer's name of a language or accent, such as "en-us" or "fr".
         variant: its name of a voice variant, such as "f3"; empty for the default voice of the accent.
-        pitch: from 0 to 100; 50 is the pitch of the variant itself.
+        pitch: see ``PITCHES``.
         rate: in words per minute.
     """
 

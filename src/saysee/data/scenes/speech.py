@@ -1,9 +1,8 @@
 """Speech synthesis with the time of each word: espeak-ng, from the ``espeakng-loader`` package.
 
-The library keeps state between utterances (noise, phases of oscillators), so the same text would sound slightly
-different each time. It is therefore loaded again for each utterance, which takes about 1.5 ms: the samples depend on
-nothing but the text, the speaker and the version of the package. This does not hold if another package has loaded the
-same library into this process, because it then cannot be unloaded.
+The library keeps state between utterances (noise, phases of oscillators), so it is loaded again for each, which takes
+about 1.5 ms: the samples then depend on nothing but the text, the speaker and the version of the package. This does not
+hold if another package has loaded the same library into this process, because it then cannot be unloaded.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import os
+import re
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ import soxr
 from numpy.typing import NDArray
 
 from saysee.data.scenes.speakers import Speaker
-from saysee.errors import MissingExtraError, SaySeeError
+from saysee.errors import SaySeeError, extra_needed
 
 SAMPLE_RATE = 16_000  # Hz; of the speech encoders
 
@@ -53,23 +54,15 @@ class _Event(ctypes.Structure):
 
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_EXTRA = partial(extra_needed, "the speech of the scenes corpus", "scenes")
 _lock = threading.Lock()  # the library's state is global
 
 
 @dataclass(frozen=True)
-class SpokenWord:
-    """A word of the text, without punctuation around it, with its time in the utterance in seconds."""
+class Spoken:
+    """A word or a phone, with its time in the utterance in seconds."""
 
-    word: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class SpokenPhone:
-    """A phone by the synthesizer's own name ("I2", "t#"), with its time in the utterance in seconds."""
-
-    phone: str
+    name: str
     start: float
     end: float
 
@@ -80,13 +73,13 @@ class Utterance:
 
     Attributes:
         samples: [T] float32 at 16 kHz, between -1 and 1.
-        words: one for each part of ``text.split()``, in order.
-        phones: in order, without pauses.
+        words: one for each part of ``text.split()``, in order, without punctuation around it.
+        phones: by the synthesizer's own names ("I2", "t#"), in order, without pauses.
     """
 
     samples: NDArray[np.float32]
-    words: tuple[SpokenWord, ...]
-    phones: tuple[SpokenPhone, ...] = ()
+    words: tuple[Spoken, ...]
+    phones: tuple[Spoken, ...]
 
     @property
     def seconds(self) -> float:
@@ -95,11 +88,7 @@ class Utterance:
 
 
 def synthesize(text: str, speaker: Speaker) -> Utterance:
-    """Speaks a text; the same text and speaker give the same samples, in any process and order.
-
-    Args:
-        text: a sentence in the language of the speaker's accent.
-        speaker: the voice.
+    """Speaks a text in the language of the speaker's accent; the same arguments give the same samples in any process.
 
     Raises:
         MissingExtraError: the synthesizer is not installed.
@@ -123,16 +112,10 @@ def synthesizer_version() -> str:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with _EXTRA():
         import espeakng_loader  # noqa: F401
 
-        return f"espeakng-loader {metadata.version('espeakng-loader')}"
-    except ImportError:  # includes PackageNotFoundError
-        raise _missing() from None
-
-
-def _missing() -> MissingExtraError:
-    return MissingExtraError("the speech of the scenes corpus", "scenes")
+        return f"espeakng-loader {metadata.version('espeakng-loader')}"  # its PackageNotFoundError is an ImportError
 
 
 def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int, int, bytes]]]:
@@ -185,10 +168,8 @@ def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int
 
 def _load() -> tuple[ctypes.CDLL, str]:
     """The library and the folder of its voices."""
-    try:
+    with _EXTRA():
         import espeakng_loader
-    except ImportError:
-        raise _missing() from None
     try:
         return ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path()
     except (OSError, RuntimeError) as error:
@@ -202,13 +183,13 @@ def _unload(library: ctypes.CDLL) -> None:
         _ctypes.dlclose(library._handle)
 
 
-def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenWord]:
+def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[Spoken]:
     """Each word with its time: from its event to the next, or to a pause before that.
 
     The synthesizer joins some small words ("of the") and gives only the time of the first; such words share the time in
     proportion to their letters.
     """
-    words = _words_with_positions(text)
+    words = [(word[0], word.start()) for word in re.finditer(r"\S+", text)]
     begins: list[int | None] = []
     for i, (_, position) in enumerate(words):
         following = words[i + 1][1] if i + 1 < len(words) else len(text)
@@ -226,31 +207,17 @@ def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int
         for j, (word, _) in enumerate(words[i:following_known]):
             share = [sum(letters[:k]) / sum(letters) for k in (j, j + 1)]
             start_at, end_at = (min((begin + part * (end - begin)) / rate, seconds) for part in share)
-            timed.append(SpokenWord(_bare(word), round(start_at, 4), min(round(end_at, 4), seconds)))
+            bare = word.strip(",.;:!?\"'()") or word
+            timed.append(Spoken(bare, round(start_at, 4), min(round(end_at, 4), seconds)))
     return timed
 
 
-def _phones(events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[SpokenPhone]:
+def _phones(events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[Spoken]:
     """Each phone, from its event to the next."""
     timed = [(at / rate, name.decode("utf-8", "replace")) for kind, _, at, name in events if kind == _PHONEME]
     ends = [*(start for start, _ in timed[1:]), seconds]
     return [
-        SpokenPhone(name, round(start, 4), round(min(end, seconds), 4))
+        Spoken(name, round(start, 4), round(min(end, seconds), 4))
         for (start, name), end in zip(timed, ends, strict=True)
         if name and not name.startswith("_") and end > start
     ]
-
-
-def _words_with_positions(text: str) -> list[tuple[str, int]]:
-    """The parts of ``text.split()``, each with the position of its first character."""
-    words, at = [], 0
-    for word in text.split():
-        at = text.index(word, at)
-        words.append((word, at))
-        at += len(word)
-    return words
-
-
-def _bare(word: str) -> str:
-    """The word without punctuation around it; unchanged if there is nothing else."""
-    return word.strip(",.;:!?\"'()") or word
