@@ -16,8 +16,7 @@ import numpy as np
 from fastapi import UploadFile
 from PIL import Image
 
-from saysee.encoding.attention import attention_source
-from saysee.encoding.regions import attend
+from saysee.encoding.attention import attend, attention_source
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
