@@ -19,6 +19,7 @@ from PIL import Image
 from feature_tools import keep, states_of, write_clip
 from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
+from saysee.encoding.features import CachedSide
 from saysee.errors import ConfigError, SaySeeError
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings
@@ -50,7 +51,7 @@ def test_a_changed_file_is_computed_again_also_with_its_old_size_and_time(
     assert encoded() == (0, 1)
 
 
-def test_a_file_that_was_still_for_long_is_read_again_once_it_changes(
+def test_a_file_with_a_remembered_fingerprint_is_read_again_once_it_changes(
     frozen_settings: dict[str, Any],
     corpus: Manifest,
     encoded: Any,
@@ -173,28 +174,29 @@ def test_two_runs_that_start_at_once_both_end_with_whole_features(
     assert [batch.rows for batch in trainer.loader] == [batch.rows for batch in files]
 
 
-def test_a_run_takes_what_another_has_finished_meanwhile(
+def test_a_run_uses_what_another_has_finished_meanwhile(
     frozen_settings: dict[str, Any], corpus: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other finishes everything while this one has only looked at what is missing."""
     model = build_model(resolve_recipe(frozen_settings))
     settings = FeatureSettings()
     this = Encoder(model, precision="fp32", cache=feature_cache(settings, corpus.root))
-    look = this.missing
+    look = CachedSide.missing
 
-    def slow_look(*arguments: Any) -> Any:
-        missing = look(*arguments)
+    def slow_look(side: CachedSide, *arguments: Any) -> Any:
+        missing = look(side, *arguments)
+        monkeypatch.setattr(CachedSide, "missing", look)
         keep(model, corpus)
         monkeypatch.setattr("saysee.encoding.sides.load_audio", lambda *_, **__: pytest.fail("computed twice"))
         return missing
 
-    monkeypatch.setattr(this, "missing", slow_look)
+    monkeypatch.setattr(CachedSide, "missing", slow_look)
     clips = [str(corpus.clip_path(row)) for row in corpus]
     assert this.encode("clip", clips, "features", progress=False).gather([5])[0].shape[0] == 3
 
 
 @pytest.mark.parametrize("damage", ["values", "index"])
-def test_a_damaged_shard_is_told_and_computed_again(
+def test_a_damaged_shard_is_reported_and_computed_again(
     frozen_settings: dict[str, Any], corpus: Manifest, damage: str, encoded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build_model(resolve_recipe(frozen_settings))
@@ -211,7 +213,7 @@ def test_a_damaged_shard_is_told_and_computed_again(
     assert torch.equal(states_of(kept, 4), expected)
 
 
-def test_what_a_killed_run_left_half_written_is_removed_once_it_is_old(
+def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(
     frozen_settings: dict[str, Any], corpus: Manifest
 ) -> None:
     model = build_model(resolve_recipe(frozen_settings))
@@ -227,13 +229,13 @@ def test_what_a_killed_run_left_half_written_is_removed_once_it_is_old(
     assert [path.exists() for path in (*left, fresh)] == [False, False, True]
 
 
-def test_the_size_is_stated_as_it_comes_out_and_over_the_limit_it_is_refused(
+def test_the_size_is_known_before_and_over_the_limit_it_is_an_error(
     frozen_settings: dict[str, Any], corpus: Manifest
 ) -> None:
     model = build_model(resolve_recipe(frozen_settings))
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(ConfigError) as raised:
         keep(model, corpus, limit_gb=1e-6)
-    message = str(refusal.value)
+    message = str(raised.value)
     for word in ("features.limit_gb", "1e-06", "head.speech_layers", "all 3 take", "[-1]", "features.keep to off"):
         assert word in message
     assert "\n" not in message
@@ -255,13 +257,13 @@ def test_the_size_is_stated_as_it_comes_out_and_over_the_limit_it_is_refused(
     assert last == pytest.approx(whole / 3, rel=0.01)
 
 
-def test_a_refused_run_leaves_its_folder_free_for_other_settings(frozen_settings: dict[str, Any]) -> None:
+def test_a_run_over_the_limit_leaves_its_folder_free_for_other_settings(frozen_settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"features\.limit_gb"):
         Trainer(resolve_recipe(frozen_settings, ["--features.limit_gb=1e-6"])).fit()
     assert Trainer(resolve_recipe(frozen_settings, ["--head.speech_layers=[-1]"])).fit()["steps"] == 6
 
 
-def test_a_folder_that_cannot_be_made_is_told(frozen_settings: dict[str, Any], corpus: Manifest) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(frozen_settings: dict[str, Any], corpus: Manifest) -> None:
     (corpus.root / "file").write_text("in the way")
     model = build_model(resolve_recipe(frozen_settings))
     with pytest.raises(SaySeeError, match=r"file.*features\.folder"):

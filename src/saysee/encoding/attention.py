@@ -101,7 +101,8 @@ def attention_map(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> T
             maps = frame_patch_similarity(clips.frames, model.image_encoder.project_patches(images.patches))
     if not maps.isfinite().all():
         raise SaySeeError("the model computes attention that is not finite; its weights are damaged or too large")
-    return maps[0].float().cpu()
+    found: Tensor = maps[0].float().cpu()
+    return found
 
 
 def frame_patch_similarity(frames: Tensor, patches: Tensor, temperature: float = TEMPERATURE) -> Tensor:

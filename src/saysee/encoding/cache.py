@@ -1,13 +1,13 @@
 """Features of frozen encoders on disk, safe when processes share them and when one is killed.
 
-An entry is found by the contents of its file and by all that made it: weights, preprocessing, precision. So nothing is
-ever stale: what has changed has another key, and is computed again.
+An entry is found by the contents of its file and by everything that made it: weights, preprocessing, precision. So
+nothing is ever stale: what has changed has another key, and is computed again.
 
-A store is a folder. It grows by whole shards: ``NAME.values`` holds the arrays end to end, ``NAME.json`` says where
-each lies. Both are written under another name, flushed to the disk and renamed, the index last, and never changed
-again: where there is an index, there are its values. Each shard has a name of its own, so processes that write at once
-do not collide; a key that two of them wrote is there twice, which costs disk space and nothing else. A shard whose size
-is not what its index says is removed, and its keys are missing again.
+A store is a folder that grows by whole shards: ``NAME.values`` holds the arrays end to end, ``NAME.json`` their
+positions. Both are written atomically, the index last, and never changed again: where there is an index, there are its
+values. Each shard has a unique name, so processes that write at once do not collide; a key that two of them wrote is
+there twice, which costs disk space and nothing else. A shard whose size differs from the one in its index is removed,
+and its keys are missing again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import os
 import secrets
 import shutil
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import ConfigError, SaySeeError
-from saysee.files import STILL_SECONDS, atomic_write, fingerprint
+from saysee.files import STILL_SECONDS, UNFINISHED, atomic_write, fingerprint
 from saysee.log import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,8 @@ Values = NDArray[np.int16]
 """The bits of 16-bit floating-point numbers; numpy has no bf16."""
 
 ABOUT_FILE = "about.json"
-_UNFINISHED = ".writing-"
 LEFTOVER_SECONDS = 3600
-"""An unfinished file is a killed process's when it is older: writing a shard takes seconds."""
+"""An older unfinished file was left by a killed process: writing a shard takes seconds."""
 OPEN_SHARDS = 256
 """Shards mapped at once, well below the usual limit of 1,024 open files."""
 _FIX = "free some disk space, choose another folder by features.folder, or set features.keep to off"
@@ -49,8 +49,8 @@ class FeatureCache:
     """A folder of cached features, of any number of models.
 
     Args:
-        folder: made if it is not there.
-        limit_gb: most that it may hold, in GB of 10 to the 9th bytes.
+        folder: created if it does not exist.
+        limit_gb: its maximum size, in GB of 10 to the 9th bytes.
 
     Raises:
         SaySeeError: the folder cannot be used.
@@ -59,39 +59,31 @@ class FeatureCache:
     def __init__(self, folder: Path, limit_gb: float = 50.0) -> None:
         self.folder, self.limit_gb = folder, limit_gb
         self._stores: dict[str, FeatureStore] = {}
-        try:
+        with _writing_into(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SaySeeError(f"{folder}: cannot hold features ({error.strerror or error}); {_FIX}") from None
         self.files = FileFingerprints(folder / "files.json")
 
     def store(self, name: str, about: Mapping[str, Any]) -> FeatureStore:
-        """The store of what ``about`` describes; opened once.
+        """The store of the features that ``about`` describes; opened once.
 
         Args:
             name: start of its folder's name.
-            about: all that the features depend on beside the contents of a file.
+            about: everything that the features depend on besides the contents of a file.
 
         Raises:
             SaySeeError: the folder cannot be used.
         """
         key = f"{name}-{fingerprint(json.dumps(about, sort_keys=True, default=str).encode())[:16]}"
         if key not in self._stores:
-            try:
+            with _writing_into(self.folder):
                 self._stores[key] = FeatureStore(self.folder / key, about)
-            except OSError as error:
-                raise SaySeeError(f"{self.folder}: cannot hold features ({error.strerror or error}); {_FIX}") from None
         return self._stores[key]
 
     def check_room(self, need: int, advice: str = "") -> None:
-        """Refuses what would not fit.
-
-        Args:
-            need: bytes to be added.
-            advice: a further way to need less, for the message.
+        """Checks that ``need`` more bytes fit.
 
         Raises:
-            ConfigError: the folder would grow over its limit, or over what is free on its disk.
+            ConfigError: over the limit of the folder, or the free space of its disk; ``advice`` is a further fix.
         """
         after = folder_bytes(self.folder) + need
         if after > self.limit_gb * 1e9:
@@ -111,23 +103,23 @@ class FeatureStore:
     """A folder of arrays by key.
 
     Args:
-        folder: made if it is not there.
-        about: what the arrays are, for people who look into the folder.
+        folder: created if it does not exist.
+        about: describes the arrays, for people who look into the folder.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
         self._places: dict[str, tuple[str, int, int]] = {}
         self._read_shards: set[str] = set()
-        self._maps: OrderedDict[str, Values] = OrderedDict()
+        self._map = lru_cache(OPEN_SHARDS)(lambda shard: np.memmap(folder / f"{shard}.values", np.int16, "r"))
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ABOUT_FILE).exists():
-            _write_whole(folder / ABOUT_FILE, json.dumps(about, indent=2, default=str).encode())
+            _write(folder / ABOUT_FILE, json.dumps(about, indent=2, default=str).encode())
         self._remove_leftovers()
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the indexes of the shards that other processes have finished since."""
+        """Reads the indexes of the shards that were finished since."""
         for index in sorted(self.folder.glob("*.json")):
             if index.name != ABOUT_FILE and index.stem not in self._read_shards:
                 self._read_index(index)
@@ -140,7 +132,7 @@ class FeatureStore:
         return self._places[key][2]
 
     def read(self, key: str) -> Values:
-        """The values of a key [n]; mapped, not read: they come from the disk when they are looked at.
+        """The values of a key [n], mapped from the disk.
 
         Raises:
             SaySeeError: there is no such key.
@@ -148,13 +140,8 @@ class FeatureStore:
         if key not in self._places:
             raise SaySeeError(f"{self.folder}: features of a file are missing, or the file has just changed; try again")
         shard, start, count = self._places[key]
-        values = self._maps.get(shard)
-        if values is None:
-            values = np.memmap(self.folder / f"{shard}.values", np.int16, "r")
-            self._maps[shard] = values
-            if len(self._maps) > OPEN_SHARDS:
-                self._maps.popitem(last=False)
-        return values[start : start + count]
+        values: Values = self._map(shard)[start : start + count]
+        return values
 
     def write(self, arrays: Mapping[str, Values]) -> None:
         """Adds one shard.
@@ -170,13 +157,9 @@ class FeatureStore:
             start += array.size
         shard = f"{time.time_ns():x}-{secrets.token_hex(4)}"
         index = {"bytes": 2 * start, "places": places}
-        try:
-            _write_whole(self.folder / f"{shard}.values", *(array.data for array in arrays.values()))
-            _write_whole(self.folder / f"{shard}.json", json.dumps(index).encode())
-        except OSError as error:
-            raise SaySeeError(
-                f"{self.folder}: features cannot be written ({error.strerror or error}); {_FIX}"
-            ) from None
+        with _writing_into(self.folder):
+            _write(self.folder / f"{shard}.values", *(array.data for array in arrays.values()))
+            _write(self.folder / f"{shard}.json", json.dumps(index).encode())
         self.refresh()
 
     def _read_index(self, index: Path) -> None:
@@ -191,29 +174,26 @@ class FeatureStore:
             self._places |= places
             self._read_shards.add(index.stem)
             return
-        logger.warning("features: %s is damaged; what it held is computed again", values)
+        logger.warning("features: %s is damaged; its features are computed again", values)
         index.unlink(missing_ok=True)
         values.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         for path in self.folder.iterdir():
-            unfinished = path.name.startswith(_UNFINISHED)
+            unfinished = path.name.startswith(UNFINISHED)
             unfinished |= path.suffix == ".values" and not path.with_suffix(".json").exists()
             try:
                 if unfinished and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
-            except FileNotFoundError:  # another process was quicker
+            except FileNotFoundError:  # another process removed it
                 continue
 
 
 class FileFingerprints:
-    """Fingerprints of files' contents, remembered for files that have not been touched since.
+    """Fingerprints of the contents of files, kept in a JSON file.
 
-    A file is read again when its size, its times or its inode differ from what was remembered. Of two processes that
-    remember at once the later one's memory stays, and the other's files are read again.
-
-    Args:
-        path: the JSON file that remembers.
+    A file is read again when its size, times or inode differ from the kept ones. When two processes write at once, the
+    later one's list stays, and the other's files are read again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -223,9 +203,9 @@ class FileFingerprints:
         """Path to fingerprint; None for a file that cannot be read."""
         found: dict[str, str | None] = {}
         unread = []
-        remembered = self._remembered()
+        kept = self._kept()
         for path in dict.fromkeys(paths):
-            known = remembered.get(os.path.abspath(path))
+            known = kept.get(os.path.abspath(path))
             if known is not None and known[:-1] == _touched(path):
                 found[path] = known[-1]
             else:
@@ -239,10 +219,10 @@ class FileFingerprints:
                         new[os.path.abspath(path)] = [*touched, content]
                     bar.advance()
         if new:
-            _write_whole(self._path, json.dumps(self._remembered() | new).encode())
+            _write(self._path, json.dumps(self._kept() | new).encode())
         return found
 
-    def _remembered(self) -> dict[str, list[Any]]:
+    def _kept(self) -> dict[str, list[Any]]:
         try:
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError):  # none yet, or damaged: every file is read again
@@ -275,7 +255,7 @@ def _touched(path: str) -> list[int] | None:
 
 
 def _read_fingerprint(path: str) -> tuple[str | None, list[int] | None]:
-    """A file's fingerprint, and by what to know that it was not touched since; None where that is not sure."""
+    """A file's fingerprint and its state; None for the state if the file may still change unnoticed."""
     before = _touched(path)
     try:
         with open(path, "rb") as file:
@@ -288,21 +268,15 @@ def _read_fingerprint(path: str) -> tuple[str | None, list[int] | None]:
     return found, before if still else None
 
 
-def _write_whole(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file atomically; other processes may write the same one."""
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaySeeError(f"{folder}: cannot hold features ({error.strerror or error}); {_FIX}") from None
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> None:
     with atomic_write(path, concurrent=True) as file:
         for part in parts:
             file.write(part)
-
-
-def chunks(sizes: Sequence[int], most: int, count: int) -> list[list[int]]:
-    """Numbers 0, 1, … in runs whose sizes sum up to at most ``most``, of at most ``count`` numbers; none is empty."""
-    found: list[list[int]] = []
-    room = 0
-    for number, size in enumerate(sizes):
-        if not found or size > room or len(found[-1]) == count:
-            found.append([])
-            room = most
-        found[-1].append(number)
-        room -= size
-    return found

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from saysee.encoding.cache import FeatureCache
-from saysee.encoding.features import CachedFeatures, Missing, cached_features, find_missing
+from saysee.encoding.features import CachedFeatures, CachedSide, Missing
 from saysee.encoding.precision import Precision, attention_kernel
-from saysee.encoding.reading import read_ahead
+from saysee.encoding.reading import or_error, read_ahead
 from saysee.encoding.sides import ImageSide, Kind, SpeechSide, TextSide
 from saysee.encoding.streams import streams
 from saysee.errors import MediaError, SaySeeError
@@ -31,24 +31,25 @@ logger = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 
 BATCH = 64
-"""Items that are read and encoded together, of which the model takes what fits into one pass."""
+"""Items that are read together; the model encodes them in one pass or several."""
 _NAMES = {"clip": "clips", "image": "images", "text": "texts"}
 
 
 class Encoder:
     """A model that encodes clips, images and texts: for training, evaluation, indexing and every query.
 
-    The same item has the same vector in all of these: decoding, preprocessing and precision are the encoder's. Encoded
-    alone, the vectors are equal bit for bit on one machine; batches of a narrow speech encoder change them by rounding.
+    The same item has the same vector in all of these, because decoding, preprocessing and precision are done here. The
+    vectors of single items are equal bit for bit on one machine; batches of a narrow speech encoder change them by
+    rounding.
 
     Args:
-        model: a model, or the folder or hub name of one. A model that was given computes with its own weights in fp32,
-            and with a copy of them, as they were at the first use, in bf16.
-        device: where a model that is loaded here runs, as torch names it; "auto" is a GPU if there is one.
+        model: a model, or the folder or hub name of one. In fp32 a model's own weights are used, in bf16 a copy of them
+            as they were at the first use.
+        device: where the model runs, as torch names it; "auto": where it is, or for a name a GPU if there is one.
         precision: "auto" is bf16 where the device has it and the vectors stay the same (cosine of 0.9995), else fp32;
             "autocast" is the bf16 of a training step.
-        cache: where the features of frozen encoders are kept; the encoders must not be trained while it is in use.
-        workers: threads that read and decode; None takes one a core.
+        cache: keeps the features of frozen encoders, which must not be trained while it is in use.
+        workers: threads that read and decode; None: one per core, at most eight.
 
     Attributes:
         model: the model.
@@ -86,32 +87,29 @@ class Encoder:
         """Clips to unit vectors [N, D], in the order given.
 
         Args:
-            clips: paths, contents of audio files, or arrays [T] of samples, mixed as you like.
-            batch_size: clips that are read and encoded together; the vectors depend on it by rounding only.
-            sampling_rate: of the arrays, in Hz; files know their own.
+            clips: paths, contents of audio files, or arrays [T] of samples, in any mix.
+            batch_size: clips that are read and encoded together; it changes the vectors by rounding at most.
+            sampling_rate: of the arrays, in Hz.
             progress: show a progress bar on stderr when it takes over two seconds.
 
         Raises:
             MediaError: a clip cannot be used; the message names it.
             SaySeeError: the model has no speech side.
         """
-        vectors: Vectors = self.encode(
-            "clip", clips, batch_size=batch_size, sampling_rate=sampling_rate, progress=progress
-        )
-        return vectors
+        options: dict[str, Any] = {"sampling_rate": sampling_rate, "progress": progress}
+        return self.encode("clip", clips, batch_size=batch_size, **options)  # type: ignore[no-any-return]
 
     def encode_images(self, images: Sequence[Any], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Images to unit vectors [N, D], in the order given.
 
         Args:
-            images: paths, contents of image files, open files or Pillow images, mixed as you like.
+            images: paths, contents of image files, open files or Pillow images, in any mix.
             batch_size, progress: as for :meth:`encode_speech`.
 
         Raises:
             MediaError: an image cannot be used; the message names it.
         """
-        vectors: Vectors = self.encode("image", images, batch_size=batch_size, progress=progress)
-        return vectors
+        return self.encode("image", images, batch_size=batch_size, progress=progress)  # type: ignore[no-any-return]
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Texts to unit vectors [N, D] by CLIP's text encoder, in the order given.
@@ -119,8 +117,7 @@ class Encoder:
         Raises:
             SaySeeError: the model has no text encoder or no tokenizer.
         """
-        vectors: Vectors = self.encode("text", texts, batch_size=batch_size, progress=progress)
-        return vectors
+        return self.encode("text", texts, batch_size=batch_size, progress=progress)  # type: ignore[no-any-return]
 
     def encode(
         self,
@@ -135,16 +132,17 @@ class Encoder:
     ) -> Any:
         """Items of one kind to vectors or features, in the order given.
 
-        Reads ahead in threads, sorts clips into passes of like length, runs them in the encoder's precision. With a
-        cache, files are looked up by their contents, and only what is missing goes through the encoders.
+        Files are read ahead in threads and encoded in passes of like length. With a cache, files are looked up by their
+        contents, and only what is missing goes through the encoders.
 
         Args:
             kind: of the items.
-            items: files, contents or arrays, as for :meth:`encode_speech`, :meth:`encode_images`, :meth:`encode_text`.
-            want: "vector": unit vectors [N, D]; "features": what the frozen encoders give, for training (with a cache).
+            items: as for :meth:`encode_speech`, :meth:`encode_images` or :meth:`encode_text`.
+            want: "vector": unit vectors [N, D]; "features": ``CachedFeatures`` of the frozen encoders, for training;
+                requires a cache and paths.
             batch_size, sampling_rate, progress: as for :meth:`encode_speech`.
-            bad: collects the error of each item that cannot be used by its position, and the item is skipped: its
-                vector is NaN. None raises the first error.
+            bad: collects the errors of items that cannot be used by position; the vector of such an item is NaN. None
+                raises the first error.
 
         Raises:
             MediaError: an item cannot be used, and ``bad`` is None.
@@ -156,37 +154,38 @@ class Encoder:
             raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
         side = self.side(kind)
         if self.cache is not None and kind != "text" and all(isinstance(item, str | os.PathLike) for item in items):
-            paths = [os.fspath(item) for item in items]
-            features = cached_features(side, self.cache, paths, self._compute, self.workers, bad, progress)
+            features = self._cached(kind).features([os.fspath(item) for item in items], bad, progress)
             return features if want == "features" else self._vectors_of_features(features, batch_size, progress)
         if want == "features":
             raise SaySeeError("features are kept on disk: give the encoder a cache, and paths of files")
         options = {"sampling_rate": sampling_rate} if kind == "clip" else {}
         vectors = np.full((len(items), self.dimension), np.nan, np.float32)
 
-        def read(position: int) -> Any:
-            try:
-                return side.prepare(items[position], **options)
-            except MediaError as error:
-                if bad is None:
-                    raise
-                return error
+        def prepare(position: int) -> Any:
+            return side.prepare(items[position], **options)
 
         batches = (range(start, min(start + batch_size, len(items))) for start in range(0, len(items), batch_size))
         with progress_bar(f"encoding {_NAMES[kind]}", len(items), enabled=progress) as bar:
-            for positions, prepared in read_ahead(batches, read, self.workers):
-                good = _take_bad(positions, prepared, bad)
-                if good:
-                    vectors[good] = self.encode_prepared(kind, [prepared[at - positions[0]] for at in good])
-                bar.advance(len(prepared))
+            for positions, results in read_ahead(batches, or_error(prepare), self.workers):
+                prepared = {}
+                for position, result in zip(positions, results, strict=True):
+                    if not isinstance(result, MediaError):
+                        prepared[position] = result
+                    elif bad is None:
+                        raise result
+                    else:
+                        bad[position] = result
+                if prepared:
+                    vectors[list(prepared)] = self.encode_prepared(kind, list(prepared.values()))
+                bar.advance(len(positions))
         return vectors
 
     def prepare(self, kind: Kind, item: Any, **limits: Any) -> Any:
-        """One item to what :meth:`encode_prepared` takes; may be called in several threads at once.
+        """Prepares one item for :meth:`encode_prepared`; may be called in several threads at once.
 
         Args:
             kind: of the item.
-            item: as for :meth:`encode_speech`, :meth:`encode_images` or :meth:`encode_text`.
+            item: as for :meth:`encode`.
             limits: ``max_seconds`` and ``sampling_rate`` for a clip, ``max_pixels`` for an image.
 
         Raises:
@@ -195,7 +194,7 @@ class Encoder:
         return self.side(kind).prepare(item, **limits)
 
     def encode_prepared(self, kind: Kind, prepared: Sequence[Any]) -> Vectors:
-        """A batch of what :meth:`prepare` gave to unit vectors [N, D]."""
+        """A batch of items that :meth:`prepare` returned to unit vectors [N, D]."""
         side = self.side(kind)
         vectors = np.empty((len(prepared), self.dimension), np.float32)
         for position, vector in enumerate(self._compute(side, prepared, side.vectors)):
@@ -237,8 +236,11 @@ class Encoder:
 
     def missing(self, kind: Kind, paths: Sequence[str], progress: bool = True) -> Missing:
         """The files whose features are not in the cache, one of each content."""
+        return self._cached(kind).missing(paths, progress)
+
+    def _cached(self, kind: Kind) -> CachedSide:
         assert self.cache is not None
-        return find_missing(self.side(kind), self.cache, paths, progress)
+        return CachedSide(self.side(kind), self.cache, self._compute, self.workers)
 
     def _vectors_of_features(self, features: CachedFeatures, batch_size: int, progress: bool) -> Vectors:
         vectors = np.full((len(features), self.dimension), np.nan, np.float32)
@@ -306,15 +308,3 @@ def _as_list(items: Iterable[Any], kind: Kind) -> list[Any]:
     if single or (isinstance(items, np.ndarray) and items.ndim == 1):
         raise SaySeeError(f"give a list of {_NAMES[kind]}; wrap a single one: [...]")
     return list(items)
-
-
-def _take_bad(positions: Sequence[int], prepared: Sequence[Any], bad: dict[int, MediaError] | None) -> list[int]:
-    """Moves errors among the prepared items of a batch to ``bad``; returns the positions of the others."""
-    good = []
-    for position, item in zip(positions, prepared, strict=True):
-        if isinstance(item, MediaError):
-            assert bad is not None
-            bad[position] = item
-        else:
-            good.append(position)
-    return good

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saysee.encoding.cache import FeatureCache, FeatureStore, Values, chunks
-from saysee.encoding.reading import read_ahead
+from saysee.encoding.cache import FeatureCache, FeatureStore, Values
+from saysee.encoding.reading import or_error, read_ahead
 from saysee.encoding.sides import ImageSide, SpeechSide
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import fingerprint
 from saysee.log import progress_bar
-from saysee.media.audio import audio_seconds
 
 FeatureSide = SpeechSide | ImageSide
 Compute = Callable[[Any, Sequence[Any], Callable[[list[Any]], Any]], list[Any]]
@@ -31,7 +30,7 @@ _BATCH_FILES = 32
 
 
 class CachedFeatures(Sequence[Values]):
-    """The cached features of some files, in the order of the files; read from the disk when they are looked at.
+    """The cached features of some files, in the order of the files; read from the disk when they are used.
 
     Attributes:
         side: whose features they are.
@@ -62,8 +61,7 @@ class CachedFeatures(Sequence[Values]):
 
 @dataclass(frozen=True)
 class Missing:
-    """What is not in the cache: for each file its path, its key (None if it cannot be read) and its number of
-    values."""
+    """Files whose features are not in the cache: path, key (None if it cannot be read) and number of values of each."""
 
     files: list[tuple[str, str | None, int]]
 
@@ -73,145 +71,124 @@ class Missing:
         return 2 * sum(size for _, _, size in self.files)
 
 
-def find_missing(side: FeatureSide, cache: FeatureCache, paths: Sequence[str], progress: bool = True) -> Missing:
-    """The files whose features are not in the cache, one of each content; clips of like length side by side."""
-    store = _store(side, cache)
-    found = cache.files.of(paths, progress)
-    first: dict[str, str] = {}
-    for path in paths:
-        key = found[path]
-        if key is None or key not in store:  # a file that cannot be read: computing says why
-            first.setdefault(key or path, path)
-    if isinstance(side, ImageSide):
-        return Missing([(path, found[path], side.features_size()) for path in first.values()])
-    files = []
-    with progress_bar("lengths of clips", len(first), enabled=progress) as bar:
-        for path in first.values():
-            files.append((path, found[path], side.features_size(_seconds(path))))
-            bar.advance()
-    return Missing(sorted(files, key=lambda file: file[2]))
-
-
-def cached_features(
-    side: FeatureSide,
-    cache: FeatureCache,
-    paths: Sequence[str],
-    compute: Compute,
-    workers: int,
-    bad: dict[int, MediaError] | None,
-    progress: bool,
-) -> CachedFeatures:
-    """The features of files, of which those that the cache does not have are computed.
+class CachedSide:
+    """A side of a model with a cache of its features.
 
     Args:
-        side: whose features they are.
-        cache: where they are kept.
-        paths: of the files.
+        side: computes the features.
+        cache: keeps them.
         compute: runs prepared items through a function of the side, in passes.
         workers: threads that read and decode.
-        bad: collects the errors of files that cannot be used by their position; None raises the first.
-        progress: show progress bars.
     """
-    store, missing = _store(side, cache), find_missing(side, cache, paths, progress)
-    refused: dict[str, MediaError] = {}
-    if missing.files:
-        cache.check_room(missing.bytes)
-        refused = _fill(side, store, missing, compute, workers, bad is not None, progress)
-    found = cache.files.of(paths, progress=False)
-    # A file of the same contents is as bad, and was not read.
-    reasons = {found[path]: error for path, error in refused.items() if found[path] is not None}
-    keys: list[str | None] = []
-    for position, path in enumerate(paths):
-        error = refused.get(path) or reasons.get(found[path])
-        if error is not None and bad is not None:
-            bad[position] = error
-        keys.append(None if error is not None else found[path])
-    return CachedFeatures(side, store, keys)
 
+    def __init__(self, side: FeatureSide, cache: FeatureCache, compute: Compute, workers: int) -> None:
+        self._side, self._cache, self._compute, self._workers = side, cache, compute, workers
+        self._store = cache.store("speech" if side.kind == "clip" else "image", side.about_features)
 
-def _store(side: FeatureSide, cache: FeatureCache) -> FeatureStore:
-    return cache.store("speech" if side.kind == "clip" else "image", side.about_features)
+    def missing(self, paths: Sequence[str], progress: bool = True) -> Missing:
+        """The files whose features are not in the cache, one of each content, sorted by size."""
+        found = self._cache.files.of(paths, progress)
+        first: dict[str, str] = {}
+        for path in paths:
+            key = found[path]
+            if key is None or key not in self._store:  # of a file that cannot be read, computing raises the error
+                first.setdefault(key or path, path)
+        files = []
+        with progress_bar("sizes of features", len(first), enabled=progress) as bar:
+            for path in first.values():
+                files.append((path, found[path], self._side.features_size(path)))
+                bar.advance()
+        return Missing(sorted(files, key=lambda file: file[2]))
 
+    def features(self, paths: Sequence[str], bad: dict[int, MediaError] | None, progress: bool) -> CachedFeatures:
+        """The features of files; those that the cache does not have are computed.
 
-def _fill(
-    side: FeatureSide,
-    store: FeatureStore,
-    missing: Missing,
-    compute: Compute,
-    workers: int,
-    skip: bool,
-    progress: bool,
-) -> dict[str, MediaError]:
-    """Computes missing features into their store, shard by shard; returns the errors of the files that are bad."""
-    refused: dict[str, MediaError] = {}
-    shard, arrays = -1, dict[str, Values]()
+        Args:
+            paths: of the files.
+            bad: collects the errors of files that cannot be used by their position; None raises the first.
+            progress: show progress bars.
+        """
+        missing = self.missing(paths, progress)
+        errors: dict[str, MediaError] = {}
+        if missing.files:
+            self._cache.check_room(missing.bytes)
+            errors = self._fill(missing, bad is not None, progress)
+        found = self._cache.files.of(paths, progress=False)
+        # A file with the contents of a bad one is bad too, and was not read.
+        of_contents = {found[path]: error for path, error in errors.items() if found[path] is not None}
+        keys: list[str | None] = []
+        for position, path in enumerate(paths):
+            error = errors.get(path) or of_contents.get(found[path])
+            if error is not None and bad is not None:
+                bad[position] = error
+            keys.append(None if error is not None else found[path])
+        return CachedFeatures(self._side, self._store, keys)
 
-    def read(request: tuple[int, str]) -> tuple[str, Any]:
+    def _fill(self, missing: Missing, skip: bool, progress: bool) -> dict[str, MediaError]:
+        """Computes missing features into the store, shard by shard; returns the errors of bad files by path."""
+        errors: dict[str, MediaError] = {}
+        shard, arrays = -1, dict[str, Values]()
+
+        with progress_bar(f"features of {self._side.kind}s", len(missing.files), enabled=progress) as bar:
+            try:
+                batches = self._requests(missing, bar.advance)
+                for requests, results in read_ahead(batches, or_error(self._read), self._workers):
+                    if requests[0][0] != shard:
+                        self._store.write(arrays)
+                        shard, arrays = requests[0][0], {}
+                    good = []
+                    for (_, path), result in zip(requests, results, strict=True):
+                        if not isinstance(result, MediaError):
+                            good.append(result)
+                        elif skip:
+                            errors[path] = result
+                        else:
+                            raise result
+                    values = self._compute(self._side, [prepared for _, prepared in good], self._side.features)
+                    for (key, _), of_file in zip(good, values, strict=True):
+                        arrays[key] = of_file.cpu().contiguous().view(torch.int16).numpy()
+                    bar.advance(len(requests))
+            finally:
+                self._store.write(arrays)  # also when interrupted, to keep what is done
+        return errors
+
+    def _read(self, request: tuple[int, str]) -> tuple[str, Any]:
+        """The key and the prepared contents of a file, read once, so that both are of the same contents."""
+        path = request[1]
         try:
-            return _read_whole(side, request[1])
-        except MediaError as error:
-            if not skip:
-                raise
-            return "", error
+            content = Path(path).read_bytes()
+        except (OSError, ValueError):
+            return "", self._side.prepare(Path(path))  # raises the error
+        named = io.BytesIO(content)
+        named.name = path  # for error messages
+        return fingerprint(content), self._side.prepare(named)
 
-    with progress_bar(f"features of {side.kind}s", len(missing.files), enabled=progress) as bar:
-        try:
-            for requests, results in read_ahead(_requests(store, missing, bar.advance), read, workers):
-                if requests[0][0] != shard:
-                    store.write(arrays)
-                    shard, arrays = requests[0][0], {}
-                good = []
-                for (_, path), (key, content) in zip(requests, results, strict=True):
-                    if isinstance(content, MediaError):
-                        refused[path] = content
-                    else:
-                        good.append((key, content))
-                values = compute(side, [content for _, content in good], side.features)
-                for (key, _), of_file in zip(good, values, strict=True):
-                    arrays[key] = of_file.cpu().contiguous().view(torch.int16).numpy()
-                bar.advance(len(requests))
-        finally:
-            store.write(arrays)  # when it is interrupted too, what is done is kept
-    return refused
+    def _requests(self, missing: Missing, skipped: Callable[[int], None]) -> Iterator[list[tuple[int, str]]]:
+        """Number of the shard and path of each file that is still missing, in batches.
+
+        Processes that want the same at once share the work: they begin at different shards, and skip what others have
+        finished meanwhile.
+        """
+        sizes = [size for _, _, size in missing.files]
+        shards = _runs(sizes, SHARD_BYTES // 2, SHARD_FILES)
+        first = secrets.randbelow(len(shards))
+        for shard in [*range(first, len(shards)), *range(first)]:
+            self._store.refresh()
+            files = [missing.files[number] for number in shards[shard]]
+            left = [file for file in files if file[1] is None or file[1] not in self._store]
+            skipped(len(files) - len(left))
+            for batch in _runs([size for _, _, size in left], _BATCH_VALUES, _BATCH_FILES):
+                yield [(shard, left[number][0]) for number in batch]
 
 
-def _seconds(path: str) -> float:
-    try:
-        return audio_seconds(path)
-    except MediaError:  # reading it says why
-        return 0.0
-
-
-def _read_whole(side: FeatureSide, path: str) -> tuple[str, Any]:
-    """The key and the prepared contents of a file, read once, so that both are of the same contents."""
-    try:
-        content = Path(path).read_bytes()
-    except (OSError, ValueError):
-        return "", side.prepare(Path(path))  # refuses it in its own words
-    return fingerprint(content), side.prepare(_Named(content, path))
-
-
-class _Named(io.BytesIO):
-    """The contents of a file, under the name that messages call it by."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-
-def _requests(store: FeatureStore, missing: Missing, already: Callable[[int], None]) -> Iterator[list[tuple[int, str]]]:
-    """Number of the shard and path of what is not yet there, in batches.
-
-    Processes that want the same at once share the work: they begin at different shards, and skip what others have
-    finished meanwhile.
-    """
-    sizes = [size for _, _, size in missing.files]
-    shards = chunks(sizes, SHARD_BYTES // 2, SHARD_FILES)
-    first = secrets.randbelow(len(shards))
-    for shard in [*range(first, len(shards)), *range(first)]:
-        store.refresh()
-        files = [missing.files[number] for number in shards[shard]]
-        left = [file for file in files if file[1] is None or file[1] not in store]
-        already(len(files) - len(left))
-        for batch in chunks([size for _, _, size in left], _BATCH_VALUES, _BATCH_FILES):
-            yield [(shard, left[number][0]) for number in batch]
+def _runs(sizes: Sequence[int], most: int, count: int) -> list[list[int]]:
+    """Numbers 0, 1, … in runs whose sizes sum up to at most ``most``, of at most ``count`` numbers; none is empty."""
+    found: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes):
+        if not found or size > room or len(found[-1]) == count:
+            found.append([])
+            room = most
+        found[-1].append(number)
+        room -= size
+    return found

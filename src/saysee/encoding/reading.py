@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from saysee.errors import MediaError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -19,8 +21,7 @@ def read_ahead(
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
     """Reads every item of some batches in threads; yields each batch with its results, in order.
 
-    An exception that ``read`` raises is raised where its batch is yielded. When the caller stops early, what is not
-    yet read is not read.
+    An exception of ``read`` is raised where its batch is yielded. When the caller stops early, so does the reading.
 
     Args:
         batches: taken one by one, as far ahead as needed.
@@ -38,6 +39,18 @@ def read_ahead(
             yield _finished(*waiting.popleft())
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+
+
+def or_error(read: Callable[[Item], Result]) -> Callable[[Item], Result | MediaError]:
+    """Makes a function return a MediaError instead of raising it, so that the rest of a batch is read too."""
+
+    def read_or_error(item: Item) -> Result | MediaError:
+        try:
+            return read(item)
+        except MediaError as error:
+            return error
+
+    return read_or_error
 
 
 def _finished(batch: Sequence[Item], futures: list[Future[Result]]) -> tuple[Sequence[Item], list[Result]]:
