@@ -72,7 +72,7 @@ def check_command(example: Example) -> None:
         case "saysee":
             check_saysee(words[1:])
         case "make":
-            targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             assert words[1] in targets, example
         case "pip":
             extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
