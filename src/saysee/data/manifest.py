@@ -24,6 +24,7 @@ from saysee.files import atomic_write
 
 REQUIRED = ("clip", "image", "image_id", "split")
 OPTIONAL = ("text", "speaker", "language")
+KNOWN = REQUIRED + OPTIONAL
 SUFFIXES = (".parquet", ".jsonl")
 
 _AS_JSON = {b"saysee": b"json"}  # marks a Parquet column of JSON, whose values Arrow's types would change
@@ -34,12 +35,10 @@ class Row:
     """One spoken caption.
 
     Attributes:
-        clip: path of the audio file; relative to the manifest's folder, or absolute.
-        image: path of the image, likewise.
+        clip, image: paths of the files, relative to the manifest's folder or absolute.
         image_id: shared by all captions of one image.
         split: train, dev, test, …; an image is in one split only.
-        text: the words spoken.
-        speaker: name of the speaker.
+        text, speaker: the words spoken, and who speaks.
         language: of the speech, as a tag such as "en".
         extra: further columns, the same in every row; JSON values.
     """
@@ -55,12 +54,7 @@ class Row:
 
 
 class Manifest:
-    """Checked rows, and the folder to which their paths are relative.
-
-    Attributes:
-        rows: the rows in order.
-        root: folder of relative paths.
-        extra_columns: names of the columns beyond ``REQUIRED`` and ``OPTIONAL``, in order.
+    """Checked rows, the folder (``root``) of their relative paths, and the names of their extra columns.
 
     Raises:
         ManifestError: no rows; a value of the wrong type, or empty where one is required; a row whose extra columns
@@ -84,8 +78,7 @@ class Manifest:
         Raises:
             ManifestError: the file is missing, has another suffix or is damaged, or its rows break the schema.
         """
-        path = Path(path)
-        check_suffix(path)
+        path = check_suffix(path)
         if not path.is_file():
             fix = "is a folder; name the file in it" if path.is_dir() else "no such file; check the path"
             raise ManifestError(f"{path}: {fix}")
@@ -106,8 +99,7 @@ class Manifest:
         Raises:
             ManifestError: another suffix, or the file cannot be written.
         """
-        path = Path(path)
-        check_suffix(path)
+        path = check_suffix(path)
         writer = _write_parquet if path.suffix.lower() == ".parquet" else _write_jsonl
         moved = _relocation(self.root, path.parent)
         table: dict[str, list[Any]] = {name: self.column(name) for name in self._columns()}
@@ -121,11 +113,7 @@ class Manifest:
             raise ManifestError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     def select(self, split: str) -> Manifest:
-        """The rows of one split.
-
-        Raises:
-            ManifestError: no such split; the message lists the existing ones.
-        """
+        """The rows of one split. Raises ManifestError if it does not exist, with those that do."""
         rows = tuple(row for row in self.rows if row.split == split)
         if not rows:
             have = ", ".join(f"{name} ({count:,})" for name, count in self.splits().items())
@@ -154,12 +142,8 @@ class Manifest:
         return list(first.values())
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column, which may be an extra one.
-
-        Raises:
-            ManifestError: no such column; the message lists the existing ones.
-        """
-        if name in REQUIRED or name in OPTIONAL:
+        """The values of any column. Raises ManifestError if it does not exist, with those that do."""
+        if name in KNOWN:
             return [getattr(row, name) for row in self.rows]
         if name in self.extra_columns:
             return [row.extra[name] for row in self.rows]
@@ -176,36 +160,31 @@ class Manifest:
         return f"Manifest({len(self):,} rows, splits={self.splits()}, root={os.fspath(self.root)!r})"
 
     def _columns(self) -> tuple[str, ...]:
-        return REQUIRED + OPTIONAL + self.extra_columns
+        return KNOWN + self.extra_columns
 
 
-def check_suffix(path: Path) -> None:
-    """Checks that a path has the suffix of a manifest.
-
-    Raises:
-        ManifestError: it has another suffix.
-    """
+def check_suffix(path: str | os.PathLike[str]) -> Path:
+    """Raises ManifestError if a path does not have the suffix of a manifest."""
+    path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ManifestError(f"{path}: a manifest cannot have the suffix {path.suffix!r}; use {' or '.join(SUFFIXES)}")
+    return path
 
 
 def _check_values(rows: tuple[Row, ...]) -> None:
     """Checks each row by itself: types, no empty required value, the extra columns of the first row."""
     columns = rows[0].extra.keys()
     for number, row in enumerate(rows, 1):
-        for name in REQUIRED:
+        for name in KNOWN:
             value = getattr(row, name)
-            if value is None or value == "":
+            if name in REQUIRED and (value is None or value == ""):
                 raise ManifestError(f"row {number}: {name} is empty; every row needs one")
-            _check_text(value, name, number)
-        for name in OPTIONAL:
-            value = getattr(row, name)
             if value is not None:
                 _check_text(value, name, number)
         if row.extra.keys() != columns:
             raise _different_columns(row.extra.keys(), columns, number)
         for name, value in row.extra.items():
-            if not isinstance(name, str) or not name or name in REQUIRED or name in OPTIONAL:
+            if not isinstance(name, str) or not name or name in KNOWN:
                 raise ManifestError(f"row {number}: {name!r} cannot be the name of an extra column; rename it")
             _check_json(value, name, number)
 
@@ -317,7 +296,8 @@ def _relocation(old: Path, new: Path) -> Callable[[str], str]:
 
 
 def _rows(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> list[Row]:
-    known = [name for name in REQUIRED + OPTIONAL if name in set(columns)]
+    columns = list(columns)
+    known = [name for name in KNOWN if name in columns]
     extra = [name for name in columns if name not in known]
     return [
         Row(**{name: record[name] for name in known}, extra={name: record[name] for name in extra})
@@ -361,20 +341,18 @@ def _read_parquet(path: Path) -> list[Row]:
         if (table.schema.field(name).metadata or {}).items() >= _AS_JSON.items():
             values = [None if value is None else json.loads(value) for value in values]
         columns[name] = values
-    names = tuple(columns)
-    return _rows(names, (dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)))
+    return _rows(columns, (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)))
 
 
 def _write_parquet(table: dict[str, list[Any]], file: Any) -> None:
     arrays, fields = [], []
     for name, values in table.items():
-        array = pa.array(values, pa.string()) if name in REQUIRED + OPTIONAL else _faithful(values)
+        array, metadata = pa.array(values, pa.string()) if name in KNOWN else _faithful(values), None
         if array is None:
             array = pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
-            fields.append(pa.field(name, array.type, metadata=_AS_JSON))
-        else:
-            fields.append(pa.field(name, array.type))
+            metadata = _AS_JSON
         arrays.append(array)
+        fields.append(pa.field(name, array.type, metadata=metadata))
     pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), file, compression="zstd")
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,8 @@ class Problem:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """A file to open, and its limits."""
-
-    row: int
-    column: Kind
-    path: str
-    min_seconds: float
-    max_seconds: float
-    max_pixels: int
+_File = tuple[int, Kind, str]
+"""Row, column and path of a file to open."""
 
 
 def verify(
@@ -70,13 +63,11 @@ def verify(
 
     Args:
         manifest: of the files.
-        min_seconds: a shorter clip is a problem; a clip shorter than one frame (25 ms) always is.
-        max_seconds: a longer clip is a problem; ``math.inf`` for no limit.
-        max_pixels: an image with more pixels is a problem.
+        min_seconds, max_seconds: limits of a clip; one shorter than a frame (25 ms) is always a problem.
+        max_pixels: limit of an image.
         workers: number of processes; by default one per core. Small manifests are read in this process.
 
-    Returns:
-        the problems in order of the rows; empty if there are none.
+    Returns the problems in order of the rows.
 
     Raises:
         ConfigError: the limits exclude each other, or ``workers`` is less than 1.
@@ -87,15 +78,16 @@ def verify(
         )
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; set it to at least 1")
-    checks = list(_checks(manifest, min_seconds, max_seconds, max_pixels))
+    files = list(_files(manifest))
+    check = partial(_open, min_seconds=min_seconds, max_seconds=max_seconds, max_pixels=max_pixels)
     processes = workers or usable_cores()
-    with progress_bar("opening files", len(checks)) as bar:
-        if processes == 1 or len(checks) < _INLINE:
-            return _collect(map(_open, checks), bar)
+    with progress_bar("opening files", len(files)) as bar:
+        if processes == 1 or len(files) < _INLINE:
+            return _collect(map(check, files), bar)
         # Spawned, not forked: the caller may hold threads or a GPU.
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
-                return _collect(pool.map(_open, checks, chunksize=_CHUNK), bar)
+                return _collect(pool.map(check, files, chunksize=_CHUNK), bar)
             except BaseException:  # includes Ctrl-C: do not open the other files first
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -129,26 +121,27 @@ def _collect(results: Iterable[Problem | None], bar: ProgressBar) -> list[Proble
     return problems
 
 
-def _checks(manifest: Manifest, min_seconds: float, max_seconds: float, max_pixels: int) -> Iterator[_Check]:
+def _files(manifest: Manifest) -> Iterator[_File]:
     seen: set[Path] = set()
     for number, row in enumerate(manifest, 1):
         image = manifest.image_path(row)
-        yield _Check(number, "clip", os.fspath(manifest.clip_path(row)), min_seconds, max_seconds, max_pixels)
+        yield number, "clip", os.fspath(manifest.clip_path(row))
         if image not in seen:
             seen.add(image)
-            yield _Check(number, "image", os.fspath(image), min_seconds, max_seconds, max_pixels)
+            yield number, "image", os.fspath(image)
 
 
-def _open(check: _Check) -> Problem | None:
+def _open(file: _File, min_seconds: float, max_seconds: float, max_pixels: int) -> Problem | None:
     """Opens one file. An error is returned as plain values, which travel between processes."""
+    row, column, path = file
     try:
-        if check.column == "image":
-            load_image(check.path, max_pixels=check.max_pixels)
+        if column == "image":
+            load_image(path, max_pixels=max_pixels)
         else:
-            seconds = load_audio(check.path, max_seconds=check.max_seconds).size / SAMPLE_RATE
-            if seconds < check.min_seconds and not math.isclose(seconds, check.min_seconds, abs_tol=1e-4):
-                what = f"is {seconds:.2f} s long, less than {check.min_seconds:g} s"
-                raise MediaError("too-short", f"{check.path}: {what}; record it again or lower min_seconds")
+            seconds = load_audio(path, max_seconds=max_seconds).size / SAMPLE_RATE
+            if seconds < min_seconds and not math.isclose(seconds, min_seconds, abs_tol=1e-4):
+                what = f"is {seconds:.2f} s long, less than {min_seconds:g} s"
+                raise MediaError("too-short", f"{path}: {what}; record it again or lower min_seconds")
     except MediaError as error:
-        return Problem(check.row, check.column, check.path, error.code, str(error))
+        return Problem(row, column, path, error.code, str(error))
     return None

@@ -165,8 +165,7 @@ def check_target(to: str | os.PathLike[str], allow_missing: int) -> Path:
         ManifestError: the suffix is not that of a manifest.
         ConfigError: ``allow_missing`` is negative.
     """
-    path = Path(to)
-    check_suffix(path)
+    path = check_suffix(to)
     if allow_missing < 0:
         raise ConfigError(f"--allow-missing is {allow_missing}; set it to at least 0")
     return path
