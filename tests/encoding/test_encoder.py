@@ -1,4 +1,4 @@
-"""The encoder: the same vectors alone and in any batch, in bf16 where it computes right, from files of any form."""
+"""The encoder: the same vectors alone and in any batch, in bf16 where it computes right, from files of any kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nano() -> SpeechImageModel:
 
 @pytest.fixture
 def has_bf16(monkeypatch):
-    """A CPU that has bf16, or emulates it."""
+    """The CPU has bf16, or emulates it."""
     monkeypatch.setattr(sides, "arithmetic_of", lambda precision, device: "bf16")
 
 
@@ -51,7 +51,7 @@ def test_vectors_stay_the_same_in_bf16(nano, clips, tmp_path):
 
 @pytest.mark.usefixtures("has_bf16")
 @pytest.mark.parametrize("spoil", [lambda vectors: vectors.flip(-1), lambda vectors: vectors * torch.nan])
-def test_a_side_that_bf16_spoils_stays_in_fp32(nano, monkeypatch, spoil):
+def test_a_side_whose_vectors_bf16_changes_stays_in_fp32(nano, monkeypatch, spoil):
     right = sides.ImageSide._vectors_of
 
     def spoiled(side, network, *inputs):
@@ -103,7 +103,7 @@ def test_a_clip_has_the_same_vector_alone_and_beside_any_other(norm, nano, huber
         np.testing.assert_array_equal(encoder.encode("clip", clips[:3])[1], alone[1])
 
 
-def test_items_that_cannot_be_used_are_refused_or_skipped(nano, clips, tmp_path):
+def test_items_that_cannot_be_used_are_errors_or_skipped(nano, clips, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"this is no audio")
     items = [clips[0], tmp_path / "bad.wav", clips[1]]
     encoder = Encoder(nano, precision="fp32")

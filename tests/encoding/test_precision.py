@@ -1,4 +1,4 @@
-"""In which arithmetic a training computes: what it was told, or what the chip has."""
+"""The precision to compute in: the one that is set, or what the device has instructions for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from saysee.encoding.precision import arithmetic_of
 
 
 @pytest.fixture
-def chips(monkeypatch):
-    """Says which chips have bf16: of the processor AVX-512 or AMX, and CUDA; gives what CUDA was asked."""
+def devices(monkeypatch):
+    """Sets which devices have bf16: the CPU by AVX-512 or AMX, and CUDA; returns how CUDA was asked."""
     asked = []
 
-    def says(avx512=False, amx=False, cuda=False):
+    def have(avx512=False, amx=False, cuda=False):
         def supported(including_emulation=True):
             asked.append(including_emulation)
             return cuda or including_emulation
@@ -23,13 +23,13 @@ def chips(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         return asked
 
-    return says
+    return have
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 @pytest.mark.parametrize("has", [False, True])
-def test_a_precision_that_is_named_is_taken_at_its_word(device, has, chips):
-    chips(has, has, has)
+def test_a_precision_that_is_set_is_kept(device, has, devices):
+    devices(has, has, has)
     assert arithmetic_of("fp32", device) == "fp32"
     assert arithmetic_of("bf16", device) == "bf16"
 
@@ -38,22 +38,22 @@ def test_a_precision_that_is_named_is_taken_at_its_word(device, has, chips):
     ("avx512", "amx", "found"),
     [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16"), (True, True, "bf16")],
 )
-def test_auto_on_a_processor_is_bf16_only_where_it_has_instructions_for_it(avx512, amx, found, chips):
-    chips(avx512, amx, cuda=not (avx512 or amx))
+def test_auto_on_a_cpu_is_bf16_only_where_it_has_instructions_for_it(avx512, amx, found, devices):
+    devices(avx512, amx, cuda=not (avx512 or amx))
     assert arithmetic_of("auto", "cpu") == found
 
 
 @pytest.mark.parametrize(("has", "found"), [(False, "fp32"), (True, "bf16")])
-def test_auto_on_cuda_is_bf16_only_where_the_chip_need_not_emulate_it(has, found, chips):
-    asked = chips(avx512=not has, amx=not has, cuda=has)
+def test_auto_on_cuda_is_bf16_only_where_the_gpu_need_not_emulate_it(has, found, devices):
+    asked = devices(avx512=not has, amx=not has, cuda=has)
     assert arithmetic_of("auto", "cuda") == found
     assert asked == [False]
 
 
-def test_auto_on_any_other_accelerator_is_fp32(chips):
-    chips(True, True, True)
+def test_auto_on_any_other_accelerator_is_fp32(devices):
+    devices(True, True, True)
     assert arithmetic_of("auto", "mps") == "fp32"
 
 
-def test_this_machine_is_asked_without_harm():
+def test_auto_finds_a_precision_on_this_machine():
     assert arithmetic_of("auto", "cpu") in ("fp32", "bf16")

@@ -1,4 +1,4 @@
-"""Streams: forward passes beside each other, one core each."""
+"""Streams: forward passes at the same time, one core each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import HubertConfig
 from saysee.encoding.streams import Streams, clips_of_a_pass, takes_several
 
 
-def test_streams_take_all_cores_and_leave_torch_as_it_was():
+def test_streams_use_all_cores_and_leave_torch_s_threads_as_they_were():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
