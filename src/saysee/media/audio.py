@@ -30,8 +30,7 @@ FRAME_SAMPLES = 400
 """Receptive field of one HuBERT frame in samples (25 ms). A shorter waveform has no frame."""
 
 MAX_SECONDS = 60.0
-"""Default limit of length. Spoken captions and queries last 2 to 20 s. The memory of HuBERT's attention is quadratic in
-the number of frames (3,000 in 60 s)."""
+"""Default limit of length: captions and queries last 2 to 20 s, and the memory of HuBERT grows with its square."""
 
 SILENCE_PEAK = 1e-4
 """Largest deviation from the mean that still counts as silence: −80 dB of full scale, three steps of 16 bits."""
@@ -79,11 +78,8 @@ def check_waveform(
         waveform: one clip: [T], or with up to ``MAX_CHANNELS`` channels [T, C] or [C, T]; the shorter axis is the
             channels. Floats are in −1..1; int16, int32 and uint8 are scaled from their full range.
         sampling_rate: Hz; any rate but 16 kHz is resampled.
-        name: name of the clip in error messages.
+        name: of the clip, in error messages.
         max_seconds: limit of length; ``math.inf`` for none.
-
-    Returns:
-        [T] samples at 16 kHz, mono, float32.
 
     Raises:
         MediaError: empty, not-finite, silent, too-short, too-long; "undecodable" for another type, shape or scale.
@@ -116,18 +112,11 @@ def audio_seconds(source: Source) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """An open audio file.
+    """An open audio file, of which mono samples are decoded on demand."""
 
-    Attributes:
-        rate: Hz.
-        seconds: length by the header; None if it does not say.
-        slack: seconds by which the decoded length may fall short of ``seconds``.
-        blocks: mono samples, decoded on demand.
-    """
-
-    rate: int
-    seconds: float | None
-    slack: float
+    rate: int  # Hz
+    seconds: float | None  # by the header, if it says
+    slack: float  # seconds by which the decoded length may be shorter
     blocks: Iterator[NDArray[np.float32]]
 
 

@@ -17,10 +17,7 @@ class Listing:
 
     Args:
         folder: where the walk starts.
-        option: the flag or argument that named the folder, for the error message.
-
-    Attributes:
-        folder: where the walk started.
+        option: the flag or argument that named it, for the error message.
 
     Raises:
         SaySeeError: it is not a folder.
@@ -30,8 +27,8 @@ class Listing:
     def __init__(self, folder: str | os.PathLike[str], option: str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            is_file = self.folder.exists()
-            fix = "is a file; unpack it, or name the folder" if is_file else "no such folder; check the path"
+            exists = self.folder.exists()
+            fix = "is a file; unpack it, or name the folder" if exists else "no such folder; check the path"
             raise SaySeeError(f"{folder}: {fix} ({option})")
         self._by_suffix: dict[str, list[str]] = defaultdict(list)
         for path in _walk(os.fspath(self.folder)):

@@ -15,13 +15,7 @@ Kind: TypeAlias = Literal["image", "clip"]
 
 
 class FileKind(NamedTuple):
-    """What a file is.
-
-    Attributes:
-        kind: image or clip.
-        media_type: its MIME type.
-        suffix: the suffix for its name, with the dot.
-    """
+    """What a file is: image or clip, its MIME type, and the suffix for its name, with the dot."""
 
     kind: Kind
     media_type: str
@@ -63,24 +57,18 @@ def file_kind(file: BinaryIO) -> FileKind | None:
 
     Only the header is read; the rest of the file may still be damaged.
     """
-    image = _IMAGES.get(image_format(file) or "")
-    return image or _AUDIO.get(audio_container(file) or "")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _IMAGES[str(Image.open(file, formats=IMAGE_FORMATS).format)]
+    except Exception:  # damaged headers raise errors of many classes
+        return _AUDIO.get(audio_container(file) or "")
 
 
 def kind_by_suffix(path: str | os.PathLike[str]) -> Kind | None:
     """Whether a file's name is that of an image or a clip; None for any other name."""
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in AUDIO_SUFFIXES else None
-
-
-def image_format(file: BinaryIO) -> str | None:
-    """Pillow's name for the format of an image, by its first bytes; None for anything else."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Image.open(file, formats=IMAGE_FORMATS).format
-    except Exception:  # damaged headers raise errors of many classes
-        return None
 
 
 def audio_container(file: BinaryIO) -> str | None:

@@ -17,8 +17,7 @@ MAX_PIXELS = 89_478_485
 itself rejects images with more than twice as many pixels."""
 
 MAX_ASPECT = 100
-"""Largest ratio of the sides: encoders scale the short side to about 224 pixels, so an image one pixel high would grow
-to billions of pixels."""
+"""Largest ratio of the sides: encoders scale the short side to about 224 pixels, and the long one grows with it."""
 
 
 def load_image(
@@ -43,14 +42,20 @@ def load_image(
     """
     if isinstance(source, Image.Image):
         image = _decode(source, printable(getattr(source, "filename", "") or "image"), max_pixels)
-        return image if at_least is None else _reduced(image, at_least)
+    else:
+        image = _load(source, max_pixels, at_least)
+    factor = 1 if at_least is None else min(image.size) // at_least
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _load(source: Source, max_pixels: int, at_least: int | None) -> Image.Image:
     with opened(source, "image") as (file, name):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of bombs, which _check_size rejects, and of odd metadata
                 encoded = Image.open(file, formats=IMAGE_FORMATS)
         except Image.DecompressionBombError:
-            raise _too_large(name, "more pixels than Pillow's limit of decompression bombs", max_pixels) from None
+            raise _too_large(name, "more pixels than Pillow's own limit", max_pixels) from None
         except UnidentifiedImageError:
             raise _unidentified(file.read(12) if file.seek(0) == 0 else b"", file.seek(0, os.SEEK_END), name) from None
         except Exception as error:
@@ -59,8 +64,7 @@ def load_image(
             if at_least is not None:
                 _check_size(encoded, name, max_pixels)
                 encoded.draft(None, (at_least, at_least))
-            image = _decode(encoded, name, max_pixels)
-    return image if at_least is None else _reduced(image, at_least)
+            return _decode(encoded, name, max_pixels)
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -89,11 +93,6 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
             "too-large",
             f"{name}: has one side over {MAX_ASPECT} times as long as the other ({width} × {height}); crop it",
         )
-
-
-def _reduced(image: Image.Image, at_least: int) -> Image.Image:
-    factor = min(image.size) // at_least
-    return image.reduce(factor) if factor > 1 else image
 
 
 def _upright(image: Image.Image) -> Image.Image:

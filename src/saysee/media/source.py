@@ -18,16 +18,9 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 
 @contextmanager
 def opened(source: Source, what: Literal["audio", "image"]) -> Iterator[tuple[BinaryIO, str]]:
-    """Open ``source`` as a seekable binary file that holds at least one byte.
+    """Open ``source`` as a seekable binary file that holds at least one byte; gives the file and its name for errors.
 
     A file object is read into memory from its current position, and left open.
-
-    Args:
-        source: a path, the bytes of a file, or a binary file object.
-        what: for error messages.
-
-    Yields:
-        the file, and its name in error messages.
 
     Raises:
         MediaError: missing, broken-link, directory, unreadable, empty.
@@ -74,7 +67,7 @@ def _open_path(path: Path, name: str, what: str) -> BinaryIO:
         raise _path_error(error, path, name) from None
 
 
-def _path_error(error: OSError | ValueError, path: Path, name: str) -> MediaError:
+def _path_error(error: Exception, path: Path, name: str) -> MediaError:
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
         target = printable(os.readlink(path))
