@@ -21,6 +21,8 @@ _MOST_FILTERS, _MOST_CHARACTERS = 20, 1_000
 """Of one search; of one filter. Far beyond what anybody writes, and little work for a server."""
 _EXAMPLES = "write name:value, such as folder:holiday*, speaker:s1 or taken:2024-06..2024-08"
 _NUMBER = re.compile(NUMBER_PATTERN)
+_INVALID = re.compile("[\0\ud800-\udfff]")
+"""PostgreSQL cannot store the first; the others are halves of surrogate pairs."""
 _RANGE = re.compile(r"(?P<low>|.*[^/\\])\.\.(?P<high>|[^/\\].*)", re.DOTALL)
 """``..`` beside a slash is the parent folder of a path."""
 
@@ -49,14 +51,9 @@ class Filter:
         return self.name in NUMBER_COLUMNS or self.name in TEXT_COLUMNS
 
     @property
-    def bounds_are_numbers(self) -> bool:
-        """Whether every bound of a range is a number."""
-        return all(_NUMBER.fullmatch(bound) for bound in (self.low, self.high) if bound is not None)
-
-    @property
-    def equal_is_number(self) -> bool:
-        """Whether the value of an equality is a number."""
-        return self.equal is not None and _NUMBER.fullmatch(self.equal) is not None
+    def is_numeric(self) -> bool:
+        """Whether the value of an equality, or every bound of a range, is a number."""
+        return all(_NUMBER.fullmatch(text) for text in (self.equal, self.low, self.high) if text is not None)
 
     def matches(self, value: object) -> bool:
         """Whether a value of a row fulfills the filter.
@@ -66,29 +63,22 @@ class Filter:
         "true" and "false". Nothing else matches: neither a missing value, nor a list, nor an object.
         """
         if isinstance(value, bool):
-            return self._matches_text("true" if value else "false")
-        if isinstance(value, int | float):
-            return self._matches_number(value)
-        return isinstance(value, str) and self._matches_text(normalize("NFC", value))
-
-    def _matches_number(self, value: float) -> bool:
-        if self.parts:
-            return _matches_wildcard(str(value), self.parts)
-        if self.equal is not None:
-            return self.equal_is_number and _to_number(self.equal) == value
-        return self.bounds_are_numbers and (
-            (self.low is None or _to_number(self.low) <= value)
-            and (self.high is None or value <= _to_number(self.high))
-        )
-
-    def _matches_text(self, text: str) -> bool:
+            value = "true" if value else "false"
+        if not isinstance(value, str | int | float):
+            return False
+        text = normalize("NFC", str(value))
         if self.parts:
             return _matches_wildcard(text, self.parts)
-        if self.equal is not None:
-            return text == self.equal
-        if self.bounds_are_numbers and _NUMBER.fullmatch(text):
-            return self._matches_number(_to_number(text))
-        return (self.low is None or self.low <= text) and (self.high is None or text[: len(self.high)] <= self.high)
+        low, high = (self.low, self.high) if self.equal is None else (self.equal, self.equal)
+        if isinstance(value, str):
+            if self.equal is not None:
+                return text == self.equal
+            if not self.is_numeric or not _NUMBER.fullmatch(text):
+                return (low is None or low <= text) and (high is None or text[: len(high)] <= high)
+            value = _to_number(text)
+        if not self.is_numeric:
+            return False
+        return (low is None or _to_number(low) <= value) and (high is None or value <= _to_number(high))
 
 
 def parse_filters(texts: Iterable[str | Filter]) -> tuple[Filter, ...]:
@@ -111,7 +101,7 @@ def _parse(text: str) -> Filter:
     shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
     if len(text) > _MOST_CHARACTERS:
         raise SaySeeError(f"the filter {shown} has {len(text):,} characters; give at most {_MOST_CHARACTERS:,}")
-    if "\0" in text or not _is_unicode(text):
+    if _INVALID.search(text):
         raise SaySeeError(f"the filter {shown} is not valid text; remove its invalid characters")
     name, colon, value = normalize("NFC", text).partition(":")
     if not colon or not name:
@@ -119,40 +109,21 @@ def _parse(text: str) -> Filter:
     if "*" in value:
         found = Filter(name, parts=tuple(value.split("*")))
     elif span := _RANGE.fullmatch(value):
-        found = Filter(name, low=span["low"] or None, high=span["high"] or None)
-        _check_range(found, shown)
+        low, high = span["low"] or None, span["high"] or None
+        found = Filter(name, low=low, high=high)
+        if low is None and high is None:
+            raise SaySeeError(f"the filter {shown} has no bound; {_EXAMPLES}")
+        if low is not None and not found.matches(low):
+            raise SaySeeError(f"the filter {shown} ends before it begins; write {f'{name}:{high}..{low}'!r}")
     else:
         found = Filter(name, equal=value)
-    numbers = found.bounds_are_numbers if found.equal is None else found.equal_is_number
-    if name in NUMBER_COLUMNS and (found.parts or not numbers):
+    if name in NUMBER_COLUMNS and (found.parts or not found.is_numeric):
         raise SaySeeError(f"the filter {shown} needs numbers; write {name}:1000, {name}:1000.. or {name}:1000..2000")
     return found
 
 
-def _check_range(found: Filter, shown: str) -> None:
-    if found.low is None and found.high is None:
-        raise SaySeeError(f"the filter {shown} has no bound; {_EXAMPLES}")
-    if found.low is None or found.high is None:
-        return
-    if found.bounds_are_numbers:
-        ordered = _to_number(found.low) <= _to_number(found.high)
-    else:
-        ordered = found.low[: len(found.high)] <= found.high
-    if not ordered:
-        turned = f"{found.name}:{found.high}..{found.low}"
-        raise SaySeeError(f"the filter {shown} ends before it begins; write {turned!r}")
-
-
 def _to_number(text: str) -> float:
     return float(text) if "." in text else int(text)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
 
 
 def _matches_wildcard(text: str, parts: tuple[str, ...]) -> bool:

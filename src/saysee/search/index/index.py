@@ -111,13 +111,7 @@ class Index:
 
     def path_of(self, item: Item) -> str:
         """Where a row's file is now, or its address on the web."""
-        return self._path(root_of(self.about, self.store.folder, item.path), item)
-
-    @staticmethod
-    def _path(root: Path, item: Item) -> str:
-        if "://" in item.path:  # imported vectors may be of images on the web
-            return item.path
-        return os.path.normpath(root / item.path)
+        return _path(root_of(self.about, self.store.folder, item.path), item)
 
     def search(
         self,
@@ -175,9 +169,12 @@ class Index:
                 self.store.about().check(self.encoder, self.place, kind)
             queries = self.encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
         good = [position for position in range(len(queries)) if not bad or position not in bad]
-        found = self._hits(self.store.nearest(queries[good], kind, k, where, parsed))
-        by_position = dict(zip(good, found, strict=True))
-        return [by_position.get(position, []) for position in range(len(queries))]
+        found = self.store.nearest(queries[good], kind, k, where, parsed)
+        root = root_of(self.about, self.store.folder, next((item.path for rows in found for item, _ in rows), None))
+        hits: list[list[Hit]] = [[] for _ in queries]
+        for position, rows in zip(good, found, strict=True):
+            hits[position] = [Hit(row.id, row.kind, _path(root, row), score, row.metadata) for row, score in rows]
+        return hits
 
     @property
     def encoder(self) -> Encoder:
@@ -208,15 +205,6 @@ class Index:
         lengths[np.abs(lengths - 1) < _ROUNDING] = 1  # unit vectors stay as they are
         return np.asarray(queries / lengths)
 
-    def _hits(self, found: list[list[tuple[Item, float]]]) -> list[list[Hit]]:
-        """Rows with the current paths of their files."""
-        first = next((item.path for rows in found for item, _ in rows), None)
-        root = root_of(self.about, self.store.folder, first)
-        return [
-            [Hit(item.id, item.kind, self._path(root, item), score, item.metadata) for item, score in rows]
-            for rows in found
-        ]
-
     def check(self) -> list[str]:
         """Reads the whole index and returns what is wrong with it, one line each; empty when all is well.
 
@@ -242,7 +230,12 @@ class Index:
         Raises:
             SaySeeError: another process writes the index, or the disk is full.
         """
-        return self.store.compact()
+        self.store.about()  # raises where there is no index any more; writing would begin one
+        with self.store.writing() as tables:
+            before = tables.size_in_bytes()
+            tables.vacuum()
+            tables.make_ready()
+            return before, tables.size_in_bytes()
 
 
 def open_store(place: str | os.PathLike[str]) -> Store:
@@ -258,3 +251,9 @@ def open_store(place: str | os.PathLike[str]) -> Store:
 
         return PostgresStore(os.fspath(place))
     return SqliteStore(Path(place))
+
+
+def _path(root: Path, item: Item) -> str:
+    if "://" in item.path:  # imported vectors may be of images on the web
+        return item.path
+    return os.path.normpath(root / item.path)

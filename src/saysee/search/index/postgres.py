@@ -10,7 +10,7 @@ import hashlib
 import re
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -24,8 +24,10 @@ from psycopg.conninfo import conninfo_to_dict
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter
-from saysee.search.index.postgres_search import Connection, hnsw_problem, nearest, update_hnsw
+from saysee.search.index.postgres_search import is_hnsw_missing, nearest, update_hnsw
 from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Store, Tables, Vectors
+
+Connection = psycopg.Connection[tuple[Any, ...]]
 
 EXTENSION = "vector"
 OLDEST_SERVER, OLDEST_VECTOR = 13, (0, 5)
@@ -87,9 +89,6 @@ class PostgresStore(Store):
         url: ``postgresql://user:password@host:port/database?schema=name&option=value``, with options of libpq such as
             sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and from ~/.pgpass.
 
-    Attributes:
-        schema: that holds the tables.
-
     Raises:
         SaySeeError: the address cannot be parsed; the message does not repeat it, as it may hold a password.
     """
@@ -131,12 +130,8 @@ class PostgresStore(Store):
     @contextmanager
     def writing(self) -> Iterator[PostgresTables]:
         """One of the writers; see :meth:`Store.writing`."""
-        with self._errors_in_one_line():
-            connection = self.connect()
-            try:
-                yield PostgresTables(self, connection)
-            finally:
-                connection.close()
+        with self._errors_in_one_line(), closing(self.connect()) as connection:
+            yield PostgresTables(self, connection)
 
     def nearest(
         self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
@@ -144,18 +139,7 @@ class PostgresStore(Store):
         """See :meth:`Store.nearest`."""
         with self.reading() as tables:
             tables.existing_about()
-            return tables.ranked(queries, nearest(tables.connection, queries, kind, k, where, filters), k)
-
-    def compact(self) -> tuple[int, int]:
-        """See :meth:`Store.compact`. Searching waits while the server rewrites the rows."""
-        with self.writing() as tables:
-            tables.existing_about()
-            before = tables.bytes()
-            tables.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
-            tables.execute("VACUUM (FULL, ANALYZE) items")
-            tables.execute("RESET lock_timeout")
-            tables.make_ready()
-            return before, tables.bytes()
+            return tables.ranked(queries, nearest(tables, queries, kind, k, where, filters), k)
 
     def connect(self) -> Connection:
         """A connection in autocommit mode that finds the index's tables and vectors by their names."""
@@ -218,7 +202,7 @@ class PostgresStore(Store):
 class PostgresTables(Tables):
     """A connection to the schema."""
 
-    _among = "id = ANY(?::bigint[])"
+    _among = "id = ANY(translate(?, '[]', '{}')::bigint[])"  # a list in JSON as one of PostgreSQL
     _vector_column = ("vector",)
     with_vectors = "items"
 
@@ -232,9 +216,6 @@ class PostgresTables(Tables):
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
-
-    def _as_list(self, ids: Iterable[int]) -> list[int]:
-        return [int(number) for number in ids]
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
         """See :meth:`Tables.to_vectors`."""
@@ -254,10 +235,10 @@ class PostgresTables(Tables):
         """See :meth:`Tables.transaction`. One writer's at a time, which others wait for."""
         with self.connection.transaction():
             self.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
-            self.execute("SELECT pg_advisory_xact_lock(?)", (self._lock("writing"),))
+            self.execute("SELECT pg_advisory_xact_lock(?)", (self.lock("writing"),))
             yield
 
-    def _lock(self, what: str) -> int:
+    def lock(self, what: str) -> int:
         """The number of a lock that all writers of this index know; each database has its own locks."""
         digest = hashlib.blake2b(f"saysee {what} {self.store.schema}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
@@ -294,8 +275,7 @@ class PostgresTables(Tables):
 
     def make_ready(self) -> dict[Kind, str]:
         """See :meth:`Tables.make_ready`."""
-        version = self.store.find_vectors(self.connection) or ()
-        return update_hnsw(self.connection, self.existing_about(), version, self._lock("fast copy"))
+        return update_hnsw(self)
 
     def damage(self) -> Iterator[str]:
         """See :meth:`Tables.damage`."""
@@ -308,14 +288,21 @@ class PostgresTables(Tables):
         for kind, path in self.execute("SELECT kind, path FROM items GROUP BY kind, path HAVING count(*) > 1"):
             yield f"the {kind} {path} is there twice; create the index again"
         for kind in KINDS:
-            if (problem := hnsw_problem(self.connection, self.existing_about(), kind)) is not None:
+            if is_hnsw_missing(self, kind):
+                problem = f"the HNSW index of its {kind}s is missing, or its build was interrupted"
                 yield f"{problem}; run 'saysee index-compact {self.place}'"
 
-    def bytes(self) -> int:
-        """On the server's disk."""
-        row = self.execute("SELECT pg_total_relation_size('items') + pg_total_relation_size('about')").fetchone()
-        assert row is not None
-        return int(row[0])
+    def size_in_bytes(self) -> int:
+        """See :meth:`Tables.size_in_bytes`."""
+        sql = "SELECT pg_total_relation_size('items') + pg_total_relation_size('about')"
+        ((size,),) = self.execute(sql).fetchall()
+        return int(size)
+
+    def vacuum(self) -> None:
+        """See :meth:`Tables.vacuum`. Searching waits while the server rewrites the rows."""
+        self.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
+        self.execute("VACUUM (FULL, ANALYZE) items")
+        self.execute("RESET lock_timeout")
 
 
 def _parsed(url: str) -> tuple[str, dict[str, Any]]:
@@ -339,14 +326,13 @@ def _parsed(url: str) -> tuple[str, dict[str, Any]]:
 
 def _shown(schema: str, options: dict[str, Any]) -> str:
     """The address without a password."""
-    host = options.get("host", "")
-    shown = {"host": host} if "/" in host else {}  # a socket's folder
-    shown |= {"schema": schema} if schema != _DEFAULT_SCHEMA else {}
+    host, port = options.get("host", ""), f":{options['port']}" if "port" in options else ""
+    query = {} if schema == _DEFAULT_SCHEMA else {"schema": schema}
+    if "/" in host:  # a socket's folder
+        host, query = "", {"host": host} | query
     user = f"{quote(options['user'], safe='')}@" if "user" in options else ""
-    server = "" if "/" in host else f"[{host}]" if ":" in host else host
-    port = f":{options['port']}" if "port" in options else ""
-    database = quote(options.get("dbname", ""), safe="") + (f"?{urlencode(shown, safe='/')}" if shown else "")
-    return f"postgresql://{user}{server}{port}/{database}"
+    database = quote(options.get("dbname", ""), safe="") + (f"?{urlencode(query, safe='/')}" if query else "")
+    return f"postgresql://{user}{f'[{host}]' if ':' in host else host}{port}/{database}"
 
 
 def _close_all(connections: list[Connection]) -> None:

@@ -7,12 +7,12 @@ bringing the index up to date with that keeps them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from saysee.data.manifest import Manifest, Row
+from saysee.data.manifest import OPTIONAL, Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind
@@ -83,16 +83,16 @@ def model_of(about: About, index: str, folder: Path | None) -> str:
 
 
 def beside(place: Path, folder: Path | None) -> str | None:
-    """A place relative to the index; None on another drive, and for an index in a database."""
+    """A place relative to the folder of the index; None on another drive, and for an index in a database."""
     try:
-        return None if folder is None else os.path.relpath(os.path.abspath(place), os.path.abspath(folder))
+        return None if folder is None else os.path.relpath(place, folder)
     except ValueError:
         return None
 
 
-def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterable[Path]:
+def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterator[Path]:
     if relative is not None and folder is not None:
-        yield Path(os.path.normpath(os.path.join(os.path.abspath(folder), relative)))
+        yield Path(os.path.abspath(folder / relative))
     yield Path(absolute)
 
 
@@ -116,14 +116,7 @@ def _of_manifest(manifest: Manifest) -> list[Item]:
 
 
 def _metadata(row: Row) -> dict[str, Any]:
-    columns: Mapping[str, Any] = {
-        "image_id": row.image_id,
-        "split": row.split,
-        "text": row.text,
-        "speaker": row.speaker,
-        "language": row.language,
-        **row.extra,
-    }
+    columns = {name: getattr(row, name) for name in ("image_id", "split", *OPTIONAL)} | dict(row.extra)
     # PostgreSQL cannot store U+0000, and no caption means it.
     cleaned = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in columns.items()}
     return {name: value for name, value in cleaned.items() if value is not None}
@@ -161,12 +154,9 @@ def with_uploads(items: list[Item], known: Iterable[Item], root: Path, index: Pa
             path = path_from(root, moved)
         added[item.kind, path] = replace(item, path=path, id=0)
     # Where the index lies in its own source, the walk has found them too, without their metadata.
-    return [item for item in items if (item.kind, item.path) not in added] + list(added.values())
+    return [item for item in items if item.key not in added] + list(added.values())
 
 
 def path_from(root: Path, file: Path) -> str:
     """A file as a row names it: with forward slashes, relative to the root, or absolute on another drive."""
-    try:
-        return os.path.relpath(os.path.abspath(file), root).replace(os.sep, "/")
-    except ValueError:
-        return os.path.abspath(file).replace(os.sep, "/")
+    return (beside(file, root) or os.path.abspath(file)).replace(os.sep, "/")

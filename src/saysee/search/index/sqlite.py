@@ -87,11 +87,7 @@ CREATE TABLE vectors (
 
 
 class SqliteStore(Store):
-    """The folder of an index.
-
-    Args:
-        folder: the index.
-    """
+    """The folder of an index."""
 
     folder: Path
 
@@ -179,21 +175,6 @@ class SqliteStore(Store):
         self._searchers[kind] = found
         return found
 
-    def compact(self) -> tuple[int, int]:
-        """See :meth:`Store.compact`."""
-        self.about()  # raises where there is no index; writing would begin one
-        before = self._bytes()
-        with self.writing() as tables:
-            with tables.transaction():  # a damaged copy must not be taken for a good one
-                tables.touch(kind for kind in KINDS if fast_copy.damage(tables, kind) is not None)
-            tables.execute("VACUUM")
-            tables.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            tables.make_ready()
-        return before, self._bytes()
-
-    def _bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
-
 
 class SqliteTables(Tables):
     """A connection to the SQLite file."""
@@ -213,9 +194,6 @@ class SqliteTables(Tables):
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.executemany(sql, rows)
-
-    def _as_list(self, ids: Iterable[int]) -> str:
-        return json.dumps([int(number) for number in ids])
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
         """See :meth:`Tables.to_vectors`."""
@@ -262,6 +240,17 @@ class SqliteTables(Tables):
     def make_ready(self) -> dict[Kind, str]:
         """See :meth:`Tables.make_ready`."""
         return fast_copy.write_all(self)
+
+    def size_in_bytes(self) -> int:
+        """See :meth:`Tables.size_in_bytes`."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+    def vacuum(self) -> None:
+        """See :meth:`Tables.vacuum`."""
+        with self.transaction():  # a damaged copy must not be taken for a good one
+            self.touch(kind for kind in KINDS if fast_copy.damage(self, kind) is not None)
+        self.execute("VACUUM")
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def damage(self) -> Iterator[str]:
         """See :meth:`Tables.damage`."""

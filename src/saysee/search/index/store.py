@@ -163,7 +163,7 @@ class Tables(ABC):
     with_vectors: ClassVar[str]
     """SQL: the rows joined with their vectors."""
     _among: ClassVar[str]
-    """SQL: whether an id is in the list that one parameter gives, as ``_as_list`` makes it."""
+    """SQL: whether an id is in a list, which one parameter gives as JSON."""
     _vector_column: ClassVar[tuple[str, ...]]
     """The further column of the rows, where they hold their vectors themselves."""
 
@@ -187,6 +187,14 @@ class Tables(ABC):
         """Brings the fast copies up to date, and returns how each kind that has rows is searched, for people."""
 
     @abstractmethod
+    def size_in_bytes(self) -> int:
+        """Size of the index on the disk."""
+
+    @abstractmethod
+    def vacuum(self) -> None:
+        """Reclaims the disk space of removed rows; a damaged fast copy is no longer up to date."""
+
+    @abstractmethod
     def damage(self) -> Iterator[str]:
         """Reads everything and yields what is wrong with it, one line each."""
 
@@ -196,9 +204,6 @@ class Tables(ABC):
 
     @abstractmethod
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
-
-    @abstractmethod
-    def _as_list(self, ids: Iterable[int]) -> Any: ...
 
     @abstractmethod
     def _is_begun(self) -> bool: ...
@@ -272,7 +277,7 @@ class Tables(ABC):
 
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:
         """The rows of ids, by id; missing ones are skipped."""
-        return {item.id: item for item in self._items(f"WHERE {self._among}", self._as_list(ids))}
+        return {item.id: item for item in self._items(f"WHERE {self._among}", json.dumps(list(ids)))}
 
     def known(self) -> dict[Key, Item]:
         """All rows, by kind and path."""
@@ -294,7 +299,7 @@ class Tables(ABC):
     def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
         """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
         sql = f"SELECT id, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
-        rows = self.execute(sql, (self._as_list(ids),)).fetchall()
+        rows = self.execute(sql, (json.dumps(list(ids)),)).fetchall()
         return np.array([row[0] for row in rows], np.int64), self.to_vectors([row[1] for row in rows])
 
     def ranked(self, queries: Vectors, found: Sequence[Ids], k: int) -> list[list[tuple[Item, float]]]:
@@ -397,10 +402,6 @@ class Store(ABC):
         Raises:
             SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.
         """
-
-    @abstractmethod
-    def compact(self) -> tuple[int, int]:
-        """See :meth:`saysee.search.index.index.Index.compact`."""
 
     def about(self) -> About:
         """What holds for the whole index.
