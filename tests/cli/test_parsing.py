@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import pytest
 from saysee.cli import VERBS, main, parse
 from saysee.cli.parsing import Verb
 from saysee.errors import ConfigError
+from saysee.search.service.settings import Limits, ServiceSettings
 
 
 def sample(
@@ -171,6 +173,15 @@ def test_every_verb_has_help_for_every_flag(name: str, capsys: pytest.CaptureFix
     for flag in (flags - hidden) | {"--json", "--debug"}:
         (described,) = re.findall(rf"^  {flag}(?![\w-]).*(?:\n? {{22,}}.*)?", text, re.MULTILINE)
         assert len(described.split()) > 2, flag
+
+
+def test_the_defaults_of_serve_are_those_of_the_service() -> None:
+    flags = {name: parameter.default for name, parameter in inspect.signature(VERBS["serve"]).parameters.items()}
+    limits = Limits(**{field.name: flags[f"max_{field.name}"] for field in fields(Limits)})
+    names = {"places": "queue", "wait_ms": "wait"}
+    for field in fields(ServiceSettings)[:-2]:  # the last two are not flags
+        default = limits if field.name == "limits" else flags[names.get(field.name, field.name)]
+        assert default == getattr(ServiceSettings(), field.name), field.name
 
 
 def test_what_each_verb_needs_is_enough_to_call_it() -> None:

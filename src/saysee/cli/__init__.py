@@ -1,13 +1,14 @@
 """The command line: each verb is a typed function that returns a :class:`~saysee.cli.printing.Result`.
 
-Exit codes: 0 done, 2 a mistake of the user, explained in one line, 130 interrupted. A verb imports what it needs when
-it is called, so that ``saysee --help`` answers at once.
+Exit codes: 0 done; 2 an error of the user, explained in one line; 130 interrupted. A verb imports what it needs when
+it is called, so that ``saysee --help`` is quick.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,19 +57,16 @@ class Call(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        arguments: the words after ``saysee``; None for those of this process.
+    """Runs the command line of ``arguments``, the words after ``saysee`` (None: of this process).
 
     Returns:
         The exit code.
     """
-    # OpenMP's threads spin while they wait by default. With a loader's process beside them on few cores that made a
-    # training step two to ten times slower; sleeping threads cost nothing measurable. Read when torch is loaded.
+    # By default OpenMP's threads spin while they wait. Beside the process of a loader on few cores that made a training
+    # step two to ten times slower; sleeping threads cost nothing measurable. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN keeps what it compiled for the last 1,024 shapes. Batches of speech hardly ever have the same one twice, so
-    # that only filled memory: half a gigabyte in sixteen steps of a small HuBERT.
+    # oneDNN keeps its compiled kernels of the last 1,024 shapes. Batches of speech hardly ever have the same shape, so
+    # these only filled memory: half a gigabyte in sixteen steps of a small HuBERT.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     configure_command_line()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if call is None:
             return EXIT_DONE
         if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("only 'saysee train' runs in several processes; start the others without torchrun")
+            raise ConfigError("only 'saysee train' runs in several processes; start other verbs without torchrun")
         result = call.function(**call.arguments)
         return EXIT_DONE if result is None else print_result(result, call.json)
     except (SaySeeError, OSError) as error:
@@ -96,9 +94,10 @@ def parse(words: Sequence[str]) -> Call | None:
     Raises:
         ConfigError: the verb is unknown, or its arguments are wrong.
     """
-    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in VERBS) else ""
-    length = 2 if group else 1
-    name, rest = " ".join(words[:length]), words[length:]
+    rest = deque(words)
+    group = rest.popleft() if rest and any(name.startswith(f"{rest[0]} ") for name in VERBS) else ""
+    word = rest.popleft() if rest else ""
+    name = f"{group} {word}".strip()
     name = _OLD_NAMES.get(name, name)
     if name in VERBS:
         from saysee.cli.parsing import Verb
@@ -111,10 +110,10 @@ def parse(words: Sequence[str]) -> Call | None:
     if name == "--version":
         print(f"saysee {__version__}")
         return None
-    if {"-h", "--help"} & set(words[length - 1 : length]):
+    if word in ("-h", "--help"):
         print(_help(group))
         return None
-    if not words[length - 1 : length]:
+    if not word:
         raise ConfigError(f"give a verb; '{f'saysee {group}'.strip()} --help' lists them")
     raise ConfigError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; see 'saysee --help'")
 

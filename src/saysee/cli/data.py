@@ -207,8 +207,7 @@ def verify(manifest: Path, *, max_seconds: float = 60.0, workers: int | None = N
     values = problems_to_dict(rows, problems)
     if not problems:
         return Result(values, [f"{manifest}: all of {len(rows)} clips and {len(rows.images())} images can be used"])
-    count = f"{len(problems)} {'file' if len(problems) == 1 else 'files'}"
-    failure = f"{manifest}: {count} cannot be used; fix them or remove their rows"
+    failure = f"{manifest}: {len(problems)} of its files cannot be used; fix them or remove their rows"
     return Result(values, [problems_table(problems)], failures=[failure])
 
 

@@ -1,4 +1,4 @@
-"""How the result of a verb, and what went wrong, reach the user."""
+"""Results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 
 EXIT_DONE, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 2, 130
 
-_SKIPPED_SHOWN = 20
-"""Skipped files that are reported one by one."""
+_SKIPPED_SHOWN = 20  # further skipped files are only counted
 
 
 @dataclass
 class Result:
-    """What a verb returns.
+    """The result of a verb.
 
     Attributes:
-        values: the result for programs, printed by ``--json``.
-        text: the result for people: lines, tables of rich, or functions that print.
+        values: printed by ``--json``.
+        text: for people: lines, tables of rich, or functions that print.
         skipped: a line for each file that was skipped, with the reason.
-        failures: what is wrong with the thing that the verb checked; the exit code is 2 if there are any.
+        failures: problems that the verb found; with any, the exit code is 2.
     """
 
     values: Mapping[str, Any]
@@ -44,12 +43,10 @@ def print_result(result: Result, as_json: bool) -> int:
                 print(part, flush=True)
             else:
                 print_table(part)
-    for reason in result.skipped[:_SKIPPED_SHOWN]:
-        print_message(reason)
-    if (more := len(result.skipped) - _SKIPPED_SHOWN) > 0:
-        print_message(f"{more:,} more files skipped; --json lists all")
-    for failure in result.failures:
-        print_message(failure)
+    more = len(result.skipped) - _SKIPPED_SHOWN
+    summary = [f"{more:,} more files skipped; --json lists all"] if more > 0 else []
+    for message in (*result.skipped[:_SKIPPED_SHOWN], *summary, *result.failures):
+        print_message(message)
     return EXIT_MISTAKE if result.failures else EXIT_DONE
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saysee.cli.printing import Result, print_message, print_table
 from saysee.errors import ConfigError
-from saysee.hardware import torch_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +55,7 @@ def index(
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 
-        report = index_vectors(Encoder(model, torch_device(device)), from_vectors, ids, to)
+        report = index_vectors(Encoder(model, device), from_vectors, ids, to)
     else:
         if model is None or source is None:
             raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
@@ -65,8 +64,7 @@ def index(
         from saysee.search.index.updating import update_index
 
         found = find_source(source)  # reports what is wrong with it before a model is loaded
-        encoder = Encoder(model, torch_device(device))
-        report = update_index(encoder, found, to, batch_size=batch_size, workers=workers)
+        report = update_index(Encoder(model, device), found, to, batch_size=batch_size, workers=workers)
     for note in report.notes:
         print_message(note)
     return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])
@@ -137,10 +135,10 @@ def search(
     if k < 1:
         raise ConfigError(f"-k is {k}; it must be at least 1")
     from saysee.search.index.index import Index
-
-    opened = Index.open(index, model=model, device=torch_device(device))
     from saysee.search.terminal.queries import run_queries
+    from saysee.search.terminal.sheet import write_sheet
 
+    opened = Index.open(index, model=model, device=device)
     recording = None if record is False else _record(opened, record)
     found = run_queries(
         opened,
@@ -155,18 +153,19 @@ def search(
     values = {"index": opened.place, **found.to_dict()}
     printed: list[Any] = [partial(_print_hits, result, not no_thumbnails) for result in found.results]
     if sheet is not None or open:
-        from saysee.search.terminal.sheet import write_sheet
-
         written = write_sheet(found, sheet)
         values["sheet"] = str(written)
         printed.append(f"sheet: {written}")
         if open:
-            _open(written)
+            import webbrowser
+
+            if not webbrowser.open(written.as_uri()):
+                print_message(f"no browser can be opened here; the HTML file is {written}")
     return Result(values, printed, skipped=found.skipped)
 
 
 def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
-    """A spoken query. What stands in the way is reported before anyone speaks."""
+    """A spoken query; errors are raised before the user speaks."""
     from saysee.search.terminal.microphone import Microphone
 
     limit = None if seconds is True else float(seconds)
@@ -186,10 +185,3 @@ def _print_hits(result: QueryResult, thumbnails: bool) -> None:
     print_table(result.to_table())
     if thumbnails and (protocol := protocol_of(sys.stdout)) is not None:
         show_hits(result.hits, protocol, shutil.get_terminal_size().columns)
-
-
-def _open(sheet: Path) -> None:
-    import webbrowser
-
-    if not webbrowser.open(sheet.as_uri()):
-        print_message(f"no browser can be opened here; the HTML file is {sheet}")

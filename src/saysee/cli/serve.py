@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from saysee.cli.printing import Result, print_result
 from saysee.errors import extra_needed
-from saysee.hardware import torch_device
-
-_TOKEN_VARIABLE = "SAYSEE_TOKEN"
 
 
 def serve(
@@ -26,11 +23,11 @@ def serve(
     queue: int = 64,
     batch: int = 16,
     wait: float = 5.0,
-    max_bytes: int | None = None,
-    max_seconds: float | None = None,
-    max_pixels: int | None = None,
-    max_k: int | None = None,
-    max_text: int | None = None,
+    max_bytes: int = 33_554_432,
+    max_seconds: float = 60.0,
+    max_pixels: int = 64_000_000,
+    max_k: int = 100,
+    max_text: int = 1000,
     json: bool = False,
 ) -> None:
     """Answer searches over HTTP, with a web page to speak to.
@@ -47,11 +44,11 @@ def serve(
         queue: maximum number of requests accepted at once
         batch: maximum number of queries encoded together
         wait: maximum time to wait for further queries to encode together, in milliseconds
-        max_bytes: largest file, in bytes (default: 33554432)
-        max_seconds: longest clip, in seconds (default: 60)
-        max_pixels: largest image, in pixels (default: 64000000)
-        max_k: maximum number of hits (default: 100)
-        max_text: longest text, in characters (default: 1000)
+        max_bytes: largest file, in bytes
+        max_seconds: longest clip, in seconds
+        max_pixels: largest image, in pixels
+        max_k: maximum number of hits
+        max_text: longest text, in characters
         json: print the address as JSON
     """
     with extra_needed("saysee serve", "serve"):
@@ -59,27 +56,19 @@ def serve(
     from saysee.search.index.index import Index
     from saysee.search.service.settings import Limits, ServiceSettings
 
-    limits: dict[str, Any] = {
-        "bytes": max_bytes,
-        "seconds": max_seconds,
-        "pixels": max_pixels,
-        "k": max_k,
-        "text": max_text,
-    }
     settings = ServiceSettings(
         host=host,
         port=port,
-        token=token if token is not None else os.environ.get(_TOKEN_VARIABLE),
+        token=token if token is not None else os.environ.get("SAYSEE_TOKEN"),
         write=write,
         uploads=uploads,
-        limits=Limits(**{name: value for name, value in limits.items() if value is not None}),
+        limits=Limits(max_bytes, max_seconds, max_pixels, max_k, max_text),
         places=queue,
         batch=batch,
         wait_ms=wait,
     )
-    opened = Index.open(index, model=model, device=torch_device(device))
 
     def ready(address: str) -> None:
         print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
 
-    serve(opened, settings, ready)
+    serve(Index.open(index, model=model, device=device), settings, ready)

@@ -69,8 +69,9 @@ class Encoder:
         workers: int | None = None,
     ) -> None:
         if isinstance(model, str | os.PathLike):
+            device = torch_device(device)  # before the long loading
             self.name = os.fspath(model)
-            self.model = load_model(model).to(torch_device(device))
+            self.model = load_model(model).to(device)
         else:
             self.name = str(getattr(model, "name_or_path", "") or "model")
             self.model = model if device == "auto" else model.to(device)
