@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -67,7 +65,6 @@ def test_mass_is_averaged_over_the_frames_of_the_word_and_then_over_words():
     assert found.mass == pytest.approx((0.4 + 1.0) / 2)
     assert found.lift == pytest.approx((0.4 / 0.25 + 1.0 / 0.5) / 2)
     assert found.words == 2
-    assert json.loads(json.dumps(found.to_dict())) == {"mass": found.mass, "lift": found.lift, "words": 2}
 
 
 def test_attention_beside_the_object_has_no_mass():

@@ -9,15 +9,18 @@ a recognizer without errors.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
+from typing import Any
 
-from saysee.data.manifest import Manifest, Row
+from numpy.typing import NDArray
+
+from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import CheckpointError, SaySeeError
-from saysee.evaluation.protocols import EvaluationResult, evaluate_vectors
+from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.evaluation.word_errors import count_word_errors
 
 
@@ -37,10 +40,7 @@ def evaluate_cascade(
         encoder: of a CLIP with a text encoder.
         manifest: of the corpus.
         recognizer: None is the texts of the manifest, without word errors.
-        split: rows to score.
-        by: as in ``evaluate``.
-        batch_size: items that are recognized or encoded together.
-        progress: show progress bars.
+        split, by, batch_size, progress: as in ``evaluate``.
 
     Raises:
         CheckpointError: the CLIP has no text encoder.
@@ -48,34 +48,28 @@ def evaluate_cascade(
     """
     if not encoder.has_text:
         raise CheckpointError(f"the CLIP at {encoder.name} has no text encoder; give one that has")
-    rows = manifest.select(split)
-    for column in by:
-        rows.column(column)  # raises for an unknown column before the long work
-    start = time.perf_counter()
-    if recognizer is None:
-        texts = [_text_of(row, rows) for row in rows]
-    else:
-        clips = [rows.clip_path(row) for row in rows]
-        texts = recognizer.transcribe(clips, batch_size=batch_size, progress=progress)
-    speech = encoder.encode_text(texts, batch_size=batch_size, progress=progress)
-    speech_end = time.perf_counter()
-    images = encoder.encode_images([rows.image_path(row) for row in rows.images()], progress=progress)
-    images_end = time.perf_counter()
-    result = replace(
-        evaluate_vectors(speech, images, rows, by=by),
-        split=split,
-        encode_speech_seconds=speech_end - start,
-        encode_images_seconds=images_end - speech_end,
-    )
+    cascade = _Cascade(encoder, recognizer, manifest.select(split))
+    result = evaluate(cascade, manifest, split=split, by=by, batch_size=batch_size, progress=progress)
     if recognizer is None:
         return result
-    pairs = ((row.text, text) for row, text in zip(rows, texts, strict=True))
+    pairs = ((row.text, text) for row, text in zip(cascade.rows, cascade.texts, strict=True))
     return replace(result, word_errors=count_word_errors(pairs))
 
 
-def _text_of(row: Row, rows: Manifest) -> str:
-    if not row.text:
-        raise SaySeeError(
-            f"{rows.clip_path(row)}: the manifest has no text for it; give a recognizer, as cascade:ASR+CLIP"
-        )
-    return row.text
+class _Cascade:
+    """A ``RetrievalModel`` of the clips of ``rows``, which keeps their ``texts``."""
+
+    def __init__(self, encoder: Encoder, recognizer: SpeechRecognizer | None, rows: Manifest) -> None:
+        self.encoder, self.recognizer, self.rows = encoder, recognizer, rows
+        self.encode_images = encoder.encode_images
+        self.texts: list[str] = []
+
+    def encode_speech(self, clips: Sequence[PathLike[str]], /, *, batch_size: int, progress: bool) -> NDArray[Any]:
+        if self.recognizer is not None:
+            self.texts = self.recognizer.transcribe(clips, batch_size=batch_size, progress=progress)
+        else:
+            self.texts = [row.text or "" for row in self.rows]
+            for clip, text in zip(clips, self.texts, strict=True):
+                if not text:
+                    raise SaySeeError(f"{clip}: it has no text in the manifest; give a recognizer: cascade:ASR+CLIP")
+        return self.encoder.encode_text(self.texts, batch_size=batch_size, progress=progress)

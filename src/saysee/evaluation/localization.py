@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,7 @@ from saysee.data.manifest import Row
 from saysee.evaluation.recall import Vectors, as_array
 from saysee.evaluation.statistics import Floats
 
-Box: TypeAlias = Sequence[float]
-
-_ROW_SUM_TOLERANCE = 2e-2
-"""Above the rounding of a softmax in bfloat16 over 50 to 256 patches."""
+_ROW_SUM_TOLERANCE = 2e-2  # above the rounding of a softmax in bfloat16 over 50 to 256 patches
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,6 @@ class ObjectAttention:
     mass: float
     lift: float
     words: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def attention_on_object(
@@ -75,10 +68,11 @@ def attention_on_object(
         raise ValueError(f"{weights.shape[1]} patches are no square grid: drop the class token")
     masses, lifts = [], []
     for word in words:
-        for index in word.get("objects") or ():
+        named = word.get("objects") or ()
+        for index in named:
             if not 0 <= index < len(objects):
                 raise ValueError(f"a word names object {index}, but the image has {len(objects)}")
-        share = patch_grid([objects[index]["box"] for index in word.get("objects") or ()], grid)
+        share = patch_grid([objects[index]["box"] for index in named], grid)
         if share.sum() > 0:
             masses.append(float(weights[_frames_of(word, len(weights), frame_seconds)].mean(axis=0) @ share))
             lifts.append(masses[-1] / float(share.mean()))
@@ -93,16 +87,15 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_second
         rows: of a manifest with the columns ``words`` and ``objects`` of the scenes corpus.
         frame_seconds: as in ``word_maps``.
     """
-    found = [
-        attention_on_object(attention, row.extra["words"], row.extra["objects"], frame_seconds)
-        for attention, row in zip(maps, rows, strict=True)
-    ]
-    known = [each for each in found if each is not None]
+    known = []
+    for attention, row in zip(maps, rows, strict=True):
+        if found := attention_on_object(attention, row.extra["words"], row.extra["objects"], frame_seconds):
+            known.append(found)
     if not known:
         return None
     words = sum(each.words for each in known)
-    mass = sum(each.mass * each.words for each in known) / words
-    return ObjectAttention(mass, sum(each.lift * each.words for each in known) / words, words)
+    mass, lift = (sum(getattr(each, name) * each.words for each in known) / words for name in ("mass", "lift"))
+    return ObjectAttention(mass, lift, words)
 
 
 def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float) -> Floats:
@@ -122,7 +115,7 @@ def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seco
     return np.array(maps).reshape(len(words), weights.shape[1])
 
 
-def patch_grid(boxes: Sequence[Box], grid: int) -> Floats:
+def patch_grid(boxes: Sequence[Sequence[float]], grid: int) -> Floats:
     """[grid * grid] share of the area of each patch that is in at least one box, from 0 to 1.
 
     Args:
@@ -134,7 +127,12 @@ def patch_grid(boxes: Sequence[Box], grid: int) -> Floats:
     """
     if grid < 1:
         raise ValueError(f"grid is {grid}; it must be at least 1")
-    corners = _checked_boxes(boxes) * grid
+    corners = np.asarray(boxes, dtype=np.float64) if len(boxes) else np.zeros((0, 4))
+    if corners.shape != (len(boxes), 4) or not np.isfinite(corners).all():
+        raise ValueError(f"a box is four finite numbers (left, top, right, bottom), not {list(boxes)}")
+    if (corners[:, :2] > corners[:, 2:]).any():
+        raise ValueError(f"a box has left <= right and top <= bottom, not {list(boxes)}")
+    corners = corners.clip(0, 1) * grid
     lines = np.arange(grid + 1, dtype=np.float64)
     # Cut the image along the edges of all patches and boxes: each cell is in one patch, and either in a box or not.
     x_edges = np.unique(np.concatenate([lines, corners[:, 0], corners[:, 2]]))
@@ -161,15 +159,6 @@ def _frames_of(word: Mapping[str, Any], n_frames: int, frame_seconds: float) -> 
         first = min(max(math.floor((start + end) / 2 / frame_seconds), 0), n_frames - 1)
         stop = first + 1
     return slice(first, stop)
-
-
-def _checked_boxes(boxes: Sequence[Box]) -> Floats:
-    corners = np.asarray(boxes, dtype=np.float64) if len(boxes) else np.zeros((0, 4))
-    if corners.shape != (len(boxes), 4) or not np.isfinite(corners).all():
-        raise ValueError(f"a box is four finite numbers (left, top, right, bottom), not {list(boxes)}")
-    if (corners[:, :2] > corners[:, 2:]).any():
-        raise ValueError(f"a box has left <= right and top <= bottom, not {list(boxes)}")
-    return corners.clip(0, 1)
 
 
 def _checked_map(attention: Vectors) -> Floats:

@@ -13,7 +13,7 @@ see docs/evaluate.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.encoding.encoder import Encoder
+from saysee.encoding.sides import Kind
 from saysee.errors import MissingExtraError, SaySeeError
 from saysee.media.audio import check_waveform
 from saysee.model.retriever import SpeechImageModel
@@ -33,9 +34,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("MTEB's evaluation", "mteb") from error
 
-CHUNK = 256
-"""Rows that are read from a data set at a time."""
-MODALITIES = ("audio", "image", "text")
+CHUNK = 256  # rows that are read from a data set at a time
+_KINDS: dict[str, Kind] = {"audio": "clip", "image": "image", "text": "text"}  # by the names of MTEB
 _UNKNOWN = (
     *("loader", "release_date", "languages", "memory_usage_mb", "max_tokens", "license", "public_training_code"),
     *("public_training_data", "training_datasets"),
@@ -80,19 +80,12 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
             framework=["PyTorch", "Transformers"],
             similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=False,
-            modalities=[name for name in MODALITIES if has_text or name != "text"],
+            modalities=[name for name in _KINDS if has_text or name != "text"],
             **dict.fromkeys(_UNKNOWN),
         )
 
     def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: Any = None,
-        **kwargs: Any,
+        self, inputs: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, prompt_type: Any = None, **kwargs: Any
     ) -> NDArray[np.float32]:
         """Unit vectors [N, D] of a data set of clips, images or texts, in order.
 
@@ -108,32 +101,24 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         """
         del hf_split, hf_subset, prompt_type
         dataset = inputs.dataset
-        have = [name for name in MODALITIES if name in dataset.column_names]
+        have = [name for name in _KINDS if name in dataset.column_names]
         if len(have) != 1:
             raise SaySeeError(
                 f"{task_metadata.name} has the columns {', '.join(dataset.column_names)}; a SaySee model encodes one "
-                f"of {', '.join(MODALITIES)} at a time"
+                f"of {', '.join(_KINDS)} at a time"
             )
         modality = have[0]
         if isinstance(dataset.features[modality], Audio | Image):
             dataset = dataset.cast_column(modality, _UNDECODED[modality])
-        settings = {"batch_size": kwargs.get("batch_size", 32), "progress": False}
-        vectors = [
-            self._encode(modality, dataset[start : start + CHUNK][modality], settings)
-            for start in range(0, len(dataset), CHUNK)
-        ]
+        vectors, size = [], kwargs.get("batch_size", 32)
+        for start in range(0, len(dataset), CHUNK):
+            items = [_contents(value) for value in dataset[start : start + CHUNK][modality]]
+            vectors.append(self._encoder.encode(_KINDS[modality], items, batch_size=size, progress=False))
         return np.concatenate(vectors)
-
-    def _encode(self, modality: str, values: Sequence[Any], settings: Mapping[str, Any]) -> NDArray[np.float32]:
-        if modality == "text":
-            return self._encoder.encode_text(list(values), **settings)
-        if modality == "image":
-            return self._encoder.encode_images([_contents(value) for value in values], **settings)
-        return self._encoder.encode_speech([_contents(value) for value in values], **settings)
 
 
 def _contents(value: Any) -> Any:
-    """A clip or an image as the encoder takes it: bytes, a path, samples at 16 kHz, or a Pillow image."""
+    """An item as the encoder takes it: bytes, a path, samples at 16 kHz, a Pillow image, or a text."""
     if not isinstance(value, Mapping):
         return value
     if "array" in value:

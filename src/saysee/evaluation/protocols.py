@@ -27,6 +27,7 @@ from saysee.evaluation.recall import (
     CUTOFFS,
     TIE_TOLERANCE,
     RetrievalMeasures,
+    Vectors,
     group_measures,
     retrieval_measures,
     retrieval_ranks,
@@ -34,8 +35,6 @@ from saysee.evaluation.recall import (
 )
 from saysee.evaluation.statistics import Integers, image_interval
 from saysee.evaluation.word_errors import WordErrors
-
-TWIN_COLUMN = "twin_of"
 
 
 class RetrievalModel(Protocol):
@@ -73,7 +72,7 @@ class TwinAccuracy:
         """Plain JSON values."""
         return {
             "accuracy": self.accuracy,
-            "interval": None if self.interval is None else list(self.interval),
+            "interval": self.interval and list(self.interval),
             "clips": self.clips,
             "chance": 50.0,
             "twin_is_nearest_picture": self.nearest,
@@ -90,8 +89,7 @@ class EvaluationResult:
         groups: by column, then by its value: measures of that group against the full gallery.
         twin_accuracy: for a corpus with hard twins (column ``twin_of``).
         word_errors: of the recognizer of a cascade, if the manifest has texts.
-        encode_speech_seconds: wall time of encoding the clips, with decoding; None if vectors were given.
-        encode_images_seconds: the same for the images.
+        encode_speech_seconds, encode_images_seconds: wall time, with decoding; None if vectors were given.
         speech: [N, D] vectors of the rows of the split in order, if kept.
         images: [M, D] vectors of ``manifest.select(split).images()`` in order, if kept.
     """
@@ -157,9 +155,8 @@ def evaluate(
     start = time.perf_counter()
     speech = model.encode_speech([rows.clip_path(row) for row in rows.rows], batch_size=batch_size, progress=progress)
     speech_end = time.perf_counter()
-    images = model.encode_images(
-        [rows.image_path(row) for row in rows.images()], batch_size=batch_size, progress=progress
-    )
+    image_paths = [rows.image_path(row) for row in rows.images()]
+    images = model.encode_images(image_paths, batch_size=batch_size, progress=progress)
     images_end = time.perf_counter()
     return replace(
         evaluate_vectors(speech, images, rows, by=by, seed=seed, resamples=resamples),
@@ -180,13 +177,12 @@ def evaluate_vectors(
     seed: int = 0,
     resamples: int = 1000,
 ) -> EvaluationResult:
-    """Scores existing vectors.
+    """Scores existing vectors as ``evaluate`` does.
 
     Args:
         speech: [N, D] one vector for each row of ``rows``, in order.
         images: [M, D] one vector for each image of ``rows.images()``, in order.
         rows: of one split, from ``manifest.select(split)``.
-        by, seed, resamples: as in ``evaluate``.
 
     Raises:
         ManifestError: no such column.
@@ -201,8 +197,8 @@ def evaluate_vectors(
     image_of_clip = np.array([number_of_image[row.image_id] for row in rows.rows])
     ranks = retrieval_ranks(speech, images, image_of_clip)
     twins = None
-    if TWIN_COLUMN in rows.extra_columns:
-        twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column(TWIN_COLUMN)])
+    if "twin_of" in rows.extra_columns:
+        twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column("twin_of")])
         twins = _twin_accuracy(speech, images, image_of_clip, twin_of_clip, resamples, seed)
     return EvaluationResult(
         split=", ".join(rows.splits()),
@@ -214,8 +210,8 @@ def evaluate_vectors(
 
 def to_table(result: EvaluationResult) -> Table:
     """One result as a table: a row for all queries and one a group; the interval is that of the mean R@1."""
-    table = Table(title=f"Retrieval on {result.split!r}, percent", caption=_caption(result))
-    _add_columns(table, "queries")
+    table = Table("queries", title=f"Retrieval on {result.split!r}, percent", caption=_caption(result))
+    _add_columns(table)
     table.add_row("all", *_cells(result.overall), end_section=True)
     for column, values in result.groups.items():
         for value, measures in values.items():
@@ -230,8 +226,8 @@ def to_matrix(results: Mapping[str, EvaluationResult]) -> Table:
     The interval is that of the mean R@1; a cascade has a column of word error rates.
     """
     splits = sorted({repr(result.split) for result in results.values()})
-    table = Table(title=f"Retrieval on {', '.join(splits)}, percent; each corpus against its own gallery")
-    _add_columns(table, "corpus")
+    table = Table("corpus", title=f"Retrieval on {', '.join(splits)}, percent; each corpus against its own gallery")
+    _add_columns(table)
     has_words = any(result.word_errors for result in results.values())
     if has_words:
         table.add_column("word error rate", justify="right")
@@ -255,8 +251,7 @@ def corpus_names(manifests: Sequence[str], splits: Sequence[str] = ()) -> list[s
     return [f"{name}:{split}" for name, split in zip(names, splits, strict=True)]
 
 
-def _add_columns(table: Table, first: str) -> None:
-    table.add_column(first)
+def _add_columns(table: Table) -> None:
     for name in ("clips", "images", *(f"{way} R@{k}" for way in ("S→I", "I→S") for k in CUTOFFS), "mean R@1", "95 %"):
         table.add_column(name, justify="right")
 
@@ -288,12 +283,7 @@ def _caption(result: EvaluationResult) -> str:
 
 
 def _twin_accuracy(
-    speech: npt.NDArray[Any],
-    images: npt.NDArray[Any],
-    image_of_clip: Integers,
-    twin_of_clip: Integers,
-    resamples: int,
-    seed: int,
+    speech: Vectors, images: Vectors, image_of_clip: Integers, twin_of_clip: Integers, resamples: int, seed: int
 ) -> TwinAccuracy | None:
     """From each clip's image and its twin, -1 for none in the split; None if no image has a twin there."""
     clips = np.flatnonzero(twin_of_clip >= 0)

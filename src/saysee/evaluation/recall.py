@@ -99,17 +99,13 @@ class RetrievalMeasures:
     """The measures of a set of queries against the full gallery, in percent except ``median_rank``.
 
     Attributes:
-        speech_to_image: by name: ``R@1``, ``R@5``, ``R@10``, ``nDCG@10``, ``shared_recall@1``, ``shared_recall@5``,
-            ``shared_recall@10``, ``median_rank``.
+        speech_to_image: by name: ``R@k`` and ``shared_recall@k`` for k of ``CUTOFFS``, ``nDCG@10``, ``median_rank``.
         image_to_speech: the same names; None if no image is a query (see ``group_measures``).
         mean_recall_at_1: mean ``R@1`` of both directions; None without image queries.
         chance_mean_recall_at_1: that of a random order; None without image queries.
-        interval: 95 % bootstrap intervals over images, [low, high], under the keys of ``to_dict``; None if not asked
-            for.
-        clips: number of speech queries.
-        images: number of image queries.
-        gallery_clips: N.
-        gallery_images: M.
+        interval: 95 % bootstrap intervals over images, [low, high] by the keys of ``to_dict``; None if not asked for.
+        clips, images: number of speech queries and of image queries.
+        gallery_clips, gallery_images: N and M.
     """
 
     speech_to_image: dict[str, float]
@@ -123,11 +119,8 @@ class RetrievalMeasures:
     gallery_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values. ``interval`` has the keys of the measures, with [low, high] in place of each number."""
-        values = asdict(self)
-        for new, old in (("mean_R@1", "mean_recall_at_1"), ("chance_mean_R@1", "chance_mean_recall_at_1")):
-            values[new] = values.pop(old)
-        return values
+        """Plain JSON values."""
+        return {name.replace("recall_at_1", "R@1"): value for name, value in asdict(self).items()}
 
 
 def retrieval_ranks(
@@ -351,8 +344,7 @@ def _positions(clips_above: Integers, image_of_clip: Integers) -> Integers:
 
 
 def _chunks(length: int, chunk: int) -> Iterator[slice]:
-    for start in range(0, length, chunk):
-        yield slice(start, min(start + chunk, length))
+    return (slice(start, min(start + chunk, length)) for start in range(0, length, chunk))
 
 
 def _check_shapes(speech: npt.NDArray[Any], images: npt.NDArray[Any], image_of_clip: npt.NDArray[Any]) -> None:

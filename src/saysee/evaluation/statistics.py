@@ -117,8 +117,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        interval = None if self.interval is None else list(self.interval)
-        return {"mean": self.mean, "interval": interval, "seeds": self.seeds}
+        return {**vars(self), "interval": self.interval and list(self.interval)}
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -139,10 +138,6 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
     A seed gives both the same start and the same data, so its effect cancels in the difference, and the interval is
     narrower than those of the values suggest.
-
-    Args:
-        values: value by seed.
-        baseline: value of the baseline by seed.
     """
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 

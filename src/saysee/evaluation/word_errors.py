@@ -39,10 +39,7 @@ class WordErrors:
 def count_word_errors(pairs: Iterable[tuple[str | None, str]]) -> WordErrors | None:
     """Counts the word errors of pairs (reference, hypothesis).
 
-    Pairs whose reference is None or has no word are skipped.
-
-    Returns:
-        None if no pair is left.
+    Pairs whose reference is None or has no word are skipped; None if no pair is left.
     """
     import jiwer
 
@@ -58,11 +55,11 @@ def count_word_errors(pairs: Iterable[tuple[str | None, str]]) -> WordErrors | N
 
 def normalize_text(text: str) -> str:
     """The text as the module describes, with single spaces between words."""
-    return " ".join("".join(_normalize_character(character) for character in text.lower()).split())
-
-
-def _normalize_character(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Pd":
-        return " "
-    return "" if category.startswith("P") else character
+    characters = []
+    for character in text.lower():
+        category = unicodedata.category(character)
+        if category == "Pd":
+            characters.append(" ")
+        elif not category.startswith("P"):
+            characters.append(character)
+    return " ".join("".join(characters).split())
