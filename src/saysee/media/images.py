@@ -67,6 +67,13 @@ def _load(source: Source, max_pixels: int, at_least: int | None) -> Image.Image:
             return _decode(encoded, name, max_pixels)
 
 
+def load_thumbnail(source: Source, side: int) -> Image.Image:
+    """:func:`load_image`, with no side longer than ``side`` pixels."""
+    image = load_image(source, at_least=side)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
+
+
 def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(image, name, max_pixels)
     if image.mode in ("I", "F"):

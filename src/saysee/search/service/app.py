@@ -38,8 +38,7 @@ from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
-FINISH_SECONDS = 30  # that requests in progress may take after the signal to stop
-_BACKLOG = 256
+_FINISH_SECONDS = 30  # that requests in progress may take after the signal to stop
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be answered", "model": schemas.ErrorAnswer},
     503: {"description": "The service is busy; Retry-After has the seconds to wait", "model": schemas.ErrorAnswer},
@@ -197,27 +196,22 @@ def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None])
             ws="none",
             proxy_headers=False,
             server_header=False,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=FINISH_SECONDS,
+            backlog=256,
+            timeout_graceful_shutdown=_FINISH_SECONDS,
         )
         host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
-        server = _Server(config, lambda: ready(f"http://{host}:{listener.getsockname()[1]}/"))
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                ready(f"http://{host}:{listener.getsockname()[1]}/")  # signals are handled from here on
+
         # uvicorn shuts down and then raises the signal again, when SIGTERM has been obeyed already.
         previous = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
-            server.run(sockets=[listener])
+            Server(config).run(sockets=[listener])
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()  # signals are handled from here on
 
 
 def _bind(settings: ServiceSettings) -> socket.socket:

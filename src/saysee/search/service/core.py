@@ -62,9 +62,7 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """An index, its model and what clients may do.
-
-    Creating one loads the model and runs it once, so that the first answer is not slow.
+    """An index, its model and what clients may do. Creating one loads the model and runs it once: a first run is slow.
 
     Raises:
         SaySeeError: the index or its model cannot be used.
@@ -129,14 +127,7 @@ class Service:
         return {name: getattr(found, name) for name in schemas.AttentionAnswer.model_fields} | {"frames": frames}
 
     async def add(self, form: schemas.ItemForm) -> tuple[dict[str, Any], bool]:
-        """Adds an image or clip to the index.
-
-        Returns:
-            the fields of its :class:`ItemAnswer`, and whether it is new.
-
-        Raises:
-            RequestError: the file is neither, cannot be used, or cannot be written.
-        """
+        """Adds an image or clip; the fields of its :class:`ItemAnswer`, and whether it is new. RequestError if not."""
         content = await form.file.read()
         found = file_kind(io.BytesIO(content))
         if found is None:
@@ -152,7 +143,7 @@ class Service:
         return schemas.item_answer(item), True
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers a batch of queries: encodes those of one kind together, and searches those with the same filters.
+        """Answers a batch: encodes queries of one kind together, and searches for those with the same filters together.
 
         Raises:
             RequestError: the model has no vector for one, or the index cannot be searched.

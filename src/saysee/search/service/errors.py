@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from saysee.errors import MediaError, SaySeeError
-
-CLIENT_LEFT = 499  # as nginx logs it; nobody receives it
+from saysee.errors import SaySeeError
 
 
 class RequestError(HTTPException):
@@ -34,18 +32,13 @@ class RequestError(HTTPException):
         return JSONResponse({"code": self.code, "detail": self.detail}, self.status_code, self.headers)
 
 
-def client_left() -> RequestError:
-    """The error that ends a request whose client has closed its connection."""
-    return RequestError(CLIENT_LEFT, "client-left", "The client closed the connection.")
-
-
 @contextmanager
 def index_errors(status: int, code: str, place: str = "", retry_after: int | None = None) -> Iterator[None]:
-    """Turns a SaySeeError about the index at ``place`` into a :class:`RequestError`."""
+    """Turns a SaySeeError into a :class:`RequestError`, without the path of the index, which clients need not know."""
     try:
         yield
     except SaySeeError as error:
-        raise RequestError(status, code, one_line(error, place), retry_after) from None
+        raise RequestError(status, code, _one_line(error).removeprefix(f"{place}: "), retry_after) from None
 
 
 @contextmanager
@@ -53,14 +46,10 @@ def client_errors() -> Iterator[None]:
     """Turns a SaySeeError about a client's file into a :class:`RequestError` with the same code."""
     try:
         yield
-    except MediaError as error:
-        raise RequestError(
-            413 if error.code in ("too-large", "too-long") else 422, error.code, one_line(error)
-        ) from None
     except SaySeeError as error:
-        raise RequestError(422, error.code, one_line(error)) from None
+        status = 413 if error.code in ("too-large", "too-long") else 422
+        raise RequestError(status, error.code, _one_line(error)) from None
 
 
-def one_line(error: Exception, place: str = "") -> str:
-    """An error's message without the path of the index, which clients need not know."""
-    return " ".join(str(error).split()).removeprefix(f"{place}: ")
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

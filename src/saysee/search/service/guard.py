@@ -55,8 +55,7 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers[name] = value
+                headers.update(_HEADERS)
                 headers["Content-Security-Policy"] = _policy(path)
                 headers.setdefault("Cache-Control", "no-cache" if path.startswith(_OPEN_FOLDERS) else "no-store")
             await send(message)
@@ -83,7 +82,8 @@ class Guard:
 def _check_site(method: str, headers: Headers) -> None:
     """Rejects what a page of another site caused."""
     host = headers.get("host", "")
-    if not is_loopback(_host_name(host)):
+    name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]  # without the port
+    if not is_loopback(name):
         raise RequestError(403, "other-host", "Without a token, address the service as localhost or 127.0.0.1.")
     origin = headers.get("origin")
     same_origin = origin is None or origin.lower() == f"http://{host}".lower()
@@ -92,13 +92,6 @@ def _check_site(method: str, headers: Headers) -> None:
     same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or followed_link
     if not (same_origin and same_site):
         raise RequestError(403, "other-site", "Pages of other sites may not use this service; open its own page.")
-
-
-def _host_name(host: str) -> str:
-    """A Host header without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
 
 
 def _policy(path: str) -> str:

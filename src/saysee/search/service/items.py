@@ -22,7 +22,7 @@ from PIL import Image
 from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
-from saysee.media.images import load_image
+from saysee.media.images import load_image, load_thumbnail
 from saysee.search.index.index import Index
 from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Tables
@@ -30,14 +30,14 @@ from saysee.search.service.errors import RequestError, index_errors
 
 THUMBNAIL_SIDE = 320
 THUMBNAIL_TYPE = "image/webp"
-_THUMBNAIL_QUALITY = 80
 _CACHED_THUMBNAILS = 2_048  # some 30 MB of photos; 160 MB if all were noise
 
 
 class Items:
     """The rows of an index and their files; one change at a time.
 
-    Added files go to the folder ``uploads``, which the first one creates; None if none can be added.
+    Added files go to the folder ``uploads``, which the first one creates; None if none can be added. All methods raise
+    RequestError: for a row that does not exist, a file that is gone or unreadable, an index that cannot be written.
     """
 
     def __init__(self, index: Index, uploads: Path | None) -> None:
@@ -45,11 +45,7 @@ class Items:
         self._lock = threading.Lock()
 
     def file(self, kind: Kind, row: int) -> tuple[str, str]:
-        """Path and media type of the file of an image or clip.
-
-        Raises:
-            RequestError: there is no such row; its file is gone, unreadable, or not of this kind any more.
-        """
+        """Path and media type of the file of an image or clip; RequestError too if its content is of another kind."""
         item = self.index.rows([row]).get(row)
         if item is None:
             raise RequestError(404, "no-such-item", f"The index has no {kind} {row}.")
@@ -70,22 +66,14 @@ class Items:
         return os.fspath(path), found.media_type
 
     def image(self, row: int) -> Image.Image:
-        """The image of a row; the limits of clients' files do not apply to it.
-
-        Raises:
-            RequestError: as :meth:`file`, or it cannot be decoded.
-        """
+        """The image of a row; the limits of clients' files do not apply to it."""
         try:
             return load_image(self.file("image", row)[0])
         except MediaError as error:
             raise _file_gone("image", row, error.code) from None
 
     def thumbnail(self, row: int) -> bytes:
-        """The image of a row as WebP, no side longer than ``THUMBNAIL_SIDE``.
-
-        Raises:
-            RequestError: as :meth:`image`.
-        """
+        """The image of a row as WebP, no side longer than ``THUMBNAIL_SIDE`` pixels."""
         path, _ = self.file("image", row)
         try:
             status = os.stat(path)
@@ -104,11 +92,7 @@ class Items:
             raise RequestError(409, "storage-failed", message, 60) from None
 
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
-        """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given.
-
-        Raises:
-            RequestError: the index cannot be written, or another process writes it.
-        """
+        """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given."""
         with self._writing() as writer:
             item = writer.item_of(kind, content)
             if item is not None and metadata is not None:
@@ -119,11 +103,7 @@ class Items:
     def add(
         self, kind: Kind, file: bytes, name: str, vector: NDArray[np.float32], metadata: dict[str, Any] | None
     ) -> Item:
-        """Writes a file and its row; ``name`` is the fingerprint of the content with the suffix of its format.
-
-        Raises:
-            RequestError: the index or the file cannot be written, or another process writes the index.
-        """
+        """Writes a file and its row; ``name`` is the fingerprint of the content with the suffix of its format."""
         with self._writing() as writer:
             assert self.uploads is not None  # a writable service has one
             self.uploads.mkdir(parents=True, exist_ok=True)
@@ -144,28 +124,21 @@ class Items:
             return item
 
     def remove(self, row: int) -> None:
-        """Removes a row, and its file if it was added here; the user's own files are kept.
-
-        Raises:
-            RequestError: there is no such row; the index cannot be written, or another process writes it.
-        """
+        """Removes a row, and its file if it was added here; the user's own files are kept."""
         with self._writing() as writer:
             item = self.index.rows([row]).get(row)
             if item is None:
                 raise RequestError(404, "no-such-item", f"The index has no item {row}.")
             writer.remove([item])
-            file = place_of_upload(item, self.uploads)
-            if file is not None:
+            if (file := place_of_upload(item, self.uploads)) is not None:
                 file.unlink(missing_ok=True)
 
 
 @lru_cache(_CACHED_THUMBNAILS)
 def _thumbnail(path: str, modified: int, size: int) -> bytes:
     del modified, size  # of the file, so that a changed file is read again
-    image = load_image(path, at_least=THUMBNAIL_SIDE)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=_THUMBNAIL_QUALITY, method=2)
+    load_thumbnail(path, THUMBNAIL_SIDE).save(buffer, "WEBP", quality=80, method=2)
     return buffer.getvalue()
 
 

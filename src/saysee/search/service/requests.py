@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from saysee.search.service.batching import Hold
-from saysee.search.service.errors import RequestError, client_left
+from saysee.search.service.errors import RequestError
 from saysee.search.service.settings import ServiceSettings
 
 T = TypeVar("T")
@@ -62,26 +62,23 @@ class LimitedRequest(Request):
         except MultiPartException as error:
             raise RequestError(400, "malformed-form", f"The form cannot be read: {error.message}") from None
         except ClientDisconnect:
-            raise client_left() from None
+            raise _client_left() from None
         finally:
             await body.aclose()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, within the limits of bytes and of memory."""
-        limit = self._settings.limits.bytes
+        limit, arrived = self._settings.limits.bytes, 0
+        error = RequestError(413, "too-large", f"The file exceeds the limit of {limit:,} bytes; send a smaller one.")
         declared = self.headers.get("content-length", "")
-        arrived = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
-        if arrived <= limit + _OVERHEAD_BYTES:
-            arrived = 0
-            async for chunk in super().stream():
-                arrived += len(chunk)
-                if arrived > limit + _OVERHEAD_BYTES:
-                    break
-                self._hold(len(chunk))
-                yield chunk
-            else:
-                return
-        raise RequestError(413, "too-large", f"The file exceeds the limit of {limit:,} bytes; send a smaller one.")
+        if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > limit + _OVERHEAD_BYTES:
+            raise error
+        async for chunk in super().stream():
+            arrived += len(chunk)
+            if arrived > limit + _OVERHEAD_BYTES:
+                raise error
+            self._hold(len(chunk))
+            yield chunk
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:
@@ -92,7 +89,7 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise client_left()
+        raise _client_left()
     finally:
         working.cancel()
         leaving.cancel()
@@ -102,3 +99,7 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
 async def _leaving(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _client_left() -> RequestError:
+    return RequestError(499, "client-left", "The client closed the connection.")  # a code of nginx; nobody receives it

@@ -31,12 +31,10 @@ _SIDES: dict[QueryKind, str] = {"image": "images", "clip": "speech", "text": "te
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """One query and its hits.
+    """One query and its hits, best first.
 
     Attributes:
         name: path of a file, or the text, or "microphone".
-        kind: of the query.
-        hits: the best first.
         recording: [T] samples at 16 kHz of a recorded query.
     """
 

@@ -13,29 +13,20 @@ import numpy as np
 import soundfile
 from jinja2 import Environment, PackageLoader, select_autoescape
 from numpy.typing import NDArray
-from PIL import Image
 
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import write_text
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.images import load_image
+from saysee.media.images import load_thumbnail
 from saysee.search.terminal.queries import SearchResults
 
 MAX_QUERIES = 200
 """Queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once."""
-_SIDE = 240
-_QUALITY = 80
+_SIDE = 240  # pixels of an image
 
 
 def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = None) -> Path:
-    """Writes a sheet atomically.
-
-    Args:
-        results: of :func:`saysee.search.terminal.queries.run_queries`.
-        path: of the file; None for a new temporary folder.
-
-    Returns:
-        the absolute path of the file.
+    """Writes a sheet atomically and returns its absolute path; None as path is a new temporary folder.
 
     Raises:
         SaySeeError: it cannot be written there.
@@ -81,10 +72,8 @@ def _media_url(kind: str, path: str) -> str | None:
 
 
 def _image_url(path: str) -> str:
-    image = load_image(path, at_least=_SIDE)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
+    load_thumbnail(path, _SIDE).save(buffer, "JPEG", quality=80)
     return _data_url(buffer.getvalue(), "image/jpeg")
 
 

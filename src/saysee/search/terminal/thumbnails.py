@@ -16,12 +16,12 @@ from typing import Literal, TextIO
 from PIL import Image
 
 from saysee.errors import MediaError
-from saysee.media.images import load_image
+from saysee.media.images import load_thumbnail
 from saysee.search.index.index import Hit
 
 Protocol = Literal["kitty", "iterm"]
 
-CELL_COLUMNS = 16  # of the terminal, for one image
+_CELL_COLUMNS = 16  # of the terminal, for one image
 _SIDE = 160  # pixels of a thumbnail: ten a column, which is common; terminals scale it
 _GAP = 8
 _CHUNK = 4_096  # characters that kitty accepts in one escape sequence
@@ -46,12 +46,12 @@ def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: Tex
     """
     stream = stream or sys.stdout
     images = [_thumbnail(hit) for hit in hits]
-    per_row = max(1, columns // CELL_COLUMNS)
+    per_row = max(1, columns // _CELL_COLUMNS)
     for start in range(0, len(images), per_row):
         row = images[start : start + per_row]
         if any(row):
             png = _strip(row)
-            width = len(row) * CELL_COLUMNS
+            width = len(row) * _CELL_COLUMNS
             stream.write("".join(_kitty(png, width)) if protocol == "kitty" else _iterm(png, width))
             stream.write("\n")
     stream.flush()
@@ -61,11 +61,9 @@ def _thumbnail(hit: Hit) -> Image.Image | None:
     if hit.kind != "image":
         return None
     try:
-        image = load_image(hit.path, at_least=_SIDE)
+        return load_thumbnail(hit.path, _SIDE)
     except MediaError:
         return None
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return image
 
 
 def _strip(images: Sequence[Image.Image | None]) -> bytes:
