@@ -44,7 +44,7 @@ from saysee.studies.processes import run_alone, sigterm_as_interrupt, train_alon
 
 logger = logging.getLogger(__name__)
 
-STUDY_FILE, RUNS, MANIFESTS = "study.json", "runs", "manifests"
+STUDY_FILE, RUNS = "study.json", "runs"
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,7 @@ def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSetti
 
 
 class _Study:
-    """A checked plan and its folder.
-
-    Raises:
-        SaySeeError: a setting, the grid or the manifest cannot be used.
-    """
+    """A checked plan and its folder; SaySeeError if a setting, the grid or the manifest cannot be used."""
 
     def __init__(self, recipe: str | Path, folder: Path, settings: AblationSettings) -> None:
         self.folder, self.settings, self.recipe_name = folder, settings, str(recipe)
@@ -204,7 +200,7 @@ class _Study:
         """The manifest with a share of the training images."""
         if share == 1:
             return Path(self.base.data.manifest).resolve()
-        return self.folder / MANIFESTS / f"share-{share:g}.parquet"
+        return self.folder / "manifests" / f"share-{share:g}.parquet"
 
     def claim(self) -> None:
         """Writes ``study.json`` and the manifests of the sizes, or resumes the study of the folder.

@@ -13,7 +13,6 @@ from saysee.settings.reading import RECIPES, denoising_preset, read_yaml
 DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
 BASELINE = "baseline"
 """A row of this name is the baseline; if there is none, the first row is."""
-
 ROW_SECTIONS = ("contrastive", "denoising", "fusion", "optimizer")
 """What a row may set. Other settings would change the start, the data or the budget."""
 

@@ -25,11 +25,7 @@ def cache_features(recipe: Recipe) -> None:
 
 
 def score_run(folder: Path, split: str) -> dict[str, Any]:
-    """Scores the best model of a finished run.
-
-    Args:
-        folder: of the run.
-        split: of its manifest.
+    """Scores the best model of a finished run on a split of its manifest.
 
     Returns:
         ``evaluation``, from ``EvaluationResult.to_dict``, and ``measures``: its main values and the cost of training,
@@ -53,12 +49,8 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
 def share_of_images(manifest: Manifest, split: str, share: float) -> Manifest:
     """The manifest with a share of the images of one split, each with all its clips; other splits are whole.
 
-    The choice depends on nothing but the image ids, and a smaller share is part of a larger one.
-
-    Args:
-        manifest: of the corpus.
-        split: to reduce.
-        share: above 0 and at most 1; at least one image stays.
+    The choice depends on nothing but the image ids, and a smaller share is part of a larger one. At least one image
+    stays.
     """
     ids = {row.image_id for row in manifest.select(split)}
     drawn = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest())

@@ -46,8 +46,7 @@ _COLUMNS = (
 )
 """Heading, measure and decimals of the table's columns of the runs of equal steps."""
 
-TABLE_MD, TABLE_CSV, RUNS_CSV, PLOT = "table.md", "table.csv", "runs.csv", "plot.svg"
-SIZES_CSV, SIZES_PLOT = "sizes.csv", "plot-sizes.svg"
+TABLE_MD = "table.md"
 
 
 @dataclass(frozen=True)
@@ -146,32 +145,31 @@ class AblationResult:
     def to_tables(self) -> list[Table]:
         """The tables of the command line."""
         title = f"{self.study['split']} split, percent; mean ± half of the 95 % interval over seeds"
-        tables = [_rich(title, _main_table(self))]
-        return [*tables, _rich("Gain in mean R@1 by training images", _size_table(self))] if self.sizes else tables
+        sizes = [_rich("Gain in mean R@1 by training images", _size_table(self))] if self.sizes else []
+        return [_rich(title, _main_table(self)), *sizes]
 
 
 def write_tables(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
-    """Writes ``table.md``, ``table.csv``, ``runs.csv``, ``plot.svg`` and, with sizes, ``sizes.csv`` and
-    ``plot-sizes.svg``; they depend on nothing but the arguments.
+    """Writes tables and plots, which depend on nothing but the arguments.
 
     Args:
         folder: of the study.
         study: contents of ``study.json``, with ``split`` and ``training_images``.
         runs: finished runs, in any order.
     """
-    result = summarize(folder, study, runs)
+    result = _summarize(folder, study, runs)
     write_text(folder / TABLE_MD, _markdown(result))
-    write_text(folder / TABLE_CSV, _csv(_table_lines(result)))
-    write_text(folder / RUNS_CSV, _csv(_run_lines(result)))
-    write_text(folder / PLOT, _plot(result))
+    write_text(folder / "table.csv", _csv(_table_lines(result)))
+    write_text(folder / "runs.csv", _csv(_run_lines(result)))
+    write_text(folder / "plot.svg", _plot(result))
     if result.sizes:
-        write_text(folder / SIZES_CSV, _csv(_size_lines(result)))
-        write_text(folder / SIZES_PLOT, _size_plot(result))
+        write_text(folder / "sizes.csv", _csv(_size_lines(result)))
+        write_text(folder / "plot-sizes.svg", _size_plot(result))
     return result
 
 
-def summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
-    """Means, intervals and differences of the runs; arguments as of :func:`write_tables`."""
+def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
+    """Means, intervals and differences of the runs."""
     rows, baseline, steps = list(study["grid"]), study["baseline"], study["recipe"]["training"]["steps"]
     runs = sorted(runs, key=lambda run: (rows.index(run.row), run.share, run.budget, run.seed))
     found: dict[tuple[str, str, float], dict[int, Mapping[str, float]]] = {}
@@ -185,10 +183,10 @@ def summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores])
             if len(seconds) == 2 and steps_in_equal_time(steps, *seconds) == steps:
                 found.setdefault((row, EQUAL_TIME, 1.0), {})[seed] = measures
 
-    def summary(row: str, budget: str, share: float) -> Summary:
-        def by_seed(name: str, runs: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
-            return {seed: measures[name] for seed, measures in sorted(runs.items()) if name in measures}
+    def by_seed(name: str, runs: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+        return {seed: measures[name] for seed, measures in sorted(runs.items()) if name in measures}
 
+    def summary(row: str, budget: str, share: float) -> Summary:
         values, differences = {}, {}
         for name in MEASURES:
             mine = by_seed(name, found[row, budget, share])
@@ -207,23 +205,13 @@ def summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores])
         row: {share: summary(row, EQUAL_STEPS, share) for share in shares if (row, EQUAL_STEPS, share) in found}
         for row in rows
     }
-    return AblationResult(
-        folder,
-        study,
-        runs,
-        {row: summaries for row, summaries in budgets.items() if summaries},
-        {row: summaries for row, summaries in sizes.items() if len(summaries) > 1},
-    )
+    budgets = {row: summaries for row, summaries in budgets.items() if summaries}
+    sizes = {row: summaries for row, summaries in sizes.items() if len(summaries) > 1}
+    return AblationResult(folder, study, runs, budgets, sizes)
 
 
 def steps_in_equal_time(steps: int, baseline_seconds: float, row_seconds: float) -> int:
-    """Steps of a row that take as long as the baseline's, from 1 to ``steps``.
-
-    Args:
-        steps: of the baseline.
-        baseline_seconds: seconds a step of the baseline.
-        row_seconds: seconds a step of the row.
-    """
+    """Steps of a row that take as long as the baseline's, from 1 to ``steps``, from their seconds a step."""
     return max(1, min(steps, round(steps * baseline_seconds / row_seconds)))
 
 
@@ -232,8 +220,7 @@ def images_in_share(images: int, share: float) -> int:
     return max(1, round(share * images))
 
 
-_Cells = tuple[list[str], list[list[str]]]
-"""Headings and rows of a table."""
+_Cells = tuple[list[str], list[list[str]]]  # headings and rows of a table
 
 
 def _main_table(result: AblationResult) -> _Cells:
@@ -289,10 +276,9 @@ def _markdown(result: AblationResult) -> str:
     def distinct(text: Callable[[Mapping[str, Any]], str]) -> list[str]:
         return list(dict.fromkeys(text(run.environment) for run in result.runs))
 
-    rows = []
-    for row in result.rows:
-        settings = [f"{name}: {json.dumps(value)}" for name, value in result.study["grid"][row].items()]
-        rows.append([row, "; ".join(settings)])
+    def settings(row: str) -> str:
+        return "; ".join(f"{name}: {json.dumps(value)}" for name, value in result.study["grid"][row].items())
+
     template = Environment(loader=PackageLoader("saysee", "studies")).get_template("ablation.md")
     return (
         template.render(
@@ -301,7 +287,7 @@ def _markdown(result: AblationResult) -> str:
             seeds=result.seeds,
             table=table(_main_table(result)),
             sizes=table(_size_table(result)) if result.sizes else None,
-            rows=table((["row", "settings over the recipe"], rows), words=2),
+            rows=table((["row", "settings over the recipe"], [[row, settings(row)] for row in result.rows]), words=2),
             commits=distinct(lambda one: one["git_commit"] or "unknown (not run from a checkout)"),
             devices=distinct(lambda one: str(one["device"])),
             systems=distinct(lambda one: f"{one['platform']}, Python {one['python']}, {one['threads']} threads"),

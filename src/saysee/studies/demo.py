@@ -23,6 +23,7 @@ from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
+from saysee.studies.ablation_runs import BREAKDOWN
 from saysee.studies.other_queries import score_other_queries
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoResult, write_report
@@ -31,11 +32,8 @@ from saysee.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "nano"
 ROWS = {"baseline": "off", "CMD": "paper"}
 """The compared rows and their presets of denoising: contrastive learning alone, and with the paper's denoising."""
-
-BREAKDOWN = ("novel_pair", "hard_twin")
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,7 @@ class DemoSettings:
 
 
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
-    """Does the missing steps, and writes ``report.html``.
-
-    Args:
-        folder: of everything that the demo makes.
-        settings: None is the defaults.
+    """Does the missing steps, and writes ``report.html``; all that it makes is in ``folder``.
 
     Raises:
         SaySeeError: a step failed, or the folder holds a demo of another seed.
@@ -100,7 +94,7 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
             runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
 
     logger.info("5/5 scoring on the test split")
-    steps.forget("scoring")
+    steps.seconds.pop("scoring", None)  # every call repeats it
     with steps.timed("scoring"):
         models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
         cache = feature_cache(features, manifest.root)
@@ -130,7 +124,7 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
 
 def _recipe(folder: Path, name: str, preset: str, settings: DemoSettings) -> Recipe:
     return load_recipe(
-        RECIPE,
+        "nano",
         [
             f"--output={folder / 'runs' / name}",
             f"--data.manifest={folder / 'scenes' / 'manifest.parquet'}",
@@ -151,15 +145,7 @@ def _cache_features(recipe: Recipe) -> None:
 
 
 class _Steps:
-    """Seconds of each step, kept between calls.
-
-    Args:
-        path: the JSON file.
-        seed: of the demo.
-
-    Raises:
-        SaySeeError: the file is of another seed.
-    """
+    """Seconds of each step, kept between calls in a JSON file; SaySeeError if that is of another seed."""
 
     def __init__(self, path: Path, seed: int) -> None:
         self._path, self._seed = path, seed
@@ -182,7 +168,3 @@ class _Steps:
             if not done:
                 self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
                 write_text(self._path, json.dumps({"seed": self._seed, "seconds": self.seconds}))
-
-    def forget(self, name: str) -> None:
-        """Drops the time of a step that every call repeats."""
-        self.seconds.pop(name, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,22 +46,16 @@ class OtherQueries:
     back_at_1: float | None
     note: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
 
 def score_other_queries(
     model: SpeechImageModel, test: Manifest, images: NDArray[Any], *, queries: int, seed: int
 ) -> list[OtherQueries]:
-    """Scores a model on other kinds of queries.
+    """Scores a model that has a text encoder on other kinds of queries.
 
     Args:
-        model: with a text encoder.
         test: rows of the test split of a scenes corpus.
         images: [M, D] vectors of ``test.images()``.
-        queries: number of captions of each spoken kind.
-        seed: of the choice of captions.
+        queries: number of captions of each spoken kind, chosen by ``seed``.
 
     Raises:
         MissingExtraError: the synthesizer is not installed.

@@ -10,18 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-HEAT = np.array([255, 40, 0], dtype=np.float32)
-"""Color of full attention."""
+HEAT = np.array([255, 40, 0], dtype=np.float32)  # the color of full attention
 
 
 def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Line chart over training steps, as an SVG element.
-
-    Args:
-        title: of the chart.
-        axis: name and unit of the vertical axis.
-        series: name to (steps, values).
-    """
+    """Line chart over training steps, as an SVG element; ``series`` has (steps, values) by name."""
     axes = _axes(5.6, 3.2)
     for name, (steps, values) in series.items():
         axes.plot(steps, values, label=name, linewidth=1.6)
@@ -31,13 +24,9 @@ def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float]
 def intervals_svg(
     title: str, axis: str, rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]]
 ) -> str:
-    """A point with its interval for each row, as an SVG element.
+    """A point with its interval for each of ``rows``, from the top down, as an SVG element.
 
-    Args:
-        title: of the chart.
-        axis: name and unit of the horizontal axis.
-        rows: names, from the top down.
-        series: name to (value, half of its interval) of each row; None skips the row.
+    ``series`` has (value, half of its interval) of each row by name; None skips the row.
     """
     axes = _axes(7.2, 1.3 + 0.5 * len(rows))
     for number, (name, points) in enumerate(series.items()):
@@ -51,13 +40,7 @@ def intervals_svg(
 
 
 def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
-    """Lines through points with intervals, as an SVG element.
-
-    Args:
-        title: of the chart.
-        x_axis, y_axis: names and units of the axes.
-        series: name to (x, value, half of its interval).
-    """
+    """Lines through points with intervals, as an SVG element; ``series`` has (x, value, half of its interval)."""
     axes = _axes(6.4, 4.0)
     for name, points in series.items():
         x, values, halves = zip(*points, strict=True)
@@ -69,13 +52,12 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
 def attention_image(
     image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), size: int = 132
 ) -> Image.Image:
-    """An image overlaid with attention.
+    """A square image, overlaid with attention and with outlined boxes, of ``size`` pixels a side.
 
     Args:
         image: RGB, square as the model sees it.
         attention: [P] weights over a square grid of patches, row by row from the top left.
-        boxes: boxes to outline, ``[left, top, right, bottom]`` as shares of the sides.
-        size: side of the result in pixels.
+        boxes: ``[left, top, right, bottom]`` as shares of the sides.
     """
     side = round(len(attention) ** 0.5)
     heat = attention.reshape(side, side).astype(np.float32)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 from saysee.errors import SaySeeError
@@ -27,11 +26,9 @@ Result = TypeVar("Result")
 
 
 def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Calls a function in a process of its own, which frees its memory when it ends.
+    """Calls a function of a module in a process of its own, which frees its memory when it ends.
 
-    Args:
-        function: of a module; it, its arguments and its result are pickled.
-        arguments: of the function.
+    The function, its arguments and its result are pickled.
     """
     with ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_step, initargs=(is_configured(),)
@@ -42,22 +39,22 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
 def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
     """Runs ``saysee train`` in a process of its own; resumes the run in the recipe's output folder.
 
+    A finished run of the same recipe starts no process.
+
     Args:
         recipe: of the run.
         recipe_file: where the recipe is written.
         what: name of the run, for the error message.
 
     Returns:
-        The run's ``result.json``, and ``model``, the path of its best model. A finished run of the same recipe starts
-        no process.
+        The run's ``result.json``, and ``model``, the path of its best model.
 
     Raises:
         SaySeeError: the training failed; its error is on stderr.
         KeyboardInterrupt: interrupted; the training has written its checkpoint.
     """
-    result_file, before = Path(recipe.output) / "result.json", None
-    if recipe_file.exists():
-        before = recipe_file.read_bytes()
+    result_file = Path(recipe.output) / "result.json"
+    before = recipe_file.read_bytes() if recipe_file.exists() else None
     save_recipe(recipe, recipe_file)
     if not result_file.exists() or recipe_file.read_bytes() != before:
         _train(recipe_file, what)
@@ -89,11 +86,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ import io
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from saysee.studies.plots import attention_image, curves_svg
 from saysee.training.log_records import read_metrics
 
 QUERIES, TOP, ATTENTION_CLIPS = 10, 5, 3
-THUMBNAIL = 132
+THUMBNAIL = (132, 132)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DemoResult:
         return {
             "report": str(self.report),
             "scores": {name: result.to_dict() for name, result in self.results.items()},
-            "other_queries": [each.to_dict() for each in self.others],
+            "other_queries": [asdict(each) for each in self.others],
             "runs": dict(self.runs),
             "seconds": dict(self.seconds),
         }
@@ -151,7 +151,9 @@ def _queries(demo: DemoResult) -> list[dict[str, Any]]:
         rank = next(rank for rank, number in enumerate(order, start=1) if images[number].image_id == row.image_id)
         answers = [
             {
-                "image": _image_url(_thumbnail(load_image(demo.test.image_path(images[number])))),
+                "image": _image_url(
+                    load_image(demo.test.image_path(images[number])).resize(THUMBNAIL, Image.Resampling.LANCZOS)
+                ),
                 "score": float(scores[number]),
                 "right": images[number].image_id == row.image_id,
             }
@@ -186,10 +188,6 @@ def _attention(demo: DemoResult) -> list[dict[str, Any]]:
 
 def _clip(test: Manifest, row: Row) -> dict[str, Any]:
     return {"text": row.text, "audio": _data_url(test.clip_path(row).read_bytes(), "audio/flac")}
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    return image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
 
 
 def _image_url(image: Image.Image) -> str:
