@@ -73,9 +73,8 @@ def prepare_flickr8k(
         allow_missing: how many clips and images may be missing or empty.
 
     Raises:
-        SaySeeError: a folder is missing, there are no split lists, or more files are missing than allowed.
-        ManifestError: a list cannot be read, or contradicts another.
-        ConfigError: ``allow_missing`` is negative.
+        SaySeeError: no folder or no split lists, a list that cannot be read or contradicts another, or too much is
+            missing.
     """
     target = check_target(to, allow_missing)
     clip_files, image_files = index_folders(audio, images)

@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from saysee.data.corpora.finding import FileIndex, plain, read_utf8, role_of, stem_key
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
@@ -172,7 +172,7 @@ def _pair_by_stem(clips: Sequence[str], images: Sequence[str]) -> dict[str, list
 
 
 def _pair_by_folder(clips: Sequence[str], images: Sequence[str]) -> dict[str, list[str]]:
-    """Each clip with the image of its folder, if that is the only one there; not in the top folder."""
+    """Each clip with the only image of its folder; not in the top folder."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for image in images:
         by_folder[posixpath.dirname(image)].append(image)
@@ -212,7 +212,7 @@ def _find_table(listing: Listing, pair_by: PairBy) -> Path | None:
     """The table in the folder; None if clips are to be paired without one."""
     if pair_by not in ("auto", "csv"):
         return None
-    tables = [path for path in map(Path, listing.files((".csv", ".tsv"))) if _columns_of(_header(path))]
+    tables = [path for path in map(Path, listing.files((".csv", ".tsv"))) if _columns_of(next(_reader(path), []))]
     if len(tables) > 1:
         raise ManifestError(f"{listing.folder}: two tables, {tables[0].name} and {tables[1].name}; name one by --csv")
     if pair_by == "csv" and not tables:
@@ -220,13 +220,9 @@ def _find_table(listing: Listing, pair_by: PairBy) -> Path | None:
     return tables[0] if tables else None
 
 
-def _header(path: Path) -> list[str]:
-    first = read_utf8(path).split("\n", 1)[0].rstrip("\r")
-    return next(csv.reader([first], delimiter=_delimiter(first)), [])
-
-
-def _delimiter(header: str) -> str:
-    return max(",;\t", key=header.count)
+def _reader(path: Path) -> Any:
+    text = read_utf8(path)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
 
 
 def _columns_of(header: Sequence[str]) -> dict[str, int] | None:
@@ -239,14 +235,12 @@ def _columns_of(header: Sequence[str]) -> dict[str, int] | None:
 
 
 def _read_table(path: Path, language: str | None) -> list[Caption]:
-    text = read_utf8(path)
-    header = _header(path)
+    reader = _reader(path)
+    header: list[str] = next(reader, [])
     columns = _columns_of(header)
     if columns is None:
         raise ManifestError(f"{path}: columns are {', '.join(header)[:80]!r}; add a 'clip' and an 'image' column")
     captions: list[Caption] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text.split("\n", 1)[0]))
-    next(reader)
     for row in reader:
         if not any(cell.strip() for cell in row):
             continue

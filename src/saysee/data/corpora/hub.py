@@ -76,10 +76,8 @@ def prepare_hub(
         allow_missing: how many clips, images and files may be missing, empty or damaged.
 
     Raises:
-        MissingExtraError: ``datasets`` is not installed.
-        SaySeeError: a source is missing, or more is missing than allowed.
-        ManifestError: a column is missing or does not fit; an image in two splits.
-        ConfigError: invalid shares, splits or ``allow_missing``.
+        SaySeeError: ``datasets`` or a source is missing, a column is missing or does not fit, an image is in two
+            splits, settings are invalid, or more is missing than allowed.
     """
     columns = (audio_column, image_column, text_column, speaker_column, language_column, id_column, split_column)
     names = {role: name for role, name in zip(FLAGS, columns, strict=True) if name is not None}

@@ -21,7 +21,7 @@ from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.files import write_text
 from saysee.log import progress_bar
 
-_SHOWN = 5  # names in one line: enough to see a pattern; the problems file lists all
+_SHOWN = 5  # names in one line: enough to see a pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,9 @@ class Caption:
 
 @dataclass(frozen=True)
 class Expected:
-    """The published size of a corpus.
+    """The published numbers of images and clips of a corpus in each split; "all" stands for the sum.
 
-    Attributes:
-        corpus: its name in messages.
-        images: number of images in each split; "all" stands for the sum.
-        clips: number of clips in each split, likewise.
-        clips_within: tolerance for clips as a share of the count, because copies and papers disagree.
+    ``clips_within`` is a tolerance as a share of the count, because copies and papers disagree.
     """
 
     corpus: str
@@ -159,12 +155,7 @@ def listed_caption(record: Mapping[str, Any], text: str, image: object, split: s
 
 
 def check_target(to: str | os.PathLike[str], allow_missing: int) -> Path:
-    """Checks the arguments that all readers share, before a long walk over files begins; returns ``to`` as a path.
-
-    Raises:
-        ManifestError: the suffix is not that of a manifest.
-        ConfigError: ``allow_missing`` is negative.
-    """
+    """Checks what all readers share, before a long walk over files begins; returns ``to`` as a path."""
     path = check_suffix(to)
     if allow_missing < 0:
         raise ConfigError(f"--allow-missing is {allow_missing}; set it to at least 0")
@@ -192,10 +183,8 @@ def prepare(
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
         expected: the published counts.
-        images_without_clip: images listed without a caption; each counts as a missing clip.
-        clips_without_image: clips that describe no image; each counts as a missing image.
-        problems: those that the reader has found.
-        notes: notes of the reader, placed first.
+        images_without_clip, clips_without_image: listed without counterpart; each counts as one missing file.
+        problems, notes: those of the reader.
 
     Raises:
         ManifestError: a clip of two images, or an image in two splits.

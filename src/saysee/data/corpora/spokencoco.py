@@ -63,9 +63,7 @@ def prepare_spokencoco(
         allow_missing: how many clips and images may be missing or empty.
 
     Raises:
-        SaySeeError: a folder is missing, there are no JSON files, or more files are missing than allowed.
-        ManifestError: a JSON file cannot be read, or contradicts another.
-        ConfigError: ``allow_missing`` is negative.
+        SaySeeError: no folder or no JSON file, one that cannot be read or contradicts another, or too much is missing.
     """
     target = check_target(to, allow_missing)
     splits = None if karpathy is None else _karpathy_splits(Path(karpathy))
