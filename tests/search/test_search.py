@@ -168,7 +168,7 @@ ENDLESS = "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELE
 
 
 def test_condition_of_the_own_database_chooses_rows(any_index, request):
-    sort = "postgres" if any_index.store.folder is None else "folder"
+    sort = "postgres" if any_index.folder is None else "folder"
     for condition, expected in {**CONDITIONS, **OWN_CONDITIONS[sort]}.items():
         assert len(any_index.search(vectors=np.ones((1, DIMENSION)), where=condition)[0]) == expected, condition
 

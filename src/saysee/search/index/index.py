@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +58,15 @@ class Index:
 
     Attributes:
         place: where it is, for messages: its folder, or its database's address without a password.
+        folder: of an index on this machine; None for one in a database.
         store: what holds its rows and vectors.
         about: model, dimension and so on, as they were when it was opened.
     """
 
     def __init__(self, store: Store, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
-        self.place = store.place
-        self.store = store
+        self.store, self.place, self.folder = store, store.place, store.folder
         self.about = store.about()
         self._model, self._device = model, device
-        self._encoder: Encoder | None = None
 
     @classmethod
     def open(
@@ -85,17 +85,6 @@ class Index:
         """
         return cls(open_store(path), model, device)
 
-    @property
-    def folder(self) -> Path:
-        """The folder of an index on this machine.
-
-        Raises:
-            SaySeeError: the index is in a database.
-        """
-        if self.store.folder is None:
-            raise SaySeeError(f"{self.place}: an index in a database has no folder; name a folder for this")
-        return self.store.folder
-
     def __len__(self) -> int:
         return sum(self.counts().values())
 
@@ -111,7 +100,7 @@ class Index:
 
     def path_of(self, item: Item) -> str:
         """Where a row's file is now, or its address on the web."""
-        return _path(root_of(self.about, self.store.folder, item.path), item)
+        return _path(root_of(self.about, self.folder, item.path), item)
 
     def search(
         self,
@@ -170,27 +159,25 @@ class Index:
             queries = self.encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
         good = [position for position in range(len(queries)) if not bad or position not in bad]
         found = self.store.nearest(queries[good], kind, k, where, parsed)
-        root = root_of(self.about, self.store.folder, next((item.path for rows in found for item, _ in rows), None))
+        root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
         hits: list[list[Hit]] = [[] for _ in queries]
         for position, rows in zip(good, found, strict=True):
             hits[position] = [Hit(row.id, row.kind, _path(root, row), score, row.metadata) for row, score in rows]
         return hits
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
         """The index's model, loaded at the first use.
 
         Raises:
             SaySeeError: the model is not found, or it is another than that of the index.
         """
-        if self._encoder is None:
-            from saysee.encoding.encoder import Encoder
+        from saysee.encoding.encoder import Encoder
 
-            given = self._model if self._model is not None else model_of(self.about, self.place, self.store.folder)
-            encoder = Encoder(given, device=self._device if isinstance(given, str) else "auto")
-            self.about.check(encoder, self.place)
-            self._encoder = encoder
-        return self._encoder
+        given = self._model if self._model is not None else model_of(self.about, self.place, self.folder)
+        encoder = Encoder(given, device=self._device if isinstance(given, str) else "auto")
+        self.about.check(encoder, self.place)
+        return encoder
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
         queries = np.asarray(vectors, np.float32)

@@ -15,7 +15,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,13 +212,8 @@ class SqliteTables(Tables):
     def transaction(self) -> Iterator[None]:
         """See :meth:`Tables.transaction`."""
         self.execute("BEGIN IMMEDIATE")
-        try:
+        with self.connection:  # commits; rolls back after an error
             yield
-            self.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.execute("ROLLBACK")
-            raise
 
     def _begin(self, _: About) -> None:
         for statement in _SCHEMA.split(";"):
@@ -311,8 +306,7 @@ def _matches_metadata(one: Filter, metadata: str) -> bool:
     return any(one.matches(value) for key, value in values.items() if normalize("NFC", key) == one.name)
 
 
-@contextmanager
-def _connected(file: Path, read_only: bool = False) -> Iterator[sqlite3.Connection]:
+def _connected(file: Path, read_only: bool = False) -> closing[sqlite3.Connection]:
     """A connection in autocommit mode."""
     place = file.absolute().as_uri()
     if read_only:
@@ -320,11 +314,7 @@ def _connected(file: Path, read_only: bool = False) -> Iterator[sqlite3.Connecti
         # nobody is changing.
         sealed = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
         place += "?immutable=1" if sealed else "?mode=ro"
-    connection = sqlite3.connect(place, timeout=_PATIENCE_SECONDS, isolation_level=None, uri=True)
-    try:
-        yield connection
-    finally:
-        connection.close()
+    return closing(sqlite3.connect(place, timeout=_PATIENCE_SECONDS, isolation_level=None, uri=True))
 
 
 @contextmanager

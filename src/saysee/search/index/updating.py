@@ -119,14 +119,7 @@ def update_index(
 def begin(
     writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32"
 ) -> tuple[About, dict[Key, Item]]:
-    """Creates the tables of an index, or checks that those there are of this model and of these files.
-
-    Args:
-        writer: of the index.
-        encoder: the model.
-        root: folder that relative paths start from.
-        source: "." for the folder itself, else the name of a manifest or table in it.
-        precision: of the stored vectors, if the index is new.
+    """Begins an index of the ``source`` below ``root``, in this precision, or resumes one of the same files and model.
 
     Returns:
         what holds once :func:`finish` is called, and the rows of the index.
@@ -187,15 +180,16 @@ class _Run:
     ) -> None:
         self.writer, self.encoder, self.about, self.source = writer, encoder, about, source
         self.known, self.report = known, report
-        self.contents = {row.content for row in known.values() if self._is_current(row)}
+        self.current = {key: row for key, row in known.items() if row.encoded_by == about.fingerprints[row.kind]}
+        self.contents = {row.content for row in self.current.values()}
         listed = {item.key for item in source.items}
         # A file that came into the folder after it was listed may have a row already, of another process.
         self.leaving = {
-            row.key: row
-            for row in known.values()
-            if row.key not in listed and (source.name != "." or not os.path.exists(source.root / row.path))
+            key: row
+            for key, row in known.items()
+            if key not in listed and (source.name != "." or not os.path.exists(source.root / row.path))
         }
-        self.homeless = {row.content: row for row in self.leaving.values() if self._is_current(row)}
+        self.homeless = {row.content: row for key, row in self.leaving.items() if key in self.current}
 
     def go(self, batch_size: int, workers: int) -> None:
         changed = self._find_changed()
@@ -212,8 +206,8 @@ class _Run:
         """The items of another size or time, or without a vector of this model. The others get their metadata."""
         changed, renewed = [], []
         for item in self.source.items:
-            row = self.known.get(item.key)
-            if row is None or not self._is_current(row) or self._status(item) != (row.size, row.mtime_ns):
+            row = self.current.get(item.key)
+            if row is None or self._status(item) != (row.size, row.mtime_ns):
                 changed.append(item)
             elif row.metadata != item.metadata:
                 renewed.append(replace(row, metadata=item.metadata))
@@ -244,8 +238,10 @@ class _Run:
         """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
         renewed, others = [], []
         for item, content in zip(items, prepared, strict=True):
-            row = None if content is not None else self.known.get(item.key) or self.homeless.pop(item.content, None)
-            if row is not None and row.content == item.content and self._is_current(row):
+            row = None
+            if content is None:
+                row = self.current.get(item.key) if item.key in self.known else self.homeless.pop(item.content, None)
+            if row is not None and row.content == item.content:
                 item.id = row.id
                 self.leaving.pop(row.key, None)
                 renewed.append(item)
@@ -265,7 +261,7 @@ class _Run:
             if vector is not None:
                 copied.append((item, vector))
                 continue
-            if content is None:  # the row that had this content was changed or removed meanwhile
+            while content is None:  # the row that had this content was changed or removed meanwhile
                 self.contents.discard(item.content)
                 content = self._read(item)
             if isinstance(content, SaySeeError):
@@ -291,10 +287,6 @@ class _Run:
         except (OSError, ValueError):
             return None
         return status.st_size, status.st_mtime_ns
-
-    def _is_current(self, row: Item) -> bool:
-        """Whether this run's model made the vector of a row."""
-        return row.encoded_by == self.about.fingerprints[row.kind]
 
 
 def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
