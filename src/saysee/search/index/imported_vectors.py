@@ -62,21 +62,19 @@ def index_vectors(
     report = IndexReport(index=store.place, notes=_check_space(encoder, root, rows, matrix))
     with store.writing() as writer:
         about, known = begin(writer, encoder, root, name, str(matrix.dtype))
+        for item in rows:
+            item.encoded_by = about.fingerprints[item.kind]
         scaled = 0
         for start in range(0, len(rows), _CHUNK):
-            items, block = rows[start : start + _CHUNK], np.asarray(matrix[start : start + _CHUNK], np.float32)
+            block = np.asarray(matrix[start : start + _CHUNK], np.float32)
             lengths = np.linalg.norm(block, axis=1, keepdims=True)
-            good = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
-            refused = [item.path for item, fits in zip(items, good, strict=True) if not fits]
-            report.refused += [(path, "its vector is zero or not finite") for path in refused]
-            kept = [item for item, fits in zip(items, good, strict=True) if fits]
-            for item in kept:
-                item.encoded_by = about.fingerprints[item.kind]
-                known.pop(item.key, None)
+            good = np.flatnonzero(np.isfinite(lengths) & (lengths > 0))
             with writer.transaction():
-                writer.put(kept, block[good] / lengths[good])
-            scaled += int((np.abs(lengths[good] - 1) > UNIT_TOLERANCE).sum())
-        leaving = [item for item in known.values() if not is_upload(item)]
+                writer.put([rows[start + place] for place in good], block[good] / lengths[good])
+            scaled += int(np.sum(np.abs(lengths[good] - 1) > UNIT_TOLERANCE))
+        report.refused = [(item.path, "its vector is zero or not finite") for item in rows if not item.id]
+        stored = {item.key for item in rows if item.id}
+        leaving = [row for key, row in known.items() if key not in stored and not is_upload(row)]
         report.removed = len(leaving)
         writer.remove(leaving)
         if scaled:
@@ -147,26 +145,23 @@ def _read_parquet(path: Path) -> NDArray[Any]:
 
 def _check_space(encoder: Encoder, root: Path, rows: list[Item], matrix: NDArray[Any]) -> list[str]:
     """Compares some vectors with those that the model gives for their images; warns where none could be compared."""
-    prepared: list[Any] = []
-    places: list[int] = []
-    for place in np.linspace(0, len(rows) - 1, 4 * _SAMPLES, dtype=int).tolist():
-        if len(places) < _SAMPLES and place not in places and rows[place].kind == "image":
-            try:
-                prepared.append(encoder.prepare("image", root / rows[place].path))
-                places.append(place)
-            except MediaError:  # imported vectors need no files
-                continue
-    if not places:
+    spread = np.unique(np.linspace(0, len(rows) - 1, 4 * _SAMPLES, dtype=int)).tolist()
+    paths = {place: root / rows[place].path for place in spread if rows[place].kind == "image"}
+    places = [place for place, path in paths.items() if os.path.isfile(path)][:_SAMPLES]  # files need not be there
+    bad: dict[int, MediaError] = {}
+    expected = encoder.encode("image", [paths[place] for place in places], bad=bad, progress=False)
+    good = [number for number in range(len(places)) if number not in bad]
+    if not good:
         return [
             "no image was found at its path, so that only the dimension was checked: whether the vectors are of this "
             "model's image encoder is not known"
         ]
-    given = np.asarray(matrix[places], np.float32)
+    given = np.asarray(matrix[places], np.float32)[good]
     given /= np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
-    cosine = float(np.median((encoder.encode_prepared("image", prepared) * given).sum(axis=1)))
+    cosine = float(np.median((expected[good] * given).sum(axis=1)))
     if not cosine >= _ALIKE:
         raise SaySeeError(
-            f"the vectors are not of the image encoder of {encoder.name}: of {len(places)} images encoded to "
+            f"the vectors are not of the image encoder of {encoder.name}: of {len(good)} images encoded to "
             f"compare, the median cosine is {cosine:.2f}; name the model that made them, or index the images"
         )
     return []

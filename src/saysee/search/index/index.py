@@ -199,14 +199,7 @@ class Index:
             SaySeeError: it is too damaged to be read.
         """
         with self.store.reading() as tables:
-            problems = list(tables.damage())
-            sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
-            for kind, fingerprint in tables.existing_about().fingerprints.items():
-                if others := tables.execute(sql, (kind, fingerprint)).fetchone()[0]:
-                    problems.append(
-                        f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
-                    )
-        return [f"{self.place}: {problem}" for problem in problems]
+            return [f"{self.place}: {problem}" for problem in tables.problems()]
 
     def compact(self) -> tuple[int, int]:
         """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.

@@ -24,8 +24,8 @@ from psycopg.conninfo import conninfo_to_dict
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter
-from saysee.search.index.postgres_search import is_hnsw_missing, nearest, update_hnsw
-from saysee.search.index.store import KINDS, UNIT_TOLERANCE, About, Item, Store, Tables, Vectors
+from saysee.search.index.postgres_search import hnsw_problem, nearest, update_hnsw
+from saysee.search.index.store import UNIT_TOLERANCE, About, Item, Store, Tables, Vectors
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -277,20 +277,18 @@ class PostgresTables(Tables):
         """See :meth:`Tables.make_ready`."""
         return update_hnsw(self)
 
-    def damage(self) -> Iterator[str]:
-        """See :meth:`Tables.damage`."""
+    def copy_problem(self, kind: Kind) -> str | None:
+        """See :meth:`Tables.copy_problem`."""
+        return hnsw_problem(self, kind)
+
+    def _damage(self) -> Iterator[str]:
         self.execute("SET LOCAL statement_timeout = 0")
         sql = "SELECT id FROM items WHERE NOT abs(vector_norm(vector) - 1) < ? ORDER BY id"
-        for (row,) in self.execute(sql, (UNIT_TOLERANCE,)):
-            yield f"the vector of row {row} is damaged; create the index again"
+        yield from (f"the vector of row {row} is damaged" for (row,) in self.execute(sql, (UNIT_TOLERANCE,)))
         for way in ("indexscan", "indexonlyscan", "bitmapscan"):  # to read the rows, not the indexes over them
             self.execute(f"SET LOCAL enable_{way} = off")
         for kind, path in self.execute("SELECT kind, path FROM items GROUP BY kind, path HAVING count(*) > 1"):
-            yield f"the {kind} {path} is there twice; create the index again"
-        for kind in KINDS:
-            if is_hnsw_missing(self, kind):
-                problem = f"the HNSW index of its {kind}s is missing, or its build was interrupted"
-                yield f"{problem}; run 'saysee index-compact {self.place}'"
+            yield f"the {kind} {path} is there twice"
 
     def size_in_bytes(self) -> int:
         """See :meth:`Tables.size_in_bytes`."""

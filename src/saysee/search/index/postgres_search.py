@@ -186,9 +186,11 @@ def update_hnsw(tables: PostgresTables) -> dict[Kind, str]:
     return methods
 
 
-def is_hnsw_missing(tables: PostgresTables, kind: Kind) -> bool:
-    """Whether a kind needs an HNSW index that was never built, or whose build was interrupted."""
-    return _needed(tables, kind) is not None and _hnsw(tables, kind) is None
+def hnsw_problem(tables: PostgresTables, kind: Kind) -> str | None:
+    """What is wrong with a kind's HNSW index; None where all is well or none is needed."""
+    if _needed(tables, kind) is None or _hnsw(tables, kind) is not None:
+        return None
+    return f"the HNSW index of its {kind}s is missing, or its build was interrupted"
 
 
 def _name(kind: Kind) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from saysee.data.manifest import OPTIONAL, Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from saysee.search.index.store import About, Item, is_database
 
 UPLOADS_FOLDER = "uploads"
@@ -51,9 +51,8 @@ def find_source(place: str | os.PathLike[str]) -> Source:
         raise SaySeeError("a database's address cannot be indexed; name a folder or manifest, then --to ADDRESS")
     path = Path(place)
     if path.is_dir() or not path.exists():
-        return _of_folder(path)
-    manifest = Manifest.read(path)
-    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(manifest), os.fspath(place))
+        return Source(Path(os.path.abspath(path)), ".", _of_folder(path), os.fspath(place))
+    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(Manifest.read(path)), os.fspath(place))
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:
@@ -96,23 +95,24 @@ def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterato
     yield Path(absolute)
 
 
-def _of_folder(folder: Path) -> Source:
+def _of_folder(folder: Path) -> list[Item]:
     listing = Listing(folder, "what to index")
     items = [Item("image", listing.relative(path)) for path in listing.files(IMAGE_SUFFIXES)]
     items += [Item("clip", listing.relative(path)) for path in listing.files(AUDIO_SUFFIXES)]
     if not items:
         raise SaySeeError(f"{folder}: no image and no clip there; name the folder that holds them")
-    return Source(Path(os.path.abspath(folder)), ".", items, os.fspath(folder))
+    return items
 
 
 def _of_manifest(manifest: Manifest) -> list[Item]:
-    items: dict[tuple[Kind, str], Item] = {}
+    images: dict[str, Item] = {}
+    clips = []
     for row in manifest:
         values = _metadata(row)
-        image = items.setdefault(("image", _normal(row.image)), Item("image", _normal(row.image), metadata=values))
+        image = images.setdefault(_normal(row.image), Item("image", _normal(row.image), metadata=values))
         image.metadata = {name: value for name, value in image.metadata.items() if values.get(name) == value}
-        items["clip", _normal(row.clip)] = Item("clip", _normal(row.clip), metadata=values)
-    return list(items.values())
+        clips.append(Item("clip", _normal(row.clip), metadata=values))
+    return [*images.values(), *clips]
 
 
 def _metadata(row: Row) -> dict[str, Any]:

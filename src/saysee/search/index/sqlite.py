@@ -243,25 +243,24 @@ class SqliteTables(Tables):
     def vacuum(self) -> None:
         """See :meth:`Tables.vacuum`."""
         with self.transaction():  # a damaged copy must not be taken for a good one
-            self.touch(kind for kind in KINDS if fast_copy.damage(self, kind) is not None)
+            self.touch(kind for kind in KINDS if self.copy_problem(kind) is not None)
         self.execute("VACUUM")
         self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def damage(self) -> Iterator[str]:
-        """See :meth:`Tables.damage`."""
-        for (line,) in self.execute("PRAGMA integrity_check"):
-            if line != "ok":
-                yield f"{line}; create the index again, or restore a copy"
+    def copy_problem(self, kind: Kind) -> str | None:
+        """See :meth:`Tables.copy_problem`."""
+        return fast_copy.damage(self, kind)
+
+    def _damage(self) -> Iterator[str]:
+        yield from (line for (line,) in self.execute("PRAGMA integrity_check") if line != "ok")
         for kind, count in self.counts().items():
             read = 0
             for ids, vectors in fast_copy.blocks(self, kind):
                 read += len(ids)
                 bad = ids[~(np.abs(np.linalg.norm(vectors, axis=1) - 1) < UNIT_TOLERANCE)]
-                yield from (f"the vector of row {row} is damaged; create the index again" for row in bad)
+                yield from (f"the vector of row {row} is damaged" for row in bad)
             if read != count:
-                yield f"{count - read} {kind}s have no vector; create the index again"
-            if (damage := fast_copy.damage(self, kind)) is not None:
-                yield f"{damage}; run 'saysee index-compact {self.folder}'"
+                yield f"{count - read} {kind}s have no vector"
 
 
 def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Sequence[Filter]) -> Ids:

@@ -195,12 +195,16 @@ class Tables(ABC):
         """Reclaims the disk space of removed rows; a damaged fast copy is no longer up to date."""
 
     @abstractmethod
-    def damage(self) -> Iterator[str]:
-        """Reads everything and yields what is wrong with it, one line each."""
+    def copy_problem(self, kind: Kind) -> str | None:
+        """What is wrong with the fast copy of a kind; None where all is well, or none is needed."""
 
     @abstractmethod
     def touch(self, kinds: Iterable[Kind]) -> None:
         """Marks the vectors of these kinds as changed, within a transaction."""
+
+    @abstractmethod
+    def _damage(self) -> Iterator[str]:
+        """What cannot be read, or not be right, of the rows and vectors."""
 
     @abstractmethod
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
@@ -316,6 +320,16 @@ class Tables(ABC):
             best.append([(int(ids[places[at]]), float(scores[at])) for at in order])
         items = self.rows([number for rows in best for number, _ in rows])
         return [[(items[number], score) for number, score in rows] for rows in best]
+
+    def problems(self) -> Iterator[str]:
+        """Reads everything and yields what is wrong with it, one line each."""
+        yield from (f"{problem}; create the index again" for problem in self._damage())
+        sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
+        for kind, fingerprint in self.existing_about().fingerprints.items():
+            if (problem := self.copy_problem(kind)) is not None:
+                yield f"{problem}; run 'saysee index-compact {self.place}'"
+            if others := self.execute(sql, (kind, fingerprint)).fetchone()[0]:
+                yield f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
 
     def put(self, items: Sequence[Item], vectors: Vectors) -> None:
         """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
