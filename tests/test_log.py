@@ -76,19 +76,15 @@ def test_messages_appear_whole_above_a_live_bar(configured: Any, terminal: Any) 
     assert sys.stderr is stderr
 
 
-@pytest.mark.parametrize("way", ["argument", "switch", "rank", "dumb"])
+@pytest.mark.parametrize("way", ["argument", "rank", "dumb"])
 def test_a_bar_can_be_turned_off(way: str, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal()
     if way == "rank":
         monkeypatch.setenv("RANK", "1")
     if way == "dumb":
         monkeypatch.setenv("TERM", "dumb")
-    log.set_progress(way != "switch")
-    try:
-        with log.progress_bar("indexing", 2, enabled=way != "argument") as bar:
-            bar.advance()
-    finally:
-        log.set_progress(True)
+    with log.progress_bar("indexing", 2, enabled=way != "argument") as bar:
+        bar.advance()
     assert stderr.getvalue() == ""
 
 

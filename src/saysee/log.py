@@ -1,7 +1,7 @@
 """Log messages and progress bars on stderr.
 
-Library code logs through ``logging.getLogger(__name__)`` and counts through :func:`progress_bar`. Nothing else prints,
-except the command line, which calls :func:`configure_command_line` once.
+Library code logs through ``logging.getLogger(__name__)`` and shows progress by :func:`progress_bar`. Only the command
+line prints; it calls :func:`configure_command_line` once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PATIENCE_SECONDS = 2.0
-"""Work that finishes sooner shows no bar."""
+"""Work that finishes sooner has no bar."""
 
-_progress_enabled = True
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -32,54 +31,41 @@ _QUIET_ENVIRONMENT = {
 }
 
 
-def set_progress(enabled: bool) -> None:
-    """Turns all progress bars of this process on or off. They are on by default, and only appear in a terminal."""
-    global _progress_enabled
-    _progress_enabled = enabled
-
-
 @contextmanager
 def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[ProgressBar]:
-    """A :class:`ProgressBar` for the duration of a ``with`` block.
+    """A bar that appears once a ``with`` block has taken over two seconds, if stderr is a terminal.
+
+    Of several training processes only rank 0 shows bars. Bars that are open at the same time share one display.
 
     Args:
         what: description shown beside the bar.
         total: number of items.
         enabled: False shows no bar.
     """
-    bar = ProgressBar(what, total, enabled)
+    bar = ProgressBar(what, total, enabled and is_rank_0())
     try:
         yield bar
     finally:
-        bar.close()
+        if bar.task is not None:
+            _display.remove(bar.task)
 
 
 class ProgressBar:
-    """A bar that appears once the work has taken over two seconds, if stderr is a terminal.
+    """Counts the items of a :func:`progress_bar`."""
 
-    Of several training processes only rank 0 shows bars. Bars that are open at the same time share one display.
-    """
-
-    def __init__(self, what: str, total: int, enabled: bool = True) -> None:
+    def __init__(self, what: str, total: int, shown: bool) -> None:
         self._what, self._total, self._done = what, total, 0
-        shown = enabled and _progress_enabled and is_rank_0()
         self._shown_from = time.monotonic() + PATIENCE_SECONDS if shown else float("inf")
-        self._task: TaskID | None = None
+        self.task: TaskID | None = None
 
     def advance(self, count: int = 1) -> None:
         """Counts ``count`` more items as done."""
         self._done += count
-        if self._task is None and time.monotonic() >= self._shown_from:
-            self._task = _display.add(self._what, self._total)
+        if self.task is None and time.monotonic() >= self._shown_from:
+            self.task = _display.add(self._what, self._total)
             self._shown_from = float("inf")
-        if self._task is not None:
-            _display.update(self._task, self._done)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        if self._task is not None:
-            _display.remove(self._task)
-            self._task = None
+        if self.task is not None:
+            _display.update(self.task, self._done)
 
 
 class _Display:
@@ -126,14 +112,11 @@ _display = _Display()
 
 
 def configure_command_line(*packages: str) -> None:
-    """Writes the package's log messages to stderr, as a program does, and silences those of its libraries.
+    """Writes the log messages of the package (and of further ``packages``) to stderr, and silences its libraries.
 
     An INFO message becomes the line ``saysee: message``, a WARNING ``saysee: warning: message``. Training processes
     other than rank 0 write warnings and errors only. May be called more than once, and before or after the libraries
     are imported; processes started later inherit the silence.
-
-    Args:
-        packages: names of further packages whose messages are written, such as ``lab``.
     """
     for name in ("saysee", *packages):
         logger = logging.getLogger(name)
