@@ -75,15 +75,14 @@ def test_unpadded_input_gives_hubert_s_own_hidden_states(encoder, sounds):
     nn.init.normal_(encoder.hubert.encoder.layer_norm.weight)
     output = plain_hubert(encoder)(alone(sounds[0])[0], output_hidden_states=True)
     expected = (*output.hidden_states[:-1], output.last_hidden_state)
-    encoder.layer_mix = nn.Identity()
-    states, _ = encoder.hidden_states(*alone(sounds[0]))
+    states, _ = encoder.layer_states(*alone(sounds[0]))
     assert len(states) == len(expected) == 4
     for state, truth in zip(states, expected, strict=True):
         torch.testing.assert_close(state, truth, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_second_batch_is_not_normalised_by_the_lengths_of_the_first(encoder, sounds):
+def test_a_second_batch_is_not_normalized_by_the_lengths_of_the_first(encoder, sounds):
     before = encoder(*alone(sounds[0])).vector
     encoder(*SpeechImageProcessor.pad(sounds))
     torch.testing.assert_close(encoder(*alone(sounds[0])).vector, before, rtol=0, atol=0)
@@ -132,11 +131,11 @@ def test_a_frozen_hubert_keeps_no_graph(encoder, sounds):
         assert not encoder(*alone(sounds[0])).vector.requires_grad
 
 
-def test_the_mix_is_normalised_for_the_large_kind_unless_told_otherwise(kind, hubert_configs):
+def test_the_mix_is_normalized_for_the_large_kind_unless_set_otherwise(kind, hubert_configs):
     config = hubert_configs[kind]
     assert SpeechEncoder(config, HeadConfig(), WIDTH).layer_mix.normalize == (kind == "large")
-    for told in (True, False):
-        assert SpeechEncoder(config, HeadConfig(normalize_hidden_states=told), WIDTH).layer_mix.normalize is told
+    for chosen in (True, False):
+        assert SpeechEncoder(config, HeadConfig(normalize_hidden_states=chosen), WIDTH).layer_mix.normalize is chosen
 
 
 def test_the_mix_starts_as_the_mean_and_follows_its_weights():
@@ -152,14 +151,14 @@ def test_the_mix_starts_as_the_mean_and_follows_its_weights():
         mix(states[:2])
 
 
-def test_heads_that_do_not_divide_the_width_are_refused_in_one_line(hubert_configs):
-    with pytest.raises(ConfigError, match=r"5 attention heads .* 32") as refusal:
+def test_heads_that_do_not_divide_the_width_are_an_error_of_one_line(hubert_configs):
+    with pytest.raises(ConfigError, match=r"5 attention heads .* 32") as raised:
         SpeechEncoder(hubert_configs["base"], HeadConfig(heads=5), WIDTH)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_narrow_positional_convolutions_are_right_in_bf16_too():
-    """On a processor with AMX, torch's bf16 kernel for 8 channels a group is wrong by as much as its result."""
+    """On a CPU with AMX, torch's bf16 kernel for 8 channels a group is wrong by as much as its result."""
     torch.manual_seed(0)
     config = HubertConfig(
         hidden_size=128,
@@ -200,10 +199,10 @@ def test_only_the_chosen_hidden_states_are_mixed_in_the_order_given(kind, hubert
 
 
 @pytest.mark.parametrize("layers", [[], [4], [-5], [1, 1], [3, -1]])
-def test_hidden_states_that_hubert_does_not_have_are_refused_in_one_line(hubert_configs, layers):
-    with pytest.raises(ConfigError, match=r"head\.speech_layers.*0 to 3.*-4 to -1") as refusal:
+def test_hidden_states_that_hubert_does_not_have_are_an_error_of_one_line(hubert_configs, layers):
+    with pytest.raises(ConfigError, match=r"head\.speech_layers.*0 to 3.*-4 to -1") as raised:
         SpeechEncoder(hubert_configs["base"], HeadConfig(speech_layers=layers), WIDTH)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
 
 
 @torch.no_grad()

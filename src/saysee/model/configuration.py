@@ -17,10 +17,10 @@ class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
     """Configuration of :class:`saysee.model.retriever.SpeechImageModel`.
 
     Args:
-        speech_config: HuBERT's configuration (or its values).
-        image_config: CLIP's configuration, or its vision part alone (then the model has no text encoder).
-        head: the speech head's values, see :class:`HeadConfig`.
-        fusion: the fusion encoder's values, see :class:`FusionConfig`; None when the model has none.
+        speech_config: of HuBERT, also as a dictionary.
+        image_config: of CLIP, or of its vision part alone (then the model has no text encoder).
+        head: values of :class:`HeadConfig`.
+        fusion: values of :class:`FusionConfig`; None if the model has no fusion encoder.
     """
 
     model_type = "saysee"

@@ -1,8 +1,8 @@
 """Dropout that is fast on a CPU.
 
-On a CPU torch 2.13 draws one random number for each value, on one core: a fifth of a training step of the recipe
+On a CPU, torch 2.13 draws one random number for each value, on one core: a fifth of a training step of the recipe
 ``nano``, profiled on two AMD cores. Here a random number of 64 bits serves four values, 16 bits each. The distribution
-is the same to 1 in 65,536; the draws differ.
+is the same to 1 in 65,536.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ def quicken_dropout(module: nn.Module) -> None:
 
     Weights, their names, and the results in evaluation mode or on another device stay the same.
     """
-    # Other classes rather than other modules: weights keep their values and names.
     for part in module.modules():
         part.__class__ = _QUICK.get(type(part), type(part))
 
@@ -39,8 +38,8 @@ class QuickDropout(nn.Dropout):
 class QuickDropoutAttention(nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` whose dropout of attention weights is fast on a CPU.
 
-    It applies where batches come first, keys are values, and neither weights nor an attention mask are used; else
-    torch's own implementation runs.
+    It applies where batches come first, keys are values, and neither weights nor an attention mask are used; otherwise
+    torch's implementation runs.
     """
 
     def forward(

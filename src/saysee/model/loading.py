@@ -19,7 +19,7 @@ from transformers import (
 from saysee.errors import CheckpointError
 
 ENCODERS = Path(__file__).parents[1] / "encoders"
-"""The encoders that come with the package: one folder each, in the Hugging Face layout."""
+"""The encoders of the package: one folder each, in the Hugging Face layout."""
 OWNER = "saysee/"
 FIX = "give a folder in the Hugging Face layout or a name on the hub"
 
@@ -35,7 +35,7 @@ def load_hubert(place: str | os.PathLike[str]) -> Any:
 
 
 def load_clip(place: str | os.PathLike[str], text: bool) -> Any:
-    """A CLIP in fp32: a ``CLIPModel``, or its vision tower alone where there is no more or no text is wanted.
+    """A CLIP in fp32: a ``CLIPModel``, or its vision tower alone without ``text`` or if the checkpoint has no more.
 
     Raises:
         CheckpointError: there is no CLIP at that place.
@@ -58,8 +58,7 @@ def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str
     """The ``model_type`` of the model at a place.
 
     Raises:
-        CheckpointError: there is no configuration, or one of another kind (transformers would warn and build a model of
-            random weights).
+        CheckpointError: there is no configuration, or one of another kind (for which transformers would only warn).
     """
     place = os.fspath(place)
     if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
@@ -97,7 +96,7 @@ def first_line(error: BaseException) -> str:
 
 
 def place_of(name: str | os.PathLike[str]) -> str:
-    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path as it is.
+    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path unchanged.
 
     Raises:
         CheckpointError: the package has no encoder of that name.

@@ -31,7 +31,7 @@ def load_model(place: str | os.PathLike[str]) -> Any:
 
 
 class PlainClip(nn.Module):
-    """A CLIP as transformers has it, in the form that the encoder takes: in fp32 and in evaluation mode.
+    """A CLIP as a model without a speech side; in fp32 and in evaluation mode.
 
     Args:
         place: folder or hub name.
@@ -39,7 +39,7 @@ class PlainClip(nn.Module):
     Attributes:
         name_or_path: the place.
         image_encoder: both towers, or the vision tower alone.
-        processor: what prepares images and texts.
+        processor: prepares images and texts.
 
     Raises:
         CheckpointError: there is no CLIP at that place.
@@ -61,5 +61,5 @@ class PlainClip(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the weights."""
         return next(self.parameters()).device

@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessorPil,
-    ProcessorMixin,
-    Wav2Vec2FeatureExtractor,
-)
+from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin, Wav2Vec2FeatureExtractor
 
 from saysee.media.audio import SAMPLE_RATE
 from saysee.media.padding import pad
@@ -45,26 +40,24 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         """The processor of two encoders.
 
         Args:
-            speech: hub name or folder of the HuBERT; None takes a plain extractor that normalizes.
-            image: hub name or folder of the CLIP; None takes CLIP's own steps at ``image_size``.
+            speech: hub name or folder of the HuBERT; None: an extractor that normalizes.
+            image: hub name or folder of the CLIP; None: CLIP's own steps at ``image_size``.
             image_size: side of the square image that the vision transformer takes, in pixels.
             text: take the tokenizer too (``image`` must have one).
 
         Raises:
             OSError: a file of a source is missing.
         """
-        extractor = (
-            Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True)
-            if speech is None
-            else Wav2Vec2FeatureExtractor.from_pretrained(speech)
-        )
-        images = (
-            CLIPImageProcessorPil(
-                size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-            )
-            if image is None
-            else CLIPImageProcessorPil.from_pretrained(image)
-        )
+        if speech is None:
+            options = {"sampling_rate": SAMPLE_RATE, "do_normalize": True, "return_attention_mask": True}
+            extractor = Wav2Vec2FeatureExtractor(**options)
+        else:
+            extractor = Wav2Vec2FeatureExtractor.from_pretrained(speech)
+        if image is None:
+            crop = {"height": image_size, "width": image_size}
+            images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
+        else:
+            images = CLIPImageProcessorPil.from_pretrained(image)
         processor = cls(extractor, images, has_text=text)
         if text:
             tokenizer = AutoTokenizer.from_pretrained(image)
@@ -78,7 +71,7 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         """One waveform [T] at 16 kHz, normalized as HuBERT was trained: [T]."""
         if not self.feature_extractor.do_normalize:
             return waveform
-        # The same arithmetic as Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, without its detour through lists.
+        # As Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, but without lists.
         return np.asarray((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7), dtype=np.float32)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
@@ -98,7 +91,7 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         return pad(waveforms)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Writes the processor's files into a folder, the tokenizer's too where there is one."""
+        """Writes the files of the processor, and of the tokenizer if it has one, into a folder."""
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPVisionConfig, HubertConfig, HubertModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPVisionConfig, HubertConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
@@ -35,13 +35,13 @@ Layers = int | Literal["all"]
 class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
     """A HuBERT speech encoder and a CLIP image encoder in one space, and in training a fusion encoder between them.
 
-    Make one with :meth:`from_encoders` or :meth:`from_pretrained`. The vectors are unit vectors of CLIP's joint space.
+    Made by :meth:`from_encoders` or :meth:`from_pretrained`.
 
     Attributes:
         processor: the :class:`SpeechImageProcessor` saved beside the weights.
         speech_encoder, image_encoder: the two sides.
         fusion: the :class:`FusionEncoder`, or None.
-        trained: facts of the run that trained it, saved beside the weights for the model card; or None.
+        trained: facts about the run that trained it, saved beside the weights for the model card; or None.
     """
 
     config_class = SpeechImageConfig
@@ -71,49 +71,44 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         head: HeadConfig | None = None,
         fusion: FusionConfig | None = None,
     ) -> SpeechImageModel:
-        """Joins two encoders under a new speech head.
+        """Joins two encoders by a new speech head; in evaluation mode.
 
         Args:
-            speech: hub name or folder of a HuBERT, ``saysee/hubert-nano`` of this package, or a configuration for one
-                with random weights.
-            image: hub name or folder of a CLIP, ``saysee/clip-nano`` of this package, or a configuration for one with
+            speech: hub name or folder of a HuBERT, ``saysee/hubert-nano`` of this package, or a configuration for
                 random weights.
+            image: the same of a CLIP, such as ``saysee/clip-nano``.
             text: keep CLIP's text encoder where there is one.
             head: the speech head; None is SpeechCLIP parallel's.
-            fusion: add a fusion encoder; None adds none.
+            fusion: the fusion encoder; None adds none.
 
         Raises:
-            CheckpointError: a folder or hub name gives no model of the kind.
+            CheckpointError: there is no model of the kind at a folder or hub name.
         """
-        speech = speech if isinstance(speech, HubertConfig) else place_of(speech)
-        image = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
-        hubert = speech if isinstance(speech, HubertConfig) else load_hubert(speech)
-        clip = image if isinstance(image, CLIPConfig | CLIPVisionConfig) else load_clip(image, text)
-        image_config = clip if isinstance(clip, CLIPConfig | CLIPVisionConfig) else clip.config
+        speech_place = None if isinstance(speech, HubertConfig) else place_of(speech)
+        image_place = None if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
+        hubert = None if speech_place is None else load_hubert(speech_place)
+        clip = None if image_place is None else load_clip(image_place, text)
+        image_config = image if clip is None else clip.config
         if isinstance(image_config, CLIPConfig) and not text:
             image_config = vision_alone(image_config)
         config = SpeechImageConfig(
-            speech_config=hubert if isinstance(hubert, HubertConfig) else hubert.config,
+            speech_config=speech if hubert is None else hubert.config,
             image_config=image_config,
             head=None if head is None else vars(head),
         )
         model = cls(config)
-        if isinstance(hubert, HubertModel):
+        if hubert is not None:
             model.speech_encoder.hubert.load_state_dict(hubert.state_dict())
-        if isinstance(clip, nn.Module):
+        if clip is not None:
             model.image_encoder.clip.load_state_dict(clip.state_dict())
-        places = (
-            None if isinstance(speech, HubertConfig) else speech,
-            None if isinstance(image, CLIPConfig | CLIPVisionConfig) else image,
-        )
         try:
             model.processor = SpeechImageProcessor.from_sources(
-                *places, config.vision_config.image_size, text=config.has_text and places[1] is not None
+                speech_place, image_place, config.vision_config.image_size, config.has_text and image_place is not None
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"no processor at {' or '.join(place for place in places if place)}: {first_line(error)}; put the "
-                "checkpoint's preprocessor_config.json and tokenizer files beside its weights (text=False needs no "
+                f"no processor at {' or '.join(filter(None, (speech_place, image_place)))}: {first_line(error)}; put "
+                "the checkpoint's preprocessor_config.json and tokenizer files beside its weights (text=False needs no "
                 "tokenizer)"
             ) from error
         # Last, so that the same seed gives the same encoders and head with and without a fusion encoder.
@@ -151,7 +146,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             kwargs: as for ``PreTrainedModel.save_pretrained``.
 
         Raises:
-            SaySeeError: ``push_to_hub=True``, which would upload the weights without the processor.
+            SaySeeError: ``push_to_hub=True``, which would upload the weights without the processor; use
+                ``model.push_to_hub(NAME)``.
         """
         if kwargs.pop("push_to_hub", False):
             raise SaySeeError("save_pretrained writes a folder only; upload with model.push_to_hub(NAME)")
@@ -174,8 +170,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.fusion = fusion.train(self.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Each part initializes itself when it is made: the encoders as HuBERT and CLIP do, the head and the fusion
-        # encoder as torch's layers do. Loading onto meta tensors skips that, so our own parts are initialized here.
+        # Each part initializes itself when it is made, but not when weights are loaded onto meta tensors: then our own
+        # parts are initialized here.
         if isinstance(module, LayerMix):
             torch.nn.init.zeros_(module.weights)
         elif isinstance(module, SpeechHead):
@@ -202,13 +198,13 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         clip.visual_projection.requires_grad_(image != 0)
         if image not in (0, "all"):
             clip.vision_model.post_layernorm.requires_grad_(True)
-        # In training transformers asks for gradients of the waveform itself, which would keep the frozen
-        # convolutions' activations in memory and run backward through them.
+        # In training, transformers requires gradients of the waveform itself, which would keep the activations of the
+        # frozen convolutions in memory and run backward through them.
         hubert.feature_extractor._requires_grad = speech == "all"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SpeechImageModel:
-        """As for any module, but a frozen encoder stays in evaluation mode, without dropout."""
+        """As for any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         for encoder in (self.speech_encoder.hubert, self.image_encoder.clip):
             if not any(parameter.requires_grad for parameter in encoder.parameters()):
@@ -231,7 +227,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         return self._encoder().encode_text(texts, **options)
 
     def _encoder(self) -> Encoder:
-        # Made at each call, since the weights may have been trained meanwhile. The one import of a room above this one.
+        # Made at each call: the weights may have been trained since. The only import from a higher layer.
         from saysee.encoding.encoder import Encoder
 
         return Encoder(self)
@@ -243,7 +239,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def _training_file(place: str, hub: Mapping[Any, Any]) -> str | None:
-    """Path of the file with the facts of a model's training, downloaded from the hub if needed; None if it has none."""
+    """Path of a model's file about its training, downloaded from the hub if needed; None if it has none."""
     quiet = ("missing_entries", "connection_errors", "gated_repo")
     file: str | None = cached_file(
         place, TRAINING_FILE, **{f"_raise_exceptions_for_{name}": False for name in quiet}, **hub

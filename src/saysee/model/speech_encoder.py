@@ -31,8 +31,8 @@ class SpeechEncoder(nn.Module):
     The same clip has the same features alone and in any batch, for both kinds of HuBERT.
 
     Args:
-        config: HuBERT's configuration; base kind (group norm) and large kind (layer norm).
-        head: the head's configuration.
+        config: of a HuBERT of the base kind (group norm) or the large kind (layer norm).
+        head: configuration of the head.
         width: D, width of the joint space.
 
     Raises:
@@ -42,8 +42,7 @@ class SpeechEncoder(nn.Module):
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
         frame_seconds: from one frame to the next: 0.02 for HuBERT's published sizes.
-        frame_samples: T of a single frame, 400 for HuBERT's published sizes. A clip that is shorter is taken to have
-            silence up to that length.
+        frame_samples: T of a single frame, 400 for HuBERT's published sizes; shorter clips are padded with silence.
     """
 
     def __init__(self, config: HubertConfig, head: HeadConfig, width: int) -> None:
@@ -57,20 +56,19 @@ class SpeechEncoder(nn.Module):
         config.apply_spec_augment = False
         config.layerdrop = 0.0
         self.hubert = HubertModel(config)
-        _replace_group_norm(self.hubert)
-        _replace_position_convolution(self.hubert)
+        # Other classes rather than other modules, so that the weights keep their names.
+        self.hubert.encoder.pos_conv_embed.__class__ = ExactPositions
+        norm = getattr(self.hubert.feature_extractor.conv_layers[0], "layer_norm", None)
+        if isinstance(norm, nn.GroupNorm):
+            norm.__class__ = ClipGroupNorm
         stride, self.frame_samples = 1, 1
         for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.frame_samples += (kernel - 1) * stride
             stride *= step
         self.frame_seconds = stride / SAMPLE_RATE
         self.layers = _layer_numbers(head.speech_layers, config.num_hidden_layers)
-        self.layer_mix = LayerMix(
-            states=len(self.layers),
-            normalize=config.do_stable_layer_norm
-            if head.normalize_hidden_states is None
-            else head.normalize_hidden_states,
-        )
+        normalize = head.normalize_hidden_states
+        self.layer_mix = LayerMix(len(self.layers), config.do_stable_layer_norm if normalize is None else normalize)
         self.head = SpeechHead(config.hidden_size, head, width)
 
     def forward(self, waveforms: Tensor, mask: Tensor) -> SpeechFeatures:
@@ -83,13 +81,8 @@ class SpeechEncoder(nn.Module):
         return self.from_layer_states(*self.layer_states(waveforms, mask))
 
     def from_layer_states(self, states: Sequence[Tensor] | Tensor, mask: Tensor) -> SpeechFeatures:
-        """The second half of :meth:`forward`: N x [B, F, S] of :meth:`layer_states` and their [B, F] mask."""
+        """The second half of :meth:`forward`: takes what :meth:`layer_states` returned, the states also as a tensor."""
         return self.head(self.layer_mix(states), mask)  # type: ignore[no-any-return]
-
-    def hidden_states(self, waveforms: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """HuBERT's mixed hidden states [B, F, S] and the mask of real frames [B, F]."""
-        states, frame_mask = self.layer_states(waveforms, mask)
-        return self.layer_mix(states), frame_mask
 
     def layer_states(self, waveforms: Tensor, mask: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """The N hidden states that are mixed, each [B, F, S], and the mask of real frames [B, F]."""
@@ -104,13 +97,13 @@ class SpeechEncoder(nn.Module):
             attended = None if _is_whole(mask) else mask.long()
             output = self.hubert(waveforms, attention_mask=attended, output_hidden_states=True)
         frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
-        # The large kind ends in a layer norm that releases of transformers disagree on: in the recipe (s3prl's HuBERT)
-        # the last state is the one behind it.
+        # The large kind ends in a layer norm, and releases of transformers disagree on which side of it the last hidden
+        # state is: in the recipe (s3prl's HuBERT) it is its output.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return tuple(states[layer] for layer in self.layers), frame_mask
 
     def frames(self, samples: Tensor) -> Tensor:
-        """How many frames clips of so many samples have, at least one."""
+        """Number of frames, at least one, of clips with these numbers of samples."""
         frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples.clamp_min(self.frame_samples))
         return frames
 
@@ -123,7 +116,7 @@ class SpeechEncoder(nn.Module):
 
 
 def _is_whole(mask: Tensor) -> bool:
-    """Whether nothing is padded; attention without a mask is faster. On a GPU the check would wait for the device."""
+    """Whether nothing is padded: attention without a mask is faster. On a GPU the check would wait for the device."""
     return mask.device.type == "cpu" and bool(mask.all())
 
 
@@ -148,7 +141,7 @@ class ClipGroupNorm(nn.GroupNorm):
     kernel as when it comes unpadded, which is how HuBERT was pre-trained.
 
     Attributes:
-        lengths: steps of each clip of the coming batch, set before each forward pass; None normalizes over all.
+        lengths: steps of each clip of the next batch, set before each forward pass; None normalizes over all.
     """
 
     lengths: list[int] | None = None
@@ -166,19 +159,12 @@ class ClipGroupNorm(nn.GroupNorm):
         )
 
 
-def _replace_group_norm(hubert: HubertModel) -> None:
-    layer = hubert.feature_extractor.conv_layers[0]
-    norm = getattr(layer, "layer_norm", None)
-    if isinstance(norm, nn.GroupNorm):
-        layer.layer_norm = ClipGroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine)
-
-
 class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
     """HuBERT's positional convolution, in fp32 where the CPU's bf16 convolution is wrong.
 
     With 2 to 12 channels in a group and HuBERT's wide kernel, the bf16 convolution of torch 2.13 gave errors as large
-    as its result on a CPU with AMX (its gradient was right, so training continued and learned little). The real
-    HuBERTs have 48 and 64 channels in a group and keep their precision.
+    as its result on a CPU with AMX (its gradient was right, so training continued and learned little). The published
+    sizes have 48 and 64 channels in a group and keep their precision.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -188,11 +174,6 @@ class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
             return super().forward(hidden)  # type: ignore[no-any-return]
         with torch.autocast("cpu", enabled=False):
             return super().forward(hidden.float())  # type: ignore[no-any-return]
-
-
-def _replace_position_convolution(hubert: HubertModel) -> None:
-    # A class of its own rather than a module around it, so that the weights keep their names.
-    hubert.encoder.pos_conv_embed.__class__ = ExactPositions
 
 
 class LayerMix(nn.Module):
@@ -234,14 +215,14 @@ class SpeechHead(nn.Module):
             batch_first=True,
             norm_first=False,
         )
-        # Nested tensors would drop the padded frames' rows and change the shape that the mask describes.
+        # Nested tensors would drop the rows of padded frames and change the shape that the mask describes.
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         quicken_dropout(self.layers)
         self.projection = nn.Linear(speech_width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initializes: linear layers as torch's own, CLS from a small normal distribution."""
+        """Initializes linear layers as torch's transformers do, CLS from a small normal distribution."""
         nn.init.normal_(self.cls, std=0.02)
         for parameter in self.layers.parameters():
             if parameter.dim() > 1:
