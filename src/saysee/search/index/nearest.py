@@ -199,10 +199,7 @@ def _digest(path: Path) -> str:
 
 
 def _build(tables: Tables, kind: Kind, approximate: bool) -> Any:
-    """A faiss index of a kind in fp16: flat, or in clusters of which as many are searched as the recall takes.
-
-    Deterministic for the same rows.
-    """
+    """A faiss index of a kind in fp16, the same for the same rows: flat, or in clusters, of which some are searched."""
     import faiss
 
     cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))

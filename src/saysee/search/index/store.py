@@ -76,13 +76,10 @@ class About:
     written_by: str = __version__
 
     def check(self, encoder: Encoder, where: object, kind: Kind = "image") -> None:
-        """Refuses a model that is not that of the index at a place.
+        """Raises a SaySeeError for a model that is not that of the index at a place.
 
-        The image side must be the same in any case: all vectors lie in its space. To compare with the clips' vectors
-        (``kind``), the speech side must be the same as well.
-
-        Raises:
-            SaySeeError: it is another model.
+        The image side must be the same in any case, as all vectors lie in its space; to find clips (``kind``), the
+        speech side too.
         """
         if encoder.dimension != self.dimension:
             raise SaySeeError(
@@ -153,12 +150,7 @@ _ITEM = ", ".join(column.name for column in fields(Item))
 
 
 class Tables(ABC):
-    """One connection to the tables of an index, for reading or for writing.
-
-    Attributes:
-        place: of the index, for messages: never with a password.
-        folder: of the index; None for one in a database.
-    """
+    """One connection to the tables of an index, to read or write; ``place`` and ``folder`` as in :class:`Store`."""
 
     with_vectors: ClassVar[str]
     """SQL: the rows joined with their vectors."""
@@ -239,11 +231,7 @@ class Tables(ABC):
         return About(**{column.name: values[column.name] for column in fields(About)})
 
     def existing_about(self) -> About:
-        """What holds for the index.
-
-        Raises:
-            SaySeeError: there is no index, or an older or newer release wrote it.
-        """
+        """What holds for the index; raises a SaySeeError where there is none, or another format."""
         if self.about is None:
             raise no_index(self.place)
         return self.about
@@ -418,11 +406,7 @@ class Store(ABC):
         """
 
     def about(self) -> About:
-        """What holds for the whole index.
-
-        Raises:
-            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
-        """
+        """See :meth:`Tables.existing_about`."""
         with self.reading() as tables:
             return tables.existing_about()
 

@@ -87,7 +87,7 @@ def update_index(
         place: a folder or a manifest, or what :func:`saysee.search.index.sources.find_source` found there.
         to: folder of the index, or ``postgresql://user@host/database?schema=name``.
         batch_size: files encoded, and committed, together.
-        workers: threads that decode; by default as many as there are cores, up to 8.
+        workers: threads that decode; None for those of the encoder.
 
     Raises:
         SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
