@@ -23,7 +23,7 @@ from saysee.version import __version__
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Any:
+def error_of(capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command that must fail with exit code 2 and one line, and returns the line."""
 
     def run(*words: object) -> str:
@@ -125,7 +125,7 @@ def bad_images(folder: Path) -> dict[str, str]:
 
 
 def test_verify_names_every_bad_file_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: Any
 ) -> None:
     clips, images = bad_clips(tmp_path), bad_images(tmp_path)
     good = np.sin(np.linspace(0, 2000, 16_000)) * 0.3
@@ -136,7 +136,7 @@ def test_verify_names_every_bad_file_with_its_reason(
     manifest = tmp_path / "manifest.jsonl"
     Manifest(rows, tmp_path).write(manifest)
 
-    assert str(manifest) in refused("data", "verify", manifest)
+    assert str(manifest) in error_of("data", "verify", manifest)
     assert main(["data", "verify", str(manifest), "--json"]) == 2
     captured = capsys.readouterr()
     assert len(captured.err.strip().splitlines()) == 1
@@ -151,40 +151,40 @@ def test_verify_accepts_a_good_corpus(tiny_scenes: Path, capsys: pytest.CaptureF
 
 
 def test_mistakes_are_explained_in_one_line(
-    tmp_path: Path, tiny_scenes: Path, model_folder: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_scenes: Path, model_folder: Path, error_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.yaml").write_text("data: [")
     (tmp_path / "other.txt").write_text("somebody's file")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").touch()
-    assert "saysee --help" in refused()
-    assert "saysee data --help" in refused("data")
-    assert "nosuch" in refused("nosuch")
-    assert "'train'" in refused("trian")
-    assert "--nosuch" in refused("data", "verify", tiny_scenes, "--nosuch")
-    assert "train --settings" in refused("train")
-    assert "nano" in refused("train", tmp_path / "missing.yaml")
-    assert "broken.yaml" in refused("train", tmp_path / "broken.yaml")
-    assert "optimizer.lrr" in refused("train", "nano", "--optimizer.lrr", "3")
-    assert "training.steps" in refused("train", "nano", "--training.steps", "-3")
-    assert "data.manifest" in refused("train", "nano")
-    assert "missing.parquet" in refused("data", "verify", tmp_path / "missing.parquet")
-    assert ".parquet" in refused("data", "verify", tmp_path / "other.txt")
-    assert str(tmp_path / "full") in refused("data", "scenes", "--to", tmp_path / "full", "--images", 30)
-    assert str(tmp_path / "full") in refused("evaluate", tmp_path / "full", tiny_scenes)
-    assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--split", "nosuch")
-    assert "nosuch" in refused("evaluate", model_folder, tiny_scenes, "--by", "nosuch")
+    assert "saysee --help" in error_of()
+    assert "saysee data --help" in error_of("data")
+    assert "nosuch" in error_of("nosuch")
+    assert "'train'" in error_of("trian")
+    assert "--nosuch" in error_of("data", "verify", tiny_scenes, "--nosuch")
+    assert "train --settings" in error_of("train")
+    assert "nano" in error_of("train", tmp_path / "missing.yaml")
+    assert "broken.yaml" in error_of("train", tmp_path / "broken.yaml")
+    assert "optimizer.lrr" in error_of("train", "nano", "--optimizer.lrr", "3")
+    assert "training.steps" in error_of("train", "nano", "--training.steps", "-3")
+    assert "data.manifest" in error_of("train", "nano")
+    assert "missing.parquet" in error_of("data", "verify", tmp_path / "missing.parquet")
+    assert ".parquet" in error_of("data", "verify", tmp_path / "other.txt")
+    assert str(tmp_path / "full") in error_of("data", "scenes", "--to", tmp_path / "full", "--images", 30)
+    assert str(tmp_path / "full") in error_of("evaluate", tmp_path / "full", tiny_scenes)
+    assert "nosuch" in error_of("evaluate", model_folder, tiny_scenes, "--split", "nosuch")
+    assert "nosuch" in error_of("evaluate", model_folder, tiny_scenes, "--by", "nosuch")
     ablate = ("ablate", "nano", "--data.manifest", tiny_scenes)
-    assert "--to" in refused(*ablate)
-    assert "'half'" in refused(*ablate, "--to", tmp_path / "study", "--sizes", "half")
-    assert "nosuch" in refused(*ablate, "--to", tmp_path / "study", "--rows", "nosuch")
-    assert "missing.yaml" in refused(*ablate, "--to", tmp_path / "study", "--grid", tmp_path / "missing.yaml")
-    assert "denoising.preset" in refused(*ablate, "--to", tmp_path / "study", "--denoising.preset", "off")
-    assert "data.manifest" in refused("ablate", "nano", "--to", tmp_path / "study")
-    assert str(tmp_path / "full") in refused(*ablate, "--to", tmp_path / "full")
-    assert "CUDA" in refused("evaluate", model_folder, tiny_scenes, "--device", "cuda")
+    assert "--to" in error_of(*ablate)
+    assert "'half'" in error_of(*ablate, "--to", tmp_path / "study", "--sizes", "half")
+    assert "nosuch" in error_of(*ablate, "--to", tmp_path / "study", "--rows", "nosuch")
+    assert "missing.yaml" in error_of(*ablate, "--to", tmp_path / "study", "--grid", tmp_path / "missing.yaml")
+    assert "denoising.preset" in error_of(*ablate, "--to", tmp_path / "study", "--denoising.preset", "off")
+    assert "data.manifest" in error_of("ablate", "nano", "--to", tmp_path / "study")
+    assert str(tmp_path / "full") in error_of(*ablate, "--to", tmp_path / "full")
+    assert "CUDA" in error_of("evaluate", model_folder, tiny_scenes, "--device", "cuda")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "torchrun" in refused("data", "verify", tiny_scenes)
+    assert "torchrun" in error_of("data", "verify", tiny_scenes)
 
 
 def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_drops_its_share_and_keeps_the_mean(share):
 
 
 def test_values_are_dropped_independently():
-    """Four values share a number of 64 bits: to know of one must tell nothing of those beside it."""
+    """Four values share a number of 64 bits: one must not predict the others."""
     torch.manual_seed(1)
     gone = (QuickDropout(0.3)(torch.ones(400_000)) == 0).float() - 0.3
     for apart in (1, 2, 3, 4, 8):

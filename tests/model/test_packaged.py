@@ -1,4 +1,4 @@
-"""The encoders that come with the package: found by name, without a network, small, and told about truly."""
+"""The encoders that come with the package: found by name, without a network, small, and described correctly."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def test_a_folder_of_ones_own_goes_before_the_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["saysee/hubert-giga", "saysee/", "saysee/README.md"])
-def test_a_name_that_the_package_does_not_have_is_refused_with_those_it_has(name):
-    with pytest.raises(CheckpointError) as refusal:
+def test_a_name_that_the_package_does_not_have_is_an_error_with_those_it_has(name):
+    with pytest.raises(CheckpointError) as raised:
         place_of(name)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(raised.value)
     for known in NAMES:
-        assert f"saysee/{known}" in str(refusal.value)
+        assert f"saysee/{known}" in str(raised.value)
 
 
 # ---------------------------------------------------------------------- the encoders
@@ -81,7 +81,7 @@ def test_all_three_kinds_of_query_give_unit_vectors_of_one_width(model, tiny_man
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_clip_nano_finds_pictures_of_the_corpus_by_their_captions(model, tiny_manifest):
+def test_clip_nano_finds_images_of_the_corpus_by_their_captions(model, tiny_manifest):
     """It must know what it was made for: by chance, one of 24 is first."""
     rows = tiny_manifest.rows[::5]
     scores = (

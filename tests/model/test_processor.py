@@ -17,7 +17,7 @@ def processor(hubert_folder, clip_folder):
 
 
 @pytest.fixture
-def picture():
+def image():
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8))
 
@@ -32,9 +32,9 @@ def test_speech_is_prepared_as_hubert_s_own_extractor_does(processor, sounds):
     assert processor.prepare_speech(sounds[0]) is sounds[0]
 
 
-def test_pictures_are_prepared_as_clip_s_own_processor_does(processor, picture, clip_folder):
-    expected = CLIPImageProcessorPil.from_pretrained(clip_folder)(picture, return_tensors="pt")["pixel_values"][0]
-    prepared = processor.prepare_image(picture)
+def test_images_are_prepared_as_clip_s_own_processor_does(processor, image, clip_folder):
+    expected = CLIPImageProcessorPil.from_pretrained(clip_folder)(image, return_tensors="pt")["pixel_values"][0]
+    prepared = processor.prepare_image(image)
     assert prepared.shape == (3, 32, 32)
     torch.testing.assert_close(prepared, expected)
 
@@ -58,22 +58,22 @@ def test_padding_is_zeros_and_the_mask_is_exact(processor, sounds):
         assert mask[row].tolist() == [True] * len(clip) + [False] * (16_000 - len(clip))
 
 
-def test_what_is_saved_prepares_the_same(processor, picture, sounds, tmp_path):
+def test_what_is_saved_prepares_the_same(processor, image, sounds, tmp_path):
     processor.feature_extractor.do_normalize = False
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     processor.save_pretrained(tmp_path / "saved")
     again = SpeechImageProcessor.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(again.prepare_speech(sounds[0]), processor.prepare_speech(sounds[0]))
-    assert torch.equal(again.prepare_image(picture), processor.prepare_image(picture))
+    assert torch.equal(again.prepare_image(image), processor.prepare_image(image))
     texts = ["a red square above a blue circle", "two"]
     for key, value in processor.prepare_text(texts).items():
         assert torch.equal(again.prepare_text(texts)[key], value)
 
 
-def test_without_text_no_tokenizer_is_saved(tmp_path, picture):
+def test_without_text_no_tokenizer_is_saved(tmp_path, image):
     processor = SpeechImageProcessor.from_sources(None, None, 32, text=False)
     processor.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("tokenizer*"))
     again = SpeechImageProcessor.from_pretrained(tmp_path)
     assert again.tokenizer is None
-    assert torch.equal(again.prepare_image(picture), processor.prepare_image(picture))
+    assert torch.equal(again.prepare_image(image), processor.prepare_image(image))

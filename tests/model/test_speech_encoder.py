@@ -95,7 +95,7 @@ def test_mask_counts_one_frame_per_20_ms(encoder):
 
 
 def test_training_takes_the_shortest_clip_and_masks_nothing(encoder, sounds):
-    # SpecAugment refuses clips under ten frames and makes two passes differ; dropout is off, so nothing else could.
+    # SpecAugment fails on clips under ten frames and makes two passes differ; dropout is off, so nothing else could.
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

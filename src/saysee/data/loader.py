@@ -80,13 +80,13 @@ class Loaded(Generic[BatchT]):
     Attributes:
         batch: None when none of its files could be read.
         bad: path and reason of each file that was skipped.
-        refused: code and message of the MediaError to raise; the error itself would come back from a worker process as
+        error: code and message of the MediaError to raise; the error itself would come back from a worker process as
             a traceback.
     """
 
     batch: BatchT | None
     bad: dict[str, str]
-    refused: tuple[MediaCode, str] | None = None
+    error: tuple[MediaCode, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class ResumableLoader(Generic[BatchT]):
 
     def __iter__(self) -> Iterator[BatchT]:
         for loaded in self._load(self.epoch, self.plan.epoch(self.epoch)[self._next_batch :]):
-            if loaded.refused is not None:
-                raise MediaError(*loaded.refused)
+            if loaded.error is not None:
+                raise MediaError(*loaded.error)
             self._bad.update(loaded.bad)
             self._next_batch += 1
             if loaded.batch is not None:
