@@ -220,7 +220,7 @@ def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(
     keep(model, corpus)
     (store,) = (corpus.root / "features").glob("speech-*")
     left = [store / ".writing-0123", store / "abc.values"]
-    fresh = store / ".writing-4567"
+    fresh = store / ".writing-4567-def.json"  # another process may be writing it
     for path in (*left, fresh):
         path.write_bytes(b"half")
     for path in left:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from saysee.data.manifest import Manifest
-from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaCode, MediaError
+from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaError
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE, audio_seconds, load_audio
 from saysee.media.images import load_image
@@ -80,13 +80,12 @@ class Loaded(Generic[BatchT]):
     Attributes:
         batch: None when none of its files could be read.
         bad: path and reason of each file that was skipped.
-        error: code and message of the MediaError to raise; the error itself would come back from a worker process as
-            a traceback.
+        error: to raise in the main process; raised in a worker it would arrive as a traceback.
     """
 
     batch: BatchT | None
     bad: dict[str, str]
-    error: tuple[MediaCode, str] | None = None
+    error: MediaError | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class ResumableLoader(Generic[BatchT]):
     def __iter__(self) -> Iterator[BatchT]:
         for loaded in self._load(self.epoch, self.plan.epoch(self.epoch)[self._next_batch :]):
             if loaded.error is not None:
-                raise MediaError(*loaded.error)
+                raise loaded.error
             self._bad.update(loaded.bad)
             self._next_batch += 1
             if loaded.batch is not None:
@@ -329,7 +328,7 @@ class _Reader(Dataset[Loaded[Batch]]):
                 image = self._pixels(row)
             except MediaError as error:
                 if not self.skip:
-                    return Loaded(None, {}, (error.code, str(error)))
+                    return Loaded(None, {}, error)
                 bad[path] = str(error)
                 continue
             waveforms.append(waveform)

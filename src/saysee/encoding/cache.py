@@ -120,7 +120,7 @@ class FeatureStore:
 
     def refresh(self) -> None:
         """Reads the indexes of the shards that were finished since."""
-        for index in sorted(self.folder.glob("*.json")):
+        for index in sorted(self.folder.glob("[!.]*.json")):  # not the unfinished ones
             if index.name != ABOUT_FILE and index.stem not in self._read_shards:
                 self._read_index(index)
 
