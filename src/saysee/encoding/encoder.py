@@ -24,7 +24,7 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.hardware import torch_device, usable_cores
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
-from saysee.model.plain_clip import load_model
+from saysee.model.loading import load_model
 
 logger = logging.getLogger(__name__)
 
