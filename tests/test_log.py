@@ -88,6 +88,17 @@ def test_a_bar_can_be_turned_off(way: str, terminal: Any, monkeypatch: pytest.Mo
     assert stderr.getvalue() == ""
 
 
+def test_python_users_can_turn_all_bars_off(terminal: Any) -> None:
+    stderr = terminal()
+    log.set_progress(False)
+    try:
+        with log.progress_bar("work", 2) as bar:
+            bar.advance()
+    finally:
+        log.set_progress(True)
+    assert stderr.getvalue() == ""
+
+
 def test_a_pipe_gets_no_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(log, "PATIENCE_SECONDS", 0.0)
     with log.progress_bar("indexing", 2) as bar:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 2.0
 """Work that finishes sooner has no bar."""
 
+_progress_shown = True
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -29,6 +30,12 @@ _QUIET_ENVIRONMENT = {
     "DATASETS_VERBOSITY": "critical",  # damaged files are reported by SaySee
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+def set_progress(shown: bool) -> None:
+    """Turns all progress bars of this process on or off; they are on by default."""
+    global _progress_shown
+    _progress_shown = shown
 
 
 @contextmanager
@@ -42,7 +49,7 @@ def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[Progre
         total: number of items.
         enabled: False shows no bar.
     """
-    bar = ProgressBar(what, total, enabled and is_rank_0())
+    bar = ProgressBar(what, total, enabled and _progress_shown and is_rank_0())
     try:
         yield bar
     finally:
