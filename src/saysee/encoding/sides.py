@@ -243,7 +243,7 @@ class SpeechSide(Side):
             clips = self._network.from_layer_states(self._to_device(states), mask.to(self.device))
             return _unit(clips.vector)
 
-    @property
+    @cached_property
     def about_features(self) -> dict[str, Any]:
         """Everything that the features depend on besides the contents of a file."""
         return _about(self, self.processor.feature_extractor, self.encoder.hubert.state_dict()) | {
@@ -315,7 +315,7 @@ class ImageSide(Side):
         """Cached features of B images to unit vectors [B, D]."""
         return _unit(self.gather(items)[0])
 
-    @property
+    @cached_property
     def about_features(self) -> dict[str, Any]:
         """Everything that the features depend on besides the contents of a file."""
         weights = {name: value for name, value in self.encoder.clip.state_dict().items() if name.startswith("vis")}
