@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -15,6 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import numpy as np
 import pytest
+import soundfile
 
 CAPTIONS = ["a red square above a blue circle", "two green stars", "a dog runs on the beach"]
 
@@ -98,6 +100,47 @@ def sounds():
         rise = 1 + np.sin(np.arange(samples) * rhythm / 700)
         clips.append((0.1 * rise * rng.standard_normal(samples)).astype(np.float32))
     return clips
+
+
+@pytest.fixture
+def ctc_folder(tmp_path, hubert_configs):
+    """Makes a CTC recognizer: wav2vec 2.0 of the base kind (group norm) or HuBERT of the large kind (layer norm)."""
+    import torch
+    from transformers import (
+        HubertForCTC,
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        Wav2Vec2Processor,
+    )
+
+    def make(kind):
+        letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJ"]
+        (tmp_path / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
+        tokenizer = Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+        config = hubert_configs["base" if kind == "wav2vec2" else "large"]
+        config.vocab_size, config.initializer_range = len(letters), 1.0
+        if kind == "wav2vec2":
+            given = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+            config = Wav2Vec2Config(**given)
+        torch.manual_seed(0)
+        model = (Wav2Vec2ForCTC if kind == "wav2vec2" else HubertForCTC)(config)
+        model.save_pretrained(tmp_path / kind)
+        extractor = Wav2Vec2FeatureExtractor(return_attention_mask=kind != "wav2vec2")
+        Wav2Vec2Processor(extractor, tokenizer).save_pretrained(tmp_path / kind)
+        return tmp_path / kind
+
+    return make
+
+
+@pytest.fixture
+def wav_files(tmp_path, sounds):
+    paths = []
+    for number, clip in enumerate(sounds):
+        paths.append(tmp_path / f"{number}.wav")
+        soundfile.write(paths[-1], clip, 16_000, subtype="FLOAT")
+    return paths
 
 
 TINY_SPEECH = {

@@ -37,7 +37,7 @@ PARSED_ONLY = {
     r"postgresql://": "needs a server; tests/search/index",
     r"--record|--open": "needs a microphone or a browser; tests/search/terminal",
     r"^saysee serve": "runs until it is stopped; its HTTP examples run against a service started here",
-    r"cascade:openai/whisper": "needs a download; tests/evaluation",
+    r"cascade:small": "needs a download; tests/encoding, tests/evaluation",
     r"--data.batch_size 1024": "needs a corpus of that size; tests/training",
     r"^saysee data hub": "needs a download; tests/data/corpora",
 }

