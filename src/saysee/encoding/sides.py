@@ -246,9 +246,10 @@ class SpeechSide(Side):
     @cached_property
     def about_features(self) -> dict[str, Any]:
         """Everything that the features depend on besides the contents of a file."""
-        return _about(self, self.processor.feature_extractor, self.encoder.hubert.state_dict()) | {
-            "hidden states": self.encoder.layers
-        }
+        about = _about(self, self.processor.feature_extractor, self.encoder.hubert.state_dict())
+        if self.encoder.unnormed_last:
+            about["last hidden state"] = "before the final norm"
+        return about | {"hidden states": self.encoder.layers}
 
     @property
     def _config(self) -> Any:

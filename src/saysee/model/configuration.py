@@ -40,6 +40,12 @@ class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
         self.fusion = None if fusion is None else asdict(FusionConfig(**fusion))
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A saved configuration; without ``as_published`` it is of a model of an older release."""
+        head = {"as_published": False} | (config_dict.get("head") or {})
+        return super().from_dict({**config_dict, "head": head}, **kwargs)
+
     @property
     def has_text(self) -> bool:
         """Whether CLIP's text encoder is part of the model."""

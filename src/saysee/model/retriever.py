@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
 from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, place_of, read_config, vision_alone
 from saysee.model.processor import SpeechImageProcessor
-from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
+from saysee.model.speech_encoder import SpeechEncoder
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
@@ -170,12 +169,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.fusion = fusion.train(self.training)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Each part initializes itself when it is made, but not when weights are loaded onto meta tensors: then our own
-        # parts are initialized here.
-        if isinstance(module, LayerMix):
-            torch.nn.init.zeros_(module.weights)
-        elif isinstance(module, SpeechHead):
-            module.reset_parameters()
+        """Nothing: each part initializes itself, and weights that a saved model lacks are an error."""
 
     def forward(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor) -> tuple[SpeechFeatures, ImageFeatures]:
         """Waveforms [B, T], their mask [B, T] and pixels [B, 3, H, W] to the features of both sides."""

@@ -1,8 +1,9 @@
 """HuBERT, the mix of its layers, and the head: a global vector, frame features and their mask.
 
 The recipe is SpeechCLIP parallel's (arXiv 2210.00705): a softmax-weighted sum of HuBERT's hidden states, a
-learnable CLS token in front, post-norm transformer layers, and one linear layer to CLIP's width. The frames come out of
-the same head as the global vector, so what cross-modal denoising teaches the frames reaches what retrieval uses.
+learnable CLS token in front, post-norm transformer layers, a layer norm, and one linear layer to CLIP's width. The
+frames come out of the same head as the global vector, so what cross-modal denoising teaches the frames reaches what
+retrieval uses.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class SpeechEncoder(nn.Module):
 
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
+        unnormed_last: the last hidden state is taken before HuBERT's final layer norm, which only the large kind has.
         frame_seconds: from one frame to the next: 0.02 for HuBERT's published sizes.
         frame_samples: T of a single frame, 400 for HuBERT's published sizes; shorter clips are padded with silence.
     """
@@ -61,6 +63,9 @@ class SpeechEncoder(nn.Module):
         norm = getattr(self.hubert.feature_extractor.conv_layers[0], "layer_norm", None)
         if isinstance(norm, nn.GroupNorm):
             norm.__class__ = ClipGroupNorm
+        self.unnormed_last = config.do_stable_layer_norm and head.as_published
+        if self.unnormed_last:
+            self.hubert.encoder.layer_norm.__class__ = UnusedNorm
         stride, self.frame_samples = 1, 1
         for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.frame_samples += (kernel - 1) * stride
@@ -97,8 +102,8 @@ class SpeechEncoder(nn.Module):
             attended = None if _is_whole(mask) else mask.long()
             output = self.hubert(waveforms, attention_mask=attended, output_hidden_states=True)
         frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
-        # The large kind ends in a layer norm, and releases of transformers disagree on which side of it the last hidden
-        # state is: in the recipe (s3prl's HuBERT) it is its output.
+        # Releases of transformers disagree on which side of the large kind's final norm the last hidden state is; the
+        # output is the side that this encoder has chosen.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return tuple(states[layer] for layer in self.layers), frame_mask
 
@@ -159,6 +164,14 @@ class ClipGroupNorm(nn.GroupNorm):
         )
 
 
+class UnusedNorm(nn.LayerNorm):
+    """The final layer norm of HuBERT large, which keeps its weights and is not applied."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Any shape, unchanged."""
+        return hidden
+
+
 class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
     """HuBERT's positional convolution, in fp32 where the CPU's bf16 convolution is wrong.
 
@@ -201,11 +214,14 @@ class LayerMix(nn.Module):
 
 
 class SpeechHead(nn.Module):
-    """A learnable CLS in front of the frames, transformer layers, and one linear layer to the joint space."""
+    """A learnable CLS in front of the frames, transformer layers, a norm, and one linear layer to the joint space.
+
+    As SpeechCLIP's code, CLS starts from N(0, 1) and everything else as torch initializes it.
+    """
 
     def __init__(self, speech_width: int, config: HeadConfig, width: int) -> None:
         super().__init__()
-        self.cls = nn.Parameter(torch.zeros(speech_width))
+        self.cls = nn.Parameter(torch.randn(speech_width))
         layer = nn.TransformerEncoderLayer(
             speech_width,
             config.heads,
@@ -215,18 +231,11 @@ class SpeechHead(nn.Module):
             batch_first=True,
             norm_first=False,
         )
+        norm = nn.LayerNorm(speech_width) if config.as_published else None
         # Nested tensors would drop the rows of padded frames and change the shape that the mask describes.
-        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, config.layers, norm, enable_nested_tensor=False)
         quicken_dropout(self.layers)
         self.projection = nn.Linear(speech_width, width)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initializes linear layers as torch's transformers do, CLS from a small normal distribution."""
-        nn.init.normal_(self.cls, std=0.02)
-        for parameter in self.layers.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
 
     def forward(self, states: Tensor, mask: Tensor) -> SpeechFeatures:
         """[B, F, S] mixed states and their [B, F] mask to features in the joint space."""
