@@ -106,7 +106,7 @@ TABLES = {
     ),
     "tabs and backslashes": (
         "wav\tpicture\ttranscript\tspeaker\tsplit\tlanguage\n"
-        "{aw}\t{x}\tone dog\ts1\ttrain\tde\n{b}\t{x}\t\ts2\ttrain\n{c}\t{y}\té\t\ttest\tfr\n"
+        "{aw}\t{x}\tone dog\ts1\ttrain\tde\n{b}\t{x}\t\ts2\ttrain\t\n{c}\t{y}\té\t\ttest\tfr\n"
     ),
 }
 

@@ -11,33 +11,16 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from saysee.data.tables import split_name
 from saysee.errors import ManifestError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, kind_by_suffix
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "clip": ("clip", "audio", "wav", "sound", "speech"),
-    "image": ("image", "picture", "photo", "img"),
-    "image_id": ("image_id", "img_id"),
-    "split": ("split",),
-    "text": ("text", "caption", "transcript", "transcription", "sentence", "texts", "captions", "sentences"),
-    "speaker": ("speaker", "speaker_id"),
-    "language": ("language", "lang"),
-}
-"""Titles that a table's column may have, for each column of a manifest. Case, and a final "path", "file" or "filename",
-are ignored."""
-
 _SPLIT_WORD = re.compile(r"(?:^|[ _.-])(train|val|dev|test)(?:[_-]((?:un)?seen))?(?=[ _.-]|$)", re.IGNORECASE)
-
-
-def role_of(title: str) -> str | None:
-    """The manifest's column that a table's column of this title fills; None if it fills none."""
-    word = re.sub(r"[ _-]?(path|file|filename)$", "", title.strip().lower())
-    return next((role for role, titles in COLUMNS.items() if word in titles), None)
 
 
 def plain(name: str) -> str:
@@ -81,8 +64,8 @@ class FileIndex:
         listed: dict[str, list[str]] = defaultdict(list)
         found: dict[str, str | None] = {}
         for name in dict.fromkeys(names):
-            path = prefix + name.replace("\\", "/").replace("/", os.sep)
-            found[name] = path if path in known else None
+            path = os.path.join(prefix, name.replace("\\", "/").replace("/", os.sep))
+            found[name] = path if path in known or os.path.isfile(path) else None
             listed[self._key(name)].append(name)
         for key, alike in listed.items():
             rest = [name for name in alike if found[name] is None]
@@ -197,7 +180,7 @@ def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:
         if not words:
             continue
         word = words[-1]
-        split = "_".join([word[1].lower().replace("dev", "val"), *([word[2].lower()] if word[2] else [])])
+        split = split_name("_".join(filter(None, word.groups())))
         family = (path.stem[: word.start()] + path.stem[word.end() :]).strip(" _.-").lower()
         families.setdefault(family, {}).setdefault(split, path)
     return families

@@ -1,15 +1,13 @@
-"""Your own audio files and images, paired by a CSV table, by equal stems, or by sub-folder.
+"""Your own audio files and images, paired by a table, by equal stems, or by sub-folder.
 
-- csv: one row for each clip, with a column ``clip`` and a column ``image``; further columns as in ``finding.COLUMNS``.
+- csv: a table with one row for each clip, a column ``clip`` and a column ``image``; others as in ``tables.COLUMNS``.
 - stem: ``dog.wav`` or ``dog_2.wav`` describes ``dog.jpg``, in the same folder or in another.
 - sub-folder: each sub-folder has one image, which all clips in it describe.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import posixpath
 import re
@@ -19,15 +17,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from saysee.data.corpora.finding import FileIndex, plain, read_utf8, role_of, stem_key
+from saysee.data.corpora.finding import FileIndex, plain, stem_key
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
+from saysee.data.tables import Table, open_table, read_text, split_name, word
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 
 PairBy = Literal["auto", "csv", "stem", "sub-folder"]
 
+_SHOWN = 5  # notes of one kind
 _NUMBERED = re.compile(r"^(.+?)[ _-]\d+$")
 
 
@@ -52,7 +54,7 @@ def prepare_folder(
         folder: of the files.
         to: the manifest, ``.parquet`` or ``.jsonl``.
         pair_by: how clips are paired with images; "auto" uses a table if there is one, otherwise what pairs more clips.
-        table: the CSV table; None looks for it in the folder.
+        table: the table of pairs: delimited text, JSON lines or Parquet. None looks for it in the folder.
         val_share, test_share: shares of the images for validation and testing, if no table says the split.
         seed: another seed selects other images.
         language: of the speech, if no table says it.
@@ -74,14 +76,20 @@ def prepare_folder(
     for index, what in ((clips, "audio file"), (images, "image")):
         if not index.paths:
             raise SaySeeError(f"{folder}: no {what} in it; name the folder that holds audio files and images")
-    path = Path(table) if table is not None else _find_table(listing, pair_by)
+    tables, notes = _find_tables(listing, pair_by, target) if table is None else ([open_table(table)], [])
     unpaired: list[str] = []
-    if path is None:
-        captions, unpaired, how = _pair(listing, clips, images, pair_by, language)
+    if tables:
+        captions = []
+        how = f"the table {', '.join(str(table.path) for table in tables)}"
+        for one, split in zip(tables, _splits_of_folders(tables, listing), strict=True):
+            rows, about = _read_table(one, clips, images, language, split)
+            captions += rows
+            notes += about
+        captions = _with_equal_columns(captions)
     else:
-        captions, how = _read_table(path, language), f"the table {path}"
-    captions = _with_texts(captions, listing)
-    notes = [f"paired by {how}"]
+        captions, unpaired, how = _pair(listing, clips, images, pair_by, language)
+    captions, about = _with_texts(captions, listing)
+    notes = [f"paired by {how}", *dict.fromkeys(notes), *about]
     if not captions[0].split:  # then no row of the table has one
         captions, note = divide(captions, val_share, test_share, seed)
         notes.append(note)
@@ -180,8 +188,14 @@ def _pair_by_folder(clips: Sequence[str], images: Sequence[str]) -> dict[str, li
     return {clip: by_folder[at] for clip, at in folders.items() if at and len(by_folder.get(at, ())) == 1}
 
 
-def _with_texts(captions: list[Caption], listing: Listing) -> list[Caption]:
-    """The captions; those without a text get that of the ``.txt`` file with the stem of the clip, if there is one."""
+def _with_equal_columns(captions: list[Caption]) -> list[Caption]:
+    """The captions of several tables, with None for the further columns of the others."""
+    columns = dict.fromkeys(title for caption in captions for title in caption.extra)
+    return [replace(caption, extra={title: caption.extra.get(title) for title in columns}) for caption in captions]
+
+
+def _with_texts(captions: list[Caption], listing: Listing) -> tuple[list[Caption], list[str]]:
+    """The captions, and notes; those without a text get that of the ``.txt`` file with the stem of the clip."""
     beside: dict[str, str] = {}
     by_name: dict[str, list[str]] = defaultdict(list)
     for path in listing.files((".txt",)):
@@ -197,72 +211,140 @@ def _with_texts(captions: list[Caption], listing: Listing) -> list[Caption]:
         unique = clips[name] == 1 and len(by_name.get(name, ())) == 1
         return beside.get(stem) or (by_name[name][0] if unique else None)
 
-    found = []
+    found, notes = [], Counter[str]()
     for caption in captions:
-        file = None if caption.text else find(caption.clip)
-        found.append(replace(caption, text=" ".join(read_utf8(Path(file)).split())) if file else caption)
-    return found
+        if not caption.text and (file := find(caption.clip)):
+            try:
+                text, guessed = read_text(Path(file))
+            except ManifestError as error:
+                text, guessed = "", (f"{error}; its clip has no text",)
+            notes.update(guessed)
+            caption = replace(caption, text=" ".join(text.split()))
+        found.append(caption)
+    more = len(notes) - _SHOWN
+    return found, [*list(notes)[:_SHOWN], *[f"{more:,} more text files like these"] * (more > 0)]
 
 
 def _stem_path(path: str) -> str:
     return posixpath.splitext(plain(path))[0]
 
 
-def _find_table(listing: Listing, pair_by: PairBy) -> Path | None:
-    """The table in the folder; None if clips are to be paired without one."""
-    if pair_by not in ("auto", "csv"):
-        return None
-    tables = [path for path in map(Path, listing.files((".csv", ".tsv"))) if _columns_of(next(_reader(path), []))]
-    if len(tables) > 1:
-        raise ManifestError(f"{listing.folder}: two tables, {tables[0].name} and {tables[1].name}; name one by --csv")
-    if pair_by == "csv" and not tables:
-        raise SaySeeError(f"{listing.folder}: no .csv or .tsv with the columns clip and image; name it by --csv")
-    return tables[0] if tables else None
+def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[Table], list[str]]:
+    """The tables of pairs in the folder, and notes on those that are ignored.
 
-
-def _reader(path: Path) -> Any:
-    text = read_utf8(path)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=text.partition("\n")[0].count))
-
-
-def _columns_of(header: Sequence[str]) -> dict[str, int] | None:
-    """The position of each column of a manifest; None without a clip and an image."""
-    found: dict[str, int] = {}
-    for position, title in enumerate(header):
-        if role := role_of(title):
-            found.setdefault(role, position)
-    return found if {"clip", "image"} <= found.keys() else None
-
-
-def _read_table(path: Path, language: str | None) -> list[Caption]:
-    reader = _reader(path)
-    header: list[str] = next(reader, [])
-    columns = _columns_of(header)
-    if columns is None:
-        raise ManifestError(f"{path}: columns are {', '.join(header)[:80]!r}; add a 'clip' and an 'image' column")
-    captions: list[Caption] = []
-    for row in reader:
-        if not any(cell.strip() for cell in row):
+    Several are AudioFolder's or ImageFolder's ``metadata`` of several folders.
+    """
+    tables: list[Table] = []
+    ignored: list[str] = []
+    found = map(Path, listing.files((".csv", ".tsv", ".jsonl", ".parquet")))
+    for path in found if pair_by in ("auto", "csv") else ():
+        if path.suffix.lower() not in (".csv", ".tsv") and (path.stem != "metadata" or _is_same(path, target)):
             continue
-        cell = {name: row[at].strip() if at < len(row) else "" for name, at in columns.items()}
-        if not cell["clip"] or not cell["image"]:
-            raise ManifestError(f"{path}: line {reader.line_num} has no clip or no image; fill or delete it")
-        image = posixpath.normpath(cell["image"].replace("\\", "/"))
+        try:
+            table = open_table(path)
+            _columns_of(table)
+            tables.append(table)
+        except ManifestError as error:
+            ignored.append(f"ignored the table {error}")
+    names = {table.path.name for table in tables}
+    if len(tables) > 1 and (len(names) > 1 or tables[0].path.stem != "metadata"):
+        one, other = (listing.relative(os.fspath(table.path)) for table in tables[:2])
+        raise ManifestError(f"{listing.folder}: two tables, {one} and {other}; name one by --csv")
+    if pair_by == "csv" and not tables:
+        reasons = f" ({ignored[0]})" if ignored else ""
+        raise SaySeeError(f"{listing.folder}: no table with the columns clip and image{reasons}; name it by --csv")
+    more = len(ignored) - _SHOWN
+    return tables, ignored[:_SHOWN] + [f"ignored {more:,} more tables"] * (more > 0)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return other.exists() and path.samefile(other)
+
+
+def _columns_of(table: Table) -> tuple[dict[str, int], list[str]]:
+    """The position of each column of a manifest, and notes. Raises ManifestError without a clip or an image."""
+    columns, notes = table.columns()
+    for role, other in (("clip", "image"), ("image", "clip")):
+        if role not in columns and other in columns and "file" in columns:
+            columns[role] = columns["file"]
+    columns.pop("file", None)
+    missing = [role for role in ("clip", "image") if role not in columns]
+    if missing:
+        have = f"{', '.join(table.titles)!r:.80}"
+        raise ManifestError(
+            f"{table.path}: no column of the {' and the '.join(missing)}; a table of pairs has a column 'clip' and a "
+            f"column 'image' (there are: {have})"
+        )
+    return columns, notes
+
+
+def _read_table(
+    table: Table, clips: FileIndex, images: FileIndex, language: str | None, split: str
+) -> tuple[list[Caption], list[str]]:
+    """The captions of a table, and notes. ``split`` is that of rows without a column for it."""
+    columns, notes = _columns_of(table)
+    further = {place: title for place, title in enumerate(table.titles) if place not in columns.values()}
+    unnamed = [place for place, title in further.items() if not title]
+    further = {place: title for place, title in further.items() if title}
+    captions: list[Caption] = []
+    dropped = 0
+    for number, values in table.rows():
+        place = table.place(number)
+        cell = {role: word(values[at], place, table.titles[at]) for role, at in columns.items()}
+        clip, image = cell["clip"], cell["image"]
+        if not clip or not image:
+            raise ManifestError(f"{place} has no clip or no image; fill or delete it")
+        dropped += sum(values[at] is not None for at in unnamed)
+        image = _listed(image, table.path, images.listing)
         captions.append(
             Caption(
-                clip=posixpath.normpath(cell["clip"].replace("\\", "/")),
+                clip=_listed(clip, table.path, clips.listing),
                 image=image,
                 image_id=cell.get("image_id") or image,
-                split=cell.get("split", ""),
-                text=cell.get("text") or None,
-                speaker=cell.get("speaker") or None,
+                split=cell.get("split") or ("" if "split" in columns else split),
+                text=cell.get("text"),
+                speaker=cell.get("speaker"),
                 language=cell.get("language") or language,
+                extra={title: _further(values[at], title, place) for at, title in further.items()},
             )
         )
         if bool(captions[0].split) != bool(captions[-1].split):
-            raise ManifestError(
-                f"{path}: line {reader.line_num}: only some rows have a split; fill all of them or none"
-            )
+            raise ManifestError(f"{place}: only some rows have a split; fill all of them or none")
     if not captions:
-        raise ManifestError(f"{path}: no rows; a table has at least one")
-    return captions
+        raise ManifestError(f"{table.path}: no rows; a table has at least one")
+    kept = [f"further columns kept: {', '.join(further.values())}"] if further else []
+    lost = [f"{table.path}: {dropped:,} cells of columns without a title are dropped"] if dropped else []
+    return captions, [*table.notes, *notes, *kept, *lost]
+
+
+def _listed(cell: str, table: Path, listing: Listing) -> str:
+    """A file that a table names, as the corpus lists it: relative to the folder, or absolute if it exists elsewhere.
+
+    Names in a table start from its folder, or from that of the corpus.
+    """
+    name = url2pathname(urlsplit(cell).path) if cell.startswith("file:") else cell.replace("\\", "/")
+    path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(table)), name))
+    if not os.path.isfile(path):
+        return posixpath.normpath(name)
+    top = os.path.join(os.path.abspath(listing.folder), "")
+    return path.removeprefix(top).replace(os.sep, "/")
+
+
+def _further(value: Any, title: str, place: str) -> Any:
+    """A value of a further column. A manifest's ``seconds`` are a number; other cells of a text file stay text."""
+    if title != "seconds" or not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ManifestError(f"{place}: seconds is {value!r:.40}; make it a number, or rename the column") from None
+
+
+def _splits_of_folders(tables: Sequence[Table], listing: Listing) -> list[str]:
+    """The split of each of several tables, by the name of a folder in which it is; empty where none is a split."""
+    found = []
+    for table in tables:
+        folders = listing.relative(os.fspath(table.path)).split("/")[:-1]
+        splits = [split for split in map(split_name, folders) if split in ("train", "val", "test")]
+        found.append(splits[-1] if splits else "")
+    return found if len(tables) > 1 and all(found) else [""] * len(tables)

@@ -27,7 +27,6 @@ from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind, kind_by_suffix
 
 _FORMS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".tgz": "tar", ".gz": "tar"}
-_SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 _SHARD = re.compile(r"^(.+?)-\d{5}-of-(\d{5})")
 _SPLIT_WORD = re.compile(
     r"(?:^|[ _.-])(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?=[ _.-]|\d|$)", re.IGNORECASE
@@ -109,6 +108,7 @@ def prepare_hub(
         target,
         allow_missing=allow_missing,
         expected=Expected("the data set"),
+        splits=splits,
         problems=rows.problems,
         notes=[f"read from {read}; audio and images are in {rows.folder}", *notes],
     )
@@ -117,7 +117,7 @@ def prepare_hub(
 def _with_splits(
     captions: list[Caption], splits: Mapping[str, str], val_share: float, test_share: float, seed: int
 ) -> tuple[list[Caption], list[str]]:
-    """The captions with the splits of the manifest, and notes on where these come from."""
+    """The captions, divided if asked for, and notes on their splits."""
     have = list(dict.fromkeys(caption.split or "train" for caption in captions))
     for name in splits:
         if name not in have:
@@ -129,12 +129,8 @@ def _with_splits(
             )
         captions, note = divide(captions, val_share, test_share, seed)
         return captions, [note]
-    names = {name: splits.get(name) or _SPLITS.get(name.lower(), name) for name in have}
-    listed = ", ".join(f"{name} → {split}" if name != split else name for name, split in names.items())
-    notes = [f"splits: {listed}"] if listed else []
-    if have == ["train"]:
-        notes.append("all captions are in train; --val-share and --test-share divide them")
-    return [replace(caption, split=names[caption.split or "train"]) for caption in captions], notes
+    notes = ["all captions are in train; --val-share and --test-share divide them"] if have == ["train"] else []
+    return [caption if caption.split else replace(caption, split="train") for caption in captions], notes
 
 
 class _UnusableError(Exception):

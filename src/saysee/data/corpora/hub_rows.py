@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from saysee.data.corpora.finding import role_of
+from saysee.data.tables import role_of
 from saysee.errors import ManifestError
 from saysee.media.formats import Kind, kind_by_suffix
 

@@ -11,12 +11,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from saysee.data.corpora.finding import FileIndex
 from saysee.data.manifest import Manifest, Row, check_suffix
+from saysee.data.tables import split_name
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.files import write_text
 from saysee.log import progress_bar
@@ -35,6 +36,7 @@ class Caption:
     text: str | None = None
     speaker: str | None = None
     language: str | None = "en"
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def prepare(
     *,
     allow_missing: int,
     expected: Expected,
+    splits: Mapping[str, str] | None = None,
     images_without_clip: Sequence[str] = (),
     clips_without_image: Sequence[str] = (),
     problems: Problems | None = None,
@@ -183,6 +186,7 @@ def prepare(
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
         expected: the published counts.
+        splits: new names of some splits; the others are renamed by :func:`saysee.data.tables.split_name`.
         images_without_clip, clips_without_image: listed without counterpart; each counts as one missing file.
         problems, notes: those of the reader.
 
@@ -190,13 +194,17 @@ def prepare(
         ManifestError: a clip of two images, or an image in two splits.
         SaySeeError: none of the clips or images exists, or more files are missing or empty than allowed.
     """
-    captions = list(captions)
+    captions, split_notes = _with_splits(captions, splits or {})
     problems = problems or Problems()
     problems.missing["clips"] += [f"any clip of {name}" for name in images_without_clip]
     problems.missing["images"] += [f"the image of {name}" for name in clips_without_image]
     clip_files = _usable("clips", [caption.clip for caption in captions], clips_without_image, clips, problems)
     image_files = _usable("images", [caption.image for caption in captions], images_without_clip, images, problems)
-    notes = [*notes, *(_describe_ambiguous(index) for index in (clips, images) if index and index.ambiguous)]
+    notes = [
+        *notes,
+        *split_notes,
+        *(_describe_ambiguous(index) for index in (clips, images) if index and index.ambiguous),
+    ]
     listed, repeated = _distinct(captions)
     problems_file = _write_problems(to, problems)
     if problems.unusable > allow_missing:
@@ -214,6 +222,7 @@ def prepare(
             text=caption.text or None,
             speaker=caption.speaker or None,
             language=caption.language,
+            extra=caption.extra,
         )
         for caption in listed
         if caption.clip in clip_files and caption.image in image_files
@@ -235,6 +244,17 @@ def prepare(
     if differences := expected.differences(image_counts, counts):
         notes.append(f"differs from {expected.corpus} as published: {'; '.join(differences)}")
     return Prepared(to, counts, image_counts, problems, problems_file, tuple(notes))
+
+
+def _with_splits(captions: Iterable[Caption], named: Mapping[str, str]) -> tuple[list[Caption], list[str]]:
+    """The captions with the splits of the manifest, and a note on those that were renamed."""
+    captions = list(captions)
+    splits = {name: split_name(name) for name in dict.fromkeys(caption.split for caption in captions)} | dict(named)
+    renamed = {name: split for name, split in splits.items() if name != split}
+    if not renamed:
+        return captions, []
+    note = f"splits: {', '.join(f'{name} → {split}' for name, split in renamed.items())}"
+    return [replace(caption, split=splits[caption.split]) for caption in captions], [note]
 
 
 def _distinct(captions: Iterable[Caption]) -> tuple[list[Caption], int]:

@@ -1,0 +1,331 @@
+"""Reading the tables of users strictly: delimited text, JSON lines and Parquet.
+
+What does not fit is an error that names its line or row. What is guessed or dropped is in the table's notes.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import decimal
+import io
+import json
+import math
+import os
+import re
+import unicodedata
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from saysee.errors import ManifestError
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "clip": ("clip", "audio", "wav", "sound", "speech"),
+    "image": ("image", "picture", "photo", "img"),
+    "image_id": ("imageid", "imgid"),
+    "split": ("split",),
+    "text": ("text", "caption", "transcript", "transcription", "sentence", "texts", "captions", "sentences"),
+    "speaker": ("speaker", "speakerid"),
+    "language": ("language", "lang"),
+    "file": ("filename", "file", "filepath", "path"),
+}
+"""Titles that a column may have, for each column of a manifest, the usual one first. "file" is a clip or an image,
+as in AudioFolder and ImageFolder of ``datasets``. Compared as :func:`role_of` does."""
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_SEEN = re.compile(r"^(.+?)[ _-]?((?:un)?seen)$")
+_DELIMITERS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r'"?sep=(.|\\t)"?\r?\n?', re.IGNORECASE)  # Excel's own first line
+_PATH_SUFFIX = re.compile(r"(filepath|filename|path|file|name)$")
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+
+def role_of(title: str) -> str | None:
+    """The key of ``COLUMNS`` that a column of this title fills; None if it fills none.
+
+    Case, spaces, ``_`` and ``-`` are ignored, and of clips and images a final "path", "file", "name" or "filename".
+    """
+    word = re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", title).casefold())
+    stem = _PATH_SUFFIX.sub("", word)
+    for role, titles in COLUMNS.items():
+        if word in titles or (role in ("clip", "image") and stem in titles):
+            return role
+    return None
+
+
+def split_name(name: str) -> str:
+    """The split of a manifest for that of a corpus: train for training; val for dev, valid and validation; test.
+
+    A final ``seen`` or ``unseen`` is kept (``val_seen``), because scores on the two are reported apart. So is any other
+    name.
+    """
+    word = name.strip().casefold()
+    seen = _SEEN.match(word)
+    kind = _SPLITS.get(seen[1] if seen else word)
+    return f"{kind}_{seen[2]}" if kind and seen else kind or name
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose header has been read. :meth:`rows` reads the rest.
+
+    Attributes:
+        path: the file.
+        titles: of its columns, in order.
+        unit: what its rows are counted in: "line" of a text file, or "row".
+        notes: what was guessed or dropped, for the user.
+    """
+
+    path: Path
+    titles: tuple[str, ...]
+    unit: str
+    notes: tuple[str, ...]
+    _rows: Iterable[tuple[int, Sequence[Any]]]
+
+    def rows(self) -> Iterator[tuple[int, Sequence[Any]]]:
+        """Number (from 1; of a text file the line where it starts) and values of each row that is not blank; only once.
+
+        Values are those of JSON; None for an empty cell.
+
+        Raises:
+            ManifestError: two columns have one title; a row cannot be read, or has more or fewer cells than the header.
+        """
+        for title, count in Counter(self.titles).items():
+            if count > 1 and title:
+                raise ManifestError(f"{self.path}: {count} columns {title!r}; rename all but one")
+        for number, values in self._rows:
+            if any(value is not None for value in values):
+                yield number, values
+
+    def place(self, number: int) -> str:
+        """Where a row is, for error messages."""
+        return f"{self.path}: {self.unit} {number}"
+
+    def columns(self) -> tuple[dict[str, int], list[str]]:
+        """The position of the column of each role, and notes on columns that could fill a role too."""
+        found: dict[str, list[int]] = {}
+        for position, title in enumerate(self.titles):
+            if role := role_of(title):
+                found.setdefault(role, []).append(position)
+        chosen, notes = {}, []
+        for role, positions in found.items():
+            first, *others = sorted(positions, key=lambda position: _rank(role, self.titles[position]))
+            chosen[role] = first
+            if others:
+                also = ", ".join(repr(self.titles[position]) for position in others)
+                notes.append(f"{self.path}: {role} is the column {self.titles[first]!r}, not {also}")
+        return chosen, notes
+
+
+def _rank(role: str, title: str) -> int:
+    word = re.sub(r"[\s_-]", "", title.casefold())
+    return COLUMNS[role].index(word) if word in COLUMNS[role] else len(COLUMNS[role])
+
+
+def open_table(path: str | os.PathLike[str]) -> Table:
+    """A table by its suffix: Parquet, JSON lines (``.jsonl``, ``.ndjson``), else delimited text.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return _open_parquet(path)
+        text, notes = read_text(path)
+        return (_open_json_lines if suffix in _JSON_SUFFIXES else _open_delimited)(path, text, notes)
+    except (OSError, pa.ArrowException) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ManifestError(f"{path}: cannot be read ({why:.120}); check the file") from None
+
+
+def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
+    """A text file without its byte order mark, and a note if its encoding was guessed.
+
+    UTF-8, UTF-16 with a mark (as Excel writes it) or without, else Windows-1252.
+
+    Raises:
+        ManifestError: it cannot be read, or is none of these.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
+    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    bare = {b"\0": "utf-16-be"}.get(data[:1]) or ("utf-16-le" if data[1:2] == b"\0" else "")
+    for encoding in ("utf-16",) if utf16 else (bare,) if bare else ("utf-8-sig", "cp1252"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text, (f"{path}: not UTF-8; read as Windows-1252",) * (encoding == "cp1252")
+    raise ManifestError(f"{path}: not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
+
+
+def _open_delimited(path: Path, text: str, notes: tuple[str, ...]) -> Table:
+    separator = _SEPARATOR_LINE.match(text)
+    named = separator[1].replace("\\t", "\t") if separator else ""
+    headers = {mark: _header(text, mark, bool(separator)) for mark in (named or _DELIMITERS)}
+
+    def fit(mark: str) -> tuple[int, int]:
+        return sum(role_of(title) is not None for title in headers[mark]), len(headers[mark])
+
+    delimiter = max(headers, key=fit)
+    titles = headers[delimiter]
+    return Table(
+        path, tuple(titles), "line", notes, _delimited_rows(path, text, delimiter, bool(separator), len(titles))
+    )
+
+
+def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, each with the line where it starts. Raises csv.Error with a line number."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ManifestError(f"line {line}: {error}; quote each cell that contains a quote, and double it") from None
+        if any(cell.strip() for cell in record):
+            yield line, [cell.strip() for cell in record]
+
+
+def _header(text: str, delimiter: str, skip: bool) -> list[str]:
+    try:
+        records = _records(text, delimiter)
+        return next(record for place, (_, record) in enumerate(records) if place or not skip)
+    except (StopIteration, ManifestError):
+        return []
+
+
+def _delimited_rows(
+    path: Path, text: str, delimiter: str, skip: bool, width: int
+) -> Iterator[tuple[int, Sequence[Any]]]:
+    name = {",": "a comma", ";": "a semicolon", "\t": "a tab"}.get(delimiter, repr(delimiter))
+    try:
+        for place, (line, record) in enumerate(_records(text, delimiter)):
+            if place <= skip:
+                continue
+            if len(record) != width:
+                raise ManifestError(
+                    f"line {line}: {len(record)} cells, and the header has {width}; quote a cell that contains {name}"
+                )
+            yield line, [cell or None for cell in record]
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}") from None
+
+
+def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{path}: line {number}: not JSON ({error}); fix or delete it") from None
+        if not isinstance(record, dict):
+            raise ManifestError(f"{path}: line {number}: {type(record).__name__}, not an object; fix or delete it")
+        rows.append((number, record))
+    titles = tuple(dict.fromkeys(title for _, record in rows for title in record))
+    values = ((number, [_plain(record.get(title)) for title in titles]) for number, record in rows)
+    return Table(path, titles, "line", notes, values)
+
+
+def _open_parquet(path: Path) -> Table:
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    titles, columns, notes = list[str](), list[list[Any]](), list[str]()
+    for title, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            columns.append(arrow_values(column, f"{path}: column {title!r}"))
+            titles.append(title)
+        except ManifestError as error:
+            if role_of(title):
+                raise
+            notes.append(f"{error}; dropped")
+    return Table(path, tuple(titles), "row", tuple(notes), enumerate(zip(*columns, strict=True), 1))
+
+
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of a plain type: categories and run ends decoded, views and extensions as what they store."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        chunks = [getattr(chunk, "storage", chunk) for chunk in column.chunks]
+        return plain_column(pa.chunked_array(chunks, kind.storage_type))
+    if pa.types.is_dictionary(kind):
+        return plain_column(column.cast(kind.value_type))
+    if pa.types.is_run_end_encoded(kind):
+        return plain_column(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.large_string())
+    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.large_binary())
+    return column
+
+
+def arrow_values(column: pa.ChunkedArray, place: str) -> list[Any]:
+    """The values of an Arrow column as those of JSON: dates and times in ISO 8601, decimals and UUIDs as text.
+
+    Raises:
+        ManifestError: JSON has no such values (bytes, for example); the message starts with ``place`` and has the type.
+    """
+    try:
+        column = plain_column(column)
+        if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's times have microseconds
+            column = column.cast(pa.timestamp("us", column.type.tz))
+        return [_plain(value) for value in column.to_pylist()]
+    except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ManifestError(f"{place} is of the type {column.type!s:.60}, which is not read ({why:.80})") from None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; NaN, which Pandas writes for a missing number, becomes None."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} is not a value of JSON")
+
+
+def word(value: Any, place: str, title: str) -> str | None:
+    """A value of a text column: numbers and booleans as JSON writes them, 3.0 as "3"; None if it is empty.
+
+    Raises:
+        ManifestError: it is a list or an object; the message has ``place`` and the column's title.
+    """
+    if value is None or isinstance(value, str):
+        return (value or "").strip() or None
+    if isinstance(value, list | dict):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise ManifestError(f"{place}: column {title!r} holds {kind}; make it text, or rename the column")
+    if isinstance(value, float) and value.is_integer():  # Pandas makes floats of whole numbers where one is missing
+        value = int(value)
+    return json.dumps(value)
