@@ -20,7 +20,7 @@ import soxr
 from numpy.typing import ArrayLike, NDArray
 
 from saysee.errors import MediaError
-from saysee.media.formats import READABLE_AUDIO, audio_container, id3_end
+from saysee.media.formats import READABLE_AUDIO, audio_container, tags_end
 from saysee.media.source import Source, opened, reason
 
 SAMPLE_RATE = 16_000
@@ -198,7 +198,7 @@ def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
     )
 
 
-_BY_FFMPEG = ("matroska", "mov", "aac", "mp3", "streamed flac")
+_BY_FFMPEG = ("matroska", "mov", "aac", "mp3", "amr", "streamed flac")
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def _open_ffmpeg(file: BinaryIO, container: str) -> Iterator[_Stream]:
 
 def _counts_frames(file: BinaryIO) -> bool:
     """Whether an MP3 starts with the frame in which encoders write how many frames follow."""
-    file.seek(id3_end(file))
+    file.seek(tags_end(file))
     frame = file.read(44)  # the mark is at most 36 bytes in: after a header and 32 bytes of side information
     return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
 

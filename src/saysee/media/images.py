@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
-import os
+import io
 import warnings
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
 
 from saysee.errors import MediaError
-from saysee.media.formats import IMAGE_FORMATS, READABLE_IMAGES
+from saysee.media.containers import how_cut
+from saysee.media.formats import READABLE_IMAGES, image_format
 from saysee.media.source import Source, opened, printable, reason
 
 MAX_PIXELS = 89_478_485
-"""Default limit, checked before decoding: 256 MiB as RGB, where Pillow begins to warn of decompression bombs. Pillow
-itself rejects images with more than twice as many pixels."""
+"""Default limit of the pixels that are decoded: 256 MiB as RGB, where Pillow begins to warn of decompression bombs."""
+
+MAX_REDUCTION = 16
+"""A JPEG may have this many times ``max_pixels``: it is decoded at a half, a quarter or an eighth of its size."""
 
 MAX_ASPECT = 100
 """Largest ratio of the sides: encoders scale the short side to about 224 pixels, and the long one grows with it."""
+
+# Called directly, they neither stop at Pillow's own limit of pixels nor hide why a file cannot be opened. A JPEG that
+# holds more images after the first (MPO) is read as a JPEG.
+_PLUGINS: dict[str, Callable[..., Any]] = {
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the orientation in EXIF
+
+_DAMAGE = ("truncated", "broken", "unrecognized data stream", "unexpected end", "insufficient")  # in errors of decoders
+_SUBFILE, _DNG = 254, 50706  # TIFF tags
 
 
 def load_image(
@@ -26,11 +63,12 @@ def load_image(
     """Decode an image.
 
     The EXIF orientation is applied. Transparency is composited on white. 16-bit gray is scaled, not clipped. Of an
-    animation, the first frame is used. Color profiles are not applied.
+    animation, the first frame is used. Color profiles are not applied. HEIC requires the extra ``heif``.
 
     Args:
         source: a path, the bytes of a file, a binary file object, or a Pillow image (which is not modified).
-        max_pixels: limit of width times height.
+        max_pixels: limit of width times height of what is decoded. A JPEG of up to ``MAX_REDUCTION`` times as many,
+            such as a panorama, is decoded at a half, a quarter or an eighth of its size, unless it is progressive.
         at_least: the shorter side needs no more pixels than this. Larger images are reduced by averaging whole blocks
             of pixels, a JPEG while it is decoded: a photo of 12 megapixels then takes a tenth of the time.
 
@@ -38,33 +76,21 @@ def load_image(
         an RGB image, fully loaded.
 
     Raises:
-        MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated, too-large.
+        MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated, too-large. "truncated"
+            means that the decoder or the sizes in the file say so; any other failure is "undecodable".
     """
     if isinstance(source, Image.Image):
-        image = _decode(source, printable(getattr(source, "filename", "") or "image"), max_pixels)
+        name = printable(getattr(source, "filename", "") or "image")
+        _check_size(source, name, max_pixels)
+        image = _guarded(lambda: _decode(source, name), name)
     else:
-        image = _load(source, max_pixels, at_least)
+        with opened(source, "image") as (file, name):
+            form = image_format(file)
+            if form is None:
+                raise MediaError("undecodable", f"{name}: is not an image; convert it to one of {READABLE_IMAGES}")
+            image = _load(file, form, name, max_pixels, at_least)
     factor = 1 if at_least is None else min(image.size) // at_least
     return image.reduce(factor) if factor > 1 else image
-
-
-def _load(source: Source, max_pixels: int, at_least: int | None) -> Image.Image:
-    with opened(source, "image") as (file, name):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of bombs, which _check_size rejects, and of odd metadata
-                encoded = Image.open(file, formats=IMAGE_FORMATS)
-        except Image.DecompressionBombError:
-            raise _too_large(name, "more pixels than Pillow's own limit", max_pixels) from None
-        except UnidentifiedImageError:
-            raise _unidentified(file.read(12) if file.seek(0) == 0 else b"", file.seek(0, os.SEEK_END), name) from None
-        except Exception as error:
-            raise _damaged(name, reason(error)) from None
-        with encoded:
-            if at_least is not None:
-                _check_size(encoded, name, max_pixels)
-                encoded.draft(None, (at_least, at_least))
-            return _decode(encoded, name, max_pixels)
 
 
 def load_thumbnail(source: Source, side: int) -> Image.Image:
@@ -74,39 +100,113 @@ def load_thumbnail(source: Source, side: int) -> Image.Image:
     return image
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(image, name, max_pixels)
+def _load(file: BinaryIO, form: str, name: str, max_pixels: int, at_least: int | None) -> Image.Image:
+    try:
+        return _guarded(lambda: _open_and_decode(file, form, name, max_pixels, at_least), name)
+    except MediaError as error:
+        if error.code != "undecodable":
+            raise
+        if (how := how_cut(file, form)) is not None:
+            raise _damaged(name, how) from None
+        if form != "PNG":
+            raise
+    # Pillow limits the size of texts and color profiles, and stops at damaged ones; the pixels do not depend on them.
+    bare = _without_metadata(file)
+    return _guarded(lambda: _open_and_decode(bare, form, name, max_pixels, at_least), name)
+
+
+def _guarded(decode: Callable[[], Image.Image], name: str) -> Image.Image:
+    """Calls a decoder; its errors become those of SaySee."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            return decode()
+    except MediaError:
+        raise
+    except Exception as error:
+        why = reason(error)
+        if isinstance(error, EOFError) or any(word in why.lower() for word in _DAMAGE):
+            raise _damaged(name, why) from None
+        raise MediaError(
+            "undecodable", f"{name}: cannot be decoded ({why}); open and save it in another program"
+        ) from None
+
+
+def _open_and_decode(file: BinaryIO, form: str, name: str, max_pixels: int, at_least: int | None) -> Image.Image:
+    file.seek(0)
+    if form == "HEIC":
+        return _open_heic(file, name, max_pixels)
+    if form == "AVIF":
+        if not features.check("avif"):
+            raise MediaError("undecodable", f"{name}: this Pillow cannot read AVIF; pip install --upgrade pillow")
+        encoded: Any = Image.open(file, formats=["AVIF"])
+    else:
+        encoded = _PLUGINS[form](file)
+    with encoded:
+        if form == "JPEG":
+            _draft(encoded, max_pixels, at_least)
+        if form == "TIFF" and (_DNG in encoded.tag_v2 or encoded.tag_v2.get(_SUBFILE, 0) & 1):
+            raise MediaError("undecodable", f"{name}: is a camera's raw file; export it as a JPEG")
+        _check_size(encoded, name, max_pixels)
+        return _decode(encoded, name)
+
+
+def _draft(image: Image.Image, max_pixels: int, at_least: int | None) -> None:
+    """Lets a JPEG be decoded at a fraction of its size, where that is enough or all that the limit allows."""
+    width, height = image.size
+    pixels = width * height
+    enough = min(image.size) // at_least if at_least else 1
+    # The decoder keeps the whole of a progressive image in memory, at any fraction.
+    allowed = "progressive" not in image.info and pixels <= MAX_REDUCTION * max_pixels
+    for scale in (8, 4, 2, 1):
+        if scale <= enough:
+            break
+    while allowed and scale < 8 and (width // scale) * (height // scale) > max_pixels:
+        scale *= 2
+    if scale > 1:
+        image.draft(None, (width // scale, height // scale))
+
+
+def _open_heic(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    try:
+        import pillow_heif
+    except ImportError:
+        fix = "pip install 'saysee[heif]'"
+        raise MediaError("undecodable", f"{name}: is a HEIC image, which needs an optional extra; {fix}") from None
+    encoded = pillow_heif.open_heif(file)
+    _check_size(encoded, name, max_pixels)
+    image = encoded.to_pillow()
+    image.info.clear()  # libheif has applied the orientation, which EXIF repeats
+    return _decode(image, name)
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise MediaError(
             "undecodable", f"{name}: has 32-bit pixels, which have no defined white; save it with 8 or 16 bits"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image.load()
-            return _to_rgb(_upright(image))
-    except Exception as error:
-        raise _damaged(name, reason(error)) from None
+    image.load()
+    return _to_rgb(_upright(image))
 
 
-def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+def _check_size(image: Any, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise _too_large(name, f"{width:,} × {height:,} pixels", max_pixels)
+        how = f"has {width:,} × {height:,} pixels, over the limit of {max_pixels:,}"
+        raise MediaError("too-large", f"{name}: {how}; scale it down, or save it as a baseline JPEG")
     if not width or not height:
         raise MediaError("empty", f"{name}: has no pixels ({width} × {height}); save it again")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise MediaError(
-            "too-large",
-            f"{name}: has one side over {MAX_ASPECT} times as long as the other ({width} × {height}); crop it",
-        )
+        how = f"has one side over {MAX_ASPECT} times as long as the other ({width} × {height})"
+        raise MediaError("too-large", f"{name}: {how}; crop it")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = _TRANSPOSED.get(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be parsed has no orientation; browsers show such an image as stored
         return image
+    return image if turned is None else image.transpose(turned)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -121,17 +221,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _unidentified(head: bytes, size: int, name: str) -> MediaError:
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and int.from_bytes(head[4:8], "little") + 8 > size:
-        return _damaged(name, "fewer bytes than its header announces")
-    return MediaError("undecodable", f"{name}: is not an image; convert it to one of {READABLE_IMAGES}")
+def _without_metadata(file: BinaryIO) -> BinaryIO:
+    """A PNG with the chunks that its pixels need, and EXIF for the orientation."""
+    file.seek(0)
+    data = file.read()
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 5].isupper() or data[at + 4 : at + 8] in (b"tRNS", b"eXIf"):
+            kept.append(data[at:end])
+        at = end
+    return io.BytesIO(b"".join(kept))
 
 
 def _damaged(name: str, why: str) -> MediaError:
     return MediaError("truncated", f"{name}: is cut short or damaged ({why}); copy it again")
-
-
-def _too_large(name: str, size: str, max_pixels: int) -> MediaError:
-    return MediaError(
-        "too-large", f"{name}: has {size}, over the limit of {max_pixels:,}; scale it down or raise max_pixels"
-    )
