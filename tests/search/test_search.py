@@ -74,7 +74,7 @@ def recall(found: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]))
 
 
-def test_speech_and_text_find_images_and_an_image_finds_clips(any_index, photos):
+def test_speech_text_and_images_find_images(any_index, photos):
     index = any_index
     model = index.encoder.model
     pictures = sorted(photos.rglob("*.png"))
@@ -89,17 +89,54 @@ def test_speech_and_text_find_images_and_an_image_finds_clips(any_index, photos)
         results = index.search(**ask, k=4)
         assert [[pictures.index(Path(hit.path)) for hit in hits] for hits in results] == exact(queries, images, 4)
         np.testing.assert_allclose([hits[0].score for hits in results], (queries @ images.T).max(axis=1), atol=1e-5)
-    assert {hit.kind for hit in index.search(images=[pictures[0]])[0]} == {"clip"}
-    best = index.search(images=[pictures[3]], kind="image", k=1)[0][0]
+    assert {hit.kind for hit in index.search(images=[pictures[0]], kind="clip")[0]} == {"clip"}
+    best = index.search(images=[pictures[3]], k=1)[0][0]
     assert (best.path, round(best.score, 4)) == (str(pictures[3]), 1.0)
 
 
-def test_image_finds_images_where_there_are_no_clips(encoder, tmp_path):
-    for number in range(3):
-        picture(tmp_path / f"pictures/{number}.png", number)
-    update_index(encoder, tmp_path / "pictures", tmp_path / "index")
-    hits = Index.open(tmp_path / "index", model=encoder.model).search(images=[tmp_path / "pictures/1.png"])[0]
-    assert Path(hits[0].path).name == "1.png"
+def test_an_image_finds_clips_where_the_index_has_clips_alone(encoder, photos, place):
+    shutil.rmtree(photos / "holiday")
+    for path in (photos / "work").iterdir():
+        path.rename(photos.parent / path.name)
+    update_index(encoder, photos, place)
+    index = Index.open(place, model=encoder.model)
+    assert [hit.kind for hit in index.search(images=[photos.parent / "4.png"])[0]] == ["clip"] * 3
+    assert index.search(images=[photos.parent / "4.png"], kind="image") == [[]]
+    assert index.search(speech=[photos / "clips/0.wav"]) == [[]]
+
+
+def test_hits_of_equal_content_are_one_with_the_number_of_copies(encoder, photos, place):
+    for number in range(60):
+        shutil.copy(photos / "work/4.png", photos / f"holiday/copy {number}.png")
+    shutil.copy(photos / "clips/1.wav", photos / "clips/copy.wav")
+    update_index(encoder, photos, place)
+    index = Index.open(place, model=encoder.model)
+    vectors = encoder.encode_images([photos / "work/4.png"])
+    for conditions in ({}, {"where": "size > 0"}, {"filters": ["name:*.png"]}):
+        (hits,) = index.search(vectors=vectors, k=6, **conditions)
+        assert len({Path(hit.path).read_bytes() for hit in hits}) == 6
+        assert [hit.copies for hit in hits] == [61, 1, 1, 1, 1, 1]
+    (hits,) = index.search(vectors=vectors, k=3, kind="clip")
+    assert sorted(hit.copies for hit in hits) == [1, 1, 2]
+
+
+def test_pages_of_hits_are_the_parts_of_one_list(any_index):
+    vectors = np.random.default_rng(0).standard_normal((2, DIMENSION))
+    whole = any_index.search(vectors=vectors, k=6)
+    pages = [any_index.search(vectors=vectors, k=2, offset=offset) for offset in (0, 2, 4, 6)]
+    assert [[hit for page in pages for hit in page[query]] for query in range(2)] == whole
+    with pytest.raises(SaySeeError, match="-1"):
+        any_index.search(vectors=vectors, offset=-1)
+
+
+def test_pages_reach_the_last_row_of_a_large_index(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
+    monkeypatch.setattr(fast_copy, "EXACT_ROWS", 1_000)
+    index = given(tmp_path, encoder, clustered(5_000))
+    assert index.store.searcher("image").method.startswith("approximate")
+    found = [page[0][0].id for page in (index.search(vectors=clustered(1), k=1, offset=n) for n in (0, 3_000, 4_999))]
+    assert len(set(found)) == 3
+    assert index.search(vectors=clustered(1), k=1, offset=5_000) == [[]]
 
 
 def test_refusals(index):

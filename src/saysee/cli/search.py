@@ -115,7 +115,7 @@ def search(
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
-    """Find images by speech or text, and clips or images by an image.
+    """Find images by speech, text or an image; with --for clips, find clips.
 
     Args:
         index: folder of the index, or its postgresql:// address
@@ -125,7 +125,7 @@ def search(
         k: maximum number of hits per query
         where: an SQL expression, such as "folder LIKE 'holiday%'"
         filter: NAME:VALUE, such as folder:holiday*, speaker:s1, taken:2024-06..2024-08 or size:1000.. (repeatable)
-        for_: what to find (default: clips for an image query if the index has any, else images)
+        for_: what to find (default: images; clips for an image query if the index has no image)
         sheet: also write the results as an HTML file
         open: open the HTML file in the browser; without --sheet it is a temporary file
         no_thumbnails: do not show images in the terminal

@@ -153,7 +153,7 @@ def test_manifest_gives_metadata(encoder, place, tmp_path):
     ).write(tmp_path / "corpus/manifest.jsonl")
     update_index(encoder, tmp_path / "corpus/manifest.jsonl", place)
     index = Index.open(place, model=encoder.model)
-    (hits,) = index.search(images=[tmp_path / "corpus/a.png"], where="metadata ->> 'speaker' = 's1'")
+    (hits,) = index.search(images=[tmp_path / "corpus/a.png"], kind="clip", where="metadata ->> 'speaker' = 's1'")
     assert [(Path(hit.path).name, hit.metadata["place"]) for hit in hits] == [("1.wav", "sea")]
     (hits,) = index.search(speech=[tmp_path / "corpus/0.wav"])
     assert [hit.metadata for hit in hits] == [{"image_id": "a", "split": "test", "place": "sea"}]
@@ -200,7 +200,7 @@ def test_new_speech_head_encodes_clips_again_and_no_image(encoder, photos, place
     asking = Index.open(place, model=retrained.model)
     assert len(asking.search(speech=[photos / "clips/0.wav"])[0]) == 6  # pictures' vectors are the same
     with pytest.raises(SaySeeError, match="clips"):
-        asking.search(images=[photos / "work/4.png"])
+        asking.search(images=[photos / "work/4.png"], kind="clip")
     counted(retrained)
     report = update_index(retrained, photos, place)
     assert (report.encoded, report.kept, report.removed, counted()) == (3, 6, 0, 3)
@@ -209,9 +209,9 @@ def test_new_speech_head_encodes_clips_again_and_no_image(encoder, photos, place
     for key, (number, vector) in before.items():
         assert after[key][0] == number
         assert (after[key][1] == vector) == (key[0] == "image"), key
-    assert asking.search(images=[photos / "work/4.png"])[0]
+    assert asking.search(images=[photos / "work/4.png"], kind="clip")[0]
     with pytest.raises(SaySeeError, match="clips"):
-        Index.open(place, model=encoder.model).search(images=[photos / "work/4.png"])
+        Index.open(place, model=encoder.model).search(images=[photos / "work/4.png"], kind="clip")
     assert update_index(retrained, photos, place).kept == 9
 
 
@@ -233,7 +233,7 @@ def test_new_speech_head_resumes_where_it_was_stopped(encoder, photos, place, re
     done = counted()
     assert 0 < done < 3
     index = Index.open(place, model=encoder.model)
-    assert len(index.search(images=[photos / "work/4.png"])[0]) == 3  # none is missing meanwhile
+    assert len(index.search(images=[photos / "work/4.png"], kind="clip")[0]) == 3  # none is missing meanwhile
     assert f"{done} clips were encoded by another model than the rest" in index.check()[0]
     assert update_index(retrained, photos, place).encoded == 3 - done
     assert index.check() == []

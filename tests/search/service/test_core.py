@@ -59,6 +59,7 @@ def test_every_kind_of_query_finds_what_the_index_finds(ask, index, photos):
         "name": answer["hits"][0]["name"],
         "folder": answer["hits"][0]["folder"],
         "score": answer["hits"][0]["score"],
+        "copies": 1,
         "metadata": {},
         "url": f"/images/{answer['hits'][0]['id']}",
         "thumbnail": f"/images/{answer['hits'][0]['id']}/thumbnail",
@@ -91,7 +92,7 @@ def test_queries_in_one_batch_get_what_each_gets_alone(make_service, index, phot
     for query, together in zip(queries, service.answer(queries), strict=True):
         (alone,) = service.answer([query])
         assert [item.id for item, _ in together.hits] == [item.id for item, _ in alone.hits]
-        assert len(together.hits) == min(query.k, 3 if together.kind == "clip" else 6)
+        assert len(together.hits) == min(query.k, 3 if query.find == "clip" else 6)
         np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
 
 

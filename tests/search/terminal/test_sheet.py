@@ -61,8 +61,8 @@ def index(encoder, photos, tmp_path) -> Index:
 
 def test_sheet_shows_and_plays_everything_and_needs_nothing_beside_it(index, photos, tmp_path):
     recording = load_audio(photos / "clips/2.wav")
-    places = [str(photos / "clips/0.wav"), str(photos / "work/4.png")]
-    results = run_queries(index, places, ["two green stars"], recording, k=7)
+    results = run_queries(index, [str(photos / "clips/0.wav")], ["two green stars"], recording, k=7)
+    results.results += run_queries(index, [str(photos / "work/4.png")], kind="clip").results
     page = Page(write_sheet(results, tmp_path / "sheet.html"))
     pictures, sounds = page.all("img", "src"), page.all("audio", "src")
     # A recording, a clip and a text find seven pictures each, and the picture, itself shown, finds three clips.

@@ -38,6 +38,7 @@ class Hit:
         path: of the file, absolute.
         score: cosine similarity with the query, −1 to 1.
         metadata: further columns of the manifest or table that the index was created from.
+        copies: rows of the index with this content, this one included.
     """
 
     id: int
@@ -45,6 +46,7 @@ class Hit:
     path: str
     score: float
     metadata: dict[str, Any]
+    copies: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -98,6 +100,11 @@ class Index:
         with self.store.reading() as tables:
             return tables.rows(ids)
 
+    def kind_to_find(self, *, by_image: bool) -> Kind:
+        """What a query finds that does not say: images; an image finds clips where the index has clips alone."""
+        with self.store.reading() as tables:
+            return "clip" if by_image and tables.has("clip") and not tables.has("image") else "image"
+
     def path_of(self, item: Item) -> str:
         """Where a row's file is now, or its address on the web."""
         return _path(root_of(self.about, self.folder, item.path), item)
@@ -110,6 +117,7 @@ class Index:
         texts: Sequence[str] | None = None,
         vectors: ArrayLike | None = None,
         k: int = 10,
+        offset: int = 0,
         where: str | None = None,
         filters: Sequence[str | Filter] = (),
         kind: Kind | None = None,
@@ -122,18 +130,20 @@ class Index:
             images: as for ``SpeechImageModel.encode_images``.
             texts: as for ``SpeechImageModel.encode_text``.
             vectors: [Q, D] of the index's own model, of any length but 0.
-            k: most rows for each query.
+            k: most hits for each query.
+            offset: so many of the best hits are skipped, as for the next page of a list.
             where: an SQL expression of the store's own database (SQLite or PostgreSQL) that rows must fulfill, over
                 the columns id, kind, path, folder, name, size, mtime_ns, hash and metadata (JSON). It runs in a
                 read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
             filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
                 keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
-            kind: what to find; by default clips for image queries where the index has any, else images.
+            kind: what to find; by default as :meth:`kind_to_find` says.
             bad: collects the error of each query that cannot be used by its position; such a query has no hits. None
                 raises the first error.
 
         Returns:
-            for each query up to ``k`` hits, the best first; of equal scores the earlier row.
+            for each query up to ``k`` hits of different content, the best first; of equal scores the earlier row.
+            Imported vectors, of which no content is known, each count as their own.
 
         Raises:
             MediaError: a file of a query cannot be used, and ``bad`` is None.
@@ -144,13 +154,13 @@ class Index:
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) != 1:
             raise SaySeeError(f"search takes exactly one of {', '.join(given)}; {len(chosen)} were given")
-        if k < 1:
-            raise SaySeeError(f"k is {k}; it must be at least 1")
+        if k < 1 or offset < 0:
+            raise SaySeeError(f"k is {k} and offset {offset}; they must be at least 1 and 0")
         if kind is not None and kind not in KINDS:
             raise SaySeeError(f"kind is {kind!r}; it is one of {', '.join(KINDS)}")
         parsed = parse_filters(filters)
         if kind is None:
-            kind = "clip" if images is not None and self.counts()["clip"] else "image"
+            kind = self.kind_to_find(by_image=images is not None)
         if vectors is not None:
             queries = self._checked(vectors)
         else:
@@ -158,11 +168,13 @@ class Index:
                 self.store.about().check(self.encoder, self.place, kind)
             queries = self.encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
         good = [position for position in range(len(queries)) if not bad or position not in bad]
-        found = self.store.nearest(queries[good], kind, k, where, parsed)
+        found = self.store.nearest(queries[good], kind, k, where, parsed, offset)
         root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
         hits: list[list[Hit]] = [[] for _ in queries]
         for position, rows in zip(good, found, strict=True):
-            hits[position] = [Hit(row.id, row.kind, _path(root, row), score, row.metadata) for row, score in rows]
+            hits[position] = [
+                Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies) for row, score in rows
+            ]
         return hits
 
     @cached_property

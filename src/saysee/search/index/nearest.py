@@ -74,16 +74,19 @@ class Faiss:
         """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
         import faiss
 
-        settings = None
-        if allowed is not None:
-            chosen = faiss.IDSelectorBatch(allowed)
-            if self.approximate:  # clusters of which a filter takes a part have fewer to give, so more are searched
-                more = min(self.index.nlist, 2 * self.index.nprobe)
-                settings = faiss.SearchParametersIVF(sel=chosen, nprobe=more)
-            else:
-                settings = faiss.SearchParameters(sel=chosen)
-        _, found = self.index.search(np.ascontiguousarray(queries), min(k, self.index.ntotal), params=settings)
-        return [row[row >= 0] for row in found]
+        queries, chosen = np.ascontiguousarray(queries), None if allowed is None else faiss.IDSelectorBatch(allowed)
+        count = min(k, self.index.ntotal if allowed is None else len(allowed))
+        if not self.approximate:
+            settings = None if chosen is None else faiss.SearchParameters(sel=chosen)
+            return list(self.index.search(queries, count, params=settings)[1])
+        # Clusters of which a filter takes a part have fewer to give, so more are searched.
+        clusters = self.index.nprobe if chosen is None else 2 * self.index.nprobe
+        while True:
+            settings = faiss.SearchParametersIVF(sel=chosen, nprobe=min(clusters, self.index.nlist))
+            _, found = self.index.search(queries, count, params=settings)
+            if clusters >= self.index.nlist or (found >= 0).all():
+                return [row[row >= 0] for row in found]
+            clusters *= 4  # the last page of a long list lies in the last cluster
 
 
 Searcher = InMemory | Faiss

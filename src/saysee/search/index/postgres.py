@@ -23,9 +23,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
+from saysee.search.index.about import About
 from saysee.search.index.filters import Filter
-from saysee.search.index.postgres_search import hnsw_problem, nearest, update_hnsw
-from saysee.search.index.store import UNIT_TOLERANCE, About, Item, Store, Tables, Vectors
+from saysee.search.index.postgres_search import hnsw_problem, searcher, update_hnsw
+from saysee.search.index.ranking import ranked
+from saysee.search.index.store import UNIT_TOLERANCE, Item, Store, Tables, Vectors
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -134,12 +136,18 @@ class PostgresStore(Store):
             yield PostgresTables(self, connection)
 
     def nearest(
-        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+        self,
+        queries: Vectors,
+        kind: Kind,
+        k: int,
+        where: str | None = None,
+        filters: Sequence[Filter] = (),
+        offset: int = 0,
     ) -> list[list[tuple[Item, float]]]:
         """See :meth:`Store.nearest`."""
         with self.reading() as tables:
             tables.existing_about()
-            return tables.ranked(queries, nearest(tables, queries, kind, k, where, filters), k)
+            return ranked(tables, queries, searcher(tables, queries, kind, where, filters), k, offset)
 
     def connect(self) -> Connection:
         """A connection in autocommit mode that finds the index's tables and vectors by their names."""

@@ -20,7 +20,8 @@ from pgvector import Vector
 from saysee.media.formats import Kind
 from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter
 from saysee.search.index.nearest import RECALL, RECALL_K, recall, trial_queries
-from saysee.search.index.store import SPARE, WHERE_SECONDS, Ids, Vectors, condition_error
+from saysee.search.index.ranking import Search
+from saysee.search.index.store import WHERE_SECONDS, Ids, Vectors, condition_error
 
 if TYPE_CHECKING:
     from saysee.search.index.postgres import PostgresTables
@@ -66,13 +67,12 @@ class _Hnsw:
         return f"approximate, HNSW with {self.ef} candidates, {precision}" if self.ef else _EXACT
 
 
-def nearest(
-    tables: PostgresTables, queries: Vectors, kind: Kind, k: int, where: str | None, filters: Sequence[Filter]
-) -> list[Ids]:
-    """For each query of [Q, D] the ids of the candidates for the ``k`` nearest rows; see :meth:`Store.nearest`."""
+def searcher(
+    tables: PostgresTables, queries: Vectors, kind: Kind, where: str | None, filters: Sequence[Filter]
+) -> Search:
+    """Gives for each query of [Q, D] the ids of a number of its nearest rows; see ``ranked``."""
     condition: Condition = ("kind = %(kind)s", {"kind": kind})
-    hnsw = _hnsw(tables, kind)
-    ef = max(hnsw.ef, SPARE * k) if hnsw is not None and hnsw.ef else 0
+    hnsw, share = _hnsw(tables, kind), 1.0
     if where is not None or filters:
         conditions = [condition, *(_filter_condition(one, number) for number, one in enumerate(filters))]
         if where is not None:
@@ -81,11 +81,21 @@ def nearest(
         condition = " AND ".join(f"({sql})" for sql, _ in conditions), values
         count, ids = _chosen_ids(tables, condition, where)
         if count <= EXACT_ROWS:
-            condition, ef = ("id = ANY(%(ids)s::bigint[])", {"ids": ids}), 0
+            condition, hnsw = ("id = ANY(%(ids)s::bigint[])", {"ids": ids}), None
         elif hnsw is not None:  # of what HNSW finds, the condition leaves a share
-            ef = round(ef * max(1.0, hnsw.rows / count))
-    used = replace(hnsw, ef=ef) if hnsw is not None and 0 < ef <= _CANDIDATES[-1] else None
-    return [_nearest_ids(tables, query, condition, SPARE * k, used) for query in queries]
+            share = max(1.0, hnsw.rows / count)
+
+    def search(depth: int) -> list[Ids]:
+        ef = round(max(hnsw.ef, depth) * share) if hnsw is not None and hnsw.ef else 0
+        used = replace(hnsw, ef=ef) if hnsw is not None and 0 < ef <= _CANDIDATES[-1] else None
+        found = [_nearest_ids(tables, query, condition, depth, used) for query in queries]
+        if used is not None:  # it may give fewer than there are
+            for place, query in enumerate(queries):
+                if len(found[place]) < depth:
+                    found[place] = _nearest_ids(tables, query, condition, depth, None)
+        return found
+
+    return search
 
 
 def _chosen_ids(tables: PostgresTables, condition: Condition, where: str | None) -> tuple[int, list[int]]:
@@ -240,7 +250,7 @@ def _measured(tables: PostgresTables, kind: Kind, cast: str, rows: int) -> _Hnsw
         truth = [_nearest_ids(tables, query, condition, RECALL_K, None) for query in queries]
         for ef in _CANDIDATES:
             hnsw = _Hnsw(cast, rows, ef)
-            found = [_nearest_ids(tables, query, condition, SPARE * RECALL_K, hnsw) for query in queries]
+            found = [_nearest_ids(tables, query, condition, 2 * RECALL_K, hnsw) for query in queries]
             if recall(found, truth) >= RECALL:
                 break
         else:

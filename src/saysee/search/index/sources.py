@@ -16,7 +16,8 @@ from saysee.data.manifest import OPTIONAL, Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from saysee.search.index.store import About, Item, is_database
+from saysee.search.index.about import About
+from saysee.search.index.store import Item, is_database
 
 UPLOADS_FOLDER = "uploads"
 """In the folder of the index, where no other is named."""

@@ -27,13 +27,13 @@ from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.media.formats import Kind
 from saysee.search.index import nearest as fast_copy
+from saysee.search.index.about import About
 from saysee.search.index.filters import Filter
+from saysee.search.index.ranking import ranked
 from saysee.search.index.store import (
     KINDS,
-    SPARE,
     UNIT_TOLERANCE,
     WHERE_SECONDS,
-    About,
     Ids,
     Item,
     Store,
@@ -146,7 +146,13 @@ class SqliteStore(Store):
             return "another process"
 
     def nearest(
-        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+        self,
+        queries: Vectors,
+        kind: Kind,
+        k: int,
+        where: str | None = None,
+        filters: Sequence[Filter] = (),
+        offset: int = 0,
     ) -> list[list[tuple[Item, float]]]:
         """See :meth:`Store.nearest`."""
         allowed = None
@@ -154,11 +160,13 @@ class SqliteStore(Store):
             with self.reading() as tables:
                 allowed = _chosen_ids(tables, kind, where, filters)
                 if len(allowed) <= fast_copy.MEMORY_ROWS:
-                    found = fast_copy.best_rows(queries, *tables.vectors_of(allowed.tolist()), SPARE * k)
-                    return tables.ranked(queries, found, k)
-        found = self.searcher(kind).search(queries, SPARE * k, allowed)
+                    chosen = tables.vectors_of(allowed.tolist())
+                    return ranked(
+                        tables, queries, lambda depth: fast_copy.best_rows(queries, *chosen, depth), k, offset
+                    )
+        searcher = self.searcher(kind)
         with self.reading() as tables:
-            return tables.ranked(queries, found, k)
+            return ranked(tables, queries, lambda depth: searcher.search(queries, depth, allowed), k, offset)
 
     def searcher(self, kind: Kind) -> fast_copy.Searcher:
         """Searches the current rows of a kind; a missing or stale fast copy is built, where that is possible."""

@@ -14,29 +14,21 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
+from saysee.search.index.about import FORMAT, About
 from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
-from saysee.version import __version__
-
-if TYPE_CHECKING:
-    from saysee.encoding.encoder import Encoder
 
 KINDS: tuple[Kind, ...] = ("image", "clip")
 Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
-FORMAT = 2
-"""Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
-for both kinds, from which those of each kind do not follow."""
-SPARE = 2
-"""Times as many rows are taken from a fast copy as are asked for; the stored vectors order them."""
 UNIT_TOLERANCE = 0.01
 """How far a stored vector's length may be from 1: fp16 is within 0.001."""
 WHERE_SECONDS = 10.0
@@ -45,57 +37,6 @@ WHERE_SECONDS = 10.0
 _CHANGEABLE = ("path", "folder", "name", "size", "mtime_ns", "metadata")
 _WRITTEN = ("kind", "hash", "encoded_by", *_CHANGEABLE)
 _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What holds for the whole index.
-
-    Attributes:
-        model: folder or hub name of the model, as the user last named it.
-        model_beside: that folder relative to the index; None for a hub name and for an index in a database.
-        fingerprints: by kind, of what makes its vectors: one side of the model and its preprocessing. While another
-            model encodes the rows of a kind again, still the previous one.
-        dimension: D of the vectors, which are unit vectors.
-        precision: "float32" or "float16", of the stored vectors.
-        root: folder that relative paths start from.
-        root_beside: the same relative to the index; None on another drive and for an index in a database.
-        source: what is indexed below the root: "." for the folder itself, else the name of a manifest or table.
-    """
-
-    model: str
-    model_beside: str | None
-    fingerprints: dict[Kind, str]
-    dimension: int
-    precision: str
-    root: str
-    root_beside: str | None
-    source: str
-    format: int = FORMAT
-    normalisation: str = "unit"  # spelled as format 2 stores it
-    written_by: str = __version__
-
-    def check(self, encoder: Encoder, where: object, kind: Kind = "image") -> None:
-        """Raises a SaySeeError for a model that is not that of the index at a place.
-
-        The image side must be the same in any case, as all vectors lie in its space; to find clips (``kind``), the
-        speech side too.
-        """
-        if encoder.dimension != self.dimension:
-            raise SaySeeError(
-                f"{where}: its vectors have {self.dimension} dimensions, those of the model {encoder.name} "
-                f"{encoder.dimension}; give the index's own model ({self.model})"
-            )
-        if encoder.fingerprint("image") != self.fingerprints["image"]:
-            raise SaySeeError(
-                f"{where}: its vectors are of another model than {encoder.name} (weights or preprocessing of the image "
-                f"side differ from {self.model} as it was); name that model, or create a new index elsewhere"
-            )
-        if kind == "clip" and encoder.fingerprint("clip") != self.fingerprints["clip"]:
-            raise SaySeeError(
-                f"{where}: its clips were encoded by another speech side than that of {encoder.name}; run 'saysee "
-                "index' with this model, which encodes them again, or search for images"
-            )
 
 
 @dataclass(slots=True)
@@ -111,6 +52,7 @@ class Item:
         metadata: further columns.
         id: of the row; 0 for one that has none yet.
         encoded_by: the fingerprint of what made the vector; empty for one that has none yet.
+        copies: of a row that was searched for: how many rows of the index have its content, this one included.
     """
 
     kind: Kind
@@ -121,6 +63,7 @@ class Item:
     metadata: dict[str, Any] = field(default_factory=dict)
     id: int = 0
     encoded_by: str = ""
+    copies: int = field(default=1, compare=False)
 
     @property
     def key(self) -> Key:
@@ -146,7 +89,7 @@ class Item:
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
-_ITEM = ", ".join(column.name for column in fields(Item))
+_ITEM = ", ".join(column.name for column in fields(Item) if column.compare)
 
 
 class Tables(ABC):
@@ -271,6 +214,16 @@ class Tables(ABC):
         """The rows of ids, by id; missing ones are skipped."""
         return {item.id: item for item in self._items(f"WHERE {self._among}", json.dumps(list(ids)))}
 
+    def copies(self, ids: Iterable[int]) -> dict[int, int]:
+        """For the ids of rows whose content is known, how many rows have that content."""
+        same = "SELECT count(*) FROM items AS same WHERE same.kind = items.kind AND same.hash = items.hash"
+        sql = f"SELECT id, ({same}) FROM items WHERE hash IS NOT NULL AND {self._among}"
+        return dict(self.execute(sql, (json.dumps(list(ids)),)).fetchall())
+
+    def has(self, kind: Kind) -> bool:
+        """Whether there is any row of a kind."""
+        return self.execute("SELECT 1 FROM items WHERE kind = ? LIMIT 1", (kind,)).fetchone() is not None
+
     def known(self) -> dict[Key, Item]:
         """All rows, by kind and path."""
         return {item.key: item for item in self._items()}
@@ -290,24 +243,15 @@ class Tables(ABC):
 
     def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
         """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
-        sql = f"SELECT id, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
+        ids, _, vectors = self.contents_of(ids)
+        return ids, vectors
+
+    def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
+        """:meth:`vectors_of`, with the hashes of the contents between the two."""
+        sql = f"SELECT id, hash, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
         rows = self.execute(sql, (json.dumps(list(ids)),)).fetchall()
-        return np.array([row[0] for row in rows], np.int64), self.to_vectors([row[1] for row in rows])
-
-    def ranked(self, queries: Vectors, found: Sequence[Ids], k: int) -> list[list[tuple[Item, float]]]:
-        """For each query of [Q, D] the ``k`` best of its candidates with their cosine similarity.
-
-        Of equal scores the earlier row comes first. Candidates that were removed meanwhile are skipped.
-        """
-        ids, vectors = self.vectors_of(np.unique(np.concatenate(found)).tolist() if found else ())
-        best: list[list[tuple[int, float]]] = []
-        for query, candidates in zip(queries, found, strict=True):
-            places = np.searchsorted(ids, candidates[np.isin(candidates, ids)])
-            scores = vectors[places] @ query
-            order = np.lexsort((ids[places], -scores))[:k]
-            best.append([(int(ids[places[at]]), float(scores[at])) for at in order])
-        items = self.rows([number for rows in best for number, _ in rows])
-        return [[(items[number], score) for number, score in rows] for rows in best]
+        numbers = np.array([row[0] for row in rows], np.int64)
+        return numbers, [row[1] for row in rows], self.to_vectors([row[2] for row in rows])
 
     def problems(self) -> Iterator[str]:
         """Reads everything and yields what is wrong with it, one line each."""
@@ -395,11 +339,18 @@ class Store(ABC):
 
     @abstractmethod
     def nearest(
-        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Sequence[Filter] = ()
+        self,
+        queries: Vectors,
+        kind: Kind,
+        k: int,
+        where: str | None = None,
+        filters: Sequence[Filter] = (),
+        offset: int = 0,
     ) -> list[list[tuple[Item, float]]]:
-        """For each unit vector of [Q, D] the up to ``k`` nearest rows of a kind with their cosine similarity.
+        """For each unit vector of [Q, D] the up to ``k`` nearest rows of a kind, after the ``offset`` nearest.
 
-        The best come first, of equal scores the earlier row. The condition and all filters must hold.
+        Each comes with its cosine similarity, the best first, of equal scores the earlier row, and of rows of equal
+        content one. The condition and all filters must hold.
 
         Raises:
             SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.

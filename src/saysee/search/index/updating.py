@@ -22,9 +22,10 @@ from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import progress_bar
 from saysee.media.formats import Kind
 from saysee.media.source import printable
+from saysee.search.index.about import About
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
-from saysee.search.index.store import KINDS, About, Item, Key, Tables
+from saysee.search.index.store import KINDS, Item, Key, Tables
 
 
 @dataclass(slots=True)

@@ -113,7 +113,9 @@ class Service:
         return {
             "query": {"kind": given[0], "seconds": seconds, "vector": to_text(answer.vector)},
             "kind": answer.kind,
-            "hits": [{**schemas.item_answer(item), "score": score} for item, score in answer.hits],
+            "hits": [
+                schemas.item_answer(item) | {"score": score, "copies": item.copies} for item, score in answer.hits
+            ],
         }
 
     async def attend(self, form: schemas.AttentionForm) -> dict[str, Any]:
@@ -162,7 +164,7 @@ class Service:
     def _find(self, query: Query) -> Kind:
         if query.find is not None:
             return query.find
-        return "clip" if query.kind == "image" and self.index.counts()["clip"] else "image"
+        return self.index.kind_to_find(by_image=query.kind == "image")
 
     def _encode(self, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
         vectors: Vectors = self.encoder.encode_prepared(kind, prepared)

@@ -44,7 +44,7 @@ class SearchForm(_Form):
     vector: OptionalText = Field(None, description="the vector of the answer to an earlier query")
     k: int = Field(DEFAULT_K, ge=1, description="largest number of hits")
     kind: Kind | SkipJsonSchema[None] = Field(
-        None, description="what to find; by default clips for an image if the index has any, else images"
+        None, description="what to find; by default images, or clips for an image if the index has no image"
     )
     filter: list[str] = Field(
         [],
@@ -103,6 +103,7 @@ class HitAnswer(ItemAnswer):
     """An item that was found."""
 
     score: float = Field(description="cosine similarity, -1 to 1")
+    copies: int = Field(description="items of the index with this content, this one included")
 
 
 class QueryAnswer(BaseModel):

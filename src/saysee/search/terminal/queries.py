@@ -47,7 +47,8 @@ class QueryResult:
         """A table of the hits, titled with the query's name."""
         table = Table("score", "path", title=Text(_one_line(self.name)), title_justify="left")
         for hit in self.hits:
-            table.add_row(f"{hit.score:.3f}", Text(_one_line(hit.path)))  # not markup: a name may have [brackets]
+            name = _one_line(hit.path) + (f" ({hit.copies} copies)" if hit.copies > 1 else "")
+            table.add_row(f"{hit.score:.3f}", Text(name))  # not markup: a name may have [brackets]
         return table
 
 
