@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,53 @@ def test_files_that_are_not_a_manifest(tmp_path: Path) -> None:
     assert "use .parquet or .jsonl" in rejection(tmp_path / "m.csv")
     with pytest.raises(ManifestError, match=r"use \.parquet or \.jsonl"):
         Manifest(rows(), tmp_path).write(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_paths_of_windows_become_paths_of_any_system(tmp_path: Path, suffix: str) -> None:
+    columns = {"clip": ["clips\\a.wav", "odd\\name.wav"], "image": ["images\\deep/a.jpg", "C:\\b.jpg"]}
+    columns |= {"image_id": ["a\\1", "b"], "split": ["train", "train"]}
+    (tmp_path / "odd\\name.wav").touch()  # here the backslash is part of a name
+    path = tmp_path / f"windows{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        path.write_text(
+            "".join(
+                json.dumps(dict(zip(columns, row, strict=False))) + "\n" for row in zip(*columns.values(), strict=True)
+            )
+        )
+    rows = Manifest.read(path).rows
+    assert [(row.clip, row.image, row.image_id) for row in rows] == [
+        ("clips/a.wav", "images/deep/a.jpg", "a\\1"),
+        ("odd\\name.wav", "C:/b.jpg", "b"),
+    ]
+    Manifest([Row("x\\a.wav", "x\\a.jpg", "a", "train")], tmp_path).write(tmp_path / "new.jsonl")
+    assert "\\" not in (tmp_path / "new.jsonl").read_text()
+
+
+def test_columns_of_other_programs_types_are_decoded(tmp_path: Path) -> None:
+    table = pa.table({
+        "clip": ["a.wav", "b.wav"],
+        "image": pa.array(["a.jpg", "b.jpg"]).cast(pa.string_view()),
+        "image_id": pa.array(["a", "b"], pa.large_string()),
+        "split": pa.array(["train", "test"]).dictionary_encode(),
+        "taken": pa.array([datetime(2024, 6, 1, 12), None], pa.timestamp("ns")),
+        "age": pa.array([1.5, float("nan")]),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "m.parquet")
+    manifest = Manifest.read(tmp_path / "m.parquet")
+    assert manifest.splits() == {"train": 1, "test": 1}
+    assert [row.extra for row in manifest] == [
+        {"taken": "2024-06-01T12:00:00", "age": 1.5},
+        {"taken": None, "age": None},
+    ]
+    pq.write_table(table.append_column("thumbnail", [[b"a", b"b"]]), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"m\.parquet: column 'thumbnail' .*binary"):
+        Manifest.read(tmp_path / "m.parquet")
+
+
+def test_a_missing_split_is_an_error_with_the_option_and_the_splits_there_are() -> None:
+    manifest = Manifest([Row("a.wav", "a.jpg", "a", "train"), Row("b.wav", "b.jpg", "b", "val_seen")], ".")
+    with pytest.raises(ManifestError, match=r"'val'.*--data\.val_split.*train.*val_seen"):
+        manifest.select("val", "--data.val_split")

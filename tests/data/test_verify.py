@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from rich.console import Console
 
 from saysee.data import verify as module
 from saysee.data.manifest import Manifest, Row
-from saysee.data.verify import Problem, problems_table, problems_to_dict, verify
-from saysee.errors import ConfigError, MediaError
+from saysee.data.verify import Problem, bad_rows, problems_table, problems_to_dict, verify
+from saysee.errors import ConfigError, ManifestError, MediaError
 
 
 @pytest.fixture
@@ -53,6 +54,31 @@ def test_every_bad_file_is_found_once(damaged: Manifest, monkeypatch: pytest.Mon
         assert problem.path in problem.message
         assert "\n" not in problem.message
         assert problem.kind in MediaError.CODES
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_manifest_without_the_bad_rows_is_written_with_the_length_of_each_clip(
+    damaged: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    if several:
+        monkeypatch.setattr(module, "_INLINE", 1)
+    rows = [replace(row, extra={"age": number}) for number, row in enumerate(damaged)]
+    problems = verify(Manifest(rows, damaged.root), workers=2 if several else 1, to=tmp_path / "clean" / "m.parquet")
+    assert found(problems) == EXPECTED
+    clean = Manifest.read(tmp_path / "clean" / "m.parquet")
+    kept = [0, 1, 4, 6, 7, 10, 11]  # the images of 2, 3 and of 8, 9 are bad, and so is clip 5
+    assert clean.column("age") == kept
+    assert clean.column("seconds") == [0.1 if number == 7 else 0.5 for number in kept]
+    assert verify(clean) == []
+    assert bad_rows(damaged, problems) == {number + 1 for number in range(12) if number not in kept}
+
+
+def test_a_manifest_of_which_no_row_is_left_is_not_written(damaged: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no rows"):
+        verify(damaged, max_seconds=0.05, to=tmp_path / "clean.jsonl")
+    assert not (tmp_path / "clean.jsonl").exists()
+    with pytest.raises(ManifestError, match=r"clean\.csv"):
+        verify(damaged, to=tmp_path / "clean.csv")
 
 
 def test_limits_are_enforced(damaged: Manifest) -> None:

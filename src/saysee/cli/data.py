@@ -191,11 +191,12 @@ def hub(
     return _result(prepared)
 
 
-def verify(manifest: Path, *, max_seconds: float = 60.0, workers: int | None = None) -> Result:
+def verify(manifest: Path, *, to: Path | None = None, max_seconds: float = 60.0, workers: int | None = None) -> Result:
     """Open every file of a manifest and list those that cannot be used.
 
     Args:
         manifest: a .parquet or .jsonl manifest
+        to: a manifest to write without the rows of those files, and with the length of each clip
         max_seconds: longest clip that can be used
         workers: number of processes (default: one per CPU core)
     """
@@ -203,12 +204,21 @@ def verify(manifest: Path, *, max_seconds: float = 60.0, workers: int | None = N
     from saysee.data.verify import problems_table, problems_to_dict, verify
 
     rows = Manifest.read(manifest)
-    problems = verify(rows, max_seconds=max_seconds, workers=workers)
+    problems = verify(rows, max_seconds=max_seconds, workers=workers, to=to)
     values = problems_to_dict(rows, problems)
+    table = [problems_table(problems)] if problems else []
+    if to is not None:
+        bad = values["bad_rows"]
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in values["kinds"].items())
+        why = f" (bad files: {kinds})" if problems else ""
+        line = f"{to}: {len(rows) - bad:,} rows of {len(rows):,}, each with seconds; {bad:,} removed{why}"
+        return Result(values | {"manifest": str(to), "rows": len(rows) - bad}, [*table, line])
     if not problems:
         return Result(values, [f"{manifest}: all of {len(rows)} clips and {len(rows.images())} images can be used"])
-    failure = f"{manifest}: {len(problems)} of its files cannot be used; fix them or remove their rows"
-    return Result(values, [problems_table(problems)], failures=[failure])
+    failure = (
+        f"{manifest}: {len(problems)} of its files cannot be used; fix them, or write a manifest without them by --to"
+    )
+    return Result(values, table, failures=[failure])
 
 
 def _result(prepared: Prepared) -> Result:

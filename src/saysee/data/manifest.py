@@ -12,13 +12,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saysee.data.tables import arrow_values
 from saysee.errors import ManifestError
 from saysee.files import atomic_write
 
@@ -35,7 +36,8 @@ class Row:
     """One spoken caption.
 
     Attributes:
-        clip, image: paths of the files, relative to the manifest's folder or absolute.
+        clip, image: paths of the files, relative to the manifest's folder or absolute; with forward slashes, to which
+            a manifest changes those of Windows.
         image_id: shared by all captions of one image.
         split: train, dev, test, …; an image is in one split only.
         text, speaker: the words spoken, and who speaks.
@@ -69,6 +71,7 @@ class Manifest:
             raise ManifestError("no rows; a manifest has at least one")
         self.extra_columns = tuple(self.rows[0].extra)
         _check_values(self.rows)
+        self.rows = tuple(_with_slashes(row, self.root) for row in self.rows)
         _check_identities(self.rows, os.fspath(self.root))
 
     @classmethod
@@ -112,12 +115,13 @@ class Manifest:
         except OSError as error:
             raise ManifestError(f"{path}: cannot be written ({error.strerror or error})") from None
 
-    def select(self, split: str) -> Manifest:
-        """The rows of one split. Raises ManifestError if it does not exist, with those that do."""
+    def select(self, split: str, option: str = "--split") -> Manifest:
+        """The rows of one split. Raises ManifestError if there are none, with the splits there are and the option."""
         rows = tuple(row for row in self.rows if row.split == split)
         if not rows:
             have = ", ".join(f"{name} ({count:,})" for name, count in self.splits().items())
-            raise ManifestError(f"no split {split!r}{_did_you_mean(split, self.splits())}; there are: {have}")
+            near = _did_you_mean(split, self.splits())
+            raise ManifestError(f"no split {split!r}{near}; set {option} to one of those there are: {have}")
         chosen = object.__new__(Manifest)  # rows of a checked manifest need no second check
         chosen.rows, chosen.root, chosen.extra_columns = rows, self.root, self.extra_columns
         return chosen
@@ -169,6 +173,14 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise ManifestError(f"{path}: a manifest cannot have the suffix {path.suffix!r}; use {' or '.join(SUFFIXES)}")
     return path
+
+
+def _with_slashes(row: Row, root: Path) -> Row:
+    """The row; its paths with forward slashes, unless a file has a backslash in its name."""
+    if "\\" not in row.clip and "\\" not in row.image:
+        return row
+    clip, image = (path.replace("\\", "/") if not (root / path).exists() else path for path in (row.clip, row.image))
+    return replace(row, clip=clip, image=image)
 
 
 def _check_values(rows: tuple[Row, ...]) -> None:
@@ -288,7 +300,7 @@ def _relocation(old: Path, new: Path) -> Callable[[str], str]:
         if before == after or os.path.isabs(path):
             return path
         try:
-            return os.path.relpath(os.path.join(before, path), after)
+            return os.path.relpath(os.path.join(before, path), after).replace(os.sep, "/")
         except ValueError:  # another drive
             return os.path.join(before, path)
 
@@ -337,10 +349,9 @@ def _read_parquet(path: Path) -> list[Row]:
     _check_columns(table.column_names)
     columns: dict[str, list[Any]] = {}
     for name, arrow in zip(table.column_names, table.columns, strict=True):
-        values = arrow.to_pylist()
+        columns[name] = arrow_values(arrow, f"column {name!r}")
         if (table.schema.field(name).metadata or {}).items() >= _AS_JSON.items():
-            values = [None if value is None else json.loads(value) for value in values]
-        columns[name] = values
+            columns[name] = [None if value is None else json.loads(value) for value in columns[name]]
     return _rows(columns, (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)))
 
 

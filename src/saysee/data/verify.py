@@ -6,9 +6,9 @@ import math
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from saysee.data.manifest import Manifest
+from saysee.data.manifest import Manifest, check_suffix
 from saysee.errors import ConfigError, MediaError
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
@@ -50,6 +50,9 @@ class Problem:
 _File = tuple[int, Kind, str]
 """Row, column and path of a file to open."""
 
+_Opened = Problem | float
+"""What is wrong with a file; or the length of a clip in seconds, 0 for an image."""
+
 
 def verify(
     manifest: Manifest,
@@ -58,6 +61,7 @@ def verify(
     max_seconds: float = MAX_SECONDS,
     max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
+    to: str | os.PathLike[str] | None = None,
 ) -> list[Problem]:
     """Decode every clip and every image completely, each image once.
 
@@ -66,12 +70,17 @@ def verify(
         min_seconds, max_seconds: limits of a clip; one shorter than a frame (25 ms) is always a problem.
         max_pixels: limit of an image.
         workers: number of processes; by default one per core. Small manifests are read in this process.
+        to: a manifest to write, of the rows whose files can be used, with the length of each clip in the column
+            ``seconds``, so that training need not read the header of every clip.
 
     Returns the problems in order of the rows.
 
     Raises:
         ConfigError: the limits exclude each other, or ``workers`` is less than 1.
+        ManifestError: no row can be used, or ``to`` cannot be written.
     """
+    if to is not None:
+        check_suffix(to)  # before the long work
     if not 0 <= min_seconds < max_seconds:
         raise ConfigError(
             f"min_seconds {min_seconds:g} and max_seconds {max_seconds:g} allow no clip; set 0 <= min < max"
@@ -80,17 +89,27 @@ def verify(
         raise ConfigError(f"workers is {workers}; set it to at least 1")
     files = list(_files(manifest))
     check = partial(_open, min_seconds=min_seconds, max_seconds=max_seconds, max_pixels=max_pixels)
-    processes = workers or usable_cores()
-    with progress_bar("opening files", len(files)) as bar:
-        if processes == 1 or len(files) < _INLINE:
-            return _collect(map(check, files), bar)
-        # Spawned, not forked: the caller may hold threads or a GPU.
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                return _collect(pool.map(check, files, chunksize=_CHUNK), bar)
-            except BaseException:  # includes Ctrl-C: do not open the other files first
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    opened = _open_all(files, check, workers or usable_cores())
+    problems = [found for found in opened if isinstance(found, Problem)]
+    if to is not None:
+        bad = bad_rows(manifest, problems)
+        lengths = [found for found, (_, column, _) in zip(opened, files, strict=True) if column == "clip"]
+        rows = zip(range(1, len(manifest) + 1), manifest, lengths, strict=True)
+        good = [
+            replace(row, extra={**row.extra, "seconds": length}) for number, row, length in rows if number not in bad
+        ]
+        Manifest(good, manifest.root).write(to)
+    return problems
+
+
+def bad_rows(manifest: Manifest, problems: Sequence[Problem]) -> set[int]:
+    """The numbers, from 1, of all rows of which the clip or the image cannot be used."""
+    clips, images = ({problem.path for problem in problems if problem.column == kind} for kind in ("clip", "image"))
+    return {
+        number
+        for number, row in enumerate(manifest, 1)
+        if os.fspath(manifest.clip_path(row)) in clips or os.fspath(manifest.image_path(row)) in images
+    }
 
 
 def problems_table(problems: Sequence[Problem]) -> Table:
@@ -103,22 +122,33 @@ def problems_table(problems: Sequence[Problem]) -> Table:
 
 
 def problems_to_dict(manifest: Manifest, problems: Sequence[Problem]) -> dict[str, Any]:
-    """The result as plain values for JSON: numbers of files, number of problems of each kind, and each problem."""
+    """The result as plain values for JSON: numbers of files, bad rows and problems of each kind, and each problem."""
     return {
         "clips": len(manifest),
         "images": len(manifest.images()),
+        "bad_rows": len(bad_rows(manifest, problems)),
         "kinds": dict(Counter(problem.kind for problem in problems).most_common()),
         "problems": [asdict(problem) for problem in problems],
     }
 
 
-def _collect(results: Iterable[Problem | None], bar: ProgressBar) -> list[Problem]:
-    problems = []
+def _open_all(files: Sequence[_File], check: Callable[[_File], _Opened], processes: int) -> list[_Opened]:
+    with progress_bar("opening files", len(files)) as bar:
+        if processes == 1 or len(files) < _INLINE:
+            return list(_counted(map(check, files), bar))
+        # Spawned, not forked: the caller may hold threads or a GPU.
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                return list(_counted(pool.map(check, files, chunksize=_CHUNK), bar))
+            except BaseException:  # includes Ctrl-C: do not open the other files first
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _counted(results: Iterable[_Opened], bar: ProgressBar) -> Iterator[_Opened]:
     for found in results:
         bar.advance()
-        if found is not None:
-            problems.append(found)
-    return problems
+        yield found
 
 
 def _files(manifest: Manifest) -> Iterator[_File]:
@@ -131,9 +161,10 @@ def _files(manifest: Manifest) -> Iterator[_File]:
             yield number, "image", os.fspath(image)
 
 
-def _open(file: _File, min_seconds: float, max_seconds: float, max_pixels: int) -> Problem | None:
+def _open(file: _File, min_seconds: float, max_seconds: float, max_pixels: int) -> _Opened:
     """Opens one file. An error is returned as plain values, which travel between processes."""
     row, column, path = file
+    seconds = 0.0
     try:
         if column == "image":
             load_image(path, max_pixels=max_pixels)
@@ -144,4 +175,4 @@ def _open(file: _File, min_seconds: float, max_seconds: float, max_pixels: int) 
                 raise MediaError("too-short", f"{path}: {what}; record it again or lower min_seconds")
     except MediaError as error:
         return Problem(row, column, path, error.code, str(error))
-    return None
+    return seconds

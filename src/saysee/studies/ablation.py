@@ -289,8 +289,8 @@ class _Study:
             raise ConfigError(
                 f"training.patience is {base.training.patience}; set it to 0: runs that stop early have no equal budget"
             )
-        for split in (base.data.val_split, settings.split):
-            self.manifest.select(split)
+        for split, option in ((base.data.val_split, "--data.val_split"), (settings.split, "--split")):
+            self.manifest.select(split, option)
         for share in settings.sizes:
             if not 0 < share <= 1:
                 raise ConfigError(f"--sizes has {share:g}; give shares above 0 and at most 1")

@@ -47,8 +47,8 @@ class TrainingData:
     ) -> None:
         self._recipe, self._manifest, self._model = recipe, manifest, model
         self._processes, self._arithmetic = processes, arithmetic
-        self.train_rows = manifest.select(recipe.data.train_split)
-        self.val_rows = manifest.select(recipe.data.val_split)
+        self.train_rows = manifest.select(recipe.data.train_split, "--data.train_split")
+        self.val_rows = manifest.select(recipe.data.val_split, "--data.val_split")
         self.files = self._file_loader()
         self.recomputed = why_recomputed(recipe, self.files.plan)
         self.cache: FeatureCache | None = None

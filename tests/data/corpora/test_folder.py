@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from saysee.data.corpora.folder import prepare_folder
@@ -160,6 +162,131 @@ def test_a_table_that_cannot_be_used_is_rejected(tmp_path: Path, files: Any, tab
     path = files.text(tmp_path / "lists" / "table.csv", table)
     with pytest.raises(ManifestError, match=message):
         prepare_folder(tmp_path, tmp_path / "m.jsonl", table=path)
+
+
+@pytest.fixture
+def pets(tmp_path: Path, files: Any) -> Path:
+    """Three clips and three images whose stems pair dog with dog; tables pair dog with cat."""
+    for name in ("dog", "cat", "bird"):
+        files.clip(tmp_path / "pets" / f"{name}.wav")
+        files.image(tmp_path / "pets" / f"{name}.jpg")
+    return tmp_path / "pets"
+
+
+def rows_of(folder: Path, **settings: Any) -> tuple[list[Any], tuple[str, ...]]:
+    prepared = prepare_folder(folder, folder.parent / "m.jsonl", **settings)
+    return list(Manifest.read(prepared.manifest)), prepared.notes
+
+
+AUDIO_FOLDER = [
+    ("metadata.csv", "file_name,image,Speaker ID,age\ndog.wav,cat.jpg,7,34\nbird.wav,bird.jpg,,\n", "34"),
+    (
+        "metadata.csv",
+        "sep=;\r\nage;image_file_name;file_name;SPEAKER\r\n34;cat.jpg;./dog.wav;7\r\n;bird.jpg;bird.wav;\r\n",
+        "34",
+    ),
+    (
+        "metadata.jsonl",
+        '{"file_name": "cat.jpg", "audio": "dog.wav", "speaker-id": 7, "age": [34]}\n'
+        '{"file_name": "bird.jpg", "audio": "bird.wav"}\n',
+        [34],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "table", "age"), AUDIO_FOLDER)
+def test_the_form_of_audio_folder_and_image_folder_is_read(pets: Path, name: str, table: str, age: Any) -> None:
+    (pets / name).write_text(table, newline="")
+    rows, notes = rows_of(pets)
+    assert [(row.clip, row.image) for row in rows] == [
+        ("pets/dog.wav", "pets/cat.jpg"),
+        ("pets/bird.wav", "pets/bird.jpg"),
+    ]
+    assert [row.speaker for row in rows] == ["7", None]
+    assert [row.extra for row in rows] == [{"age": age}, {"age": None}]
+    assert any("age" in note for note in notes)
+
+
+def test_a_parquet_table_with_categories_is_read(pets: Path) -> None:
+    columns = {"file_name": ["dog.wav", "cat.wav"], "image": pa.array(["cat.jpg", "bird.jpg"]).cast(pa.string_view())}
+    columns |= {name: pa.array(["train", "dev"]).dictionary_encode() for name in ("split", "speaker", "language")}
+    pq.write_table(pa.table(columns | {"seconds": [0.1, None], "raw": [b"x", b"y"]}), pets / "metadata.parquet")
+    rows, notes = rows_of(pets)
+    assert [(row.split, row.speaker, row.language) for row in rows] == [("train",) * 3, ("val", "dev", "dev")]
+    assert [row.extra for row in rows] == [{"seconds": 0.1}, {"seconds": None}]
+    assert any("'raw'" in note for note in notes)
+    assert any("dev → val" in note for note in notes)
+
+
+def test_metadata_of_several_folders_is_one_table_whose_folders_are_splits(pets: Path, files: Any) -> None:
+    for split, name in (("train", "a"), ("validation", "b")):
+        files.clip(pets / split / f"{name}.wav")
+        files.text(
+            pets / split / "metadata.csv",
+            f"file_name,image,{name}\n{name}.wav,../dog.jpg,1\n".replace("dog", {"a": "dog", "b": "cat"}[name]),
+        )
+    rows, _ = rows_of(pets)
+    assert [(row.clip, row.image, row.split) for row in rows] == [
+        ("pets/train/a.wav", "pets/dog.jpg", "train"),
+        ("pets/validation/b.wav", "pets/cat.jpg", "val"),
+    ]
+    assert [row.extra for row in rows] == [{"a": "1", "b": None}, {"a": None, "b": "1"}]
+
+
+@pytest.mark.parametrize("data", ["prix;é\n1;2\n".encode("cp1252"), b"PK\x03\x04\0\0\x81", b"", b"clip\ndog.wav\n"])
+def test_a_table_of_something_else_is_reported_unless_it_was_named(pets: Path, data: bytes) -> None:
+    (pets / "other.csv").write_bytes(data)
+    rows, notes = rows_of(pets)
+    assert len(rows) == 3
+    assert [note for note in notes if "other.csv: " in note]
+    with pytest.raises(ManifestError, match=r"other\.csv: "):
+        rows_of(pets, table=pets / "other.csv")
+    (pets / "pairs.csv").write_bytes("image,clip,text\ncat.jpg,dog.wav,é\n".encode("cp1252"))
+    rows, notes = rows_of(pets)
+    assert [(row.clip, row.text) for row in rows] == [("pets/dog.wav", "é")]
+    assert [note for note in notes if "pairs.csv: " in note]
+    assert [note for note in notes if "other.csv: " in note]
+
+
+@pytest.mark.parametrize(
+    "form", ["{pets}/{name}", "file://{pets}/{name}", "../pets/{name}", "./{name}", "x/../{name}", "{far}"]
+)
+def test_paths_of_a_table_start_from_its_folder_or_are_absolute(pets: Path, files: Any, form: str) -> None:
+    far = files.clip(pets.parent / "elsewhere" / "dog.wav")
+    clip = form.format(pets=pets, name="dog.wav", far=far)
+    (pets / "pairs.csv").write_text(f"clip,image\n{clip},cat.jpg\n")
+    rows, _ = rows_of(pets)
+    assert [row.clip for row in rows] == ["elsewhere/dog.wav" if form == "{far}" else "pets/dog.wav"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("clip,image,text\ndog.wav,dog.jpg,a man, in red, near a car\n", "line 2: 5 cells"),
+        ('clip;image;text\ndog.wav;dog.jpg;"two\nlines"\ncat.wav;cat.jpg\n', "line 4: 2 cells"),
+        ("clip,image,seconds\ndog.wav,dog.jpg,short\n", "line 2: seconds is 'short'"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_an_error_with_its_line(pets: Path, table: str, message: str) -> None:
+    (pets / "pairs.csv").write_text(table)
+    with pytest.raises(ManifestError, match=message):
+        rows_of(pets)
+
+
+def test_a_role_that_cannot_be_read_is_an_error_with_its_column(pets: Path) -> None:
+    (pets / "metadata.jsonl").write_text('{"file_name": "dog.wav", "image": "cat.jpg", "Split": ["train"]}\n')
+    with pytest.raises(ManifestError, match=r"metadata\.jsonl: line 1: column 'Split'"):
+        rows_of(pets)
+
+
+def test_a_text_file_in_another_encoding_is_read_or_reported(pets: Path) -> None:
+    (pets / "dog.txt").write_bytes("é".encode("cp1252"))
+    (pets / "cat.txt").write_bytes(b"\x81\x8d")
+    rows, notes = rows_of(pets)
+    assert {row.clip: row.text for row in rows} == {"pets/dog.wav": "é", "pets/cat.wav": None, "pets/bird.wav": None}
+    assert [[name for name in ("dog.txt", "cat.txt") if any(name in note for note in notes)]] == [
+        ["dog.txt", "cat.txt"]
+    ]
 
 
 def test_two_tables_are_rejected(tmp_path: Path, files: Any) -> None:
