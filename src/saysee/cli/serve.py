@@ -28,6 +28,7 @@ def serve(
     max_pixels: int = 64_000_000,
     max_k: int = 100,
     max_text: int = 1000,
+    access_log: Path | None = None,
     json: bool = False,
 ) -> None:
     """Answer searches over HTTP, with a web page to speak to.
@@ -49,6 +50,7 @@ def serve(
         max_pixels: largest image, in pixels
         max_k: maximum number of hits
         max_text: longest text, in characters
+        access_log: file to write a line of JSON to for each request
         json: print the address as JSON
     """
     with extra_needed("saysee serve", "serve"):
@@ -66,6 +68,7 @@ def serve(
         places=queue,
         batch=batch,
         wait_ms=wait,
+        access_log=access_log,
     )
 
     def ready(address: str) -> None:

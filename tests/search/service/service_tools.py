@@ -20,6 +20,7 @@ import httpx2
 import uvicorn
 
 from saysee.search.service.app import make_app
+from saysee.search.service.connections import server_config
 from saysee.search.service.core import Service
 
 PATIENCE = 120
@@ -35,7 +36,9 @@ def run_apart(coroutine: Coroutine[Any, Any, None]) -> None:
 def listening(service: Service) -> Iterator[int]:
     """A service behind a real port, in a thread of this process."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="critical", ws="none", lifespan="off"))
+    config = server_config(make_app(service), service.settings)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

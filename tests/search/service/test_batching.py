@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from service_tools import listening, multipart, wait_until
 
 from saysee.search.service.batching import ModelThread
-from saysee.search.service.metrics import Metrics
+from saysee.search.service.records import Metrics
 
 
 @pytest.fixture

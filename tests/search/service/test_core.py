@@ -149,7 +149,7 @@ def test_a_query_that_cannot_be_used_gets_a_code_and_one_line(ask):
     ):
         answer = client.post("/search", files=files)
         assert (answer.status_code, answer.json()["code"]) == (status, code), (files, answer.text)
-        assert list(answer.json()) == ["code", "detail"]
+        assert list(answer.json()) == ["code", "detail", "request_id"]
         assert word in answer.json()["detail"]
         assert "\n" not in answer.json()["detail"]
 
@@ -191,8 +191,8 @@ def test_a_large_file_is_rejected_while_it_arrives(make_service):
     request = Request({"type": "http", "method": "POST", "path": "/search", "headers": headers}, receive)
 
     async def read():
-        with service.places.taking() as hold:
-            limited = LimitedRequest(request, hold, service.settings)
+        with service.places.taking() as place:
+            limited = LimitedRequest(request, place, service.settings)
             with pytest.raises(RequestError, match="1,000,000 bytes") as error:
                 await limited.form()
         assert (error.value.status_code, error.value.code) == (413, "too-large")

@@ -47,7 +47,7 @@ def test_files_outside_the_index_are_never_served(ask, index, photos, tmp_path):
     ):  # fmt: skip
         answer = client.get(path)
         assert answer.status_code in (404, 422), path
-        assert list(answer.json()) == ["code", "detail"]
+        assert list(answer.json()) == ["code", "detail", "request_id"]
 
 
 def test_a_file_that_changed_its_kind_is_gone(ask, index, photos):

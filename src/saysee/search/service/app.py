@@ -1,18 +1,15 @@
-"""The service over HTTP: its routes, its page, and the server that runs it."""
+"""The service over HTTP: its routes and its page."""
 
 # Without "from __future__ import annotations": FastAPI reads the annotations of the forms below, which are local.
 
 import asyncio
 import mimetypes
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
@@ -25,20 +22,19 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from saysee.errors import SaySeeError
 from saysee.search.index.index import Index
 from saysee.search.service import schemas
+from saysee.search.service.connections import bind, serve_app
 from saysee.search.service.core import Service
 from saysee.search.service.errors import RequestError
 from saysee.search.service.guard import Guard
 from saysee.search.service.items import THUMBNAIL_SIDE, THUMBNAIL_TYPE
-from saysee.search.service.metrics import CountingMiddleware
+from saysee.search.service.records import RecordingMiddleware
 from saysee.search.service.requests import FormRoute, unless_left
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
-_FINISH_SECONDS = 30  # that requests in progress may take after the signal to stop
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be answered", "model": schemas.ErrorAnswer},
     503: {"description": "The service is busy; Retry-After has the seconds to wait", "model": schemas.ErrorAnswer},
@@ -76,7 +72,7 @@ def make_app(service: Service) -> FastAPI:
     app.include_router(forms)
     app.mount("/page", StaticFiles(directory=PAGE))
     app.add_middleware(Guard, token=service.settings.token, write=service.settings.write)  # the innermost first
-    app.add_middleware(CountingMiddleware, metrics=service.metrics)
+    app.add_middleware(RecordingMiddleware, metrics=service.metrics, log=service.access_log)
     return app
 
 
@@ -156,25 +152,22 @@ def _add_forms(router: APIRouter, service: Service) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def request_error(_: Request, error: RequestError) -> Response:
-        return error.response()
+    async def request_error(request: Request, error: RequestError) -> Response:
+        return error.response(request.scope)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         status, code = (413, "text-too-long") if first["type"] == "string_too_long" else (422, "invalid-field")
-        return RequestError(status, code, f"{first['loc'][1]}: {first['msg']}.").response()
+        return RequestError(status, code, f"{first['loc'][1]}: {first['msg']}.").response(request.scope)
 
     @app.exception_handler(HTTPException)
-    async def routing(_: Request, error: HTTPException) -> Response:
+    async def routing(request: Request, error: HTTPException) -> Response:
         code = "wrong-method" if error.status_code == 405 else "no-such-address"
-        answer = RequestError(error.status_code, code, f"{error.detail}; /docs lists all addresses.").response()
+        detail = f"{error.detail}; /docs lists all addresses."
+        answer = RequestError(error.status_code, code, detail).response(request.scope)
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Exception)
-    async def internal(_: Request, __: Exception) -> Response:
-        return RequestError(500, "internal-error", "Internal error; see the server log.").response()
 
 
 def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None]) -> None:
@@ -187,45 +180,5 @@ def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None])
         SaySeeError: the port cannot be bound; the index or its model cannot be used.
         KeyboardInterrupt: Ctrl-C ended it.
     """
-    with _bind(settings) as listener:
-        app = make_app(Service(index, settings))
-        config = uvicorn.Config(
-            app,
-            log_level="error",
-            access_log=False,
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            backlog=256,
-            timeout_graceful_shutdown=_FINISH_SECONDS,
-        )
-        host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
-
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                ready(f"http://{host}:{listener.getsockname()[1]}/")  # signals are handled from here on
-
-        # uvicorn shuts down and then raises the signal again, when SIGTERM has been obeyed already.
-        previous = signal.signal(signal.SIGTERM, lambda *_: None)
-        try:
-            Server(config).run(sockets=[listener])
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _bind(settings: ServiceSettings) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise SaySeeError(f"--host {settings.host}: no such address ({error.strerror or error})") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or error
-        raise SaySeeError(f"--port {settings.port}: cannot be bound ({reason}); choose another port") from None
-    return listener
+    with bind(settings) as listener:
+        serve_app(make_app(Service(index, settings)), settings, listener, ready)

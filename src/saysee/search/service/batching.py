@@ -1,7 +1,7 @@
 """The places of a service, and the one thread that runs its model.
 
-A request takes a place before its body is read, and frees it when it is answered or its client leaves. Jobs for the
-model wait in a queue; the thread takes several at once and runs those of one kind as one batch.
+A request has a place until it is answered or its client leaves. Jobs for the model wait in a queue; the thread takes
+several at once and runs those of one kind as one batch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saysee.search.service.errors import RequestError
-from saysee.search.service.metrics import Metrics
+from saysee.search.service.records import Metrics
 
 Run = Callable[[list[Any]], list[Any]]  # contents of one batch to their results, in the same order
-Hold = Callable[[int], None]  # takes so many more bytes of memory
 
+SLOW_SECONDS = 5.0
+"""A body that has been arriving for longer gives way to others where the memory is full."""
 _ASSUMED_SECONDS = 0.5  # of a batch, before one was measured
 _MAX_RETRY_SECONDS = 60
 
@@ -34,44 +35,85 @@ class _Job:
     future: Future[Any] = field(default_factory=Future)
 
 
-class Places:
-    """Limits the requests in progress to ``count``, and all their bodies together to ``max_bytes``.
+@dataclass(eq=False, slots=True)
+class Place:
+    """The place of one request with a form: its body arrives, and then it is worked on."""
 
-    Used by the event loop only. ``retry_after()`` is the seconds until a place may be free.
+    places: Places
+    since: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+    works: bool = False
+    give_way: Callable[[], object] = lambda: None  # ends the arrival of its body
+
+    def hold(self, count: int) -> None:
+        """Takes so many more bytes of memory for the body.
+
+        Where the memory is full, bodies that have been arriving for long give way, the oldest first.
+
+        Raises:
+            RequestError: there is no more.
+        """
+        places = self.places
+        for other in list(places.all):
+            if places.bytes + count <= places.max_bytes:
+                break
+            if other is not self and not other.works and time.monotonic() - other.since > SLOW_SECONDS:
+                other.give_way()
+                places.free(other)
+        if places.bytes + count > places.max_bytes:
+            raise places.busy()
+        self.bytes += count
+        places.bytes += count
+
+    def begin(self) -> None:
+        """Called when the body is there. RequestError: too many others are worked on."""
+        self.places.check()
+        self.works = True
+
+
+class Places:
+    """Limits the requests that are worked on to ``count``, and the bodies of all in progress to ``max_bytes``.
+
+    A request whose body is still arriving is in progress, but keeps no other from being worked on. Used by the event
+    loop only. ``retry_after()`` is the seconds until a place may be free.
     """
 
     def __init__(self, count: int, max_bytes: int, retry_after: Callable[[], int], metrics: Metrics) -> None:
         self.count, self.max_bytes, self.retry_after, self.metrics = count, max_bytes, retry_after, metrics
-        self.taken = self.bytes = 0
+        self.all: list[Place] = []  # in the order of their beginning
+        self.bytes = 0
+
+    @property
+    def taken(self) -> int:
+        """Number of requests in progress."""
+        return len(self.all)
 
     @contextmanager
-    def taking(self) -> Iterator[Hold]:
-        """A place for the duration of a ``with`` block, as the function that takes memory for its body.
-
-        Raises:
-            RequestError: all places are taken; the function raises it when all memory is.
-        """
-        held = 0
-
-        def hold(count: int) -> None:
-            nonlocal held
-            if self.bytes + count > self.max_bytes:
-                raise self._busy()
-            self.bytes += count
-            held += count
-
-        if self.taken >= self.count:
-            raise self._busy()
-        self.taken += 1
-        self.metrics.places.set(self.taken)
+    def taking(self) -> Iterator[Place]:
+        """A place for the duration of a ``with`` block. RequestError: too many others are worked on."""
+        self.check()
+        place = Place(self)
+        self.all.append(place)
+        self.metrics.places.set(len(self.all))
         try:
-            yield hold
+            yield place
         finally:
-            self.taken -= 1
-            self.bytes -= held
-            self.metrics.places.set(self.taken)
+            self.free(place)
+            self.metrics.places.set(len(self.all))
 
-    def _busy(self) -> RequestError:
+    def free(self, place: Place) -> None:
+        """Gives back a place and its memory, unless it did already."""
+        if place in self.all:
+            self.all.remove(place)
+            self.bytes -= place.bytes
+
+    def check(self) -> None:
+        """RequestError if too many are worked on."""
+        if sum(place.works for place in self.all) >= self.count:
+            raise self.busy()
+
+    def busy(self) -> RequestError:
+        """The error that says when to try again."""
         seconds = self.retry_after()
         return RequestError(503, "busy", f"The service is busy; try again in {seconds} s.", seconds)
 

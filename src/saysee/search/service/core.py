@@ -29,7 +29,7 @@ from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.errors import RequestError, client_errors, index_errors
 from saysee.search.service.items import Items
-from saysee.search.service.metrics import Metrics
+from saysee.search.service.records import AccessLog, Metrics
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
 
@@ -71,6 +71,7 @@ class Service:
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
         self.index, self.settings, self.encoder = index, settings, index.encoder
         self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings))
+        self.access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self._warm_up()
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
         self.model = ModelThread(settings.batch, settings.wait_ms / 1_000, lambda: self.places.taken, self.metrics)
@@ -80,6 +81,8 @@ class Service:
         """Finishes the jobs of the model and ends all threads."""
         self.model.close()
         self._threads.shutdown()
+        if self.access_log is not None:
+            self.access_log.close()
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function that decodes or reads files off the event loop; cancelled while it waits, it never runs."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from saysee.errors import SaySeeError
 
@@ -27,9 +28,10 @@ class RequestError(HTTPException):
         super().__init__(status, message, headers)
         self.code = code
 
-    def response(self) -> JSONResponse:
-        """The answer that the client gets."""
-        return JSONResponse({"code": self.code, "detail": self.detail}, self.status_code, self.headers)
+    def response(self, scope: Scope) -> JSONResponse:
+        """The answer that the client of a request gets."""
+        answer = {"code": self.code, "detail": self.detail, "request_id": scope["state"]["request_id"]}
+        return JSONResponse(answer, self.status_code, self.headers)
 
 
 @contextmanager

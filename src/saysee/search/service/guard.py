@@ -8,6 +8,7 @@ checks are not needed: no browser sends it by itself.
 
 from __future__ import annotations
 
+import logging
 import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saysee.search.service.errors import RequestError
 from saysee.search.service.settings import is_loopback
+
+logger = logging.getLogger(__name__)
 
 # These need no token: they show nothing of the index.
 _OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
@@ -29,6 +32,7 @@ _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_WITH_TOKEN = "behind a proxy or under another name, start it with --token, and send that"
 _FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -40,7 +44,10 @@ _HEADERS = {
 
 
 class Guard:
-    """Rejects forbidden requests before their body is read, and adds security headers to all answers."""
+    """Rejects forbidden requests before their body is read, and adds security headers to all answers.
+
+    An internal error is logged with the request's id.
+    """
 
     def __init__(self, app: ASGIApp, token: str | None, write: bool) -> None:
         self.app, self.token, self.write = app, None if token is None else token.encode(), write
@@ -52,7 +59,11 @@ class Guard:
             return
         path = scope["path"]
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
@@ -62,10 +73,15 @@ class Guard:
 
         try:
             self._check(scope["method"], path, Headers(scope=scope))
+            await self.app(scope, receive, send_with_headers)
         except RequestError as error:
-            await error.response()(scope, receive, send_with_headers)
-            return
-        await self.app(scope, receive, send_with_headers)
+            await error.response(scope)(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s: internal error", scope["state"]["request_id"])
+            if started:
+                raise
+            failed = RequestError(500, "internal-error", "Internal error; see the server log.")
+            await failed.response(scope)(scope, receive, send_with_headers)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         if self.token is None:
@@ -84,14 +100,16 @@ def _check_site(method: str, headers: Headers) -> None:
     host = headers.get("host", "")
     name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]  # without the port
     if not is_loopback(name):
-        raise RequestError(403, "other-host", "Without a token, address the service as localhost or 127.0.0.1.")
+        raise RequestError(
+            403, "other-host", f"Without a token, this service answers on localhost only; {_WITH_TOKEN}."
+        )
     origin = headers.get("origin")
     same_origin = origin is None or origin.lower() == f"http://{host}".lower()
     # An image or form of another site sends no Origin in some browsers. A link on another site may open the page.
     followed_link = method == "GET" and headers.get("sec-fetch-mode") == "navigate"
     same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or followed_link
     if not (same_origin and same_site):
-        raise RequestError(403, "other-site", "Pages of other sites may not use this service; open its own page.")
+        raise RequestError(403, "other-site", f"Pages of other sites may not use this service; {_WITH_TOKEN}.")
 
 
 def _policy(path: str) -> str:

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from saysee.search.service.batching import Hold
+from saysee.search.service.batching import Place
 from saysee.search.service.errors import RequestError
 from saysee.search.service.settings import ServiceSettings
 
@@ -24,7 +24,7 @@ _OVERHEAD_BYTES = 4 * _FIELD_BYTES  # what a body may contain in addition to its
 
 
 class FormRoute(APIRoute):
-    """A route with a form: its request takes a place before the body is read, and frees it after the answer."""
+    """A route with a form: its request has a place from before its body is read until it is answered."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, called with a :class:`LimitedRequest`."""
@@ -32,8 +32,8 @@ class FormRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             service = request.app.state.service
-            with service.places.taking() as hold:
-                return await handler(LimitedRequest(request, hold, service.settings))
+            with service.places.taking() as place:
+                return await handler(LimitedRequest(request, place, service.settings))
 
         return handle
 
@@ -45,9 +45,9 @@ class _Parser(MultiPartParser):
 class LimitedRequest(Request):
     """A request whose multipart form is rejected while it arrives, as soon as it exceeds a limit."""
 
-    def __init__(self, request: Request, hold: Hold, settings: ServiceSettings) -> None:
+    def __init__(self, request: Request, place: Place, settings: ServiceSettings) -> None:
         super().__init__(request.scope, request.receive)
-        self._hold, self._settings = hold, settings
+        self._place, self._settings = place, settings
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override]
         """The fields of the form; RequestError if it is not a multipart form, too large, too slow or incomplete."""
@@ -55,15 +55,22 @@ class LimitedRequest(Request):
             raise RequestError(415, "not-a-form", "Send the fields as a multipart form (multipart/form-data).")
         body, seconds = self.stream(), self._settings.body_seconds
         parser = _Parser(self.headers, body, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_FIELD_BYTES)
+        arriving = asyncio.ensure_future(parser.parse())
+        self._place.give_way = arriving.cancel
         try:
-            return await asyncio.wait_for(parser.parse(), seconds)
-        except asyncio.TimeoutError:
-            raise RequestError(408, "too-slow", f"The request took over {seconds:g} s to arrive.") from None
+            await asyncio.wait({arriving}, timeout=seconds)
+            if not arriving.done() or arriving.cancelled():
+                raise RequestError(408, "too-slow", "The request took too long to arrive; send it again, or less.")
+            form = arriving.result()
+            self._place.begin()
+            return form
         except MultiPartException as error:
             raise RequestError(400, "malformed-form", f"The form cannot be read: {error.message}") from None
         except ClientDisconnect:
             raise _client_left() from None
         finally:
+            arriving.cancel()
+            await asyncio.gather(arriving, return_exceptions=True)
             await body.aclose()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -77,7 +84,7 @@ class LimitedRequest(Request):
             arrived += len(chunk)
             if arrived > limit + _OVERHEAD_BYTES:
                 raise error
-            self._hold(len(chunk))
+            self._place.hold(len(chunk))
             yield chunk
 
 

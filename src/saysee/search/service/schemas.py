@@ -72,6 +72,7 @@ class ErrorAnswer(BaseModel):
 
     code: str = Field(description="for programs: kebab-case, stable across releases")
     detail: str = Field(description="for people: one line that says what is wrong and how to fix it")
+    request_id: str = Field(description="as in the header X-Request-ID and in the access log")
 
 
 class AboutAnswer(BaseModel):

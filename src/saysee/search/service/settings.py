@@ -47,9 +47,10 @@ class ServiceSettings:
         write: whether clients may add and remove images and clips.
         uploads: folder of added files; None for ``uploads`` in the index.
         limits: of one request.
-        places: most requests with a form in progress; further ones get 503.
+        places: most requests with a form that are worked on; further ones get 503.
         wait_ms: longest time that a query waits for others to share its batch, in milliseconds.
         batch: most queries that are encoded together.
+        access_log: file with a line for each request; None for none.
         buffer_bytes: most memory of the bodies of all requests in progress together.
         body_seconds: longest time that a request may take to arrive.
     """
@@ -63,6 +64,7 @@ class ServiceSettings:
     places: int = 64
     wait_ms: float = 5.0
     batch: int = 16
+    access_log: Path | None = None
     buffer_bytes: int = 256 * 2**20
     body_seconds: float = 60.0
 
