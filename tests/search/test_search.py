@@ -340,7 +340,9 @@ def test_what_cannot_be_checked_is_reported(encoder, tmp_path):
     (tmp_path / "ids.csv").write_text("path\n" + "".join(f"https://example.org/{n}.jpg\n" for n in range(5)))
     report = index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "given")
     assert "dimension" in report.notes[0]
-    assert report.refused == [("https://example.org/2.jpg", "its vector is zero or not finite")]
+    ((path, reason),) = report.refused
+    assert path == "https://example.org/2.jpg"
+    assert "v.npy: row 3 (https://example.org/2.jpg): " in reason
     hits = Index.open(tmp_path / "given").search(vectors=vectors[:1], k=1)[0]
     assert hits[0].path == "https://example.org/0.jpg"
 

@@ -39,8 +39,8 @@ def index(
         model: folder or hub name of a SaySee model
         source: the folder to index, with its sub-folders, or a manifest
         to: folder of the index, or postgresql://user@host/database
-        from_vectors: existing CLIP vectors to index, .npy or .parquet
-        ids: CSV file with one row per vector and a column named path
+        from_vectors: existing CLIP vectors to index: .npy or .parquet, or a folder of such files
+        ids: one row per vector with a column path: .csv, .tsv, .jsonl, .parquet, .txt, or a folder of such files
         model_: the model, with --from-vectors
         batch_size: files encoded together
         workers: number of decoding threads (default: one per CPU core)
@@ -51,7 +51,7 @@ def index(
     model = model or model_
     if from_vectors is not None:
         if ids is None or model is None or source is not None:
-            raise ConfigError("--from-vectors VECTORS requires --ids CSV and --model MODEL, and no folder")
+            raise ConfigError("--from-vectors VECTORS requires --ids IDS and --model MODEL, and no folder")
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 

@@ -16,7 +16,7 @@ import re
 import unicodedata
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,17 @@ _PATH_SUFFIX = re.compile(r"(filepath|filename|path|file|name)$")
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
+def normal_title(title: str) -> str:
+    """A title for comparisons: without case, spaces, ``_`` and ``-``."""
+    return re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", title).casefold())
+
+
 def role_of(title: str) -> str | None:
     """The key of ``COLUMNS`` that a column of this title fills; None if it fills none.
 
     Case, spaces, ``_`` and ``-`` are ignored, and of clips and images a final "path", "file", "name" or "filename".
     """
-    word = re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", title).casefold())
+    word = normal_title(title)
     stem = _PATH_SUFFIX.sub("", word)
     for role, titles in COLUMNS.items():
         if word in titles or (role in ("clip", "image") and stem in titles):
@@ -130,12 +135,14 @@ class Table:
 
 
 def _rank(role: str, title: str) -> int:
-    word = re.sub(r"[\s_-]", "", title.casefold())
+    word = normal_title(title)
     return COLUMNS[role].index(word) if word in COLUMNS[role] else len(COLUMNS[role])
 
 
-def open_table(path: str | os.PathLike[str]) -> Table:
+def open_table(path: str | os.PathLike[str], without: Callable[[pa.DataType], bool] | None = None) -> Table:
     """A table by its suffix: Parquet, JSON lines (``.jsonl``, ``.ndjson``), else delimited text.
+
+    Columns of Parquet for whose type ``without`` is true are not read.
 
     Raises:
         ManifestError: it cannot be read.
@@ -144,7 +151,7 @@ def open_table(path: str | os.PathLike[str]) -> Table:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            return _open_parquet(path)
+            return _open_parquet(path, without)
         text, notes = read_text(path)
         return (_open_json_lines if suffix in _JSON_SUFFIXES else _open_delimited)(path, text, notes)
     except (OSError, pa.ArrowException) as error:
@@ -248,9 +255,9 @@ def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
     return Table(path, titles, "line", notes, values)
 
 
-def _open_parquet(path: Path) -> Table:
+def _open_parquet(path: Path, without: Callable[[pa.DataType], bool] | None) -> Table:
     with pq.ParquetFile(path) as file:
-        table = file.read()
+        table = file.read([field.name for field in file.schema_arrow if without is None or not without(field.type)])
     titles, columns, notes = list[str](), list[list[Any]](), list[str]()
     for title, column in zip(table.column_names, table.columns, strict=True):
         try:
