@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -87,20 +88,19 @@ def flat_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     return root, root, None
 
 
-def tables_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
-    """Captions as a CSV table, splits as Karpathy's JSON, no wav2capt.txt."""
+def karpathy_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """Splits and captions as Karpathy's JSON, no wav2capt.txt, and the captions in another order in a CSV table."""
     for stem in STEMS:
         files.image(root / "Images" / f"{stem}.jpg")
         for n in range(2):
             files.clip(root / "wavs" / f"{stem}_{n}.wav")
-    table = "image,caption\n"
-    for stem in STEMS:
-        for n in range(2):
-            quoted = text_of(stem, n).replace('"', '""')
-            table += f'{stem}.jpg,"{quoted}"\n'
-    files.text(root / "captions.txt", table)
+    files.text(root / "captions.txt", captions_table())
     records = [
-        {"filename": f"{stem}.jpg", "split": split.replace("dev", "val")}
+        {
+            "filename": f"{stem}.jpg",
+            "split": split.replace("dev", "val"),
+            "sentences": [{"raw": text_of(stem, n), "tokens": []} for n in range(2)],
+        }
         for split, stems in SPLITS.items()
         for stem in stems
     ]
@@ -110,7 +110,40 @@ def tables_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
     return root / "wavs", root / "Images", root / "karpathy"
 
 
-LAYOUTS = [published, windows_copy, flat_copy, tables_copy]
+def fast_vgs_copy(files: Any, root: Path) -> tuple[Path, Path, Path | None]:
+    """The JSON files of FaST-VGS beside flickr_audio, and one that is none of them."""
+    audio, images, _ = published(files, root)
+    shutil.rmtree(root / "Flickr8k_text")
+    (audio / "wav2capt.txt").unlink()
+    for split, stems in SPLITS.items():
+        data = [
+            {
+                "uttid": f"{stem}_{n}",
+                "speaker": str(n + 1),
+                "asr_text": text_of(stem, n),
+                "wav": f"{stem}_{n}.wav",
+                "image": f"{stem}.jpg",
+            }
+            for stem in stems
+            for n in (1, 0)
+        ]
+        content = {"image_base_path": "/home/images", "audio_base_path": "/home/flickr_audio", "data": data}
+        files.text(root / f"flickr8k_{split}.json", json.dumps(content))
+        files.text(root / f"flickr8k_{split}_imgid2idex.json", "{}")
+    return audio, images, None
+
+
+def captions_table() -> str:
+    """As Kaggle has it: the captions of an image in another order than their numbers."""
+    lines = []
+    for stem in STEMS:
+        for n in (1, 0):
+            quoted = text_of(stem, n).replace('"', '""')
+            lines.append(f'{stem}.jpg,"{quoted}"\n')
+    return "".join(["image,caption\n", *lines])
+
+
+LAYOUTS = [published, windows_copy, flat_copy, karpathy_copy, fast_vgs_copy]
 Lay = Callable[[Any, Path], tuple[Path, Path, Path | None]]
 
 
@@ -213,12 +246,13 @@ def test_the_few_clips_that_copies_are_known_to_lack_are_allowed(tmp_path: Path,
 
 
 def test_a_image_without_any_clip_is_counted(tmp_path: Path, files: Any) -> None:
-    audio, images, _ = tables_copy(files, tmp_path)
-    (tmp_path / "captions.txt").unlink()
+    audio, images, text = published(files, tmp_path)
+    (tmp_path / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
+    (audio / "wav2capt.txt").unlink()
     for n in range(2):
-        (tmp_path / "wavs" / f"two dogs_{n}.wav").unlink()
+        (audio / "wavs" / f"two dogs_{n}.wav").unlink()
     with pytest.raises(SaySeeError, match=r"1 missing clip \(any clip of two dogs\.jpg\)"):
-        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=tmp_path / "karpathy", allow_missing=0)
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=0)
 
 
 def test_a_difference_from_the_published_counts_is_reported(tmp_path: Path, files: Any) -> None:
@@ -262,3 +296,109 @@ def test_missing_lists_wrong_folders_and_wrong_settings_are_rejected(tmp_path: P
         prepare_flickr8k(audio, images, tmp_path / "m.csv", text=text)
     with pytest.raises(ConfigError, match="--allow-missing is -1"):
         prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, allow_missing=-1)
+
+
+def test_captions_in_an_order_that_nothing_proves_are_not_used(tmp_path: Path, files: Any) -> None:
+    """The n-th line of an image in Kaggle's table is often not the n-th caption: the text would be of another clip."""
+    audio, images, text = published(files, tmp_path / "c")
+    assert text is not None
+    (text / "Flickr8k.token.txt").unlink()
+    files.text(text / "captions.txt", captions_table())
+    prepared = prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+    assert {row.text for row in Manifest.read(prepared.manifest)} == {None}
+    assert prepared.clips == {"train": 6, "val": 2, "test": 4}
+    assert any("captions.txt" in note and "12 texts" in note for note in prepared.notes)
+    numbered = "".join(f'{stem}.jpg#{n},"Text {n}, of {stem}"\n' for stem in STEMS for n in (1, 0))
+    files.text(text / "captions.txt", "image,caption\n" + numbered)
+    manifest = Manifest.read(prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).manifest)
+    for row in manifest:
+        number = manifest.clip_path(row).stem.rpartition("_")[2]
+        assert row.text == f"Text {number}, of {row.image_id}"
+
+
+def test_karpathys_captions_are_used_beside_the_split_lists(tmp_path: Path, files: Any) -> None:
+    audio, images, text = published(files, tmp_path / "c")
+    assert text is not None
+    (text / "Flickr8k.token.txt").unlink()
+    files.text(text / "captions.txt", captions_table())
+    sentences = [{"raw": text_of("two dogs", n)} for n in range(2)]
+    record = {"filename": "two dogs.jpg", "split": "train", "sentences": sentences}
+    files.text(text / "dataset_flickr8k.json", json.dumps({"images": [record]}))
+    manifest = Manifest.read(prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text).manifest)
+    texts = {manifest.clip_path(row).stem: row.text for row in manifest}
+    assert texts["two dogs_1"] == text_of("two dogs", 1)
+    assert [stem for stem, found in texts.items() if found] == ["two dogs_0", "two dogs_1"]
+
+
+def yoruba(files: Any, root: Path) -> dict[str, tuple[str, str, int]]:
+    """As YFACC was published: 48 kHz clips, and copies of 16 kHz; one clip of an image. Clip → split, image, number."""
+    clips = {}
+    for split, stems in SPLITS.items():
+        lines = ""
+        for at, stem in enumerate(stems):
+            name = f"S001_{stem}_{at}"
+            files.clip(root / f"flickr_audio_yoruba_{split}" / f"{name}.wav", rate=48_000)
+            files.image(root / "Flicker8k_Dataset" / f"{stem}.jpg")
+            clips[name] = (split.replace("dev", "val"), stem, at)
+            lines += f"{stem}.jpg#{at}\tAjá kan ń sáré {at}\n"
+        files.text(root / "Flickr8k_text" / f"Flickr8k.token.{split}_yoruba.txt", lines)
+    files.image(root / "Flicker8k_Dataset" / f"{OUTSIDE}.jpg")  # not translated
+    return clips
+
+
+@pytest.mark.parametrize("lists", ["yoruba", "english too", "none"])
+def test_a_copy_of_another_language_has_one_clip_an_image(tmp_path: Path, files: Any, lists: str) -> None:
+    clips = yoruba(files, tmp_path / "c")
+    text = tmp_path / "c" / "Flickr8k_text"
+    if lists == "none":
+        shutil.rmtree(text)
+    elif lists == "english too":
+        split_lists(files, text)
+        files.text(text / "Flickr8k.token.txt", tokens())
+    images = tmp_path / "c" / "Flicker8k_Dataset"
+    prepared = prepare_flickr8k(tmp_path / "c", images, tmp_path / "m.jsonl", allow_missing=0)
+    manifest = Manifest.read(prepared.manifest)
+    found = {manifest.clip_path(row).stem: row for row in manifest}
+    assert {name: (row.split, row.image_id, row.speaker, row.language) for name, row in found.items()} == {
+        name: (split, stem, "S001", "yo") for name, (split, stem, _) in clips.items()
+    }
+    for name, (_, _, number) in clips.items():
+        assert found[name].text == (None if lists == "none" else f"Ajá kan ń sáré {number}")
+    assert prepared.problems.extra["images"] == [f"{OUTSIDE}.jpg"]
+
+
+def test_english_texts_are_not_those_of_translated_clips(tmp_path: Path, files: Any) -> None:
+    for stem in STEMS:
+        files.clip(tmp_path / "audio" / f"sp1_{stem}_0.wav")
+        files.image(tmp_path / "Images" / f"{stem}.jpg")
+    split_lists(files, tmp_path / "text")
+    english = files.text(tmp_path / "text" / "Flickr8k.token.txt", tokens())
+    words = ("audio", "Images", "m.jsonl")
+    audio, images, to = (tmp_path / word for word in words)
+    prepared = prepare_flickr8k(audio, images, to, text=tmp_path / "text", allow_missing=0)
+    rows = Manifest.read(prepared.manifest)
+    assert {(row.text, row.language, row.speaker) for row in rows} == {(None, None, "sp1")}
+    assert any(str(english) in note for note in prepared.notes)
+    prepare_flickr8k(audio, images, to, text=tmp_path / "text", language="ha")
+    assert {row.language for row in Manifest.read(to)} == {"ha"}
+
+
+@pytest.mark.parametrize("change", ["texts", "lists", "one clip an image"])
+def test_the_language_is_unknown_unless_the_lists_of_the_english_corpus_have_the_clips(
+    tmp_path: Path, files: Any, change: str
+) -> None:
+    audio, images, text = published(files, tmp_path / "c")
+    assert text is not None
+    if change == "texts":
+        japanese = tokens().replace("caption", "二匹の犬が浜辺を走っている。子供が遊んでいる。")
+        files.text(text / "Flickr8k.token.txt", japanese)
+    elif change == "lists":
+        (audio / "wav2capt.txt").unlink()
+        (audio / "wav2spk.txt").unlink()
+    else:
+        (text / "Flickr8k.token.txt").unlink()
+        files.text(audio / "wav2capt.txt", "".join(f"{stem}_0.wav {stem}.jpg #0\n" for stem in STEMS))
+    prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+    assert {row.language for row in Manifest.read(tmp_path / "m.jsonl")} == {None}
+    prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text, language="ja")
+    assert {row.language for row in Manifest.read(tmp_path / "m.jsonl")} == {"ja"}

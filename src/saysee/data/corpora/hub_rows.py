@@ -11,13 +11,17 @@ does not have, and takes a tar that was cut between two members for complete.
 
 from __future__ import annotations
 
+import bz2
 import difflib
+import gzip
+import itertools
 import json
+import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from saysee.data.tables import role_of
@@ -40,6 +44,7 @@ Values = dict[str, Any]
 
 _TYPES = {"clip": "Audio", "image": "Image"}
 _TAR_BLOCK = 512
+_COMPRESSIONS: Mapping[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 
 
@@ -132,44 +137,63 @@ def read_tar(path: str, names: Mapping[str, str], part: str) -> Iterator[tuple[s
 
 def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The key and the members of each sample, by their lower-case suffix."""
-    key, members = "", dict[str, bytes]()
+    key, members = None, dict[str, bytes]()
+    seen: set[tuple[int, str]] = set()
     try:
-        for name, data in _members(path):
+        for archive, name, data in _members(path):
             matched = _MEMBER.match(name)
             if matched is None or "__MACOSX" in name:
                 continue
-            if matched[1] != key:
-                if members:
-                    yield key, members
-                key, members = matched[1], {}
+            if (archive, matched[1]) != key:
+                if key:
+                    yield key[1], members
+                key, members = (archive, matched[1]), {}
+                if key in seen:
+                    raise ManifestError(
+                        f"{part}: not sorted by stem: members of {matched[1]!r} are apart, such as {name!r}; sort it "
+                        "(tar --sort=name)"
+                    )
+                seen.add(key)
             suffix = matched[2].lower()
             if suffix in members:
                 raise ManifestError(f"{part}: two members {name!r}; make the tar again with one of each name")
             members[suffix] = data
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise BrokenPartError(first_line(error)) from None
-    if members:
-        yield key, members
+    if key is None:
+        raise BrokenPartError("no samples in it")
+    yield key[1], members
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes]]:
+def _members(path: str) -> Iterator[tuple[int, str, bytes]]:
+    """The files of each archive in a file, with the number of the archive: ``cat`` joins tars to one file."""
     import fsspec  # a requirement of datasets; opens URLs too
 
-    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # they would accumulate
-            if member.isfile():
-                content = tar.extractfile(member)
-                assert content is not None
-                data = content.read()
-                if len(data) != member.size:
-                    raise EOFError(f"{member.name} is cut off")
-                yield member.name.removeprefix("./"), data
-        # tarfile takes a tar that was cut between two members for complete. A complete one ends with a block of zeros.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-            raise EOFError("the end mark is missing")
+    with fsspec.open(path, "rb") as raw:
+        start = raw.read(max(map(len, _COMPRESSIONS)))
+        raw.seek(0)
+        file = next((opened(raw) for magic, opened in _COMPRESSIONS.items() if start.startswith(magic)), raw)
+        for archive in itertools.count():
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # they would accumulate
+                    if member.isfile():
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        data = content.read()
+                        if len(data) != member.size:
+                            raise EOFError(f"{member.name} is cut off")
+                        yield archive, member.name.removeprefix("./"), data
+                file.seek(tar.offset)
+            # tarfile takes a tar that was cut between two members for complete. A complete one ends with zeros.
+            block = file.read(_TAR_BLOCK)
+            if block != bytes(_TAR_BLOCK):
+                raise EOFError("the end mark is missing")
+            while block == bytes(_TAR_BLOCK):
+                block = file.read(_TAR_BLOCK)
+            if not block.strip(b"\0"):
+                return
+            file.seek(-len(block), os.SEEK_CUR)
 
 
 def _words(members: Mapping[str, bytes], place: str) -> dict[str, Any]:

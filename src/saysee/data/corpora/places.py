@@ -2,18 +2,27 @@
 
 As published: ``metadata/{train,val}.json`` with ``{"image_base_path", "audio_base_path", "data": [{"uttid", "speaker",
 "asr_text", "wav", "image"}, …]}``. The base paths are those of another machine and are not used. The text is that of a
-speech recognizer. The splits of 2020 (``test_seen_2020.json`` and so on) keep their names.
+speech recognizer. The splits of 2020 are ``train_2020.json``, ``dev_seen_2020.json``, ``test_unseen_2020.json`` …
+
+The same images are described in Hindi (``PlacesHindi100k_train.json``, or ``hindi_english_100k_train.json`` with
+``hindi_wav`` and ``english_wav`` in each entry) and in Japanese (``PlacesAudioJpn_100k_image2audio_train.txt`` with
+``<image> <clip>`` in each line). Names of images may begin with "/".
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from saysee.data.corpora.finding import index_folders, read_json_records, split_families
-from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
-from saysee.errors import SaySeeError
+from saysee.data.corpora.finding import FileIndex, index_folders, read_json_records, read_lines, split_families
+from saysee.data.corpora.languages import can_be_english, named_language
+from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
+from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
 EXPECTED = Expected(
@@ -22,6 +31,9 @@ EXPECTED = Expected(
     clips_within=0.01,  # "400k" is rounded: releases have some thousand more
 )
 
+_METADATA = re.compile(r"\.json$|image2audio.*\.txt$", re.IGNORECASE)
+_ENGLISH_CLIP = re.compile(r"^/?wavs/\d+/utterance_")
+
 
 def prepare_places(
     metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -29,6 +41,7 @@ def prepare_places(
     images: str | os.PathLike[str],
     to: str | os.PathLike[str],
     *,
+    language: str | None = None,
     allow_missing: int = 0,
 ) -> Prepared:
     """Write the manifest of a copy of the Places audio captions.
@@ -38,6 +51,8 @@ def prepare_places(
         audio: folder of the clips, in any layout.
         images: folder of the images of Places205, in any layout.
         to: the manifest, ``.parquet`` or ``.jsonl``.
+        language: of the speech; by default what the files prove, otherwise none. Of entries in several languages, this
+            one is used.
         allow_missing: how many clips and images may be missing or empty.
 
     Raises:
@@ -46,11 +61,8 @@ def prepare_places(
     target = check_target(to, allow_missing)
     files, note = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
     clip_files, image_files = index_folders(audio, images)
-    captions = [
-        listed_caption(record, "asr_text", record.get("image"), split, f"{path}: entry {number}")
-        for split, path in files
-        for number, record in enumerate(read_json_records(path, "data"), 1)
-    ]
+    captions = [caption for split, path in files for caption in _entries(path, split)]
+    captions, notes = _in_language(captions, language, clip_files)
     return prepare(
         captions,
         clip_files,
@@ -58,18 +70,18 @@ def prepare_places(
         target,
         allow_missing=allow_missing,
         expected=EXPECTED,
-        notes=[note],
+        notes=[note, *notes],
     )
 
 
 def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[str, Path]], str]:
-    """The JSON files with their splits, and a note: all files that were named, and one family of each folder."""
+    """The files of metadata with their splits, and a note: all that were named, and one family of each folder."""
     files: list[tuple[str, Path]] = []
     unused: list[str] = []
     for path in map(Path, given):
         is_folder = path.is_dir()
-        found = [Path(name) for name in Listing(path, "--metadata").files((".json",))] if is_folder else [path]
-        found.sort(key=lambda name: len(name.parts))
+        found = [Path(name) for name in Listing(path, "--metadata").files((".json", ".txt"))] if is_folder else [path]
+        found = sorted(filter(lambda name: _METADATA.search(name.name), found), key=lambda name: len(name.parts))
         families = split_families(found)
         if not families:
             what = "no train.json or val.json in it" if is_folder else "no split in its name; rename it to train.json"
@@ -79,3 +91,50 @@ def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[s
         unused += [name.name for family in families if family != chosen for name in families[family].values()]
     note = f"captions are from {', '.join(path.name for _, path in files)}"
     return files, f"{note}; not used: {', '.join(unused)} (name files by --metadata)" if unused else note
+
+
+def _entries(path: Path, split: str) -> list[Caption]:
+    """The captions of a file: one for each entry, or for each language of an entry."""
+    captions = []
+    for number, record in enumerate(_records(path), 1):
+        image = record.get("image")
+        keys = [key for key in record if key.endswith("_wav")]
+        for key in keys or ["wav"]:
+            of_language = {name: record.get(key.removesuffix("wav") + name) for name in ("wav", "speaker", "asr_text")}
+            plain = {} if len(keys) > 1 else record
+            found = plain | {name: value for name, value in of_language.items() if value is not None}
+            image = image.lstrip("/") if isinstance(image, str) else image
+            caption = listed_caption(found, "asr_text", image, split, f"{path}: entry {number}")
+            captions.append(replace(caption, language=named_language(key) or named_language(path.name)))
+    english = all(_ENGLISH_CLIP.match(caption.clip) and not caption.language for caption in captions)
+    if english and can_be_english(caption.text for caption in captions):
+        return [replace(caption, language="en") for caption in captions]
+    return captions
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix.lower() == ".json":
+        yield from read_json_records(path, "data")
+        return
+    for number, line in enumerate(read_lines(path), 1):
+        names = line.split()
+        if len(names) != 2:
+            raise ManifestError(f"{path}: line {number} {line[:60]!r} is not '<image> <clip>'; fix or delete it")
+        yield {"image": names[0], "wav": names[1].lstrip("/")}
+
+
+def _in_language(captions: list[Caption], language: str | None, clips: FileIndex) -> tuple[list[Caption], list[str]]:
+    """The captions in a language, or in those of which there are clips, and a note on those that are not used."""
+    listed = Counter(caption.language for caption in captions)
+    if len(listed) < 2:
+        used = set(listed)
+    elif language in listed:
+        used = {language}
+    else:
+        exists = clips.match(caption.clip for caption in captions)
+        used = {caption.language for caption in captions if exists[caption.clip]} or set(listed)
+    unused = ", ".join(
+        f"{count:,} in {tag or 'an unknown language'}" for tag, count in listed.items() if tag not in used
+    )
+    chosen = [replace(each, language=language or each.language) for each in captions if each.language in used]
+    return chosen, [f"captions not used: {unused} (--language chooses)"] if unused else []

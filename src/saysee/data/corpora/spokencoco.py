@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from saysee.data.corpora.finding import find_lists, index_folders, read_json_records, split_families, stem_key
+from saysee.data.corpora.languages import can_be_english
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
@@ -35,6 +36,9 @@ KARPATHY = Expected(
 )
 
 _JSON = re.compile(r"^spoken[ _-]?coco.*\.json$", re.IGNORECASE)
+_ENGLISH_JSON = re.compile(
+    r"^SpokenCOCO(?:[ _.-]*(?:train|val|dev|test|karpathy|unrolled|wparse|\d+))+\W*json$", re.IGNORECASE
+)
 _COCO_NAME = re.compile(r"^(?:coco_)?(?:train|val)20\d\d_(\d{12})$")
 
 
@@ -51,6 +55,7 @@ def prepare_spokencoco(
     to: str | os.PathLike[str],
     *,
     karpathy: str | os.PathLike[str] | None = None,
+    language: str | None = None,
     allow_missing: int = 0,
 ) -> Prepared:
     """Write the manifest of a copy of SpokenCOCO.
@@ -60,6 +65,7 @@ def prepare_spokencoco(
         images: folder of COCO's images, in any layout.
         to: the manifest, ``.parquet`` or ``.jsonl``.
         karpathy: Karpathy's ``dataset_coco.json``, which then gives the splits; ``restval`` becomes train.
+        language: of the speech; by default English for files named as published, otherwise none.
         allow_missing: how many clips and images may be missing or empty.
 
     Raises:
@@ -84,8 +90,10 @@ def prepare_spokencoco(
     if outside:
         notes.append(f"{len(outside):,} images are not in {karpathy} and are skipped, such as {min(outside)}")
     spoken = {coco_key(caption.image) for caption in captions}
+    if not language and all(_ENGLISH_JSON.match(path.name) for path in files.values()):
+        language = "en" if can_be_english(caption.text for caption in captions) else None
     return prepare(
-        captions,
+        [replace(caption, language=language) for caption in captions],
         clip_files,
         image_files,
         target,
