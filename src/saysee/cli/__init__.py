@@ -28,11 +28,7 @@ from saysee.version import __version__
 
 VERBS: dict[str, Callable[..., Result | None]] = {
     "data scenes": data.scenes,
-    "data flickr8k": data.flickr8k,
-    "data spokencoco": data.spokencoco,
-    "data places": data.places,
-    "data folder": data.folder,
-    "data hub": data.hub,
+    **{f"data {reader.name}": reader for reader in data.READERS},
     "data verify": data.verify,
     "train": train.train,
     "evaluate": evaluate.evaluate,
@@ -102,9 +98,11 @@ def parse(words: Sequence[str]) -> Call | None:
     if name in VERBS:
         from saysee.cli.parsing import Verb
 
-        verb = Verb(name, VERBS[name])
+        found = VERBS[name]
+        function = found.load() if isinstance(found, data.Reader) else found
+        verb = Verb(name, function)
         if not {"-h", "--help"} & set(rest):
-            return Call(VERBS[name], *verb.parse(rest))
+            return Call(function, *verb.parse(rest))
         print(verb.help())
         return None
     if name == "--version":

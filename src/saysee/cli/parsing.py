@@ -8,6 +8,7 @@ flags: ``batch_size`` is ``--batch-size``, ``k`` is ``-k``, ``for_`` is ``--for`
 - ``float | bool``: one or, for True, none.
 - ``Sequence[X]``: one, and the flag may be repeated. A positional argument of this type takes all words that are left.
 - ``tuple[X, ...]``: all words up to the next flag.
+- ``Mapping[str, str]``: one NAME=VALUE, and the flag may be repeated.
 
 Two parameters are not flags: ``overrides`` collects the flags that the function does not have (settings of a recipe),
 and ``command`` is the command line itself.
@@ -56,7 +57,7 @@ class Verb:
         function.__annotations__ = get_type_hints(function)
         self._parser = ArgumentParser(exit_on_error=False)
         self._parser.add_function_arguments(function, as_group=False, skip={*hidden})
-        texts = _COMMON | {action.dest: action.help or "" for action in self._parser._actions}
+        texts = _COMMON | {each.dest: (each.help or "").replace("``", "").rstrip(".") for each in self._parser._actions}
         kinds = dict.fromkeys(_COMMON, bool) | function.__annotations__
         common = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=False) for name in _COMMON}
         arguments = [
@@ -107,7 +108,7 @@ class Verb:
     def help(self) -> str:
         """What the verb does, and its arguments."""
         width = min(shutil.get_terminal_size().columns, 100)
-        paragraphs = (inspect.getdoc(self._function) or "").partition("\n\nArgs:")[0].split("\n\n")
+        paragraphs = (inspect.getdoc(self._function) or "").replace("``", "").partition("\n\nArgs:")[0].split("\n\n")
         arguments = [*self._positional, *self._flags.values()]
         needed = [each.usage for each in arguments if each.required]
         optional = [f"[{each.usage}]" for each in self._positional if not each.required]
@@ -143,6 +144,12 @@ class Verb:
         missing = [each.usage for each in arguments.values() if each.required and each.name not in values]
         if missing:
             self._fail(f"give {' and '.join(missing)}")
+        for argument in arguments.values():
+            if argument.is_mapping and argument.name in values:
+                words = {word: word.partition("=") for word in values[argument.name]}
+                if wrong := next((word for word, (name, _, value) in words.items() if not name or not value), None):
+                    self._fail(f"{argument.shown} is {wrong!r}; give {argument.expected}")
+                values[argument.name] = {name: value for name, _, value in words.values()}
         try:
             checked: dict[str, Any] = self._parser.parse_object(dict(values)).as_dict()
         except ArgumentError as error:
@@ -169,6 +176,7 @@ class _Argument:
         least: number of values that it needs.
         most: number of values that it takes.
         is_list: whether its values are collected.
+        is_mapping: whether they are NAME=VALUE.
         expected: what a value must be.
     """
 
@@ -182,15 +190,27 @@ class _Argument:
         self.required = default is Parameter.empty
         if isinstance(default, int | float | str | Path) and not isinstance(default, bool):
             self.help += f" (default: {default})"
-        if get_origin(kind) in (Union, UnionType):  # X | None, or float | bool
-            kind = next(member for member in get_args(kind) if member is not NoneType)
-        self.is_list = get_origin(kind) in (tuple, collections.abc.Sequence)
+        kind = _first(kind)
+        self.is_mapping = get_origin(kind) is collections.abc.Mapping
+        self.is_list = self.is_mapping or get_origin(kind) in (tuple, collections.abc.Sequence)
         many = get_origin(kind) is (tuple if self.flag else collections.abc.Sequence)
         self.least = 0 if isinstance(default, bool) else 1
         self.most = 0 if kind is bool else sys.maxsize if many else 1
-        kind = get_args(kind)[0] if self.is_list else kind
+        kind = _first(get_args(kind)[0]) if self.is_list else kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         self.expected = " or ".join(choices) or ("a whole number" if kind is int else "a number")
-        metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")
+        if self.is_mapping:
+            self.expected = f"NAME={words.upper()}"
+        metavar = (
+            self.expected if self.is_mapping else f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")
+        )
         metavar = f"[{metavar}]" if metavar and not self.least else metavar
         self.usage = " ".join(filter(None, [self.shown, metavar if self.flag else "", "..." if many else ""]))
+
+
+def _first(kind: Any) -> Any:
+    """The type of a value: of ``X | None`` and ``float | bool`` the first, of ``str | os.PathLike[str]`` a path."""
+    union = get_origin(kind) in (Union, UnionType)
+    members = [member for member in get_args(kind) if member is not NoneType] if union else [kind]
+    is_path = members[0] is str and any(get_origin(member) is os.PathLike for member in members)
+    return Path if is_path else members[0]

@@ -157,3 +157,103 @@ def test_a_clip_of_two_images_and_a_wrong_type_are_rejected(tmp_path: Path, file
     prepared = prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
     assert prepared.clips["train"] == 3
     assert any("listed more than once" in note for note in prepared.notes)
+
+
+def test_names_of_images_may_begin_with_a_slash(tmp_path: Path, files: Any) -> None:
+    _, audio, images = published(files, tmp_path / "c")
+    slashed = [one | {"image": f"/{one['image']}"} for one in entries("train")]
+    for name, data in (("train_2020", slashed), ("dev_unseen_2020", entries("val"))):
+        files.text(tmp_path / "2020" / f"{name}.json", json.dumps({"data": data}))
+    prepared = prepare_places(tmp_path / "2020", audio, images, tmp_path / "m.jsonl")
+    found = {row.image_id for row in Manifest.read(prepared.manifest)}
+    assert found == {name.removesuffix(".jpg") for names in IMAGES.values() for name in names}
+    assert prepared.clips == {"train": 3, "val_unseen": 1}
+
+
+def bilingual(files: Any, root: Path, languages: Sequence[str]) -> Layout:
+    """Hindi and English clips of one image in one entry, as ``hindi_english_100k_train.json`` has them."""
+    for split in IMAGES:
+        data = []
+        for number, one in enumerate(entries(split)):
+            entry = {"image": one["image"], "uttid": one["uttid"]}
+            files.image(root / "images" / one["image"])
+            for language in languages:
+                clip = f"{language}_{split}_{number}.wav"
+                files.clip(root / f"{language}_wavs" / clip)
+                entry |= {f"{language}_wav": clip, f"{language}_speaker": f"{language[0]}{number}"}
+                entry |= {f"{language}_asr_text": f"{language} words {number}"}
+            data.append(entry)
+        content = {"hindi_base_path": "/data/hindi_wavs", "data": data}
+        files.text(root / "json" / f"{'_'.join(languages)}_100k_{split}.json", json.dumps(content))
+    return root / "json", root, root / "images"
+
+
+def test_an_entry_may_have_clips_in_several_languages(tmp_path: Path, files: Any) -> None:
+    metadata, audio, images = bilingual(files, tmp_path / "c", ["hindi", "english"])
+    to = tmp_path / "m.jsonl"
+    prepared = prepare_places(metadata, audio, images, to)
+    found = {(row.language, row.speaker, row.text, row.image_id) for row in Manifest.read(to)}
+    assert found == {
+        (tag, f"{language[0]}{number}", f"{language} words {number}", one["image"].removesuffix(".jpg"))
+        for split in IMAGES
+        for number, one in enumerate(entries(split))
+        for language, tag in (("hindi", "hi"), ("english", "en"))
+    }
+    assert prepared.clips == {"train": 6, "val": 2}
+    assert prepare_places(metadata, audio, images, to, language="hi").clips == {"train": 3, "val": 1}
+    assert {row.language for row in Manifest.read(to)} == {"hi"}
+
+
+def test_a_language_without_any_clip_is_left_out_and_reported(tmp_path: Path, files: Any) -> None:
+    metadata, audio, images = bilingual(files, tmp_path / "c", ["hindi", "english"])
+    prepared = prepare_places(metadata, audio / "hindi_wavs", images, tmp_path / "m.jsonl")
+    assert {row.language for row in Manifest.read(prepared.manifest)} == {"hi"}
+    assert any("4 in en" in note and "--language" in note for note in prepared.notes)
+
+
+def test_the_hindi_and_the_japanese_release_are_read(tmp_path: Path, files: Any) -> None:
+    root = tmp_path / "c"
+    for split in IMAGES:
+        lines = []
+        for number, one in enumerate(entries(split)):
+            image = one["image"].replace(" ", "_")
+            files.image(root / "images" / image)
+            files.clip(root / "PlacesAudioJpn_100k" / "wavs" / f"{split}{number}.wav")
+            lines.append(f"/{image} /wavs/{split}{number}.wav\n")
+        files.text(root / "PlacesAudioJpn_100k" / f"PlacesAudioJpn_100k_image2audio_{split}.txt", "".join(lines))
+        hindi = [
+            {"wav": f"wavs/{split}{number}.wav", "image": one["image"].replace(" ", "_"), "asr_text": "एक कमरा"}
+            for number, one in enumerate(entries(split))
+        ]
+        files.text(root / "hindi" / f"PlacesHindi100k_{split}.json", json.dumps({"data": hindi}))
+    for metadata, language, text in (("PlacesAudioJpn_100k", "ja", None), ("hindi", "hi", "एक कमरा")):
+        audio, images = root / "PlacesAudioJpn_100k", root / "images"
+        prepared = prepare_places(root / metadata, audio, images, tmp_path / "m.jsonl")
+        assert {(row.language, row.text) for row in Manifest.read(prepared.manifest)} == {(language, text)}
+        assert prepared.clips == {"train": 3, "val": 1}
+    files.text(root / "PlacesAudioJpn_100k" / "PlacesAudioJpn_100k_image2audio_val.txt", "one two three\n")
+    with pytest.raises(ManifestError, match=r"image2audio_val\.txt: line 1"):
+        prepare_places(root / "PlacesAudioJpn_100k", audio, images, tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("change", ["none", "clips", "texts"])
+def test_the_language_is_english_only_for_clips_and_texts_of_the_english_release(
+    tmp_path: Path, files: Any, change: str
+) -> None:
+    metadata, audio, images = published(files, tmp_path / "c")
+    assert isinstance(metadata, Path)
+    if change != "none":
+        for split in IMAGES:
+            data = entries(split)
+            for one in data:
+                if change == "clips":
+                    one["wav"] = files.clip(audio / f"{one['uttid']}.wav").name
+                else:
+                    one["asr_text"] = "美しい修道院の写真です"
+            files.text(metadata / f"{split}.json", json.dumps({"data": data}))
+    prepared = prepare_places(metadata, audio, images, tmp_path / "m.jsonl")
+    language = "en" if change == "none" else None
+    assert {row.language for row in Manifest.read(prepared.manifest)} == {language}
+    assert any("--language" in note for note in prepared.notes) == (language is None)
+    prepare_places(metadata, audio, images, tmp_path / "m.jsonl", language="ja")
+    assert {row.language for row in Manifest.read(tmp_path / "m.jsonl")} == {"ja"}

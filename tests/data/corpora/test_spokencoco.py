@@ -250,3 +250,22 @@ def test_missing_json_is_rejected(tmp_path: Path, files: Any) -> None:
         prepare_spokencoco(images, images, tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match=r"gone\.json: cannot be read"):
         prepare_spokencoco(audio, images, tmp_path / "m.parquet", karpathy=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("name", ["SpokenCOCO_val.json", "SpokenCOCO_hi_val.json", "texts in Hindi"])
+def test_the_language_is_english_only_for_the_files_of_the_corpus(tmp_path: Path, files: Any, name: str) -> None:
+    audio, images = published(files, tmp_path / "c")
+    (audio / "SpokenCOCO_train.json").unlink()
+    listed = audio / "SpokenCOCO_val.json"
+    if name.endswith(".json"):
+        listed.rename(audio / name)
+    else:
+        content = json.loads(listed.read_text(encoding="utf-8"))
+        for each in content["data"]:
+            for caption in each["captions"]:
+                caption["text"] = "समुद्र तट पर एक कुत्ता"
+        listed.write_text(json.dumps(content), encoding="utf-8")
+    prepared = prepare_spokencoco(audio, images, tmp_path / "m.jsonl")
+    assert {row[-1] for row in rows_of(prepared.manifest)} == {"en" if name == "SpokenCOCO_val.json" else None}
+    prepared = prepare_spokencoco(audio, images, tmp_path / "m.jsonl", language="hi")
+    assert {row[-1] for row in rows_of(prepared.manifest)} == {"hi"}

@@ -20,7 +20,10 @@ from saysee.errors import ManifestError
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, kind_by_suffix
 
-_SPLIT_WORD = re.compile(r"(?:^|[ _.-])(train|val|dev|test)(?:[_-]((?:un)?seen))?(?=[ _.-]|$)", re.IGNORECASE)
+_SPLIT_WORD = re.compile(
+    r"(?:^|[ _.-])(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:[_-]?((?:un)?seen))?(?=[ _.-]|\d|$)",
+    re.IGNORECASE,
+)
 
 
 def plain(name: str) -> str:
@@ -171,19 +174,24 @@ def _files_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
 def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:
     """Groups files that belong together: name without its split → split → the first such file.
 
-    The split is the last of the words train, val, dev and test in the name; dev becomes val. A following ``seen`` or
+    The split is the last word such as train or dev in the name, as :func:`split_name` has it. A following ``seen`` or
     ``unseen`` is kept. Files without such a word are skipped.
     """
     families: dict[str, dict[str, Path]] = {}
     for path in paths:
-        words = list(_SPLIT_WORD.finditer(path.stem))
-        if not words:
+        word = split_word(path.stem)
+        if word is None:
             continue
-        word = words[-1]
         split = split_name("_".join(filter(None, word.groups())))
         family = (path.stem[: word.start()] + path.stem[word.end() :]).strip(" _.-").lower()
         families.setdefault(family, {}).setdefault(split, path)
     return families
+
+
+def split_word(name: str) -> re.Match[str] | None:
+    """The last word such as train, val or dev in a name, with a following ``seen`` or ``unseen`` as second group."""
+    words = list(_SPLIT_WORD.finditer(name))
+    return words[-1] if words else None
 
 
 def read_lines(path: Path) -> list[str]:

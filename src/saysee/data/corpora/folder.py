@@ -55,10 +55,11 @@ def prepare_folder(
         to: the manifest, ``.parquet`` or ``.jsonl``.
         pair_by: how clips are paired with images; "auto" uses a table if there is one, otherwise what pairs more clips.
         table: the table of pairs: delimited text, JSON lines or Parquet. None looks for it in the folder.
-        val_share, test_share: shares of the images for validation and testing, if no table says the split.
+        val_share: share of the images for validation, if no table says the split.
+        test_share: share of the images for testing, likewise.
         seed: another seed selects other images.
         language: of the speech, if no table says it.
-        allow_missing: how many clips and images may be missing or empty; a clip without an image counts as one.
+        allow_missing: how many clips and images, or images of clips, may be missing or empty.
 
     Raises:
         SaySeeError: the folder is missing, nothing pairs, or more files are missing than allowed.

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from saysee.data.corpora.finding import split_word
 from saysee.data.corpora.folder import check_shares, divide
 from saysee.data.corpora.hub_rows import FLAGS, BrokenPartError, Values, first_line, read_table, read_tar
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, Problems, check_target, prepare
@@ -28,9 +29,6 @@ from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 
 _FORMS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "tar", ".tgz": "tar", ".gz": "tar"}
 _SHARD = re.compile(r"^(.+?)-\d{5}-of-(\d{5})")
-_SPLIT_WORD = re.compile(
-    r"(?:^|[ _.-])(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?=[ _.-]|\d|$)", re.IGNORECASE
-)
 _HUB_NAME = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$", re.ASCII)
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -64,12 +62,16 @@ def prepare_hub(
             numbers or words (``{000..010}``, ``{train,val}``).
         to: the manifest, ``.parquet`` or ``.jsonl``.
         config: configuration ("subset") of a data set that has several.
-        audio_column, image_column: columns of the clips and images, if types and titles do not identify them.
-        text_column, speaker_column, language_column: likewise; "" for none.
-        id_column: shared by the captions of one image; without one, equal images are one.
-        split_column: overrides the splits of the files.
-        splits: renames splits of the data set; by default, validation and dev become val.
-        val_share, test_share: shares of the images for validation and testing, if the data set has one split.
+        audio_column: column, member or JSON key of the clips, if types and titles do not identify it.
+        image_column: that of the images.
+        text_column: that of the spoken text; "" for none.
+        speaker_column: that of the speaker; "" for none.
+        language_column: that of the language; "" for none.
+        id_column: that of what the captions of one image share; without one, equal images are one.
+        split_column: that of the split, in place of the splits of the files.
+        splits: new name of each split that is renamed; by default, validation and dev become val.
+        val_share: share of the images for validation, if the data set has one split.
+        test_share: share of the images for testing, likewise.
         seed: another seed selects other images.
         language: of the speech, if no column says it.
         allow_missing: how many clips, images and files may be missing, empty or damaged.
@@ -88,11 +90,16 @@ def prepare_hub(
     parts, roots, missing = _find_parts([os.fspath(source) for source in sources], config)
     rows = _Rows(target.with_name(f"{target.stem}.files"), roots, language)
     rows.problems.missing |= {"shards": missing} if missing else {}
+    empty: list[str] = []
     with progress_bar("reading files of the data set", len(parts)) as bar:
         for part in parts:
+            samples = 0
             try:
                 for place, values in part.read(names, part.name):
                     rows.add(place, values, part.split)
+                    samples += 1
+                if not samples:
+                    empty.append(part.name)
             except BrokenPartError as error:
                 broken = rows.problems.missing.setdefault("shards", [])
                 broken.append(f"{part.name}: damaged or cut short: {error}")
@@ -110,7 +117,11 @@ def prepare_hub(
         expected=Expected("the data set"),
         splits=splits,
         problems=rows.problems,
-        notes=[f"read from {read}; audio and images are in {rows.folder}", *notes],
+        notes=[
+            f"read from {read}; audio and images are in {rows.folder}",
+            *([f"nothing is in {', '.join(empty)}"] if empty else []),
+            *notes,
+        ],
     )
 
 
@@ -337,8 +348,8 @@ def _split_of_name(name: str) -> str | None:
     """The split in the name of a file: ``SPLIT-00000-of-00003.parquet``, or the last word such as train."""
     if numbered := _SHARD.match(name):
         return numbered[1]
-    words = _SPLIT_WORD.findall(name.split(".")[0])
-    return words[-1].lower() if words else None
+    word = split_word(name.split(".")[0])
+    return "_".join(filter(None, word.groups())).lower() if word else None
 
 
 def _expand(pattern: str) -> list[str]:

@@ -160,9 +160,8 @@ def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
             members[suffix] = data
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise BrokenPartError(first_line(error)) from None
-    if key is None:
-        raise BrokenPartError("no samples in it")
-    yield key[1], members
+    if key:
+        yield key[1], members
 
 
 def _members(path: str) -> Iterator[tuple[int, str, bytes]]:

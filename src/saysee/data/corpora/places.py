@@ -31,12 +31,14 @@ EXPECTED = Expected(
     clips_within=0.01,  # "400k" is rounded: releases have some thousand more
 )
 
+_Path = str | os.PathLike[str]
+
 _METADATA = re.compile(r"\.json$|image2audio.*\.txt$", re.IGNORECASE)
 _ENGLISH_CLIP = re.compile(r"^/?wavs/\d+/utterance_")
 
 
 def prepare_places(
-    metadata: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    metadata: tuple[_Path, ...] | Sequence[_Path] | _Path,
     audio: str | os.PathLike[str],
     images: str | os.PathLike[str],
     to: str | os.PathLike[str],

@@ -35,7 +35,7 @@ class Caption:
     split: str
     text: str | None = None
     speaker: str | None = None
-    language: str | None = "en"
+    language: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -241,6 +241,8 @@ def prepare(
         notes.append(f"all these names are in {problems_file}")
     if repeated:
         notes.append(f"{repeated:,} clips are listed more than once; used once")
+    if unknown := sum(row.language is None for row in rows):
+        notes.append(f"the language of {unknown:,} clips is unknown; name it by --language")
     if differences := expected.differences(image_counts, counts):
         notes.append(f"differs from {expected.corpus} as published: {'; '.join(differences)}")
     return Prepared(to, counts, image_counts, problems, problems_file, tuple(notes))
