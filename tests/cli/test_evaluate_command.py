@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from PIL import Image
 
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
-from saysee.evaluation.protocols import corpus_names, evaluate
+from saysee.evaluation.comparison import short_names
+from saysee.evaluation.protocols import evaluate
 from saysee.model.retriever import SpeechImageModel
 
 TEXTS = ["a red square", "two green stars", "a dog runs on the beach"]  # words that the tiny CLIP knows
@@ -90,16 +93,98 @@ def test_a_cascade_on_the_manifests_texts_is_scored(
     assert "R@1" in output_of(capsys, cascade, *manifests)
 
 
+def seed_of(folder: str, to: Path, seed: int) -> str:
+    """A copy of a model as a run of that seed."""
+    model = SpeechImageModel.from_pretrained(folder)
+    if seed:
+        for parameter in model.speech_encoder.head.parameters():
+            parameter.data += 0.05 * seed
+    recipe = {"training": {"seed": seed, "steps": 5}, "model": {"speech": "s", "image": "i"}}
+    data = {"name": "c", "splits": {"train": {"clips": 1, "images": 1}}, "languages": [], "speakers": 0}
+    model.save_pretrained(to / "best")
+    facts = {"data": data, "recipe": recipe, "best": {}, "run": {}}
+    (to / "best" / "training.json").write_text(json.dumps(facts))
+    return str(to / "best")
+
+
+def test_several_models_are_compared_with_the_first_and_seeds_are_one_row(
+    manifests: list[str], clip_folder: Path, hubert_configs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models and manifests in any order, and a pattern that the shell has not expanded."""
+    model_folder = str(tmp_path / "with-text")
+    SpeechImageModel.from_encoders(hubert_configs["base"], clip_folder).save_pretrained(model_folder)
+    runs = [seed_of(model_folder, tmp_path / "runs" / f"cmd-{seed}", seed) for seed in (0, 1)]
+    cascade, pattern = f"cascade:manifest+{clip_folder}", str(tmp_path / "runs" / "*" / "best")
+    words = [model_folder, manifests[0], cascade, pattern, model_folder, manifests[1]]
+    found = json.loads(output_of(capsys, *words, "--json"))
+    assert [each.get("model", each.get("cascade")) for each in found["models"]] == [
+        model_folder,
+        {"transcripts": "manifest", "clip": str(clip_folder)},
+        *runs,
+        model_folder,
+    ]
+    for each in found["models"][2:4]:
+        alone = json.loads(output_of(capsys, each["model"], *manifests, "--json"))
+        assert [corpus["overall"] for corpus in alone["corpora"]] == [corpus["overall"] for corpus in each["corpora"]]
+    rows = found["rows"]
+    assert [row["corpus"] for row in rows] == ["one"] * 4 + ["two"] * 4
+    assert [row.get("seeds") for row in rows[:4]] == [None, None, 2, None]
+    assert rows[2]["model"] == "cmd-*"
+    of_seeds = [each["corpora"][0]["overall"]["mean_R@1"] for each in found["models"][2:4]]
+    assert rows[2]["mean_R@1"] == pytest.approx(sum(of_seeds) / 2)
+    assert rows[2]["mean_R@1_deviation"] == pytest.approx(abs(of_seeds[0] - of_seeds[1]) / 2**0.5)
+    assert [rows[3][f"mean_R@1_difference{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+
+    csv_lines = list(csv.DictReader(io.StringIO(output_of(capsys, *words, "--format", "csv", "--mteb"))))
+    assert [float(line["mean_R@1"]) for line in csv_lines] == [row["mean_R@1"] for row in rows]
+    assert float(csv_lines[0]["image_to_speech_hit_rate_at_1"]) * 100 == rows[0]["image_to_speech_R@1"]
+    markdown = output_of(capsys, *words, "--format", "markdown")
+    assert len([line for line in markdown.splitlines() if "| one | " in line]) == 4 + 3  # the manifest's texts: no S→T
+    latex = output_of(capsys, *words, "--format", "latex", "--mteb")
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
+    assert r"hit\_rate\_at\_5" in latex
+    assert "S→T R@5" in output_of(capsys, *words)
+
+
+def test_the_card_takes_the_scores_of_its_model_among_several(
+    manifests: list[str], model_folder: str, clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = seed_of(model_folder, tmp_path / "other", 1)
+    scores = tmp_path / "scores.json"
+    scores.write_text(output_of(capsys, other, model_folder, f"cascade:manifest+{clip_folder}", *manifests, "--json"))
+    assert main(["card", model_folder, "--scores", str(scores), "--to", str(tmp_path / "card.md")]) == 0
+    card = (tmp_path / "card.md").read_text()
+    assert card.count("| this model |") == 2
+    assert card.count(f"| {other} |") == 2
+    assert card.count("| cascade: ") == 2
+
+
+def test_cached_features_are_taken_from_a_folder_and_give_the_same_scores(
+    manifests: list[str], model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "features"
+    plain, cached, again = (
+        json.loads(output_of(capsys, model_folder, manifests[0], "--json", *words))
+        for words in ([], ["--features", str(kept)], ["--features", str(kept)])
+    )
+    assert plain["overall"] == cached["overall"] == again["overall"]
+    assert len(list(kept.rglob("*.values"))) == 2  # clips and images, once
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["model"], "MANIFEST"),
-        (["model", "one", "two", "--by", "speaker"], "--by"),
-        (["model", "one", "--language", "en"], "--language"),
-        (["cascade:manifest+clip", "one", "--language", "en"], "--language"),
-        (["cascade:asr", "one"], "cascade:asr"),
-        (["cascade:+clip", "one"], "cascade:+clip"),
-        (["model", "one", "--nosuch", "two"], "--nosuch"),
+        (["my/model"], "MANIFEST"),
+        (["one.parquet", "two.jsonl:val"], "MODEL"),
+        (["my/model", "one.parquet", "runs/first/bset"], "runs/first/bset"),
+        (["my/model", "one.csv"], "one.csv"),
+        (["my/model", "one.parquet", "two.jsonl", "--by", "speaker"], "--by"),
+        (["my/model", "one.parquet", "--language", "en"], "--language"),
+        (["cascade:manifest+clip", "one.parquet", "--language", "en"], "--language"),
+        (["cascade:asr", "one.parquet"], "cascade:asr"),
+        (["cascade:+clip", "one.parquet"], "cascade:+clip"),
+        (["my/model", "one.parquet", "--nosuch", "two"], "--nosuch"),
+        (["my/model", "one.parquet", "--format", "html"], "--format"),
     ],
 )
 def test_words_that_cannot_be_combined_are_named_in_one_line(
@@ -146,7 +231,9 @@ def test_a_split_that_one_corpus_does_not_have_is_named_before_the_model_is_look
     assert str(path) in capsys.readouterr().err
 
 
-def test_corpora_are_named_by_stem_folder_or_path() -> None:
-    assert corpus_names(["a/flickr8k.parquet", "scenes/manifest.parquet"]) == ["flickr8k", "scenes"]
-    assert corpus_names(["a/coco.parquet", "b/coco.jsonl"]) == ["a/coco.parquet", "b/coco.jsonl"]
-    assert corpus_names(["a/coco.parquet"] * 2, ["val", "test"]) == ["coco:val", "coco:test"]
+def test_corpora_and_models_are_named_by_stem_folder_or_path() -> None:
+    assert short_names(["a/flickr8k.parquet", "scenes/manifest.parquet"]) == ["flickr8k", "scenes"]
+    assert short_names(["a/coco.parquet", "b/coco.jsonl"]) == ["a/coco.parquet", "b/coco.jsonl"]
+    assert short_names(["a/coco.parquet"] * 2, ["val", "test"]) == ["coco:val", "coco:test"]
+    assert short_names(["runs/cmd/best", "owner/model", "runs/cmd/best"]) == ["cmd", "owner/model", "cmd"]
+    assert short_names(["runs/cmd/best", "a/last"]) == ["cmd", "a/last"]

@@ -17,7 +17,8 @@ from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import CheckpointError, SaySeeError
 from saysee.evaluation.cascade import evaluate_cascade
-from saysee.evaluation.protocols import evaluate_vectors, to_table
+from saysee.evaluation.comparison import Comparison, System
+from saysee.evaluation.protocols import evaluate_vectors
 from saysee.evaluation.word_errors import count_word_errors
 
 TEXTS = ["a red square", "two green stars", "a dog on the beach", "a blue circle", "red circle above a green square"]
@@ -71,7 +72,7 @@ def test_its_vectors_are_clips_own_of_the_texts_and_its_word_errors_are_counted(
     assert result.word_errors.clips == 4
     assert result.to_dict()["word_errors"]["rate"] == result.word_errors.rate
     page = io.StringIO()
-    Console(file=page, width=250).print(to_table(result))
+    Console(file=page, width=250).print(*Comparison(["c"], [System("m", [result])]).tables())
     assert "word error rate" in page.getvalue()
 
 

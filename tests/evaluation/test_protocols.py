@@ -11,7 +11,8 @@ from rich.console import Console
 
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ManifestError, SaySeeError
-from saysee.evaluation.protocols import evaluate, evaluate_vectors, to_table
+from saysee.evaluation.comparison import Comparison, System
+from saysee.evaluation.protocols import evaluate, evaluate_vectors
 from saysee.evaluation.recall import retrieval_measures, retrieval_ranks
 
 N_IMAGES = 12
@@ -150,7 +151,7 @@ def test_to_dict_is_json_without_vectors(tmp_path):
     manifest, model = corpus(tmp_path, twins=True, noise=1.0)
     values = evaluate(model, manifest, by=["speaker"], progress=False, keep_vectors=True).to_dict()
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert list(values) == ["split", "overall", "by", "twin_accuracy", "word_errors", "seconds"]
+    assert list(values) == ["split", "overall", "by", "mteb", "twin_accuracy", "speech_text", "word_errors", "seconds"]
     expected = ["accuracy", "interval", "clips", "chance", "twin_is_nearest_picture"]
     assert list(values["twin_accuracy"]) == expected
     assert values["by"]["speaker"]["ann"]["image_to_speech"] is None
@@ -166,7 +167,7 @@ def test_table_shows_every_group_and_the_dash_where_there_is_no_measure(tmp_path
     manifest, model = corpus(tmp_path, twins=True, noise=1.0)
     result = evaluate(model, manifest, by=["speaker"], progress=False)
     page = io.StringIO()
-    Console(file=page, width=200).print(to_table(result))
+    Console(file=page, width=200).print(*Comparison(["c"], [System("m", [result])]).tables())
     text = page.getvalue()
     for part in ("all", "speaker = ann", "speaker = (none)", "S→I R@10", "mean R@1", "hard twins", "–", "chance"):
         assert part in text
@@ -177,5 +178,5 @@ def test_a_value_that_looks_like_markup_is_shown_as_it_is(tmp_path):
     rows = [Row(f"{n}.wav", f"{n}.png", str(n), "test", speaker=f"[bold]{n}") for n in range(2)]
     page = io.StringIO()
     result = evaluate_vectors(np.eye(2), np.eye(2), Manifest(rows, root=tmp_path), by=["speaker"])
-    Console(file=page, width=200).print(to_table(result))
+    Console(file=page, width=200).print(*Comparison(["c"], [System("m", [result])]).tables())
     assert "speaker = [bold]0" in page.getvalue()

@@ -1,97 +1,165 @@
-"""``saysee evaluate``: score a model or a cascade on one corpus or several."""
+"""``saysee evaluate``: score models and cascades on corpora."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from glob import glob
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from saysee.cli.printing import Result
 from saysee.errors import ConfigError, ManifestError
 
 CASCADE = "cascade:"
 TRANSCRIPTS = "manifest"  # in place of a recognizer: the texts of the manifest
+_MANIFEST = re.compile(r"(.+\.(?:parquet|jsonl)):(.+)", re.IGNORECASE)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Cascade(NamedTuple):
+    """The parts of ``cascade:ASR+CLIP``."""
+
+    recognizer: str
+    clip: str
 
 
 def evaluate(
-    model: str,
-    manifest: Sequence[str],
+    models_and_manifests: Sequence[str],
     *,
     split: str = "test",
     by: Sequence[str] = (),
+    format: Literal["table", "markdown", "csv", "latex"] = "table",
+    mteb: bool = False,
     language: str | None = None,
+    features: Path | None = None,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
-    """Score a model, or a cascade, on a split by the standard protocol.
+    """Score models and cascades on corpora by the standard protocol, in one table.
+
+    MODEL is the folder or hub name of a SaySee model, or a cascade; MANIFEST is a .parquet or .jsonl file, and
+    MANIFEST:SPLIT scores another split than --split. All models are scored on all manifests, and compared with the
+    first. Runs that differ in their seed alone are one row, with mean and deviation.
 
     A cascade is a speech recognizer followed by the text encoder of a CLIP: cascade:ASR+CLIP, such as
     cascade:small+openai/clip-vit-base-patch32. ASR is a size of Whisper, a folder or hub name of a Whisper or of a CTC
     recognizer, or 'manifest' for the texts of the manifest.
 
     Args:
-        model: folder or hub name of a SaySee model, or cascade:ASR+CLIP
-        manifest: .parquet or .jsonl manifests; MANIFEST:SPLIT scores another split than --split
+        models_and_manifests: MODEL [MODEL ...] MANIFEST [MANIFEST ...]
         split: the split to score
         by: also score each value of this column separately (repeatable; one manifest only)
+        format: how the table is printed: for the terminal, or as Markdown, LaTeX (booktabs) or CSV of plain numbers
+        mteb: also show MTEB's measures, under its names
         language: the spoken language, such as en, for the Whisper of a cascade
+        features: folder of cached features, such as scenes/features: what it does not have is computed and added
         batch_size: files encoded together
         device: device to compute on
     """
-    if by and len(manifest) > 1:
+    models, manifests = _sort(models_and_manifests)
+    if by and len(manifests) > 1:
         raise ConfigError("--by breaks down one corpus; give one manifest with it")
-    cascade = _recognizer_and_clip(model)
-    if language is not None and (cascade is None or cascade[0] == TRANSCRIPTS):
-        raise ConfigError(f"--language is for the recognizer of a cascade; the model is {model}")
+    cascades = {model: _cascade(model) for model in models}
+    if language is not None and not any(parts and parts.recognizer != TRANSCRIPTS for parts in cascades.values()):
+        raise ConfigError(f"--language is for the recognizer of a cascade; there is none among {', '.join(models)}")
     from saysee.data.manifest import Manifest
 
-    paths, splits = zip(*(_path_and_split(place, split) for place in manifest), strict=True)
+    paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
     corpora = [Manifest.read(path) for path in paths]
     for path, name, corpus in zip(paths, splits, corpora, strict=True):
         try:
-            corpus.select(name)  # before the long work
+            rows = corpus.select(name)  # before the long work
+            for column in by:
+                rows.column(column)
         except ManifestError as error:
             raise ManifestError(f"{path}: {error}") from None
+    from saysee.evaluation.comparison import Comparison, System, short_names
+    from saysee.evaluation.table import csv_text
+
+    options = {"by": by, "batch_size": batch_size}
+    systems = []
+    for model, name in zip(models, short_names(models), strict=True):  # one after another: memory for one
+        score, about, facts = _scorer(model, cascades[model], device, features, language)
+        results = [score(corpus, split=part, **options) for corpus, part in zip(corpora, splits, strict=True)]
+        systems.append(System(name, results, about, facts))
+        del score
+    comparison = Comparison(short_names(paths, splits), systems, mteb)
+    tables = comparison.tables()
+    shown: list[Any] = tables
+    if format == "csv":
+        shown = [csv_text(comparison.lines).rstrip("\n")]
+    elif format != "table":
+        texts = (table.to_markdown() if format == "markdown" else table.to_latex() for table in tables)
+        shown = ["\n\n".join(texts)]
+    return Result(comparison.to_dict(paths), shown)
+
+
+def _scorer(
+    model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None
+) -> tuple[Any, dict[str, Any], Any]:
+    """A function that scores a corpus, what the model is, and the facts about the run that trained it."""
+    from functools import partial
+
+    from saysee.encoding.cache import FeatureCache
     from saysee.encoding.encoder import Encoder
     from saysee.encoding.recognizer import SpeechRecognizer
     from saysee.evaluation import protocols
     from saysee.evaluation.cascade import evaluate_cascade
 
+    cache = None if features is None else FeatureCache(features)
+    encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
     if cascade is None:
-        described: dict[str, Any] = {"model": model}
-        score = partial(protocols.evaluate, Encoder(model, device))
-    else:
-        name, clip = cascade
-        described = {"cascade": {"transcripts" if name == TRANSCRIPTS else "asr": name, "clip": clip}}
-        encoder, recognizer = Encoder(clip, device), None
-        if name != TRANSCRIPTS:
-            recognizer = SpeechRecognizer(name, language=language, device=encoder.model.device)
-        score = partial(evaluate_cascade, encoder, recognizer=recognizer)
-    results = [
-        score(corpus, split=name, by=by, batch_size=batch_size) for corpus, name in zip(corpora, splits, strict=True)
-    ]
-    scores = [{"manifest": path, **result.to_dict()} for path, result in zip(paths, results, strict=True)]
-    if len(results) == 1:
-        return Result(described | scores[0], [protocols.to_table(results[0])])
-    table = protocols.to_matrix(dict(zip(protocols.corpus_names(paths, splits), results, strict=True)))
-    return Result(described | {"corpora": scores}, [table])
+        return partial(protocols.evaluate, encoder), {"model": model}, getattr(encoder.model, "trained", None)
+    recognizer = None
+    if cascade.recognizer != TRANSCRIPTS:
+        recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
+    kind = "transcripts" if recognizer is None else "asr"
+    about = {"cascade": {kind: cascade.recognizer, "clip": cascade.clip}}
+    return partial(evaluate_cascade, encoder, recognizer=recognizer), about, None
 
 
-def _recognizer_and_clip(model: str) -> tuple[str, str] | None:
-    """The two parts of ``cascade:ASR+CLIP``; None for a SaySee model."""
+def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Models and manifests among the places, each in order; a pattern that no shell has expanded is what it matches.
+
+    Raises:
+        ConfigError: a place is neither, or one kind is missing.
+    """
+    models, manifests = [], []
+    for given in places:
+        matches = [] if given.startswith(CASCADE) or Path(given).exists() else sorted(glob(given))
+        for place in matches or [given]:
+            if place.startswith(CASCADE) or Path(place).is_dir():
+                models.append(place)
+            elif place.lower().endswith((".parquet", ".jsonl")) or _MANIFEST.fullmatch(place):
+                manifests.append(place)
+            elif _HUB_NAME.fullmatch(place) and not Path(place).exists():
+                models.append(place)
+            else:
+                raise ConfigError(
+                    f"{place} is neither a manifest (.parquet or .jsonl) nor a model: an existing folder, OWNER/NAME "
+                    "on the hub, or cascade:ASR+CLIP"
+                )
+    for kind, found in (("MODEL", models), ("MANIFEST", manifests)):
+        if not found:
+            raise ConfigError(f"no {kind} among {' '.join(places)}; give MODEL [MODEL ...] MANIFEST [MANIFEST ...]")
+    return models, manifests
+
+
+def _cascade(model: str) -> Cascade | None:
+    """The parts of ``cascade:ASR+CLIP``; None for a SaySee model."""
     if not model.startswith(CASCADE):
         return None
     recognizer, _, clip = model.removeprefix(CASCADE).partition("+")
     if not recognizer or not clip:
         example = "cascade:small+openai/clip-vit-base-patch32"
         raise ConfigError(f"{model} is not a cascade; give cascade:ASR+CLIP, such as {example}")
-    return recognizer, clip
+    return Cascade(recognizer, clip)
 
 
 def _path_and_split(place: str, split: str) -> tuple[str, str]:
     """Path and split of ``MANIFEST:SPLIT``, where the path may contain colons too; ``split`` for a path alone."""
-    named = re.fullmatch(r"(.+\.(?:parquet|jsonl)):(.+)", place, re.IGNORECASE)
+    named = _MANIFEST.fullmatch(place)
     if named is None or place.lower().endswith((".parquet", ".jsonl")):
         return place, split
     return named[1], named[2]

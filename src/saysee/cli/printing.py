@@ -66,4 +66,4 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     # A pipe has no width of its own; tables must not be folded there.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 300).print(table)

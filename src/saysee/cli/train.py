@@ -73,6 +73,6 @@ def card(
     """
     from saysee.model.card import read_scores, write_card
 
-    read = [score for path in scores for score in read_scores(path)]
+    read = [score for path in scores for score in read_scores(path, model)]
     path = write_card(model, read, to=to, name=name, license=license)
     return Result({"card": str(path), "scores": len(read)}, [str(path)])

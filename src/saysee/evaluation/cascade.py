@@ -61,7 +61,8 @@ class _Cascade:
 
     def __init__(self, encoder: Encoder, recognizer: SpeechRecognizer | None, rows: Manifest) -> None:
         self.encoder, self.recognizer, self.rows = encoder, recognizer, rows
-        self.encode_images = encoder.encode_images
+        self.encode_images, self.encode_text = encoder.encode_images, encoder.encode_text
+        self.has_text = recognizer is not None  # the manifest's texts among themselves would score nothing
         self.texts: list[str] = []
 
     def encode_speech(self, clips: Sequence[PathLike[str]], /, *, batch_size: int, progress: bool) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Evaluation of a model on one split of a manifest.
 
     result = evaluate(model, Manifest.read("flickr8k/manifest.parquet"), split="test", by=["speaker"])
-    rich.print(to_table(result))
+    result.overall.mean_recall_at_1  # percent; ``comparison`` makes tables
 
 Every clip of the split is a query, uncropped; the gallery holds each image once, by its image id. ``recall`` describes
 how right answers are counted.
@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
-from rich.text import Text
 
 from saysee.data.manifest import Manifest
 from saysee.errors import SaySeeError
 from saysee.evaluation.recall import (
     CUTOFFS,
     TIE_TOLERANCE,
+    WAYS,
     RetrievalMeasures,
     Vectors,
     group_measures,
@@ -34,11 +32,11 @@ from saysee.evaluation.recall import (
     unit_vectors,
 )
 from saysee.evaluation.statistics import Integers, image_interval
-from saysee.evaluation.word_errors import WordErrors
+from saysee.evaluation.word_errors import WordErrors, normalize_text
 
 
 class RetrievalModel(Protocol):
-    """A model that can be evaluated, such as ``SpeechImageModel``."""
+    """A model that can be evaluated, such as ``SpeechImageModel``; one with ``has_text`` has ``encode_text`` too."""
 
     def encode_speech(
         self, clips: Sequence[os.PathLike[str]], /, *, batch_size: int, progress: bool
@@ -80,6 +78,27 @@ class TwinAccuracy:
 
 
 @dataclass(frozen=True)
+class SpeechText:
+    """Retrieval between speech and text, by the protocol of speech and images with texts in the place of images.
+
+    Each text is in the gallery once: texts that differ in case and punctuation alone are one. Clips without a text are
+    neither queries nor in the gallery.
+
+    Attributes:
+        speech_to_text: measures in percent, named as in ``RetrievalMeasures``: the right answer is the clip's own text.
+        text_to_speech: the same names: right is any clip of the text.
+        clips, texts: number of queries, and size of the gallery, of either direction.
+        clips_without_text: number of clips that are skipped.
+    """
+
+    speech_to_text: dict[str, float]
+    text_to_speech: dict[str, float]
+    clips: int
+    texts: int
+    clips_without_text: int
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The result of ``evaluate``.
 
@@ -88,6 +107,7 @@ class EvaluationResult:
         overall: measures of all its clips and images.
         groups: by column, then by its value: measures of that group against the full gallery.
         twin_accuracy: for a corpus with hard twins (column ``twin_of``).
+        speech_text: for a model with a text encoder, if the manifest has texts.
         word_errors: of the recognizer of a cascade, if the manifest has texts.
         encode_speech_seconds, encode_images_seconds: wall time, with decoding; None if vectors were given.
         speech: [N, D] vectors of the rows of the split in order, if kept.
@@ -98,6 +118,7 @@ class EvaluationResult:
     overall: RetrievalMeasures
     groups: dict[str, dict[str, RetrievalMeasures]]
     twin_accuracy: TwinAccuracy | None = None
+    speech_text: SpeechText | None = None
     word_errors: WordErrors | None = None
     encode_speech_seconds: float | None = None
     encode_images_seconds: float | None = None
@@ -113,7 +134,9 @@ class EvaluationResult:
                 column: {value: measures.to_dict() for value, measures in values.items()}
                 for column, values in self.groups.items()
             },
+            "mteb": mteb_measures(self.overall),
             "twin_accuracy": self.twin_accuracy and self.twin_accuracy.to_dict(),
+            "speech_text": self.speech_text and dict(vars(self.speech_text)),
             "word_errors": self.word_errors and self.word_errors.to_dict(),
             "seconds": {"encode_speech": self.encode_speech_seconds, "encode_images": self.encode_images_seconds},
         }
@@ -130,8 +153,9 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = True,
     keep_vectors: bool = False,
+    texts: bool = True,
 ) -> EvaluationResult:
-    """Encodes each clip and each image of a split once, and scores them.
+    """Encodes each clip, each image and each text of a split once, and scores them.
 
     Args:
         model: the model.
@@ -143,6 +167,7 @@ def evaluate(
         batch_size: files encoded together. It changes speed, not scores.
         progress: show a progress bar while encoding.
         keep_vectors: return the vectors too.
+        texts: score retrieval between speech and text too, where model and manifest have it.
 
     Raises:
         ManifestError: no such split or column.
@@ -158,9 +183,17 @@ def evaluate(
     image_paths = [rows.image_path(row) for row in rows.images()]
     images = model.encode_images(image_paths, batch_size=batch_size, progress=progress)
     images_end = time.perf_counter()
+    speech_text = None
+    if texts and getattr(model, "has_text", False):
+
+        def encode(texts: list[str]) -> npt.NDArray[Any]:
+            return model.encode_text(texts, batch_size=batch_size, progress=progress)  # type: ignore[attr-defined,no-any-return]
+
+        speech_text = _speech_text(speech, rows, encode)
     return replace(
         evaluate_vectors(speech, images, rows, by=by, seed=seed, resamples=resamples),
         split=split,
+        speech_text=speech_text,
         encode_speech_seconds=speech_end - start,
         encode_images_seconds=images_end - speech_end,
         speech=speech if keep_vectors else None,
@@ -208,80 +241,6 @@ def evaluate_vectors(
     )
 
 
-def to_table(result: EvaluationResult) -> Table:
-    """One result as a table: a row for all queries and one a group; the interval is that of the mean R@1."""
-    table = Table("queries", title=f"Retrieval on {result.split!r}, percent", caption=_caption(result))
-    _add_columns(table)
-    table.add_row("all", *_cells(result.overall), end_section=True)
-    for column, values in result.groups.items():
-        for value, measures in values.items():
-            table.add_row(Text(f"{column} = {value}"), *_cells(measures))  # Text: a value may contain rich's markup
-        table.add_section()
-    return table
-
-
-def to_matrix(results: Mapping[str, EvaluationResult]) -> Table:
-    """The results of one model on several corpora as a table: a row a corpus, by its name.
-
-    The interval is that of the mean R@1; a cascade has a column of word error rates.
-    """
-    splits = sorted({repr(result.split) for result in results.values()})
-    table = Table("corpus", title=f"Retrieval on {', '.join(splits)}, percent; each corpus against its own gallery")
-    _add_columns(table)
-    has_words = any(result.word_errors for result in results.values())
-    if has_words:
-        table.add_column("word error rate", justify="right")
-    for name, result in results.items():
-        rate = "–" if result.word_errors is None else f"{result.word_errors.rate:.1f}"
-        table.add_row(Text(name), *_cells(result.overall), *([rate] if has_words else []))
-    return table
-
-
-def corpus_names(manifests: Sequence[str], splits: Sequence[str] = ()) -> list[str]:
-    """A short name for each manifest: its stem, or its folder if the stem is ``manifest``; the path if two are equal.
-
-    If the ``splits``, one for each manifest, differ, ":SPLIT" is appended.
-    """
-    paths = [Path(manifest) for manifest in manifests]
-    names = [path.absolute().parent.name if path.stem == "manifest" else path.stem for path in paths]
-    distinct = list(dict(zip(paths, names, strict=True)).values())
-    names = [name if distinct.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-    if len(set(splits)) < 2:
-        return names
-    return [f"{name}:{split}" for name, split in zip(names, splits, strict=True)]
-
-
-def _add_columns(table: Table) -> None:
-    for name in ("clips", "images", *(f"{way} R@{k}" for way in ("S→I", "I→S") for k in CUTOFFS), "mean R@1", "95 %"):
-        table.add_column(name, justify="right")
-
-
-def _cells(measures: RetrievalMeasures) -> list[str]:
-    to_image, to_speech = measures.speech_to_image, measures.image_to_speech
-    mean, interval = measures.mean_recall_at_1, (measures.interval or {}).get("mean_R@1")
-    return [
-        f"{measures.clips:,}",
-        f"{measures.images:,}",
-        *(f"{to_image[f'R@{k}']:.1f}" for k in CUTOFFS),
-        *("–" if to_speech is None else f"{to_speech[f'R@{k}']:.1f}" for k in CUTOFFS),
-        "–" if mean is None else f"{mean:.1f}",
-        "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
-    ]
-
-
-def _caption(result: EvaluationResult) -> str:
-    overall, twins, words = result.overall, result.twin_accuracy, result.word_errors
-    parts = [f"gallery: {overall.gallery_images:,} images, {overall.gallery_clips:,} clips"]
-    if overall.chance_mean_recall_at_1 is not None:
-        parts.append(f"chance mean R@1: {overall.chance_mean_recall_at_1:.2f}")
-    if twins is not None:
-        parts.append(f"hard twins: {twins.accuracy:.1f} of {twins.clips:,} clips (chance 50)")
-        parts.append(f"nearest image is the twin: {twins.nearest:.1f}")
-    if words is not None:
-        parts.append(f"word error rate: {words.rate:.1f} ({words.words:,} words in {words.clips:,} clips)")
-    return " · ".join(parts)
-
-
 def _twin_accuracy(
     speech: Vectors, images: Vectors, image_of_clip: Integers, twin_of_clip: Integers, resamples: int, seed: int
 ) -> TwinAccuracy | None:
@@ -301,4 +260,37 @@ def _twin_accuracy(
         interval=image_interval(right, own, resamples=resamples, seed=seed) if resamples else None,
         clips=len(clips),
         nearest=100 * float((cosines.argmax(axis=1) == twin[first]).mean()),
+    )
+
+
+def mteb_measures(measures: RetrievalMeasures) -> dict[str, dict[str, float]]:
+    """The measures of each direction under MTEB's names and as MTEB's fractions, 0 to 1.
+
+    ``hit_rate_at_k``: any right answer among the first k, our ``R@k``. ``recall_at_k``: the share of the right answers
+    among the first k, our ``shared_recall@k``. ``ndcg_at_10``: our ``nDCG@10``.
+    """
+    ours = {f"hit_rate_at_{k}": f"R@{k}" for k in CUTOFFS} | {f"recall_at_{k}": f"shared_recall@{k}" for k in CUTOFFS}
+    ours |= {"ndcg_at_10": "nDCG@10"}
+    found = {way: getattr(measures, way) for way in WAYS}
+    return {way: {name: each[own] / 100 for name, own in ours.items()} for way, each in found.items() if each}
+
+
+def _speech_text(
+    speech: npt.NDArray[Any], rows: Manifest, encode: Callable[[list[str]], npt.NDArray[Any]]
+) -> SpeechText | None:
+    """Retrieval between the clips of rows and their texts; None if no row has a text."""
+    normalized = [normalize_text(row.text or "") for row in rows.rows]
+    known = [number for number, text in enumerate(normalized) if text]
+    if not known:
+        return None
+    first: dict[str, int] = {}  # the row from which a text is taken
+    for number in known:
+        first.setdefault(normalized[number], number)
+    place = {text: position for position, text in enumerate(first)}
+    vectors = encode([rows.rows[number].text or "" for number in first.values()])
+    own = [place[normalized[number]] for number in known]
+    found = retrieval_measures(retrieval_ranks(speech[known], vectors, own), resamples=0)
+    assert found.image_to_speech is not None  # each text has a clip
+    return SpeechText(
+        found.speech_to_image, found.image_to_speech, len(known), len(first), len(normalized) - len(known)
     )

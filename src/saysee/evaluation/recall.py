@@ -24,7 +24,7 @@ Shapes: N clips, M images, Q images that have a clip, D width, K measures, R res
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -51,6 +51,8 @@ TIE_TOLERANCE = 1e-6
 """Equal inputs get float32 vectors that differ in the last bits from batch to batch, and their cosines by some 1e-7."""
 CUTOFFS = (1, 5, 10)
 NDCG_CUTOFF = 10
+WAYS = ("speech_to_image", "image_to_speech")
+MEAN = "mean_R@1"
 NO_LABEL = "(none)"
 
 
@@ -106,6 +108,8 @@ class RetrievalMeasures:
         interval: 95 % bootstrap intervals over images, [low, high] by the keys of ``to_dict``; None if not asked for.
         clips, images: number of speech queries and of image queries.
         gallery_clips, gallery_images: N and M.
+        resampled: [R] values of each measure of ``named`` in the resamples of the bootstrap. Measures of the same
+            queries by another model, with the same seed, are of the same resamples: their differences are paired.
     """
 
     speech_to_image: dict[str, float]
@@ -117,10 +121,16 @@ class RetrievalMeasures:
     images: int
     gallery_clips: int
     gallery_images: int
+    resampled: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name.replace("recall_at_1", "R@1"): value for name, value in asdict(self).items()}
+        """Plain JSON values, without the resamples."""
+        return {name.replace("recall_at_1", "R@1"): value for name, value in vars(self).items() if name != "resampled"}
+
+    def named(self) -> dict[str, float]:
+        """Every measure that there is by one name, such as ``speech_to_image_R@1`` or ``mean_R@1``."""
+        found = {f"{way}_{name}": value for way in WAYS for name, value in (getattr(self, way) or {}).items()}
+        return found if self.mean_recall_at_1 is None else {MEAN: self.mean_recall_at_1, **found}
 
 
 def retrieval_ranks(
@@ -207,16 +217,18 @@ def retrieval_measures(
         mean = (speech_to_image["R@1"] + image_to_speech["R@1"]) / 2
         share_of_clips = float(clips_per_image[image_queries.image].mean()) / ranks.gallery_clips
         chance = 50.0 * (1 / ranks.gallery_images + share_of_clips)
+    resampled = _resamples(speech_queries, image_queries, resamples, seed) if resamples else {}
     return RetrievalMeasures(
         speech_to_image=speech_to_image,
         image_to_speech=image_to_speech,
         mean_recall_at_1=mean,
         chance_mean_recall_at_1=chance,
-        interval=_intervals(speech_queries, image_queries, resamples, seed) if resamples else None,
+        interval=_intervals(resampled) if resamples else None,
         clips=len(speech_queries.image),
         images=len(image_queries.image),
         gallery_clips=ranks.gallery_clips,
         gallery_images=ranks.gallery_images,
+        resampled=resampled,
     )
 
 
@@ -311,23 +323,27 @@ def _image_queries(ranks: RetrievalRanks) -> _Queries:
     return _Queries(queries, 100.0 * np.column_stack([best[:, None] <= cutoffs, found[queries] / of_all]), best)
 
 
-def _intervals(speech: _Queries, image: _Queries, resamples: int, seed: int) -> dict[str, Any]:
-    """Intervals of all measures; images are drawn from those that a chosen clip belongs to."""
+def _resamples(speech: _Queries, image: _Queries, resamples: int, seed: int) -> dict[str, Floats]:
+    """[R] resampled values by measure; images are drawn from those that a chosen clip belongs to."""
     images = np.unique(speech.image)
-    directions = {"speech_to_image": speech} | ({"image_to_speech": image} if len(image.image) else {})
-    parts: dict[str, list[Floats]] = {name: [] for name in directions}
+    directions = {way: each for way, each in zip(WAYS, (speech, image), strict=True) if len(each.image)}
+    parts: dict[str, list[Floats]] = {way: [] for way in directions}
     for counts in draws(len(images), len(speech.image), resamples, seed):
-        for name, queries in directions.items():
-            parts[name].append(queries.resampled(images, counts))
-    resampled = {name: np.concatenate(part) for name, part in parts.items()}
-    intervals: dict[str, Any] = {
-        name: {measure: percentile_interval(column) for measure, column in zip(_NAMES, values.T, strict=True)}
-        for name, values in resampled.items()
+        for way, queries in directions.items():
+            parts[way].append(queries.resampled(images, counts))
+    values = {way: np.concatenate(part) for way, part in parts.items()}
+    found = {f"{way}_{name}": values[way][:, number] for way in values for number, name in enumerate(_NAMES)}
+    return found | ({MEAN: (found[f"{WAYS[0]}_R@1"] + found[f"{WAYS[1]}_R@1"]) / 2} if len(values) == 2 else {})
+
+
+def _intervals(resampled: dict[str, Floats]) -> dict[str, Any]:
+    """95 % intervals, nested as in ``to_dict``."""
+    found: dict[str, Any] = {
+        way: {name: percentile_interval(resampled[f"{way}_{name}"]) for name in _NAMES}
+        for way in WAYS
+        if f"{way}_R@1" in resampled
     }
-    if len(resampled) == 2:
-        recall_at_1 = [values[:, _NAMES.index("R@1")] for values in resampled.values()]
-        intervals["mean_R@1"] = percentile_interval((recall_at_1[0] + recall_at_1[1]) / 2)
-    return intervals
+    return found | ({MEAN: percentile_interval(resampled[MEAN])} if MEAN in resampled else {})
 
 
 def _gain(position: Integers) -> Floats:

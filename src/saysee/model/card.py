@@ -33,7 +33,7 @@ class Score:
     """The result of ``saysee evaluate --json`` on one corpus.
 
     Attributes:
-        system: "this model", or a cascade to compare it with.
+        system: "this model", or another model or a cascade to compare it with.
         corpus: name of the corpus.
         split: its split.
         overall: the metrics, as ``RetrievalMetrics.to_dict`` gives them.
@@ -59,8 +59,10 @@ class Score:
         return [f"{self.corpus}, {self.split}", self.system, *counts, *values, mean]
 
 
-def read_scores(path: str | os.PathLike[str]) -> list[Score]:
-    """Reads the scores that ``saysee evaluate --json`` printed, of a model or a cascade on one corpus or more.
+def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Score]:
+    """Reads the scores that ``saysee evaluate --json`` printed, of models and cascades on one corpus or more.
+
+    The scores of a single model are those of "this model"; among several, those of the model in ``folder`` are.
 
     Raises:
         ConfigError: the file cannot be read, or has other contents.
@@ -68,13 +70,17 @@ def read_scores(path: str | os.PathLike[str]) -> list[Score]:
     fix = "give a file that 'saysee evaluate … --json' printed"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        system = "this model"
-        if cascade := content.get("cascade"):
-            system = f"cascade: {cascade.get('asr', 'manifest texts')}, {cascade['clip']}"
-        scores = [
-            Score(system, _corpus_name(corpus["manifest"]), corpus["split"], corpus["overall"])
-            for corpus in content.get("corpora", [content])
-        ]
+        scores = []
+        for each in content.get("models", [content]):
+            system = "this model"
+            if cascade := each.get("cascade"):
+                system = f"cascade: {cascade.get('asr', 'manifest texts')}, {cascade['clip']}"
+            elif each is not content and Path(each["model"]).resolve() != Path(folder).resolve():
+                system = each["model"]
+            scores += [
+                Score(system, _corpus_name(corpus["manifest"]), corpus["split"], corpus["overall"])
+                for corpus in each.get("corpora", [each])
+            ]
         for score in scores:
             score.cells()  # raises if a metric is missing
         return scores

@@ -216,6 +216,11 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         """Images to unit vectors [N, D], as :meth:`encode_speech`."""
         return self._encoder().encode_images(images, **options)
 
+    @property
+    def has_text(self) -> bool:
+        """Whether texts can be encoded."""
+        return self._encoder().has_text
+
     def encode_text(self, texts: Sequence[str], **options: Any) -> NDArray[np.float32]:
         """Texts to unit vectors [N, D], as :meth:`encode_speech`."""
         return self._encoder().encode_text(texts, **options)

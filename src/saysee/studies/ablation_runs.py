@@ -41,7 +41,7 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
     cache = feature_cache(recipe.features, manifest.root) if cached else None
     encoder = Encoder(folder / "best", recipe.training.device, cache=cache)
     by = [column for column in BREAKDOWN if column in manifest.extra_columns]
-    evaluation = evaluate(encoder, manifest, split=split, by=by, resamples=0).to_dict()
+    evaluation = evaluate(encoder, manifest, split=split, by=by, resamples=0, texts=False).to_dict()
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return {"measures": _measures(evaluation, result, _attention_lift(folder, result)), "evaluation": evaluation}
 

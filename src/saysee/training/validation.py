@@ -25,7 +25,7 @@ def validate(objective: Objective, data: TrainingData, recipe: Recipe) -> dict[s
     """Recall in percent, and the tasks' own metrics; leaves the objective in training mode."""
     objective.model.eval()
     encoder = Encoder(objective.model, cache=data.cache)
-    result = evaluate(encoder, data.val_rows, split=recipe.data.val_split, resamples=0, progress=False)
+    result = evaluate(encoder, data.val_rows, split=recipe.data.val_split, resamples=0, progress=False, texts=False)
     scores = result.overall.to_dict()
     recall = {
         f"{way}/R@{k}": scores[way][f"R@{k}"] for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)
