@@ -24,8 +24,7 @@ from saysee.errors import SaySeeError
 from saysee.settings.reading import RECIPES, load_recipe, recipe_names
 from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation
-from saysee.studies.ablation_grid import DEFAULT_GRID, read_grid
-from saysee.studies.ablation_runs import share_of_images
+from saysee.studies.ablation_runs import DEFAULT_GRID, read_grid, share_of_images
 from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
 from saysee.training import trainer as trainer_module
 from saysee.training.checkpoint import save_checkpoint
@@ -309,7 +308,7 @@ def test_the_run_of_equal_time_has_the_steps_that_fit_and_its_schedule_ends_ther
         path = study.path(Run(row, 0))
         path.mkdir(parents=True)
         (path / "result.json").write_text(json.dumps({"seconds_per_step": seconds}))
-    runs = list(study.runs(0))
+    runs = [run for stage in study.stages([0]) for run in stage]
     assert runs == [Run("contrastive alone", 0), Run("CMD paper", 0), Run("CMD paper", 0, EQUAL_TIME)]
     assert study.steps(runs[-1]) == 4
     assert study.recipe(runs[-1], study.steps(runs[-1])).training.steps == 4  # of which the schedule is made
@@ -355,6 +354,7 @@ def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path
         "grid": {"a": {}, "slow": {"denoising.weight": 1}, "quick": {}},
         "calls": [],
         "split": "test",
+        "equal_time": True,
         "training_images": 10,
     }
     runs = [scores("a", seed, 10.0 + 10 * seed, 0.2) for seed in (0, 1)]
@@ -409,7 +409,8 @@ def test_a_row_named_baseline_is_the_baseline(tmp_path: Path) -> None:
         ("[1]", "mapping"),
         ("a: [", "YAML"),
         ("a: {}\nb: {training.steps: 3}", "'b'.*training.steps"),
-        ("a: {}\nb: {model: {speech_trainable: 3}}", "model.speech_trainable"),
+        ("a: {}\nb: {data: {manifest: other.parquet}}", "data.manifest"),
+        ("a: {}\nb: {data.val_split: dev}", "data.val_split"),
         ("a: {}\nb: {optimizer: {accumulate: 2}}", "optimizer.accumulate"),
         ("a: {}\nb: {denoising: {preset: strong}}", "denoising.preset.*'strong'"),
         ("a: {}\n'b, c': {}", "'b, c'"),

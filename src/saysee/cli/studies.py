@@ -17,6 +17,8 @@ def ablate(
     grid: Path | None = None,
     sizes: str = "",
     split: str = "test",
+    no_equal_time: bool = False,
+    devices: str = "",
     overrides: tuple[str, ...] = (),
     command: str = "",
 ) -> Result:
@@ -32,6 +34,8 @@ def ablate(
         grid: a YAML file of rows (default: the packaged one)
         sizes: shares of the training images to train on as well, separated by commas, such as 0.25,0.5,1
         split: the split to score; use val to choose a variant
+        no_equal_time: do not train slower rows again for the training time of the baseline
+        devices: run on several devices at once, such as cuda:0,cuda:1; a device twice runs two at once on it
     """
     from saysee.studies.ablation import AblationSettings, run_ablation
 
@@ -46,6 +50,8 @@ def ablate(
         grid=grid,
         sizes=shares,
         split=split,
+        equal_time=not no_equal_time,
+        devices=tuple(name.strip() for name in devices.split(",")) if devices else (),
         command=command,
     )
     result = run_ablation(recipe, to, settings)

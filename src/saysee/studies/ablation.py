@@ -3,11 +3,12 @@
     run_ablation("flickr8k-base", "ablation", AblationSettings(seeds=5))
 
 A row is a name and settings that override the recipe. For one seed all rows start from the same weights and see the
-same batches. There are two equal budgets: every row is trained for the recipe's steps, and a row whose steps are slower
-than the baseline's is trained again, for as many steps as fit into the baseline's training time.
+same batches, but for rows that set ``model``, ``head`` or ``data``. There are two equal budgets: every row is trained
+for the recipe's steps, and a row whose steps are slower than the baseline's is trained again, for as many steps as fit
+into the baseline's training time.
 
-Each run has a process of its own. Finished runs are kept: another call does only what is missing. ``table.md``,
-``table.csv``, ``runs.csv`` and the plots are written again from all runs in the folder.
+Each run has a process of its own. Finished runs are kept: another call does only what is missing. The tables and plots
+are written again from all runs in the folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,18 @@ from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
 from saysee.settings.recipe import Recipe
-from saysee.studies.ablation_grid import DEFAULT_GRID, check_overrides, choose_rows, flatten, read_grid, slug
-from saysee.studies.ablation_runs import cache_features, is_frozen, score_run, share_of_images
+from saysee.studies.ablation_runs import (
+    DEFAULT_GRID,
+    cache_features,
+    check_overrides,
+    choose_rows,
+    flatten,
+    is_frozen,
+    read_grid,
+    score_run,
+    share_of_images,
+    slug,
+)
 from saysee.studies.ablation_table import (
     EQUAL_STEPS,
     EQUAL_TIME,
@@ -40,7 +51,7 @@ from saysee.studies.ablation_table import (
     steps_in_equal_time,
     write_tables,
 )
-from saysee.studies.processes import run_alone, sigterm_as_interrupt, train_alone
+from saysee.studies.processes import on_devices, run_alone, sigterm_as_interrupt, train_alone
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +69,8 @@ class AblationSettings:
         grid: a YAML file of rows; None is the package's.
         sizes: shares of the training images to train on too, each above 0 and at most 1.
         split: the split to score; ``val`` to choose between rows.
+        equal_time: train slower rows again, for the baseline's time.
+        devices: one run at a time on each: ``cpu``, ``cuda`` or ``cuda:N``, also several times; empty is one at a time.
         command: how the study was started, for the table.
     """
 
@@ -67,6 +80,8 @@ class AblationSettings:
     grid: Path | None = None
     sizes: tuple[float, ...] = ()
     split: str = "test"
+    equal_time: bool = True
+    devices: tuple[str, ...] = ()
     command: str = "run_ablation(...)"
 
 
@@ -112,11 +127,15 @@ def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSetti
     """
     study = _Study(recipe, Path(folder).resolve(), settings or AblationSettings())
     study.claim()
+    devices = study.settings.devices
+    # Tables after each seed; with several devices after all, so that none of them waits for the end of a seed.
+    parts = [[seed] for seed in study.seeds] if len(devices) < 2 else [study.seeds]
     with sigterm_as_interrupt():
-        for seed in study.seeds:
-            for run in study.runs(seed):
-                study.do(run)
-            result = write_tables(study.folder, study.description(), study.scores())  # after each seed
+        for seeds in parts:
+            for runs in study.stages(seeds):
+                study.cache_features(runs)
+                on_devices(study.do, runs, devices)
+            result = write_tables(study.folder, study.description(), study.scores())
     return result
 
 
@@ -136,18 +155,28 @@ class _Study:
         self.manifest = Manifest.read(self.base.data.manifest)
         self.seeds = range(self.base.training.seed, self.base.training.seed + settings.seeds)
         self.shares = sorted(set(settings.sizes) - {1.0})
-        self._features_kept = False
+        self._features_of: set[str] = set()
         self._check()
         for row in self.grid:  # before the long work
             self.recipe(Run(row, self.base.training.seed), self.base.training.steps)
 
-    def runs(self, seed: int) -> Iterator[Run]:
-        """The runs of a seed, in order: runs of equal time follow from those of equal steps."""
-        yield from (Run(row, seed) for row in self.rows)
-        for row in self.rows:
-            if self.steps(run := Run(row, seed, EQUAL_TIME)) < self.base.training.steps:
-                yield run
-        yield from (Run(row, seed, share=share) for share in self.shares for row in self.rows)
+    def stages(self, seeds: Sequence[int]) -> Iterator[list[Run]]:
+        """The runs of some seeds; those of equal time follow from those of equal steps, when these are done."""
+        yield [Run(row, seed, share=share) for seed in seeds for share in (1.0, *self.shares) for row in self.rows]
+        if self.settings.equal_time:
+            slower = (Run(row, seed, EQUAL_TIME) for seed in seeds for row in self.rows)
+            yield [run for run in slower if self.steps(run) < self.base.training.steps]
+
+    def cache_features(self, runs: Sequence[Run]) -> None:
+        """Caches the features of frozen encoders: a run would otherwise need more memory and time than the others."""
+        for run in runs:
+            recipe = self.recipe(run, self.steps(run))
+            made_by = recipe_to_dict(recipe)
+            made_by["data"].pop("manifest")
+            key = json.dumps([made_by[part] for part in ("model", "head", "data")])
+            if is_frozen(recipe) and key not in self._features_of and not (self.path(run) / "result.json").exists():
+                run_alone(cache_features, recipe)
+                self._features_of.add(key)
 
     def do(self, run: Run) -> None:
         """Trains and scores a run, unless that is done, and removes its checkpoints."""
@@ -157,9 +186,6 @@ class _Study:
             logger.info("%s", run)
             if not (path / "result.json").exists():
                 path.parent.mkdir(exist_ok=True)
-                if not self._features_kept and is_frozen(self.base):
-                    run_alone(cache_features, self.recipe(run, self.steps(run)))
-                self._features_kept = True
                 train_alone(self.recipe(run, self.steps(run)), recipe_file, str(run))
             scores = {**vars(run), **run_alone(score_run, path, self.settings.split)}
             write_text(scores_file, json.dumps(scores, indent=1) + "\n")
@@ -231,10 +257,11 @@ class _Study:
                 share_of_images(self.manifest, self.base.data.train_split, share).write(self.manifest_path(share))
 
     def description(self) -> dict[str, Any]:
-        """Contents of ``study.json``, with the scored split and the number of training images."""
+        """Contents of ``study.json``, with the scored split, the budgets and the number of training images."""
         content = json.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8"))
         train = self.manifest.select(self.base.data.train_split)
-        return {**content, "split": self.settings.split, "training_images": len(train.images())}
+        of_call = {"split": self.settings.split, "equal_time": self.settings.equal_time}
+        return {**content, **of_call, "training_images": len(train.images())}
 
     def scores(self) -> list[RunScores]:
         """All runs in the folder that are scored on the split, also those of other calls."""
@@ -247,11 +274,8 @@ class _Study:
         return found
 
     def _is_done(self) -> bool:
-        """Whether every run of this call is scored; the runs of equal time follow from those of equal steps."""
-        first = [Run(row, seed) for seed in self.seeds for row in self.rows]
-        return all(self.scores_file(run).exists() for run in first) and all(
-            self.scores_file(run).exists() for seed in self.seeds for run in self.runs(seed)
-        )
+        """Whether every run of this call is scored."""
+        return all(self.scores_file(run).exists() for runs in self.stages(self.seeds) for run in runs)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change in a folder."""
@@ -289,17 +313,34 @@ class _Study:
             raise ConfigError(
                 f"training.patience is {base.training.patience}; set it to 0: runs that stop early have no equal budget"
             )
+        for device in settings.devices:
+            _check_device(device, base.training.device)
+        if settings.equal_time and len(settings.devices) > len(set(settings.devices)):
+            logger.warning("runs that share a device slow each other down: compare equal steps alone, --no-equal-time")
         for split, option in ((base.data.val_split, "--data.val_split"), (settings.split, "--split")):
             self.manifest.select(split, option)
         for share in settings.sizes:
             if not 0 < share <= 1:
                 raise ConfigError(f"--sizes has {share:g}; give shares above 0 and at most 1")
             part = share_of_images(self.manifest, base.data.train_split, share).select(base.data.train_split)
-            if len(part) < base.data.batch_size:
+            batch = max(self.grid[row].get("data.batch_size", base.data.batch_size) for row in self.rows)
+            if len(part) < batch:
                 raise ConfigError(
-                    f"--sizes: {share:g} of the training images has {len(part)} clips and data.batch_size is "
-                    f"{base.data.batch_size}; give a larger share or smaller batches"
+                    f"--sizes: {share:g} of the training images has {len(part)} clips and data.batch_size is {batch}; "
+                    "give a larger share or smaller batches"
                 )
+
+
+def _check_device(device: str, of_recipe: str) -> None:
+    import torch
+
+    kind, _, number = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or not (number or "0").isdecimal()):
+        raise ConfigError(f"--devices has {device!r}; give cpu, cuda or cuda:N, separated by commas")
+    if kind == "cuda" and of_recipe == "cpu":
+        raise ConfigError(f"--devices has {device}, but training.device is cpu; set it to auto")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--devices has {device}, but torch finds {torch.cuda.device_count()} GPUs")
 
 
 def _fixed_settings(recipe: Recipe) -> dict[str, Any]:

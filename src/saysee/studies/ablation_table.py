@@ -1,50 +1,38 @@
-"""The tables of an ablation: means over seeds and differences to the baseline, as Markdown, CSV and plots."""
+"""The tables of an ablation: means over seeds and differences to the baseline, as Markdown, LaTeX, CSV and plots."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from rich.table import Table
-from rich.text import Text
 
 from saysee.evaluation.statistics import Estimate, estimate, paired_difference
+from saysee.evaluation.table import NONE, Table, csv_text, number
 from saysee.files import write_text
 from saysee.studies.plots import intervals_svg, lines_svg
 
 EQUAL_STEPS, EQUAL_TIME = "equal steps", "equal wall time"
 
 MAIN = "mean_R@1"
-MEASURES = (
-    MAIN,
-    *(f"{way}_R@{k}" for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)),
-    "hard_twins",
-    "novel_pairs_R@1",
-    "attention_lift",
-    "steps",
-    "best_step",
-    "training_seconds",
-    "seconds_per_step",
-    "peak_memory_mib",
-)
+RECALLS = {
+    f"{way}_R@{k}": f"{heading} R@{k}"
+    for way, heading in (("speech_to_image", "S→I"), ("image_to_speech", "I→S"))
+    for k in (1, 5, 10)
+}
+_COLUMNS = {name: (heading, 1) for name, heading in RECALLS.items()} | {
+    "hard_twins": ("hard twins", 1),
+    "novel_pairs_R@1": ("novel pairs R@1", 1),
+    "attention_lift": ("attention lift", 2),
+    "seconds_per_step": ("seconds a step", 3),
+    "peak_memory_mib": ("peak memory, MiB", 0),
+}
+"""Heading and decimals of the columns of equal steps by measure; those that no run has are not shown."""
+MEASURES = (MAIN, *_COLUMNS, "steps", "best_step", "training_seconds")
 """The measures of a run, by their names in the CSV files."""
-
-_COLUMNS = (
-    ("speech to image R@1", "speech_to_image_R@1", 1),
-    ("image to speech R@1", "image_to_speech_R@1", 1),
-    ("hard twins", "hard_twins", 1),
-    ("novel pairs R@1", "novel_pairs_R@1", 1),
-    ("attention lift", "attention_lift", 2),
-    ("seconds a step", "seconds_per_step", 3),
-    ("peak memory, MiB", "peak_memory_mib", 0),
-)
-"""Heading, measure and decimals of the table's columns of the runs of equal steps."""
 
 TABLE_MD = "table.md"
 
@@ -91,10 +79,21 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "values": {name: value.to_dict() for name, value in self.values.items()},
-            "differences": {name: value.to_dict() for name, value in self.differences.items()},
-        }
+        return {kind: {name: one.to_dict() for name, one in each.items()} for kind, each in vars(self).items()}
+
+    def cells(self) -> list[str]:
+        """Mean R@1 and its difference."""
+        return [_cell(self.values.get(MAIN), 2), _cell(self.differences.get(MAIN), 2, sign=True)]
+
+    def columns(self, prefix: str = "") -> dict[str, Any]:
+        """Mean and interval of each measure and of its difference, for CSV."""
+        columns: dict[str, Any] = {}
+        for name in MEASURES:
+            for key, of in ((f"{prefix}{name}", self.values), (f"{prefix}{name}_difference", self.differences)):
+                if found := of.get(name):
+                    low, high = found.interval or (None, None)
+                    columns |= {key: found.mean, f"{key}_low": low, f"{key}_high": high}
+        return columns
 
 
 @dataclass(frozen=True)
@@ -126,27 +125,20 @@ class AblationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "folder": str(self.folder),
-            "table": str(self.folder / TABLE_MD),
-            "split": self.study["split"],
-            "baseline": self.study["baseline"],
-            "seeds": self.seeds,
-            "rows": {
-                row: {budget.replace(" ", "_"): summary.to_dict() for budget, summary in budgets.items()}
-                for row, budgets in self.rows.items()
-            },
-            "sizes": {
-                row: {f"{share:g}": summary.to_dict() for share, summary in shares.items()}
-                for row, shares in self.sizes.items()
-            },
+        rows = {
+            row: {name.replace(" ", "_"): one.to_dict() for name, one in of.items()} for row, of in self.rows.items()
         }
+        sizes = {row: {f"{share:g}": one.to_dict() for share, one in of.items()} for row, of in self.sizes.items()}
+        about = {"folder": str(self.folder), "table": str(self.folder / TABLE_MD), "split": self.study["split"]}
+        return about | {"baseline": self.study["baseline"], "seeds": self.seeds, "rows": rows, "sizes": sizes}
 
     def to_tables(self) -> list[Table]:
-        """The tables of the command line."""
+        """The table of the rows, and that of the sizes if there are any."""
         title = f"{self.study['split']} split, percent; mean ± half of the 95 % interval over seeds"
-        sizes = [_rich("Gain in mean R@1 by training images", _size_table(self))] if self.sizes else []
-        return [_rich(title, _main_table(self)), *sizes]
+        tables = [_main_table(title, self.rows)]
+        if self.sizes:
+            tables.append(_size_table("Gain in mean R@1 by training images", self))
+        return tables
 
 
 def write_tables(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
@@ -154,30 +146,40 @@ def write_tables(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScore
 
     Args:
         folder: of the study.
-        study: contents of ``study.json``, with ``split`` and ``training_images``.
+        study: contents of ``study.json``, with ``split``, ``training_images`` and ``equal_time``, whether runs of equal
+            time are shown.
         runs: finished runs, in any order.
     """
     result = _summarize(folder, study, runs)
-    write_text(folder / TABLE_MD, _markdown(result))
-    write_text(folder / "table.csv", _csv(_table_lines(result)))
-    write_text(folder / "runs.csv", _csv(_run_lines(result)))
-    write_text(folder / "plot.svg", _plot(result))
+    files = {
+        TABLE_MD: _markdown(result),
+        "table.tex": "\n\n".join(table.to_latex() for table in result.to_tables()) + "\n",
+        "table.csv": csv_text(_row_lines(result)),
+        "runs.csv": csv_text(
+            {"row": run.row, "seed": run.seed, "budget": run.budget, "share": run.share}
+            | {name: run.measures[name] for name in MEASURES if name in run.measures}
+            for run in result.runs
+        ),
+        "plot.svg": _plot(result),
+    }
     if result.sizes:
-        write_text(folder / "sizes.csv", _csv(_size_lines(result)))
-        write_text(folder / "plot-sizes.svg", _size_plot(result))
+        files |= {"sizes.csv": csv_text(_size_lines(result)), "plot-sizes.svg": _size_plot(result)}
+    for name, text in files.items():
+        write_text(folder / name, text)
     return result
 
 
 def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
     """Means, intervals and differences of the runs."""
     rows, baseline, steps = list(study["grid"]), study["baseline"], study["recipe"]["training"]["steps"]
+    runs = [run for run in runs if study["equal_time"] or run.budget == EQUAL_STEPS]
     runs = sorted(runs, key=lambda run: (rows.index(run.row), run.share, run.budget, run.seed))
     found: dict[tuple[str, str, float], dict[int, Mapping[str, float]]] = {}
     for run in runs:
         found.setdefault((run.row, run.budget, run.share), {})[run.seed] = run.measures
     shares = sorted({run.share for run in runs})
     of_baseline = {share: found.get((baseline, EQUAL_STEPS, share), {}) for share in shares}
-    for row in rows:  # the runs of equal steps of a row that is not slower are its runs of equal time too
+    for row in rows if study["equal_time"] else ():  # the runs of a row that is not slower are those of equal time too
         for seed, measures in found.get((row, EQUAL_STEPS, 1.0), {}).items():
             seconds = [each["seconds_per_step"] for each in (of_baseline[1.0].get(seed), measures) if each]
             if len(seconds) == 2 and steps_in_equal_time(steps, *seconds) == steps:
@@ -187,15 +189,14 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
         return {seed: measures[name] for seed, measures in sorted(runs.items()) if name in measures}
 
     def summary(row: str, budget: str, share: float) -> Summary:
-        values, differences = {}, {}
-        for name in MEASURES:
-            mine = by_seed(name, found[row, budget, share])
-            if mean := estimate(list(mine.values())):
-                values[name] = mean
-            difference = paired_difference(mine, by_seed(name, of_baseline[share]))
-            if row != baseline and difference:
-                differences[name] = difference
-        return Summary(values, differences)
+        mine = {name: by_seed(name, found[row, budget, share]) for name in MEASURES}
+        values = {name: estimate(list(each.values())) for name, each in mine.items()}
+        differences = {
+            name: paired_difference(each, by_seed(name, of_baseline[share]))
+            for name, each in mine.items()
+            if row != baseline
+        }
+        return Summary(*({name: one for name, one in of.items() if one} for of in (values, differences)))
 
     budgets = {
         row: {budget: summary(row, budget, 1.0) for budget in (EQUAL_STEPS, EQUAL_TIME) if (row, budget, 1.0) in found}
@@ -220,58 +221,41 @@ def images_in_share(images: int, share: float) -> int:
     return max(1, round(share * images))
 
 
-_Cells = tuple[list[str], list[list[str]]]  # headings and rows of a table
-
-
-def _main_table(result: AblationResult) -> _Cells:
-    header = ["row", "seeds", "mean R@1", "difference", *(heading for heading, _, _ in _COLUMNS)]
-    header += ["equal time: steps", "equal time: mean R@1", "equal time: difference"]
-    rows = []
-    for row, budgets in result.rows.items():
+def _main_table(title: str, rows: Mapping[str, Mapping[str, Summary]]) -> Table:
+    shown = [
+        (name, *column)
+        for name, column in _COLUMNS.items()
+        if any(name in budgets[EQUAL_STEPS].values for budgets in rows.values())
+    ]
+    header = ["row", "seeds", "mean R@1", "difference", *(heading for _, heading, _ in shown)]
+    with_time = any(EQUAL_TIME in budgets for budgets in rows.values())
+    header += ["equal time: steps", "equal time: mean R@1", "equal time: difference"] if with_time else []
+    cells = []
+    for row, budgets in rows.items():
         steps, time = budgets[EQUAL_STEPS], budgets.get(EQUAL_TIME)
-        cells = [row, str(steps.seeds), *_mean_and_difference(steps)]
-        cells += [_cell(steps.values.get(measure), decimals) for _, measure, decimals in _COLUMNS]
-        cells += [f"{time.values['steps'].mean:.0f}", *_mean_and_difference(time)] if time else ["–"] * 3
-        rows.append(cells)
-    return header, rows
+        line = [row, str(steps.seeds), *steps.cells()]
+        line += [_cell(steps.values.get(measure), decimals) for measure, _, decimals in shown]
+        if with_time:
+            line += [f"{time.values['steps'].mean:.0f}", *time.cells()] if time else [NONE] * 3
+        cells.append(line)
+    return Table(title, header, cells)
 
 
-def _size_table(result: AblationResult) -> _Cells:
-    return ["row", "share", "images", "seeds", "mean R@1", "difference"], [
-        [row, f"{share:g}", str(result.images_in(share)), str(summary.seeds), *_mean_and_difference(summary)]
+def _size_table(title: str, result: AblationResult) -> Table:
+    lines = [
+        [row, f"{share:g}", str(result.images_in(share)), str(summary.seeds), *summary.cells()]
         for row, shares in result.sizes.items()
         for share, summary in shares.items()
     ]
+    return Table(title, ["row", "share", "images", "seeds", "mean R@1", "difference"], lines)
 
 
-def _mean_and_difference(summary: Summary) -> list[str]:
-    return [_cell(summary.values.get(MAIN), 2), _cell(summary.differences.get(MAIN), 2, sign="+")]
-
-
-def _cell(found: Estimate | None, decimals: int, sign: str = "") -> str:
-    if found is None:
-        return "–"
-    half = "" if found.half_width is None else f" ± {found.half_width:.{decimals}f}"
-    return f"{found.mean:{sign}.{decimals}f}{half}"
-
-
-def _rich(title: str, cells: _Cells) -> Table:
-    table = Table(title=title)
-    header, rows = cells
-    for number, heading in enumerate(header):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: the name of a row may contain rich's markup
-    return table
+def _cell(found: Estimate | None, decimals: int, sign: bool = False) -> str:
+    return NONE if found is None else number(found.mean, decimals, spread=found.half_width, sign=sign)
 
 
 def _markdown(result: AblationResult) -> str:
     """The tables, and how they were made."""
-
-    def table(cells: _Cells, words: int = 1) -> str:
-        header, rows = cells
-        lines = [header, ["---"] * words + ["---:"] * (len(header) - words), *rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
     def distinct(text: Callable[[Mapping[str, Any]], str]) -> list[str]:
         return list(dict.fromkeys(text(run.environment) for run in result.runs))
@@ -279,34 +263,33 @@ def _markdown(result: AblationResult) -> str:
     def settings(row: str) -> str:
         return "; ".join(f"{name}: {json.dumps(value)}" for name, value in result.study["grid"][row].items())
 
+    tables = [table.to_markdown() for table in result.to_tables()]
+    rows = Table("", ["row", "settings over the recipe"], [[row, settings(row)] for row in result.rows], labels=2)
     template = Environment(loader=PackageLoader("saysee", "studies")).get_template("ablation.md")
-    return (
-        template.render(
-            study=result.study,
-            overall=result.runs[0].evaluation["overall"],
-            seeds=result.seeds,
-            table=table(_main_table(result)),
-            sizes=table(_size_table(result)) if result.sizes else None,
-            rows=table((["row", "settings over the recipe"], [[row, settings(row)] for row in result.rows]), words=2),
-            commits=distinct(lambda one: one["git_commit"] or "unknown (not run from a checkout)"),
-            devices=distinct(lambda one: str(one["device"])),
-            systems=distinct(lambda one: f"{one['platform']}, Python {one['python']}, {one['threads']} threads"),
-            versions=distinct(lambda one: ", ".join(f"{name} {version}" for name, version in one["versions"].items())),
-        )
-        + "\n"
+    text = template.render(
+        study=result.study,
+        overall=result.runs[0].evaluation["overall"],
+        seeds=result.seeds,
+        measures={name for run in result.runs for name in run.measures},
+        with_time=any(EQUAL_TIME in budgets for budgets in result.rows.values()),
+        table=tables[0],
+        sizes=tables[1] if result.sizes else None,
+        rows=rows.to_markdown(),
+        commits=distinct(lambda one: one["git_commit"] or "unknown (not run from a checkout)"),
+        devices=distinct(lambda one: str(one["device"])),
+        systems=distinct(lambda one: f"{one['platform']}, Python {one['python']}, {one['threads']} threads"),
+        versions=distinct(lambda one: ", ".join(f"{name} {version}" for name, version in one["versions"].items())),
     )
+    return f"{text}\n"
 
 
 def _plot(result: AblationResult) -> str:
-    rows = list(result.rows)
+    rows, budgets = result.rows, [EQUAL_STEPS, EQUAL_TIME] if result.study["equal_time"] else [EQUAL_STEPS]
     return intervals_svg(
         f"Mean R@1 on the {result.study['split']} split",
         "percent; bars: 95 % interval over seeds",
-        rows,
-        {
-            budget: [_point(summary.values) if (summary := result.rows[row].get(budget)) else None for row in rows]
-            for budget in (EQUAL_STEPS, EQUAL_TIME)
-        },
+        list(rows),
+        {each: [_point(of[each].values) if each in of else None for of in rows.values()] for each in budgets},
     )
 
 
@@ -316,12 +299,8 @@ def _size_plot(result: AblationResult) -> str:
         "training images",
         "percentage points of mean R@1; bars: 95 % interval over seeds",
         {
-            row: [
-                (result.images_in(share), *point)
-                for share, summary in shares.items()
-                if (point := _point(summary.differences))
-            ]
-            for row, shares in result.sizes.items()
+            row: [(result.images_in(share), *point) for share, one in of.items() if (point := _point(one.differences))]
+            for row, of in result.sizes.items()
             if row != result.study["baseline"]
         },
     )
@@ -333,44 +312,16 @@ def _point(estimates: Mapping[str, Estimate]) -> tuple[float, float] | None:
     return None if found is None else (found.mean, found.half_width or 0.0)
 
 
-def _table_lines(result: AblationResult) -> Iterable[dict[str, Any]]:
+def _row_lines(result: AblationResult) -> Iterator[dict[str, Any]]:
     for row, budgets in result.rows.items():
         line: dict[str, Any] = {"row": row, "seeds": budgets[EQUAL_STEPS].seeds}
-        for budget in (EQUAL_STEPS, EQUAL_TIME):
-            line |= _csv_columns(budgets.get(budget), f"{budget.replace(' ', '_')}_")
+        for budget, summary in budgets.items():
+            line |= summary.columns(f"{budget.replace(' ', '_')}_")
         yield line
 
 
-def _size_lines(result: AblationResult) -> Iterable[dict[str, Any]]:
+def _size_lines(result: AblationResult) -> Iterator[dict[str, Any]]:
     for row, shares in result.sizes.items():
         for share, summary in shares.items():
             line = {"row": row, "share": share, "images": result.images_in(share), "seeds": summary.seeds}
-            yield line | _csv_columns(summary, "")
-
-
-def _run_lines(result: AblationResult) -> Iterable[dict[str, Any]]:
-    for run in result.runs:
-        line = {"row": run.row, "seed": run.seed, "budget": run.budget, "share": run.share}
-        yield line | {name: run.measures.get(name) for name in MEASURES}
-
-
-def _csv_columns(summary: Summary | None, prefix: str) -> dict[str, Any]:
-    """Mean and interval of each measure and of its difference; None where unknown."""
-    columns: dict[str, Any] = {}
-    for name in MEASURES:
-        for ending, estimates in (("", summary and summary.values), ("_difference", summary and summary.differences)):
-            found = (estimates or {}).get(name)
-            low, high = (found and found.interval) or (None, None)
-            key = f"{prefix}{name}{ending}"
-            columns |= {key: found and found.mean, f"{key}_low": low, f"{key}_high": high}
-    return columns
-
-
-def _csv(lines: Iterable[dict[str, Any]]) -> str:
-    """CSV of lines with the same keys; None is an empty field."""
-    lines = list(lines)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, lines[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue()
+            yield line | summary.columns()

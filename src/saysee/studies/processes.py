@@ -1,17 +1,20 @@
-"""Steps of a study in processes of their own, so that their memory and threads are their own too."""
+"""Steps of a study in processes of their own, so that their memory, threads and device are their own too."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from saysee.errors import SaySeeError
@@ -22,7 +25,66 @@ from saysee.settings.recipe import Recipe
 PATIENCE_SECONDS = 10
 """Time for an interrupted training to finish its step and write its checkpoint, before it is terminated."""
 
+_POLL_SECONDS = 0.2
+_GPUS = "CUDA_VISIBLE_DEVICES"
+
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+_device: ContextVar[str] = ContextVar("device", default="")
+"""The device of the processes that this thread starts; empty is any."""
+_stopping = threading.Event()
+
+
+def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices: Sequence[str]) -> None:
+    """Calls a function for each item, as many at once as there are devices; in turn for none or one.
+
+    The processes that the function starts see one device each, so that their settings are those of a run in turn. The
+    first error stops the other calls, as an interrupt does.
+
+    Args:
+        function: called in threads.
+        items: in the order in which they begin.
+        devices: ``cpu``, ``cuda`` or ``cuda:N``; one may be there several times.
+    """
+    free: SimpleQueue[str] = SimpleQueue()
+    for device in devices or [""]:
+        free.put(device)
+
+    def call(item: Item) -> None:
+        device = free.get()
+        before = _device.set(device)
+        try:
+            if not _stopping.is_set():
+                function(item)
+        finally:
+            _device.reset(before)
+            free.put(device)
+
+    if len(devices) < 2:
+        for item in items:
+            call(item)
+        return
+    with ThreadPoolExecutor(len(devices)) as pool:
+        calls = [pool.submit(call, item) for item in items]
+        try:
+            for done in as_completed(calls):
+                done.result()
+        except BaseException:
+            _stopping.set()
+            pool.shutdown(cancel_futures=True)  # when the calls that have begun have ended
+            raise
+        finally:
+            _stopping.clear()
+
+
+def _visible_gpus() -> str | None:
+    """What a process sees of the GPUs, so that it computes on this thread's device; None changes nothing."""
+    kind, _, number = _device.get().partition(":")
+    if kind != "cuda":
+        return "" if kind == "cpu" else None
+    visible = os.environ.get(_GPUS)
+    return (number or "0") if visible is None else visible.split(",")[int(number or 0)]
 
 
 def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -31,7 +93,10 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
     The function, its arguments and its result are pickled.
     """
     with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_step, initargs=(is_configured(),)
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_step,
+        initargs=(is_configured(), _visible_gpus()),
     ) as process:
         return process.submit(function, *arguments).result()
 
@@ -63,9 +128,13 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
 
 def _train(recipe_file: Path, what: str) -> None:
     command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    gpus = _visible_gpus()
+    environment = os.environ if gpus is None else {**os.environ, _GPUS: gpus}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
-        code = process.wait()
+        while (code := process.poll()) is None:
+            if _stopping.wait(_POLL_SECONDS):
+                raise KeyboardInterrupt
     except KeyboardInterrupt:  # a terminal interrupts the process too
         try:
             process.wait(timeout=PATIENCE_SECONDS)
@@ -93,7 +162,9 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _start_step(as_command_line: bool) -> None:
+def _start_step(as_command_line: bool, gpus: str | None) -> None:
+    if gpus is not None:
+        os.environ[_GPUS] = gpus  # before torch looks for one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if as_command_line:
         configure_command_line()
