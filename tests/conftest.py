@@ -218,7 +218,7 @@ def tiny_settings(tiny_scenes, tiny_model_settings, tmp_path):
 @pytest.fixture
 def frozen_settings(tiny_settings, tmp_path):
     """The tiny recipe with frozen encoders, whole clips, and features of its own."""
-    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
     tiny_settings["data"]["crop_seconds"] = None
     tiny_settings["features"] = {"folder": str(tmp_path / "features")}
     return tiny_settings

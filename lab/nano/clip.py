@@ -30,7 +30,10 @@ from lab.nano.words import MAX_WORDS, word_tokenizer
 from saysee.errors import ConfigError
 from saysee.files import write_folder
 from saysee.model.processor import SpeechImageProcessor
-from saysee.tasks.contrastive import bounded_scale, info_nce
+from saysee.tasks.contrastive import info_nce
+
+MAX_LOGIT_SCALE = 100.0
+"""The learned temperature never falls below 1/100, as in CLIP (arXiv 2103.00020, section 2.5)."""
 
 HEAD_WIDTH = 64
 """Width of an attention head, as in CLIP; half of it was a sixth slower and no better."""
@@ -218,7 +221,10 @@ class _Training:
             return patch_loss, metrics
         ids = self._moved(self.tokens.drawn(numbers, rng))
         image = self.clip.visual_projection(vision.pooler_output)
-        scale = bounded_scale(self.clip.logit_scale)
+        # The parameter itself is bounded: a clamp behind it would stop its gradient, and with it the way back.
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        scale = self.clip.logit_scale.exp()
         contrast = info_nce(text_vectors(self.clip, ids), image, scale, torch.arange(len(chosen), device=self.device))
         metrics |= {"contrastive": contrast.detach(), "scale": scale.detach()}
         return contrast + self.settings.patch_weight * patch_loss, metrics

@@ -8,6 +8,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 
 from saysee.settings.reading import RECIPES, load_recipe, recipe_names, resolve_recipe
 from saysee.settings.recipe import DENOISING_PRESETS
@@ -15,6 +16,8 @@ from saysee.settings.recipe import DENOISING_PRESETS
 BOTH = {
     "data.batch_size": 256,
     "data.crop_seconds": 102_400 / 16_000,
+    "data.bucket_batches": 1,
+    "model.frozen_dropout": True,
     "model.speech_trainable": 0,
     "model.image_trainable": 0,
     "head.speech_layers": None,
@@ -31,6 +34,8 @@ BOTH = {
     "optimizer.clip_norm": 4.0,
     "optimizer.accumulate": 1,
     "training.steps": 50_000,
+    "training.eval_every": 0,
+    "training.best_by": "mean_R@10",
 }
 KINDS = {
     "base": BOTH
@@ -51,7 +56,8 @@ KINDS = {
     },
 }
 packaged = functools.cache(load_recipe)  # a second to parse, and no test here changes one
-NAMES = ["flickr8k-base", "flickr8k-large", "spokencoco-base", "spokencoco-large", "places-base"]
+BASELINES = ["speechclip-base", "speechclip-large"]
+NAMES = [*BASELINES, "flickr8k-base", "flickr8k-large", "spokencoco-base", "spokencoco-large", "places-base"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,17 +71,26 @@ def test_every_value_of_the_baseline_is_the_published_one(name):
         assert type(found) is type(value), setting
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_states_the_published_values_itself_and_so_outlives_a_changed_default(name):
-    import yaml
-
-    written = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    for setting in KINDS[name.split("-")[1]]:
+def test_the_base_recipe_states_the_published_values_and_so_outlives_a_changed_default():
+    written = yaml.safe_load((RECIPES / "speechclip-base.yaml").read_text(encoding="utf-8"))
+    for setting in KINDS["base"]:
         section, key = setting.split(".")
         assert key in written[section], setting
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*BASELINES}))
+def test_it_is_the_baseline_but_for_corpus_denoising_and_output(name):
+    recipe, baseline = packaged(name), packaged(f"speechclip-{name.split('-')[1]}")
+    data = dataclasses.replace(baseline.data, manifest=recipe.data.manifest)
+    assert dataclasses.replace(baseline, output=recipe.output, data=data, denoising=recipe.denoising) == recipe
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_baseline_has_no_denoising(name):
+    assert packaged(name).denoising.weight == 0
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*BASELINES}))
 def test_denoising_is_the_paper_preset_and_goes_off_by_one_flag(name):
     paper = resolve_recipe({"denoising": {"preset": "paper"}}).denoising
     assert packaged(name).denoising == paper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -253,3 +254,40 @@ def test_settings_are_read_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_recipe_builds_on_another_setting_by_setting(tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {batch_size: 8, workers: 3}\ndenoising: {preset: paper, share: 0.2}\n")
+    base = tmp_path / "base.yaml"
+    (tmp_path / "own.yaml").write_text(f"from: {base}\ndata: {{batch_size: 4}}\ndenoising: {{loss: cosine}}\n")
+    own = load_recipe(tmp_path / "own.yaml", ["--data.workers=2"])
+    assert (own.data.batch_size, own.data.workers) == (4, 2)
+    assert (own.denoising.weight, own.denoising.share, own.denoising.loss) == (1.0, 0.2, "cosine")
+
+
+def test_a_preset_replaces_the_denoising_of_the_recipe_below(tmp_path):
+    (tmp_path / "base.yaml").write_text("denoising: {preset: paper, share: 0.2}\n")
+    (tmp_path / "own.yaml").write_text(f"from: {tmp_path / 'base.yaml'}\ndenoising: {{preset: paper}}\n")
+    assert load_recipe(tmp_path / "own.yaml").denoising.share == 0.5
+
+
+def test_old_names_count_in_each_recipe_alone(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {head_layers: 2}\ntraining: {best_by: recall}\n")
+    (tmp_path / "own.yaml").write_text(f"from: {tmp_path / 'base.yaml'}\nhead: {{layers: 3}}\n")
+    own = load_recipe(tmp_path / "own.yaml")
+    assert (own.head.layers, own.training.best_by) == (3, "mean_R@1")
+
+
+@pytest.mark.parametrize("base", ["one.yaml", "two.yaml"])
+def test_a_recipe_that_builds_on_itself_is_refused(tmp_path, base, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text(f"from: {base}\n")
+    Path("two.yaml").write_text("from: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"one\.yaml"):
+        load_recipe("one.yaml")
+
+
+def test_a_recipe_on_a_missing_one_is_refused_by_its_name(tmp_path):
+    (tmp_path / "own.yaml").write_text("from: speechclip-huge\n")
+    with pytest.raises(ConfigError, match=r"speechclip-huge.*speechclip-base"):
+        load_recipe(tmp_path / "own.yaml")

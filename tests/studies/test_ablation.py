@@ -157,7 +157,7 @@ def test_frozen_encoders_run_once_for_the_whole_study(
     """Before the first run, which would otherwise need more memory and time than the others."""
     kept = tmp_path / "features"
     settings = yaml.safe_load(recipe.read_text())
-    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
     settings["data"]["crop_seconds"] = None
     settings["features"] = {"folder": str(kept)}
     recipe.write_text(yaml.safe_dump(settings))

@@ -18,7 +18,7 @@ from saysee.training.trainer import Trainer
 @pytest.fixture
 def frozen(tiny_settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Settings whose features are cached."""
-    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
     tiny_settings["data"]["crop_seconds"] = None
     tiny_settings["features"] = {"folder": str(tmp_path / "features")}
     return tiny_settings

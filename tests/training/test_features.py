@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import HubertConfig
 
 from feature_tools import keep, states_of
 from saysee.data.loader import Plan, SpeechImageLoader
@@ -209,6 +210,7 @@ def plan(seconds: list[float], crop: float | None) -> Plan:
         ([], None, None),
         ([], 2.0, None),
         ([], 1.5, "data.crop_seconds is 1.5"),
+        (["--model.frozen_dropout=true"], None, "model.frozen_dropout"),
         (["--features.keep=off"], None, "features.keep is off"),
         (["--model.speech_trainable=1"], None, "model.speech_trainable is 1"),
         (["--model.image_trainable=all"], None, "model.image_trainable is all"),
@@ -217,9 +219,15 @@ def plan(seconds: list[float], crop: float | None) -> Plan:
 def test_features_are_kept_unless_something_forbids_it(
     flags: list[str], crop: float | None, reason: str | None
 ) -> None:
-    recipe: Recipe = resolve_recipe({}, flags)
-    found = why_recomputed(recipe, plan([1.0, 2.0], crop))
+    recipe: Recipe = resolve_recipe({"model": {"frozen_dropout": False}}, flags)
+    found = why_recomputed(recipe, plan([1.0, 2.0], crop), HubertConfig())
     assert found is None if reason is None else reason in (found or "")
+
+
+def test_frozen_dropout_forbids_nothing_where_hubert_has_none() -> None:
+    """As HuBERT large and hubert-nano."""
+    none = HubertConfig(hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0)
+    assert why_recomputed(resolve_recipe({}), plan([1.0], None), none) is None
 
 
 def test_a_run_whose_features_cannot_be_kept_says_why_and_keeps_none(

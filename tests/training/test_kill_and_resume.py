@@ -94,7 +94,7 @@ def never_killed(
 ) -> Path:
     settings = {
         "data": {"manifest": str(tiny_scenes), "batch_size": 8, "bucket_batches": 3, "crop_seconds": 2.0},
-        "model": tiny_model_settings | {"image_trainable": 1},
+        "model": tiny_model_settings | {"speech_trainable": 0, "image_trainable": 1},  # with HuBERT's dropout
         "fusion": {"width": 16, "layers": 1, "heads": 2},
         "denoising": {"preset": "paper"},
         "contrastive": {"learn_temperature": True},

@@ -75,7 +75,7 @@ def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:
     tiny_settings["model"]["speech"] = tiny_settings["model"]["speech"] | NO_DROPOUT
     tiny_settings["model"]["head_dropout"] = tiny_settings["fusion"]["dropout"] = 0.0
     tiny_settings["contrastive"] = {"learn_temperature": True}
-    tiny_settings["optimizer"] |= {"clip_norm": 1e9}
+    tiny_settings["optimizer"] |= {"clip_norm": 1e9, "weight_decay": 0}
     tiny_settings["training"] |= {"steps": 1, "eval_every": 1, "checkpoint_every": 1}
     return tiny_settings
 
@@ -160,7 +160,7 @@ def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
 
 
 def test_features_are_computed_by_one_process_and_read_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
     settings["data"] |= {"crop_seconds": None}
     settings["features"] = {"folder": str(tmp_path / "features")}
     settings["denoising"] = {"preset": "off"}

@@ -11,6 +11,7 @@ from saysee.data.manifest import Manifest, Row
 from saysee.errors import CheckpointError, ConfigError, MediaError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe, resolve_recipe
+from saysee.training.checkpoint import TrainingState
 from saysee.training.log_records import read_metrics
 from saysee.training.trainer import Trainer
 
@@ -46,10 +47,42 @@ def test_a_run_leaves_recipe_environment_metrics_best_model_and_result(tiny_sett
 def test_the_best_model_is_the_one_with_the_best_mean_recall(tiny_settings: dict[str, Any]) -> None:
     result = train(tiny_settings, "--training.eval_every=1")
     scores = {
-        line["step"]: line["mean_R@1"] for line in read_metrics(Path(tiny_settings["output"])) if line["kind"] == "val"
+        line["step"]: line["mean_R@10"] for line in read_metrics(Path(tiny_settings["output"])) if line["kind"] == "val"
     }
-    assert result["best_val_mean_R@1"] == max(scores.values())
     assert result["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+
+
+def test_zero_evaluates_after_each_epoch(tiny_settings: dict[str, Any]) -> None:
+    trainer = Trainer(resolve_recipe(tiny_settings, ["--training.eval_every=0", "--data.batch_size=20"]))
+    assert len(trainer.loader) == 3
+    trainer.fit()
+    lines = read_metrics(Path(tiny_settings["output"]))
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6]
+
+
+def test_the_best_is_chosen_by_the_recall_that_is_named() -> None:
+    scores = [{"mean_R@1": 5.0, "mean_R@10": 20.0}, {"mean_R@1": 4.0, "mean_R@10": 30.0}]
+    for best_by, step, recall in (("mean_R@1", 0, 5.0), ("mean_R@10", 1, 4.0), ("step", 1, 4.0)):
+        state = TrainingState()
+        for state.step, metrics in enumerate(scores):
+            state.add_evaluation(metrics, 0, best_by)
+        assert (state.best_step, state.best_recall) == (step, recall), best_by
+
+
+def test_the_optimizer_is_adam_with_an_l2_penalty_on_all_that_is_trained(tiny_settings: dict[str, Any]) -> None:
+    optimizer = Trainer(resolve_recipe(tiny_settings, ["--optimizer.weight_decay=0.1"])).optimizer.optimizer
+    assert type(optimizer) is torch.optim.Adam
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+
+
+def test_a_frozen_hubert_is_in_training_mode_only_between_evaluations(tiny_settings: dict[str, Any]) -> None:
+    tiny_settings["model"] |= {"speech_trainable": 0}
+    trainer = Trainer(resolve_recipe(tiny_settings))
+    seen = []
+    hubert = trainer.model.speech_encoder.hubert
+    hubert.register_forward_pre_hook(lambda module, inputs: seen.append((trainer.model.training, module.training)))
+    trainer.fit()
+    assert set(seen) == {(True, True), (False, False)}
 
 
 def test_it_learns_the_pairs_of_a_tiny_corpus(tiny_settings: dict[str, Any]) -> None:

@@ -52,6 +52,14 @@ class SpeechImageConfig(PreTrainedConfig):  # type: ignore[misc]
         return isinstance(self.image_config, CLIPConfig)
 
     @property
+    def takes_raw_speech(self) -> bool:
+        """Whether HuBERT takes waveforms as they are, whatever the feature extractor of its checkpoint says.
+
+        The base kind was pre-trained so: fairseq normalizes either the waveform or, by group norm, the first layer.
+        """
+        return bool(self.speech_config.feat_extract_norm == "group")
+
+    @property
     def vision_config(self) -> CLIPVisionConfig:
         """The vision transformer's configuration."""
         return self.image_config.vision_config if self.has_text else self.image_config

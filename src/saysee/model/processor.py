@@ -36,7 +36,9 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         self.tokenizer: Any = None
 
     @classmethod
-    def from_sources(cls, speech: str | None, image: str | None, image_size: int, text: bool) -> SpeechImageProcessor:
+    def from_sources(
+        cls, speech: str | None, image: str | None, image_size: int, text: bool, raw_speech: bool = False
+    ) -> SpeechImageProcessor:
         """The processor of two encoders.
 
         Args:
@@ -44,6 +46,7 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
             image: hub name or folder of the CLIP; None: CLIP's own steps at ``image_size``.
             image_size: side of the square image that the vision transformer takes, in pixels.
             text: take the tokenizer too (``image`` must have one).
+            raw_speech: do not normalize waveforms, whatever the extractor says.
 
         Raises:
             OSError: a file of a source is missing.
@@ -53,6 +56,7 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
             extractor = Wav2Vec2FeatureExtractor(**options)
         else:
             extractor = Wav2Vec2FeatureExtractor.from_pretrained(speech)
+        extractor.do_normalize = extractor.do_normalize and not raw_speech
         if image is None:
             crop = {"height": image_size, "width": image_size}
             images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)

@@ -40,6 +40,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         processor: the :class:`SpeechImageProcessor` saved beside the weights.
         speech_encoder, image_encoder: the two sides.
         fusion: the :class:`FusionEncoder`, or None.
+        frozen_dropout: HuBERT's dropout is on in training while all of it is frozen.
         trained: facts about the run that trained it, saved beside the weights for the model card; or None.
     """
 
@@ -48,6 +49,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
     main_input_name = "waveforms"
     _supports_sdpa = True
     processor: SpeechImageProcessor
+    frozen_dropout = False
     trained: dict[str, Any] | None = None
 
     def __init__(self, config: SpeechImageConfig) -> None:
@@ -57,7 +59,9 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.fusion: FusionEncoder | None = None
         if config.fusion is not None:
             self.add_fusion(FusionConfig(**config.fusion))
-        self.processor = SpeechImageProcessor.from_sources(None, None, config.vision_config.image_size, text=False)
+        self.processor = SpeechImageProcessor.from_sources(
+            None, None, config.vision_config.image_size, text=False, raw_speech=config.takes_raw_speech
+        )
         self.post_init()
 
     @classmethod
@@ -102,7 +106,11 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             model.image_encoder.clip.load_state_dict(clip.state_dict())
         try:
             model.processor = SpeechImageProcessor.from_sources(
-                speech_place, image_place, config.vision_config.image_size, config.has_text and image_place is not None
+                speech_place,
+                image_place,
+                config.vision_config.image_size,
+                text=config.has_text and image_place is not None,
+                raw_speech=config.takes_raw_speech,
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
@@ -198,9 +206,9 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SpeechImageModel:
-        """As for any module, but a frozen encoder stays in evaluation mode."""
+        """As for any module, but a frozen encoder stays in evaluation mode (HuBERT: unless :attr:`frozen_dropout`)."""
         super().train(mode)
-        for encoder in (self.speech_encoder.hubert, self.image_encoder.clip):
+        for encoder in (self.image_encoder.clip, *(() if self.frozen_dropout else (self.speech_encoder.hubert,))):
             if not any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.eval()
         return self

@@ -38,17 +38,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies dotted overrides.
 
     Args:
-        path: a YAML file of settings, or the name of a recipe of the package; what it does not set keeps its default. A
-            relative ``data.manifest`` is relative to the working directory.
+        path: a YAML file of settings, or the name of a recipe of the package. What it does not set has the value of the
+            recipe that it names as ``from``, if it names one, else its default. Relative paths in it, ``from`` too, are
+            relative to the working directory.
         overrides: flags such as ``["--optimizer.lr", "3e-4", "--denoising.preset=off"]``; the last one wins.
 
     Raises:
         ConfigError: the file cannot be read, a name is unknown, a value has the wrong type or is out of range, or two
             cannot be combined.
     """
-    file = RECIPES / f"{path}.yaml" if str(path) in recipe_names() else Path(path)
-    fix = f"give the path of a YAML file, or one of the package's recipes: {', '.join(recipe_names())}"
-    return resolve_recipe(read_yaml(file, f"recipe {path}", fix), overrides, where=f"recipe {path}")
+    return resolve_recipe(_read_recipe(str(path)), overrides, where=f"recipe {path}")
 
 
 def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
@@ -133,6 +132,24 @@ def denoising_preset(name: object, where: str) -> dict[str, Any]:
     return dict(DENOISING_PRESETS[preset])
 
 
+def _read_recipe(path: str, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe and of those that it builds on; ``heirs`` build on it."""
+    if path in heirs:
+        raise ConfigError(f"recipe {path} builds on itself: {' from '.join((*heirs, path))}; remove one 'from'")
+    file = RECIPES / f"{path}.yaml" if path in recipe_names() else Path(path)
+    fix = f"give the path of a YAML file, or one of the package's recipes: {', '.join(recipe_names())}"
+    own = read_yaml(file, f"recipe {path}", fix)
+    base = own.pop("from", None)
+    own = _sections(own, f"recipe {path}")
+    if base is None:
+        return own
+    settings = _read_recipe(str(base), (*heirs, path))
+    for name, value in own.items():
+        starts_anew = name not in _SECTIONS or "preset" in value
+        settings[name] = value if starts_anew else settings.get(name, {}) | value
+    return settings
+
+
 def _sections(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A copy of plain settings, with the names and values of older releases replaced."""
     sections: dict[str, Any] = {}
@@ -151,6 +168,8 @@ def _sections(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: training.shard (FSDP) is no longer supported; remove it")
     if sections.get("features", {}).get("keep") is False:
         sections["features"]["keep"] = "off"  # YAML 1.1 reads a bare off as false
+    if sections.get("training", {}).get("best_by") == "recall":
+        sections["training"]["best_by"] = "mean_R@1"
     return sections
 
 

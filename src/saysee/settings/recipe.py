@@ -53,9 +53,9 @@ class DataSettings:
     """The most pairs that a process encodes at a time; null encodes its whole share of the batch. Smaller chunks take
     less memory and more time (each pair is encoded twice), and keep every negative of the contrastive loss; denoising
     then works on the pairs of a chunk."""
-    bucket_batches: int = setting(50, at_least=1)
-    """Clips are sorted by length within groups of this many batches: larger groups give less padding and less
-    shuffling."""
+    bucket_batches: int = setting(1, at_least=1)
+    """Clips are sorted by length within groups of this many batches: more give less padding, but pairs of like length
+    meet in a batch; 1 shuffles all pairs."""
     crop_seconds: Optional[float] = setting(6.4, at_least=0.1)  # noqa: UP045
     """Longer training clips are cropped at random to this many seconds; null keeps them whole. Training only."""
     workers: int = setting(1, at_least=0)
@@ -78,6 +78,9 @@ class ModelSettings:
     """How many of HuBERT's last layers are trained, or "all" (the convolutions too)."""
     image_trainable: Layers = 0
     """How many of the vision transformer's last layers are trained (with its projection), or "all"."""
+    frozen_dropout: bool = True
+    """Keep HuBERT's dropout on in training while all of it is frozen, as SpeechCLIP does. HuBERT base has some, HuBERT
+    large has none. Features that pass through dropout cannot be cached."""
     text: bool = True
     """Keep CLIP's text encoder, for text queries; it is never trained here."""
 
@@ -189,14 +192,14 @@ class DenoisingSettings:
 
 @dataclass
 class OptimizerSettings:
-    """AdamW, its parameter groups and its schedule."""
+    """Adam, its parameter groups and its schedule."""
 
     lr: float = setting(1e-4, at_least=0)
     """Peak learning rate of the head, the fusion encoder and the tasks."""
     encoder_lr: float = setting(1e-5, at_least=0)
     """Peak learning rate of the trained parts of the encoders."""
     weight_decay: float = setting(1e-6, at_least=0)
-    """Weight decay of matrices (never of biases, norms and scalars)."""
+    """Weight of the L2 penalty on all trained parameters, added to their gradients."""
     betas: list[float] = setting([0.9, 0.999], at_least=0, below=1)  # noqa: RUF009
     """Adam's two decay rates."""
     warmup_steps: int = setting(5000, at_least=0)
@@ -221,13 +224,13 @@ class TrainingSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks: auto is bf16 where the CPU or GPU has it, else fp32. Similarities and losses are
     always fp32."""
-    eval_every: int = setting(1000, at_least=1)
-    """Steps between evaluations on the validation split."""
-    best_by: Literal["recall", "step"] = "recall"
-    """Which evaluated model is kept as the best: the one with the highest mean R@1, or the latest. The latest is for a
+    eval_every: int = setting(0, at_least=0)
+    """Steps between evaluations on the validation split; 0 evaluates after each epoch."""
+    best_by: Literal["mean_R@1", "mean_R@10", "step"] = "mean_R@10"
+    """Which evaluated model is kept as the best: the one with the highest recall, or the latest. The latest is for a
     schedule that ends at 0 where the validation split is too small to tell two evaluations apart."""
     patience: int = setting(0, at_least=0)
-    """Stop after this many evaluations without a better mean R@1; 0 never stops early."""
+    """Stop after this many evaluations without a better training.best_by; 0 never stops early."""
     checkpoint_every: int = setting(1000, at_least=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = setting(2, at_least=1)
@@ -277,7 +280,7 @@ class Recipe:
         if fusion.width % fusion.heads:
             yield "fusion.width", fusion.width, f"give a multiple of fusion.heads ({fusion.heads})"
         if self.training.best_by == "step" and self.training.patience:
-            fix = "it waits for a better R@1: set training.best_by to recall"
+            fix = "it waits for a better recall: set training.best_by to mean_R@1 or mean_R@10"
             yield "training.patience", self.training.patience, fix
         if contrastive.weight == 0:
             if denoising.weight == 0:

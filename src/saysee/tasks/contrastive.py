@@ -22,9 +22,6 @@ from torch.nn import functional
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.tasks.base import Task
 
-MAX_LOGIT_SCALE = 100.0
-"""A learned temperature never falls below 1/100, as in CLIP (arXiv 2103.00020, section 2.5)."""
-
 
 class Chunk(Protocol):
     """Some pairs of a batch."""
@@ -43,7 +40,7 @@ class ContrastiveTask(Task):
     Args:
         weight: weight of the loss.
         temperature: temperature at the start.
-        learn_temperature: make the temperature a parameter.
+        learn_temperature: learn the logarithm of one over the temperature, without a bound, as SpeechCLIP does.
     """
 
     name = "contrastive"
@@ -104,8 +101,7 @@ class ContrastiveTask(Task):
         ]
 
     def _compare(self, speech: Tensor, images: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
-        log_scale = self.log_scale
-        scale = bounded_scale(log_scale) if isinstance(log_scale, nn.Parameter) else log_scale.float().exp()
+        scale = self.log_scale.float().exp()
         compare = info_nce_over_processes if _in_several_processes() else info_nce
         return {"contrastive_loss": compare(speech, images, scale, image_ids), "temperature": 1 / scale.detach()}
 
@@ -214,16 +210,6 @@ def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Te
         a_to_b = (scale * own_a @ all_b.T).masked_fill(same, -torch.inf)
         b_to_a = (scale * own_b @ all_a.T).masked_fill(same, -torch.inf)
         return (functional.cross_entropy(a_to_b, target) + functional.cross_entropy(b_to_a, target)) / 2
-
-
-def bounded_scale(log_scale: nn.Parameter) -> Tensor:
-    """One over a learned temperature, in fp32.
-
-    The parameter itself is bounded: a clamp behind it would stop its gradient, and with it the way back.
-    """
-    with torch.no_grad():
-        log_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-    return log_scale.float().exp()
 
 
 def _in_several_processes() -> bool:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -98,6 +98,7 @@ class TrainingState:
         self.step = 0
         self.clips = 0
         self.seconds = 0.0
+        self.best_score = -1.0
         self.best_recall = -1.0
         self.best_step = 0
         self.worse_evaluations = 0
@@ -145,11 +146,12 @@ class TrainingState:
         sums, self._interval_sums = self._interval_sums, {}
         return {key: total / count for key, (total, count) in sums.items() if key.endswith("loss")}
 
-    def add_evaluation(self, recall: float, patience: int, best_by: Literal["recall", "step"]) -> bool:
-        """Counts an evaluation with its mean R@1 in percent; True when its model is the best so far."""
-        self.recall = recall
-        if best_by == "step" or recall > self.best_recall:
-            self.best_recall, self.best_step, self.worse_evaluations = recall, self.step, 0
+    def add_evaluation(self, metrics: Mapping[str, float], patience: int, best_by: str) -> bool:
+        """Counts an evaluation; True when its model is the best so far by ``training.best_by``."""
+        self.recall = metrics["mean_R@1"]
+        score = self.step if best_by == "step" else metrics[best_by]
+        if score > self.best_score:
+            self.best_score, self.best_recall, self.best_step, self.worse_evaluations = score, self.recall, self.step, 0
             return True
         self.worse_evaluations += 1
         self.stopped_early = bool(patience) and self.worse_evaluations >= patience

@@ -50,7 +50,7 @@ class TrainingData:
         self.train_rows = manifest.select(recipe.data.train_split, "--data.train_split")
         self.val_rows = manifest.select(recipe.data.val_split, "--data.val_split")
         self.files = self._file_loader()
-        self.recomputed = why_recomputed(recipe, self.files.plan)
+        self.recomputed = why_recomputed(recipe, self.files.plan, model.config.speech_config)
         self.cache: FeatureCache | None = None
         self._feature_loader: FeatureLoader | None = None
 

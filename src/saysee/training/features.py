@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import HubertConfig
 
 from saysee.data.loader import Loaded, Plan, ResumableLoader
 from saysee.data.manifest import Manifest
@@ -27,13 +28,19 @@ from saysee.settings.recipe import FeatureSettings, Recipe
 logger = logging.getLogger(__name__)
 
 
-def why_recomputed(recipe: Recipe, plan: Plan) -> str | None:
+DROPOUTS = ("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout")
+"""The settings of a ``HubertConfig`` that are on in training."""
+
+
+def why_recomputed(recipe: Recipe, plan: Plan, hubert: HubertConfig) -> str | None:
     """Why a recipe's features cannot be cached, in words for people; None when they can."""
     if recipe.features.keep == "off":
         return "features.keep is off"
     for setting in ("speech_trainable", "image_trainable"):
         if (count := getattr(recipe.model, setting)) != 0:
             return f"model.{setting} is {count}, and the features of an encoder change while it is trained"
+    if recipe.model.frozen_dropout and any(getattr(hubert, dropout) for dropout in DROPOUTS):
+        return "model.frozen_dropout is on, and HuBERT's dropout differs at each step; set it to false to cache them"
     longest = float(plan.seconds.max())
     if plan.crop_seconds is not None and longest > plan.crop_seconds:
         return (

@@ -120,6 +120,7 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
         model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=recipe.head, fusion=fusion)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # values that make no encoder
         raise ConfigError(f"model.speech, model.image: {' '.join(str(error).split())}") from error
+    model.frozen_dropout = settings.frozen_dropout
     model.set_trainable(settings.speech_trainable, settings.image_trainable)
     return model
 
@@ -163,25 +164,16 @@ def _fusion_config(recipe: Recipe) -> FusionConfig:
 
 
 def parameter_groups(objective: Objective, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """AdamW's groups: encoders and the rest, each with and without weight decay.
+    """The optimizer's groups: the rest, and the trained parts of the encoders. Frozen parameters are in none.
 
-    Biases, norms and scalars (fewer than two dimensions) are not decayed. Frozen parameters are in no group. Each group
-    carries ``peak_lr``, the learning rate at the end of the warm-up.
+    Each carries ``peak_lr``, the learning rate at the end of the warm-up.
     """
-    groups: dict[tuple[bool, bool], list[Any]] = {}
+    groups: dict[float, list[Any]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:
             encoder = name.startswith(("model.speech_encoder.hubert.", "model.image_encoder."))
-            groups.setdefault((encoder, parameter.dim() > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak_lr": settings.encoder_lr if encoder else settings.lr,
-            "lr": 0.0,
-            "weight_decay": settings.weight_decay if decayed else 0.0,
-        }
-        for (encoder, decayed), parameters in groups.items()
-    ]
+            groups.setdefault(settings.encoder_lr if encoder else settings.lr, []).append(parameter)
+    return [{"params": parameters, "peak_lr": peak, "lr": 0.0} for peak, parameters in groups.items()]
 
 
 def learning_rate_factor(step: int, steps: int, settings: OptimizerSettings) -> float:

@@ -77,9 +77,10 @@ class Trainer:
             self.model = self.objective.model
             self.data = TrainingData(recipe, self.manifest, self.model, self.processes, self.arithmetic)
             self._prepared = self.accelerator.prepare_model(self.objective)
-        beta1, beta2 = recipe.optimizer.betas
-        adamw = torch.optim.AdamW(parameter_groups(self.objective, recipe.optimizer), betas=(beta1, beta2))
-        self.optimizer: Any = self.accelerator.prepare_optimizer(adamw)
+        (beta1, beta2), decay = recipe.optimizer.betas, recipe.optimizer.weight_decay
+        groups = parameter_groups(self.objective, recipe.optimizer)
+        adam = torch.optim.Adam(groups, betas=(beta1, beta2), weight_decay=decay)
+        self.optimizer: Any = self.accelerator.prepare_optimizer(adam)
         # Dropout and noise start from the same state whatever was built before, and from another in each process.
         self.processes.seed_draws(recipe.training.seed + 1)
         self.state = TrainingState()
@@ -106,7 +107,7 @@ class Trainer:
                 if the folder already holds a run.
 
         Returns:
-            The content of ``result.json``: steps, best step, best mean R@1 on the validation split in percent, training
+            The content of ``result.json``: steps, best step, its mean R@1 on the validation split in percent, training
             seconds (without evaluation), clips a second, peak memory in MiB, skipped files.
 
         Raises:
@@ -148,6 +149,7 @@ class Trainer:
 
     def _take_steps(self, log: MetricsLog | None) -> None:
         settings, state = self.recipe.training, self.state
+        eval_every = settings.eval_every or max(1, len(self.loader) // self.recipe.optimizer.accumulate)
         batches = self._batches()
         self.objective.train()
         reported = time.monotonic()
@@ -165,7 +167,7 @@ class Trainer:
                 if time.monotonic() - reported > SECONDS_BETWEEN_LINES:
                     reported = time.monotonic()
                     self._report_progress(metrics["loss"])
-                if last or state.step % settings.eval_every == 0:
+                if last or state.step % eval_every == 0:
                     self._evaluate(log)
                 if last or state.stopped_early or state.step % settings.checkpoint_every == 0:
                     self._save()
@@ -263,7 +265,7 @@ class Trainer:
         state.previous_contrastive = metrics.get("contrastive_loss")
         if log is not None:
             log.write("val", state.step, {**metrics, **{f"sign/{sign}": 1.0 for sign in signs}})
-        if state.add_evaluation(metrics["mean_R@1"], settings.patience, settings.best_by):
+        if state.add_evaluation(metrics, settings.patience, settings.best_by):
             self.processes.on_rank_0(partial(self.folder.write_best, partial(self._save_model, metrics)))
 
     def _save_model(self, metrics: Mapping[str, float], folder: Path) -> None:
