@@ -1,17 +1,16 @@
 """Audio decoding: any common audio file to a 16 kHz mono float32 waveform, or a :class:`MediaError` that says why not.
 
-The first bytes of a file choose the decoder, not its suffix: libsndfile for WAV, FLAC and Ogg (Vorbis, Opus); FFmpeg
-(PyAV) for WebM, MP4, AAC and MP3, because libsndfile's MP3 decoder writes warnings to stderr. FFmpeg is always told the
-format, so it never follows playlists or other formats that name further files or URLs.
+The first bytes of a file choose the decoder, not its suffix: libsndfile, or FFmpeg (PyAV) for what libsndfile cannot
+read, and for MP3, about which libsndfile writes warnings to stderr. FFmpeg is always told the format, so it never
+follows playlists or other formats that name further files or URLs.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -20,6 +19,7 @@ import soxr
 from numpy.typing import ArrayLike, NDArray
 
 from saysee.errors import MediaError
+from saysee.media.containers import how_cut, mp3_counts, repaired
 from saysee.media.formats import READABLE_AUDIO, audio_container, tags_end
 from saysee.media.source import Source, opened, reason
 
@@ -38,33 +38,36 @@ SILENCE_PEAK = 1e-4
 MAX_CHANNELS = 8
 """Largest number of channels of an array (7.1 surround has eight). A longer axis is taken for a batch of clips."""
 
+CANCELLED = 0.1
+"""Channels cancel each other where their sum has less than this share of the power that independent ones would have."""
+
 _RATES = (1_000, 768_000)  # Hz: below any speech codec, above any recorder; outside, the header is wrong
 _MAX_PEAK = 16.0  # +24 dB of full scale; a float waveform above it has the scale of integers
+_ENCODER_DELAY = 0.25  # seconds by which a decoder of MP3 may give less than the header counts: delay and padding
 _BLOCK_VALUES = 1 << 20  # samples times channels decoded at a time
-_LOSSY_SLACK = 0.25  # seconds by which a lossy stream may be shorter than its header says: encoder delay and padding
 
 
 def load_audio(source: Source, *, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
     """Decode an audio file.
 
-    Channels are averaged. Samples of floating-point files may exceed ±1; nothing is clipped or normalized.
+    Channels are averaged; where they cancel each other (``CANCELLED``), as when one is inverted, the one with the most
+    power is taken. Samples of floating-point files may exceed ±1; nothing is clipped or normalized.
 
     Args:
         source: a path, the bytes of a file, or a binary file object.
-        max_seconds: limit of length, checked in the header and while decoding; ``math.inf`` for none.
+        max_seconds: limit of length, checked in the header where that counts samples, and while decoding; ``math.inf``
+            for none.
 
     Returns:
         [T] samples at 16 kHz, mono, float32, in −1..1.
 
     Raises:
-        MediaError: with any code but "too-large". "truncated" means cut short or damaged after the header. It is
-            detected in all formats except streams that do not count their frames (live WebM, plain AAC) and are cut
-            between two frames. "not-finite" means at least one NaN or infinite sample; "silent", no sample deviates
-            from the mean by more than ``SILENCE_PEAK``.
+        MediaError: with any code but "too-large". "truncated" means that bytes which the file announces are missing, or
+            that a part of it cannot be decoded. A stream that does not count its parts (live WebM, plain AAC, WAV from
+            a pipe) may be cut between two without a sign. "not-finite" means at least one NaN or infinite sample;
+            "silent", no sample deviates from the mean by more than ``SILENCE_PEAK``.
     """
     with opened(source, "audio") as (file, name), _open_decoder(file, name) as stream:
-        if stream.seconds is not None:
-            _check_length(stream.seconds, max_seconds, name)
         samples = _decode(stream, max_seconds, name)
         return _finish(samples, stream.rate, name)
 
@@ -87,7 +90,7 @@ def check_waveform(
     _check_rate(sampling_rate, name)
     samples = _to_float(np.asarray(waveform), name)
     if samples.ndim == 2 and samples.size and min(samples.shape) <= MAX_CHANNELS:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
+        samples = _mono(samples, 1 - int(np.argmin(samples.shape)))
     if samples.ndim != 1 and samples.size:
         shape = list(samples.shape)
         raise MediaError(
@@ -107,42 +110,68 @@ def audio_seconds(source: Source) -> float:
     with opened(source, "audio") as (file, name), _open_decoder(file, name) as stream:
         if stream.seconds is not None:
             return stream.seconds
-        return sum(block.size for block in _guarded_blocks(stream, name)) / stream.rate
+        samples: int = sum(block.shape[stream.time] for block in _guarded_blocks(stream, name))
+        return samples / stream.rate
 
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """An open audio file, of which mono samples are decoded on demand."""
+    """An open audio file, of which blocks of samples are decoded on demand."""
 
     rate: int  # Hz
-    seconds: float | None  # by the header, if it says
-    slack: float  # seconds by which the decoded length may be shorter
+    time: int  # axis of the samples in a block; the other one is the channels
     blocks: Iterator[NDArray[np.float32]]
+    seconds: float | None  # by the header, if it says
+    measured: bool = False  # by the header that counts samples or their bytes, not by that of a container
+    least: float = 0.0  # seconds, of a file that is not cut short
 
 
 def _decode(stream: _Stream, max_seconds: float, name: str) -> NDArray[np.float32]:
     """All blocks as one [T] array at the file's own rate. Stops once the limit is exceeded."""
+    if stream.seconds is not None and stream.measured:
+        _check_length(stream.seconds, max_seconds, name)
     blocks = []
     count = 0
     for block in _guarded_blocks(stream, name):
         blocks.append(block)
-        count += block.size
+        count += block.shape[stream.time]
         _check_length(count / stream.rate, max_seconds, name)
     seconds = count / stream.rate
-    if stream.seconds is not None and seconds < stream.seconds - stream.slack:
+    if seconds < stream.least:
         raise _truncated(name, f"ends after {seconds:.2f} of {stream.seconds:.2f} s")
-    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    return _mono(np.concatenate(blocks, axis=stream.time), stream.time) if blocks else np.empty(0, np.float32)
 
 
 def _guarded_blocks(stream: _Stream, name: str) -> Iterator[NDArray[np.float32]]:
-    """The blocks of a stream. Its header was valid, so any error of the decoder means damage after it."""
+    """The blocks of a stream. Its header was valid, so bad data after it is damage."""
     count = 0
     try:
         for block in stream.blocks:
-            count += block.size
+            count += block.shape[stream.time]
             yield block
     except Exception as error:
-        raise _truncated(name, f"decoding stops after {count / stream.rate:.2f} s: {reason(error)}") from None
+        why = f"decoding stops after {count / stream.rate:.2f} s: {reason(error)}"
+        if isinstance(error, av.error.InvalidDataError | av.error.EOFError | soundfile.SoundFileError):
+            raise _truncated(name, why) from None
+        raise _undecodable(name, why) from None
+
+
+def _mono(samples: NDArray[np.float32], time: int) -> NDArray[np.float32]:
+    """The average of the channels [T]; the channel with the most power where they cancel each other.
+
+    Args:
+        samples: [T, C] or [C, T].
+        time: axis of T.
+    """
+    channels = samples.shape[1 - time]
+    if channels == 1:
+        return samples.reshape(-1)
+    average: NDArray[np.float32] = samples.mean(axis=1 - time, dtype=np.float32)
+    with np.errstate(all="ignore"):  # of samples that are not finite, which _finish rejects
+        powers = samples.var(axis=time)
+        if not average.var() * channels**2 < CANCELLED * powers.sum():
+            return average
+    return samples[:, powers.argmax()] if time == 0 else samples[powers.argmax()]
 
 
 def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.float32]:
@@ -173,9 +202,8 @@ def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.fl
 
 def _check_length(seconds: float, max_seconds: float, name: str) -> None:
     if seconds > max_seconds:
-        raise MediaError(
-            "too-long", f"{name}: is longer than the limit of {max_seconds:g} s; cut it or raise max_seconds"
-        )
+        fix = f"cut it: ffmpeg -i FILE -t {max_seconds:g} SHORT.wav"
+        raise MediaError("too-long", f"{name}: is longer than the limit of {max_seconds:g} s; {fix}")
 
 
 def _check_rate(rate: int, name: str) -> None:
@@ -198,108 +226,96 @@ def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
     )
 
 
-_BY_FFMPEG = ("matroska", "mov", "aac", "mp3", "amr", "streamed flac")
+_BY_LIBSNDFILE = ("wav", "flac", "ogg", "aiff", "caf", "au", "w64", "nistsphere")
 
 
 @contextmanager
 def _open_decoder(file: BinaryIO, name: str) -> Iterator[_Stream]:
-    """Opens ``file`` with the decoder that fits its first bytes."""
+    """Opens ``file`` with the first decoder that can read it."""
     container = audio_container(file)
     if container is None:
         raise MediaError("undecodable", f"{name}: is not an audio file; convert it to one of {READABLE_AUDIO}")
-    if container == "wav":
-        _check_wav(file, name)
-    if container == "ogg":
-        _check_ogg(file, name)
-    file.seek(0)
+    start = tags_end(file)
+    if (how := how_cut(file, container, start)) is not None:
+        raise _truncated(name, how)
+    file = repaired(file, container, start)
     with ExitStack() as stack:
-        try:
-            decoder = _open_ffmpeg(file, container) if container in _BY_FFMPEG else _open_libsndfile(file)
-            stream = stack.enter_context(decoder)
-        except Exception as error:
-            why = f"cannot be decoded as {container} ({reason(error)})"
-            raise MediaError("undecodable", f"{name}: {why}; export it again") from None
+        decoders = [_open_libsndfile, _open_ffmpeg] if container in _BY_LIBSNDFILE else [_open_ffmpeg]
+        for decoder in decoders:
+            file.seek(0)
+            try:
+                stream = stack.enter_context(decoder(file, container))
+                break
+            except Exception as error:
+                why = reason(error)
+        else:
+            raise _undecodable(name, f"as {container}: {why}")
         _check_rate(stream.rate, name)
         yield stream
 
 
 @contextmanager
-def _open_libsndfile(file: BinaryIO) -> Iterator[_Stream]:
+def _open_libsndfile(file: BinaryIO, container: str) -> Iterator[_Stream]:
     with soundfile.SoundFile(file) as audio:
+        if audio.subtype == "MPEG_LAYER_III":
+            raise ValueError("libsndfile writes warnings about MP3 to stderr")
         size = max(1, _BLOCK_VALUES // audio.channels)
 
         def blocks() -> Iterator[NDArray[np.float32]]:
             while (block := audio.read(size, dtype="float32", always_2d=True)).size:
-                yield block[:, 0] if audio.channels == 1 else block.mean(axis=1, dtype=np.float32)
+                yield block
 
-        yield _Stream(audio.samplerate, audio.frames / audio.samplerate, 0.0, blocks())
+        seconds = audio.frames / audio.samplerate
+        # An Ogg file may count from the start of the broadcast that it was recorded from.
+        measured, least = container != "ogg", seconds if container == "flac" else 0.0
+        yield _Stream(audio.samplerate, 0, blocks(), seconds, measured, least)
 
 
 @contextmanager
 def _open_ffmpeg(file: BinaryIO, container: str) -> Iterator[_Stream]:
-    # For the others (ADTS, and MP3 without a frame count) FFmpeg guesses the length from the bit rate.
-    has_length = container in ("matroska", "mov") or (container == "mp3" and _counts_frames(file))
+    counts = mp3_counts(file) if container == "mp3" else None
     file.seek(0)
     with av.open(file, format=container.removeprefix("streamed ")) as media:
         if not media.streams.audio:
-            raise ValueError("no audio stream in it")
+            raise ValueError("there is no sound in it")
         stream = media.streams.audio[0]
-
-        def blocks() -> Iterator[NDArray[np.float32]]:
-            planar = av.AudioResampler(format="fltp", rate=stream.rate)
-            for frame in media.decode(stream):
-                for part in planar.resample(frame):
-                    yield part.to_ndarray().mean(axis=0, dtype=np.float32)
-
-        seconds = None
-        if has_length and stream.duration is not None:
+        if stream.codec_context is None:
+            raise ValueError("there is no decoder for its codec")
+        seconds, least = None, 0.0
+        # FFmpeg guesses the length of ADTS, and of MP3 without a count, from the bit rate; that of Matroska is of its
+        # longest track, that of a live MP4 (which counts no frames) includes the time before the sound.
+        if stream.duration and (counts or (container == "mov" and stream.frames)):
             seconds = float(stream.duration * stream.time_base)
-        elif has_length and media.duration is not None:
-            seconds = media.duration / av.time_base
-        yield _Stream(stream.rate, seconds, _LOSSY_SLACK, blocks())
+            least = seconds - _ENCODER_DELAY if counts and counts.bytes_missing else 0.0
+        yield _Stream(stream.rate, 1, _ffmpeg_blocks(media, stream, container), seconds, least=least)
 
 
-def _counts_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 starts with the frame in which encoders write how many frames follow."""
-    file.seek(tags_end(file))
-    frame = file.read(44)  # the mark is at most 36 bytes in: after a header and 32 bytes of side information
-    return any(mark in frame for mark in (b"Xing", b"Info", b"VBRI"))
-
-
-def _check_wav(file: BinaryIO, name: str) -> None:
-    """Rejects a WAV file with fewer bytes of samples than its header says: libsndfile plays it as if complete."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    order: Literal["big", "little"] = "big" if file.read(4) == b"RIFX" else "little"
-    data_size = None  # of an RF64 file, whose data chunk says 0xFFFFFFFF
-    position = 12
-    while position + 8 <= size:
-        file.seek(position)
-        chunk = file.read(8)
-        length = int.from_bytes(chunk[4:], order)
-        if chunk[:4] == b"ds64":
-            data_size = int.from_bytes(file.read(16)[8:], "little")
-        if chunk[:4] == b"data":
-            if length == 0xFFFFFFFF:  # header of a stream, written before its length was known
-                length = data_size or 0
-            if position + 8 + length > size:
-                raise _truncated(name, f"has {size - position - 8:,} of the {length:,} bytes that its header announces")
-            return
-        position += 8 + length + length % 2
-    if file.seek(8) and file.read(4) == b"WAVE":
-        raise _truncated(name, "ends before its samples")
-
-
-def _check_ogg(file: BinaryIO, name: str) -> None:
-    """Rejects an Ogg file whose last page is incomplete: libsndfile plays it as if it ended one page earlier."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - (1 << 16) - 512))  # a page has at most 65,307 bytes
-    tail = file.read()
-    page = tail[tail.rfind(b"OggS") :]
-    header = 27 + page[26] if len(page) > 26 else 27  # 27 bytes and the lengths of the page's segments
-    if len(page) < header or len(page) < header + sum(page[27:header]):
-        raise _truncated(name, "ends within a page")
+def _ffmpeg_blocks(media: Any, stream: Any, container: str) -> Iterator[NDArray[np.float32]]:
+    """Blocks [C, T], all of the rate of the stream and the channels of its first frame."""
+    source = layout = failed = None
+    planar: Any = None
+    for packet in media.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            # A recording of a broadcast starts within a frame; tags and padding between or after frames are no frames.
+            if planar is not None and (container not in ("mp3", "aac") or bytes(packet)[:1] == b"\xff"):
+                raise
+            failed = error
+            continue
+        for frame in frames:
+            layout = layout or frame.layout.name
+            if source != (source := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                planar = av.AudioResampler(format="fltp", layout=layout, rate=stream.rate)
+            for part in planar.resample(frame):
+                yield part.to_ndarray()
+    if planar is None and failed is not None:
+        raise failed
 
 
 def _truncated(name: str, how: str) -> MediaError:
     return MediaError("truncated", f"{name}: is cut short or damaged ({how}); copy or record it again")
+
+
+def _undecodable(name: str, why: str) -> MediaError:
+    return MediaError("undecodable", f"{name}: cannot be decoded ({why}); save it as WAV in another program")

@@ -6,14 +6,23 @@ track, and a stream has none.
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import re
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-_UNKNOWN = 0x7FFF0000
-"""From here on (2 GiB less 64 KiB) a size of 32 bits stands for "not known yet": programs that write into a pipe put
-0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF or the like, less the size of their header."""
+from saysee.media.formats import mpeg_start, tags_end
+
+_UNKNOWN = 0x7F000000
+"""From here on (2 GiB less 16 MiB) a size of 32 bits stands for "not known yet": programs that write into a pipe put
+0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF or the like, less the size of their header."""
 _UNKNOWN_64 = 1 << 62
+_LARGEST = 1 << 42  # bytes of a file; operating systems refuse to seek much further
+
+
+_Order: TypeAlias = Literal["big", "little"]
 
 
 class _Layout(NamedTuple):
@@ -43,13 +52,15 @@ class Samples(NamedTuple):
         position: in bytes.
         announced: bytes of samples by the header; None if it does not know.
         total: bytes of the whole file by the header; None if it does not know.
-        unpadded: whether a chunk of odd size before them lacks its byte of padding, which decoders expect.
+        unpadded: where a chunk of odd size before them lacks its byte of padding.
+        order: of the bytes in sizes.
     """
 
     position: int
     announced: int | None
     total: int | None
-    unpadded: bool
+    unpadded: list[int]
+    order: _Order
 
 
 def how_cut(file: BinaryIO, form: str, start: int = 0) -> str | None:
@@ -68,12 +79,16 @@ def how_cut(file: BinaryIO, form: str, start: int = 0) -> str | None:
     if form in ("mov", "HEIC", "AVIF"):
         return _boxes_cut(file, start, size)
     if form == "au":
-        head = _read(file, start, 12)
-        order: Literal["big", "little"] = "big" if head[:1] == b"." else "little"
-        offset, announced = (int.from_bytes(head[at : at + 4], order) for at in (4, 8))
+        offset, announced = _au_sizes(file, start)
         return None if announced >= _UNKNOWN else _missing(announced, size - start - offset)
     if form == "WEBP":
         return _missing(int.from_bytes(_read(file, 4, 4), "little"), size - 8)
+    if form == "nistsphere":
+        head = _read(file, start, 1024)
+        counts = re.findall(rb"(?:sample_count|sample_n_bytes|channel_count) -i (\d+)", head)
+        length = head[8:16].strip()
+        plain = b"shorten" not in head and len(counts) == 3 and length.isdigit()
+        return _missing(math.prod(map(int, counts)), size - start - int(length)) if plain else None
     if form not in _LAYOUTS:
         return None
     samples = find_samples(file, form, start)
@@ -89,12 +104,12 @@ def find_samples(file: BinaryIO, form: str, start: int = 0) -> Samples | None:
     """Finds the samples of a WAV, AIFF, CAF or W64 file; None if there are none."""
     layout = _LAYOUTS[form]
     head = _read(file, start, 24)
-    order: Literal["big", "little"] = "big" if head[:4] == b"RIFX" or form in ("aiff", "caf") else "little"
+    order: _Order = "big" if head[:4] == b"RIFX" or form in ("aiff", "caf") else "little"
     field = head[layout.name : layout.name + layout.length]
     total = int.from_bytes(field, order) + (0 if layout.counts_header else 8)
     limit = _UNKNOWN if layout.length == 4 else _UNKNOWN_64
     long: tuple[int, int] | None = None
-    unpadded = False
+    unpadded: list[int] = []
     for name, position, length, was_padded in _chunks(file, start + layout.first, layout, order):
         if name.lower().startswith(layout.samples):
             if long and length == 0xFFFFFFFF:
@@ -102,17 +117,78 @@ def find_samples(file: BinaryIO, form: str, start: int = 0) -> Samples | None:
             if form == "caf":
                 total = position + length - start
             known = 0 < length < limit or (length == 0 and not _has_samples(file, position, layout, order))
-            return Samples(position, length if known else None, total if 8 < total < limit else None, unpadded)
+            return Samples(position, length if known else None, total if 8 < total < limit else None, unpadded, order)
         if name == b"ds64":  # the sizes of a file over 4 GB
             body = _read(file, position, 16)
             long = int.from_bytes(body[:8], "little"), int.from_bytes(body[8:], "little")
-        unpadded |= not was_padded
+        unpadded += [] if was_padded else [position + length]
     return None
 
 
-def _chunks(
-    file: BinaryIO, position: int, layout: _Layout, order: Literal["big", "little"]
-) -> Iterator[tuple[bytes, int, int, bool]]:
+def repaired(file: BinaryIO, form: str, start: int = 0) -> BinaryIO:
+    """An audio file as decoders expect it: the file itself, or a copy where its layout is unusual.
+
+    Decoders take 0 bytes of samples for an empty file, lose their way after an odd chunk that is not padded, and find
+    the end of an MP3's junk, but not the counts behind it.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if form == "mp3":
+        found = mpeg_start(file)
+        begin = found[1] if found else 0
+        only_id3 = begin == tags_end(file) and b"APETAGEX" not in _read(file, 0, begin)
+        return file if only_id3 else io.BytesIO(_read(file, begin, -1))
+    if form == "au" and not 0 < _au_sizes(file, start)[1] < _UNKNOWN:
+        return io.BytesIO(_read(file, start, 8) + b"\xff" * 4 + _read(file, start + 12, -1))
+    samples = find_samples(file, form, start) if form in _LAYOUTS else None
+    if samples is None or not (samples.unpadded or samples.announced is None):
+        return file
+    data = bytearray(_read(file, start, -1))
+    if samples.announced is None:
+        layout = _LAYOUTS[form]
+        field = samples.position - start - layout.length
+        left = size - samples.position + (layout.name + layout.length if layout.counts_header else 0)
+        data[field : field + layout.length] = min(left, 0xFFFFFFFF).to_bytes(layout.length, samples.order)
+        if bytes(data[:4]) in (b"RF64", b"BW64"):
+            data[:4] = b"RIFF"
+    for at in reversed(samples.unpadded):
+        data[at - start : at - start] = b"\0"
+    return io.BytesIO(data)
+
+
+def _au_sizes(file: BinaryIO, start: int) -> tuple[int, int]:
+    """Position and bytes of the samples of an AU file, by its header."""
+    head = _read(file, start, 12)
+    order: _Order = "big" if head[:1] == b"." else "little"
+    return int.from_bytes(head[4:8], order), int.from_bytes(head[8:], order)
+
+
+class Mp3Counts(NamedTuple):
+    """What the first frame of an MP3 says of the rest."""
+
+    frames: int
+    bytes_missing: bool
+
+
+def mp3_counts(file: BinaryIO) -> Mp3Counts | None:
+    """Reads the frame in which encoders write how many frames and bytes follow; None without one."""
+    found = mpeg_start(file)
+    if found is None:
+        return None
+    frame = _read(file, found[1], 60)
+    values = [int.from_bytes(frame[at : at + 4], "big") for at in range(len(frame) - 3)]
+    if (at := frame.find(b"VBRI")) >= 0:
+        frames, count = values[at + 14], values[at + 10]
+    elif (at := max(frame.find(b"Xing"), frame.find(b"Info"))) >= 0:  # at most 36 bytes in
+        flags = values[at + 4]
+        frames = values[at + 8] if flags & 1 else 0
+        count = values[at + (12 if flags & 1 else 8)] if flags & 2 else 0
+    else:
+        return None
+    left = file.seek(0, os.SEEK_END) - found[1]
+    return Mp3Counts(frames, bytes_missing=count == 0 or count > left) if frames else None
+
+
+def _chunks(file: BinaryIO, position: int, layout: _Layout, order: _Order) -> Iterator[tuple[bytes, int, int, bool]]:
     """Name, position and size of the contents of each chunk, and whether it is padded as it should be."""
     width = layout.name + layout.length
     while len(head := _read(file, position, width)) == width:
@@ -127,13 +203,13 @@ def _chunks(
         position += length + (rest if padded else 0)
 
 
-def _has_samples(file: BinaryIO, position: int, layout: _Layout, order: Literal["big", "little"]) -> bool:
+def _has_samples(file: BinaryIO, position: int, layout: _Layout, order: _Order) -> bool:
     """Whether something other than whole chunks follows a chunk of size 0."""
     size = file.seek(0, os.SEEK_END)
     end = position
     for _, start, length, _ in _chunks(file, position, layout, order):
         end = start + length + length % layout.align
-    return end < size
+    return end != size
 
 
 def _matroska_cut(file: BinaryIO, position: int, size: int) -> str | None:
@@ -185,5 +261,7 @@ def _missing(announced: int, left: int) -> str | None:
 
 
 def _read(file: BinaryIO, position: int, count: int) -> bytes:
+    if position > _LARGEST:
+        return b""
     file.seek(position)
     return file.read(count)
