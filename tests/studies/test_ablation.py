@@ -377,6 +377,67 @@ def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path
     assert [(tmp_path / name).read_text() for name in outputs] == written
 
 
+def test_without_equal_time_and_measures_there_are_no_columns_of_them(tmp_path: Path) -> None:
+    study = {
+        "recipe_name": "r",
+        "recipe": {"training": {"steps": 100}},
+        "baseline": "a",
+        "grid": {"a": {}, "slow": {}},
+        "calls": [],
+        "split": "test",
+        "equal_time": False,
+        "training_images": 10,
+    }
+    runs = [scores("a", 0, 10.0, 0.2), scores("slow", 0, 13.0, 0.4), scores("slow", 0, 11.0, 0.4, EQUAL_TIME, 50)]
+    runs[1].measures["image_to_speech_R@10"] = 34.56
+    result = write_tables(tmp_path, study, runs)
+    table = result.to_tables()[0]
+    assert table.headings == ["row", "seeds", "mean R@1", "difference", "I→S R@10", "seconds a step"]
+    assert table.rows[1] == ["slow", "1", "13.00", "+3.00", "34.6", "0.400"]
+    assert list(result.to_dict()["rows"]["slow"]) == ["equal_steps"]
+    text = (tmp_path / "table.md").read_text()
+    assert not any(word in text for word in ("Equal time", "Hard twins", "Novel pairs", "Attention lift"))
+    assert "hard_twins" not in (tmp_path / "table.csv").read_text()
+    assert (tmp_path / "table.tex").read_text().count(r"\midrule") == 1
+
+
+def test_rows_may_set_model_head_and_data(recipe: Path, grid: Path, tmp_path: Path) -> None:
+    rows = {"a": {}, "b": {"model": {"speech_trainable": 1}, "head.dropout": 0.3, "data": {"batch_size": 4}}}
+    grid.write_text(yaml.safe_dump(rows))
+    study = _Study(recipe, tmp_path / "study", AblationSettings(grid=grid))
+    plain, other = (study.recipe(Run(row, 0), 6) for row in ("a", "b"))
+    assert (other.model.speech_trainable, other.head.dropout, other.data.batch_size) == (1, 0.3, 4)
+    assert plain.model.speech_trainable == "all"
+    assert other.data.manifest == plain.data.manifest
+
+
+@pytest.mark.nightly  # ten processes; the parts are tested in tests/studies/test_study_processes.py
+def test_two_runs_at_once_give_what_runs_in_turn_give_also_after_a_kill(
+    recipe: Path, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for name, devices in (("turn", []), ("once", ["--devices", "cpu,cpu"])):
+        words = ["ablate", str(recipe), "--to", str(tmp_path / name), "--grid", str(grid), "--seeds", "1", *devices]
+        words += ["--no-equal-time", "--training.device", "cpu"]
+        if devices:
+            process = subprocess.Popen([sys.executable, "-m", "saysee", *words], start_new_session=True)
+            deadline = time.monotonic() + PATIENCE
+            while len(list((tmp_path / name).glob("runs/*/environment.json"))) < 2:  # both at once
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert not list((tmp_path / name).glob("runs/*/result.json"))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert main([*words, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        measured = ("training_seconds", "seconds_per_step", "peak_memory_mib")
+        values = {row: of["equal_steps"]["values"] for row, of in rows.items()}
+        found.append({row: {key: v for key, v in of.items() if key not in measured} for row, of in values.items()})
+    assert found[0] == found[1]
+    assert "image_to_speech_R@10" in found[0]["CMD"]
+
+
 def test_the_packages_grid_is_no_recipe() -> None:
     grid = read_grid(DEFAULT_GRID)
     assert list(grid) == ["contrastive alone", "CMD paper", "image noise with image query", "speech noise", "both"]
@@ -444,6 +505,9 @@ def test_a_study_that_cannot_work_is_an_error_before_anything_is_written(
     refused("--denoising.share .*row 'CMD'", overrides=("--denoising.share=0.3",))
     refused("training.patience is 2", overrides=("--training.patience=2",))
     refused("data.manifest", overrides=("--data.manifest=",))
+    refused("'tpu'", devices=("cpu", "tpu"))
+    refused("cuda:99", devices=("cuda:99",), overrides=("--training.device=auto",))
+    refused("cuda.*training.device is cpu", devices=("cuda:0",), overrides=("--training.device=cpu",))
     grid.write_text("a: {}\nb: {denoising: {nosuch: 1}}")
     refused("row 'b' .*nosuch")
     grid.write_text("a: {}\nb: {denoising: {target: replaced, query: speech, noise: image}}")

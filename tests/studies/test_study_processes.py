@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from saysee.errors import SaySeeError
 from saysee.log import is_configured
 from saysee.settings.reading import resolve_recipe
 from saysee.studies import processes
-from saysee.studies.processes import run_alone, train_alone
+from saysee.studies.processes import on_devices, run_alone, train_alone
 
 
 @pytest.mark.parametrize("configured", [True, False])
@@ -47,6 +49,54 @@ def test_a_training_is_quiet_and_a_finished_one_starts_no_process(
     tiny_settings["optimizer"]["lr"] = 0.5
     with pytest.raises(AssertionError):  # the training reports what is wrong with another recipe in this folder
         train_alone(resolve_recipe(tiny_settings), tmp_path / "tiny.yaml", "tiny")
+
+
+def test_as_many_run_at_once_as_there_are_devices_and_each_sees_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    together, seen = threading.Barrier(3, timeout=60), {}
+
+    def call(number: int) -> None:
+        together.wait()
+        seen[number] = run_alone(os.getenv, "CUDA_VISIBLE_DEVICES")
+
+    on_devices(call, range(3), ["cpu", "cuda:0", "cuda:1"])
+    assert sorted(seen.values()) == ["", "5", "7"]
+    order: list[int] = []
+    on_devices(order.append, range(5), [])
+    assert order == list(range(5))
+    on_devices(lambda _: order.append(run_alone(os.getenv, "CUDA_VISIBLE_DEVICES")), [0], [])
+    assert order[-1] == "5,7", "without devices a process sees what this one sees"
+
+
+def test_the_first_error_stops_the_training_on_the_other_device(
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0)
+    start, started = subprocess.Popen, list[Any]()
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+    def popen(command: Any, **keywords: Any) -> Any:
+        started.append(start(sleeps, **keywords))
+        return started[-1]
+
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    done = []
+
+    def call(item: str) -> None:
+        if item == "fails":
+            while not started:
+                time.sleep(0.01)
+            raise SaySeeError("row fails")
+        if item == "long":
+            train_alone(resolve_recipe(tiny_settings), tmp_path / "tiny.yaml", item)
+        done.append(item)
+
+    with pytest.raises(SaySeeError, match="row fails"):
+        on_devices(call, ["long", "fails", "never"], ["cpu", "cpu"])
+    assert started[0].poll() is not None
+    assert done == []
+    on_devices(done.append, ["later", "again"], ["cpu", "cpu"])
+    assert sorted(done) == ["again", "later"]
 
 
 @pytest.mark.parametrize(("code", "error"), [(2, SaySeeError), (130, KeyboardInterrupt)])

@@ -57,25 +57,28 @@ def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices:
         try:
             if not _stopping.is_set():
                 function(item)
+        except BaseException:
+            _stopping.set()
+            raise
         finally:
             _device.reset(before)
             free.put(device)
 
-    if len(devices) < 2:
-        for item in items:
-            call(item)
-        return
-    with ThreadPoolExecutor(len(devices)) as pool:
-        calls = [pool.submit(call, item) for item in items]
-        try:
-            for done in as_completed(calls):
-                done.result()
-        except BaseException:
-            _stopping.set()
-            pool.shutdown(cancel_futures=True)  # when the calls that have begun have ended
-            raise
-        finally:
-            _stopping.clear()
+    try:
+        if len(devices) < 2:
+            for item in items:
+                call(item)
+            return
+        with ThreadPoolExecutor(len(devices)) as pool:
+            calls = [pool.submit(call, item) for item in items]
+            try:
+                for done in as_completed(calls):
+                    done.result()
+            except BaseException:  # the pool ends when the calls that have begun have ended
+                _stopping.set()
+                raise
+    finally:
+        _stopping.clear()
 
 
 def _visible_gpus() -> str | None:

@@ -7,20 +7,21 @@ import io
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from PIL import Image
-from rich.table import Table
 
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.attention import attention_map
 from saysee.encoding.encoder import Encoder
+from saysee.evaluation.comparison import Comparison, System
 from saysee.evaluation.localization import attention_on_object, word_maps
 from saysee.evaluation.protocols import EvaluationResult
+from saysee.evaluation.table import Table
 from saysee.files import write_text
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
@@ -76,26 +77,11 @@ class DemoResult:
         }
 
     def to_table(self) -> Table:
-        """The scores in percent, with 95 % intervals of the mean R@1, and the cost of the training."""
-        recalls = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
-        table = Table(title="test split, percent")
-        table.add_column("")
-        for way, name in recalls:
-            table.add_column(f"{way.replace('_to_', ' → ')}\n{name}", justify="right")
-        table.add_column("mean R@1\n(95 % interval)", justify="right")
-        table.add_column("training\ns/step", justify="right")
-        for row, result in self.results.items():
-            overall = result.overall.to_dict()
-            low, high = overall["interval"]["mean_R@1"]
-            table.add_row(
-                row,
-                *[f"{overall[way][name]:.1f}" for way, name in recalls],
-                f"{overall['mean_R@1']:.2f} ({low:.2f} to {high:.2f})",
-                f"{self.runs[row]['seconds_per_step']:.2f}",
-            )
-        chance = self.results[self.best].overall.chance_mean_recall_at_1
-        table.add_row("chance", *[""] * len(recalls), f"{chance:.2f}", "", style="dim")
-        return table
+        """The scores in percent, the difference of the rows, and the cost of the training."""
+        systems = [System(row, [result]) for row, result in self.results.items()]
+        table = Comparison(["scenes"], systems).tables()[0]
+        seconds = ", ".join(f"{row} {run['seconds_per_step']:.2f}" for row, run in self.runs.items())
+        return replace(table, notes=[*table.notes, f"training, seconds a step: {seconds}"])
 
 
 def write_report(demo: DemoResult) -> None:
