@@ -80,7 +80,7 @@ def test_a_trained_run_has_a_card_with_data_recipe_and_scores(
 
 
 def test_the_header_is_valid_for_the_hub_and_reads_back_as_it_was(tmp_path: Path, model_folder: Path) -> None:
-    scores = scores_file(tmp_path / "scores.json")
+    scores = scores_file(tmp_path / "scores.json", model=str(model_folder))
     words = ["card", str(model_folder), "--scores", str(scores), "--name", "Mine", "--license", "cc-by-4.0"]
     assert main(words) == 0
     header = metadata_load(model_folder / CARD_FILE)
@@ -100,10 +100,10 @@ def test_the_header_is_valid_for_the_hub_and_reads_back_as_it_was(tmp_path: Path
 def test_a_cascade_stands_beside_the_model_and_not_in_its_results(
     tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpora = json.loads(scores_file(tmp_path / "a.json").read_text())
+    corpora = json.loads(scores_file(tmp_path / "a.json").read_text()) | {"model": str(model_folder)}
     empty = {"image_to_speech": None, "mean_R@1": None, "interval": None}
     both = [corpora, corpora | {"manifest": "coco/manifest.jsonl", "overall": corpora["overall"] | empty}]
-    own = scores_file(tmp_path / "own.json", corpora=both)
+    own = scores_file(tmp_path / "own.json", model=str(model_folder), corpora=both)
     other = scores_file(tmp_path / "other.json", cascade={"asr": "openai/whisper-small", "clip": "openai/clip"})
     texts = scores_file(tmp_path / "texts.json", cascade={"transcripts": "manifest", "clip": "openai/clip"})
     words = [word for path in (own, other, texts) for word in ("--scores", str(path))]
@@ -120,6 +120,38 @@ def test_a_cascade_stands_beside_the_model_and_not_in_its_results(
     assert rows[1][7:] == ["–"] * 4
     _, results = model_index_to_eval_results(metadata_load(model_folder / CARD_FILE)["model-index"])
     assert len(results) == 6 + 3
+
+
+def test_scores_of_another_model_stand_under_its_name_and_not_in_the_results(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is recognized by its folder, however it was written; one that is not here, by the run's name."""
+    (tmp_path / "runs" / "b" / "best").mkdir(parents=True)
+    (tmp_path / "other" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    systems = {
+        "mine": "this model",
+        str(model_folder): "this model",
+        "/far/away/mine": "this model",
+        "/far/away/mine/best": "this model",
+        "me/on-hub": "this model",
+        "runs/b/best": "b",
+        "other/mine": "mine",
+        "speechclip/mine": "speechclip/mine",
+        "/far/away/a": "a",
+    }
+    words = [word for number, model in enumerate(systems) for word in ("--scores", f"{number}.json")]
+    for number, model in enumerate(systems):
+        scores_file(tmp_path / f"{number}.json", model=model, split=f"split{number}")
+    assert main(["card", "mine", "--name", "me/on-hub", *words]) == 0
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 4
+    assert "speechclip/mine" in errors
+    text = (model_folder / CARD_FILE).read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "2,500" in line]
+    assert [row[1] for row in rows] == list(systems.values())
+    _, results = model_index_to_eval_results(metadata_load(model_folder / CARD_FILE)["model-index"])
+    assert {result.dataset_split for result in results} == {f"split{number}" for number in range(5)}
 
 
 def test_a_card_that_was_edited_is_neither_written_over_nor_lost(

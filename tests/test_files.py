@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,19 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     clean_folder(tmp_path)
     assert (folder / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_of_a_folder_have_the_mode_of_new_files(tmp_path: Path, mask: int) -> None:
+    def write(folder: Path) -> None:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").touch(mode=0o600)
+
+    before = os.umask(mask)
+    try:
+        write_folder(tmp_path / "made", write)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made" / "inner" / "a").stat().st_mode & 0o777 == 0o666 & ~mask

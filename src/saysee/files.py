@@ -68,6 +68,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     write(temporary)
     for path in [*temporary.rglob("*"), temporary]:
+        if path.is_file():
+            set_default_mode(path)
         flush(path)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -90,6 +92,13 @@ def clean_folder(parent: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.rename(final)
+
+
+def set_default_mode(path: Path) -> None:
+    """Gives a file the mode of a new one: some libraries write files that only their owner can read."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def unfinished(path: Path) -> Path:

@@ -43,7 +43,9 @@ def manifests(tmp_path: Path, sounds: Any) -> list[str]:
 
 @pytest.fixture
 def model_folder(tmp_path: Path, hubert_configs: Any, clip_config: Any) -> str:
-    SpeechImageModel.from_encoders(hubert_configs["base"], clip_config).save_pretrained(tmp_path / "model")
+    model = SpeechImageModel.from_encoders(hubert_configs["base"], clip_config)
+    model.speech_encoder.layer_mix.weights.data += 0.1  # as if it had been trained
+    model.save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 
 
@@ -78,6 +80,30 @@ def test_one_manifest_gives_what_it_gave_also_after_a_flag(
     assert (found["model"], found["manifest"], found["split"]) == (model_folder, manifests[0], "test")
     assert found["by"]["speaker"]["ann"]["clips"] == 3
     assert "speaker = ann" in output_of(capsys, model_folder, "--by", "speaker", manifests[0])
+
+
+def test_a_model_that_was_never_trained_is_scored_only_if_asked_for(
+    tmp_path: Path, manifests: list[str], hubert_configs: Any, clip_config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "untrained")
+    SpeechImageModel.from_encoders(hubert_configs["base"], clip_config).save_pretrained(place)
+    assert main(["evaluate", place, manifests[0]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert place in captured.err
+    assert "--untrained" in captured.err
+    found = json.loads(output_of(capsys, place, manifests[0], "--untrained", "--json"))
+    assert found["untrained"] is True
+    assert found["overall"]["clips"] == 3
+    folder, index = tmp_path / "one", str(tmp_path / "index")
+    for words in (["index", place, str(folder), "--to", index, "--json"], ["search", index, str(folder / "0.wav")]):
+        assert main(words) == 0
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1
+        assert place in captured.err
+        if words[0] == "index":
+            assert any(place in note for note in json.loads(captured.out)["notes"])
 
 
 def test_a_cascade_on_the_manifests_texts_is_scored(

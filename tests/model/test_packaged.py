@@ -10,9 +10,12 @@ import pytest
 import torch
 import yaml
 
+from saysee.encoding.encoder import Encoder
 from saysee.errors import CheckpointError
 from saysee.media.audio import load_audio
-from saysee.model.loading import ENCODERS, place_of
+from saysee.model.loading import load_clip, load_hubert
+from saysee.model.packaged import ENCODERS, place_of
+from saysee.model.processor import SpeechImageProcessor
 from saysee.model.retriever import SpeechImageModel
 
 NAMES = ("hubert-nano", "clip-nano")
@@ -50,6 +53,38 @@ def test_a_name_that_the_package_does_not_have_is_an_error_with_those_it_has(nam
     assert "\n" not in str(raised.value)
     for known in NAMES:
         assert f"saysee/{known}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda name: load_hubert(name),
+        lambda name: load_clip(name, text=True),
+        lambda name: load_clip(name, text=False),
+        lambda name: SpeechImageModel.from_pretrained(name),
+        lambda name: SpeechImageProcessor.from_pretrained(name),
+        lambda name: SpeechImageProcessor.from_sources(name, None, 64, text=False),
+        lambda name: SpeechImageProcessor.from_sources(None, name, 64, text=False),
+        lambda name: Encoder(name),
+    ],
+)
+def test_no_entry_point_looks_for_a_name_of_the_package_on_the_hub(load, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError(f"asks the hub: {arguments} {options}")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", refuse)
+    monkeypatch.setattr("transformers.utils.hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match="saysee/clip-nano"):
+        load("saysee/no-such")
+
+
+def test_the_loaders_and_processors_know_the_names_of_the_package():
+    assert load_hubert("saysee/hubert-nano").config.num_hidden_layers > 1
+    assert load_clip("saysee/clip-nano", text=False).config.model_type == "clip_vision_model"
+    processor = SpeechImageProcessor.from_sources("saysee/hubert-nano", "saysee/clip-nano", 64, text=True)
+    assert processor.tokenizer is not None
+    with pytest.raises(CheckpointError, match="clip-nano"):
+        SpeechImageModel.from_pretrained("saysee/clip-nano")  # a CLIP of the package is no SaySee model
 
 
 # ---------------------------------------------------------------------- the encoders

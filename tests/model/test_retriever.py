@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -14,7 +17,7 @@ import soundfile
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import CLIPModel, CLIPVisionModelWithProjection, HubertModel
+from transformers import AutoModel, CLIPModel, CLIPVisionModelWithProjection, HubertModel
 
 from saysee.errors import CheckpointError, MediaError, SaySeeError
 from saysee.media.audio import load_audio
@@ -279,7 +282,50 @@ def test_a_bf16_model_encodes_and_is_loaded_in_fp32_unless_asked(model, tmp_path
         assert (exact * rough).sum(1).min() > 0.99
     model.save_pretrained(tmp_path / "saved")
     assert SpeechImageModel.from_pretrained(tmp_path / "saved").dtype == torch.float32
-    assert SpeechImageModel.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16).dtype == torch.bfloat16
+    for name in ("dtype", "torch_dtype"):
+        assert SpeechImageModel.from_pretrained(tmp_path / "saved", **{name: torch.bfloat16}).dtype == torch.bfloat16
+    assert AutoModel.from_pretrained(tmp_path / "saved", torch_dtype=torch.float16).dtype == torch.float16
+
+
+def test_loading_is_silent(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    code = f"import saysee; saysee.SpeechImageModel.from_pretrained({str(tmp_path / 'saved')!r})"
+    quiet = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    ended = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], env=quiet, capture_output=True)
+    assert (ended.returncode, ended.stdout, [line for line in ended.stderr.splitlines() if b"Loading" not in line]) == (
+        0,
+        b"",
+        [],
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_saved_files_have_the_mode_of_new_files(model, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
+def test_a_head_is_untrained_until_a_step_of_training(model, tmp_path):
+    assert model.untrained
+    model.save_pretrained(tmp_path / "saved")
+    assert SpeechImageModel.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16).untrained
+    model.train()
+    optimizer = torch.optim.Adam(
+        model.speech_encoder.head.parameters(), lr=1e-4
+    )  # of a mix of one state, no more moves
+    model(torch.randn(2, 4000), torch.ones(2, 4000, dtype=torch.bool), torch.randn(2, 3, 32, 32))[
+        0
+    ].vector.sum().backward()
+    optimizer.step()
+    assert not model.untrained
+    model.save_pretrained(tmp_path / "trained")
+    assert not SpeechImageModel.from_pretrained(tmp_path / "trained", dtype=torch.bfloat16).untrained
 
 
 def test_clips_come_as_paths_bytes_or_arrays_in_order_and_any_batch_size(model, wav_files):

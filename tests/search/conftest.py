@@ -30,7 +30,7 @@ def model_folder(tmp_path: Path, saved_model: Path, request: pytest.FixtureReque
     if not saved_model.exists():
         torch.manual_seed(4)
         encoders = (request.getfixturevalue(name) for name in ("hubert_folder", "clip_folder"))
-        SpeechImageModel.from_encoders(*encoders).save_pretrained(saved_model)
+        as_trained(SpeechImageModel.from_encoders(*encoders)).save_pretrained(saved_model)
     return Path(shutil.copytree(saved_model, tmp_path / "model"))
 
 
@@ -54,7 +54,13 @@ def photos(tmp_path: Path) -> Path:
 def retrained(hubert_folder: Path, clip_folder: Path) -> Encoder:
     """The same encoders under a speech head of other weights."""
     torch.manual_seed(5)
-    return Encoder(SpeechImageModel.from_encoders(hubert_folder, clip_folder))
+    return Encoder(as_trained(SpeechImageModel.from_encoders(hubert_folder, clip_folder)))
+
+
+def as_trained(model: SpeechImageModel) -> SpeechImageModel:
+    """The model with a mix of hidden states that only training gives: one that was never trained is warned of."""
+    model.speech_encoder.layer_mix.weights.data += 0.1
+    return model
 
 
 @pytest.fixture

@@ -85,6 +85,6 @@ def test_every_way_gives_the_same_vectors(tmp_path: Path, asked: list[np.ndarray
     ranked: list[Any] = []
     ranks = protocols.retrieval_ranks
     monkeypatch.setattr(protocols, "retrieval_ranks", lambda *vectors: ranked.append(vectors) or ranks(*vectors))
-    assert main(["evaluate", str(model), str(tmp_path / "m.jsonl")]) == 0
+    assert main(["evaluate", str(model), str(tmp_path / "m.jsonl"), "--untrained"]) == 0
     np.testing.assert_array_equal(ranked[0][0], expected["clip"])
     np.testing.assert_array_equal(ranked[0][1], expected["image"])

@@ -33,6 +33,7 @@ def evaluate(
     mteb: bool = False,
     language: str | None = None,
     features: Path | None = None,
+    untrained: bool = False,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
@@ -54,6 +55,7 @@ def evaluate(
         mteb: also show MTEB's measures, under its names
         language: the spoken language, such as en, for the Whisper of a cascade
         features: folder of cached features, such as scenes/features: what it does not have is computed and added
+        untrained: score a model whose speech head was never trained
         batch_size: files encoded together
         device: device to compute on
     """
@@ -80,7 +82,7 @@ def evaluate(
     options = {"by": by, "batch_size": batch_size}
     systems = []
     for model, name in zip(models, short_names(models), strict=True):  # one after another: memory for one
-        score, about, facts = _scorer(model, cascades[model], device, features, language)
+        score, about, facts = _scorer(model, cascades[model], device, features, language, untrained)
         results = [score(corpus, split=part, **options) for corpus, part in zip(corpora, splits, strict=True)]
         systems.append(System(name, results, about, facts))
         del score
@@ -96,7 +98,7 @@ def evaluate(
 
 
 def _scorer(
-    model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None
+    model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None, untrained: bool
 ) -> tuple[Any, dict[str, Any], Any]:
     """A function that scores a corpus, what the model is, and the facts about the run that trained it."""
     from functools import partial
@@ -110,7 +112,10 @@ def _scorer(
     cache = None if features is None else FeatureCache(features)
     encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
     if cascade is None:
-        return partial(protocols.evaluate, encoder), {"model": model}, getattr(encoder.model, "trained", None)
+        if encoder.warning and not untrained:
+            raise ConfigError(f"{encoder.warning}; train the model, or score it as it is with --untrained")
+        described = {"model": model} | ({"untrained": True} if encoder.warning else {})
+        return partial(protocols.evaluate, encoder), described, getattr(encoder.model, "trained", None)
     recognizer = None
     if cascade.recognizer != TRANSCRIPTS:
         recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from saysee.cli.printing import Result
+from saysee.cli.printing import Result, print_message
 from saysee.errors import ConfigError
 from saysee.log import is_rank_0
 
@@ -62,17 +62,19 @@ def card(
     name: str | None = None,
     license: str | None = None,
 ) -> Result:
-    """Write the model card of a trained model, with its scores.
+    """Write the model card of a model, with its scores and those of others beside them.
 
     Args:
         model: folder of a SaySee model, such as runs/first/best
-        scores: output of 'saysee evaluate ... --json', for this model or for a cascade (repeatable)
+        scores: output of 'saysee evaluate ... --json', for this model, another or a cascade (repeatable)
         to: the file to write (default: README.md in the model's folder)
         name: name of the model (default: the name of its run)
         license: license of the weights as the hub names it, such as apache-2.0
     """
-    from saysee.model.card import read_scores, write_card
+    from saysee.model.card import OWN, read_scores, write_card
 
-    read = [score for path in scores for score in read_scores(path, model)]
+    read = [score for path in scores for score in read_scores(path, model, name)]
+    for system in dict.fromkeys(score.system for score in read if score.system != OWN):
+        print_message(f"{system}: in the card's table, not in its results for the hub")
     path = write_card(model, read, to=to, name=name, license=license)
     return Result({"card": str(path), "scores": len(read)}, [str(path)])

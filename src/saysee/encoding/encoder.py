@@ -82,6 +82,13 @@ class Encoder:
         self._sides: dict[str, Any] = {}
         self._making_sides = threading.Lock()
 
+    @property
+    def warning(self) -> str | None:
+        """What a user must know of the model before its results; None if nothing."""
+        if not getattr(self.model, "untrained", False):
+            return None
+        return f"the speech head of {self.name} was never trained: speech gives random results"
+
     def encode_speech(
         self, clips: Sequence[Any], *, batch_size: int = BATCH, sampling_rate: int = SAMPLE_RATE, progress: bool = True
     ) -> Vectors:

@@ -17,14 +17,15 @@ from typing import Any
 import yaml
 
 from saysee.errors import CheckpointError, ConfigError
-from saysee.files import fingerprint, write_text
+from saysee.files import UNFINISHED, fingerprint, write_text
 from saysee.model.configuration import SpeechImageConfig
-from saysee.model.loading import OWNER
+from saysee.model.packaged import OWNER
 
 CARD_FILE, TRAINING_FILE = "README.md", "training.json"
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _MARK = re.compile(r"\n<!-- written by SaySee, contents ([0-9a-f]{32}) -->\n$")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+OWN = "this model"
 _METRICS = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") for k in (1, 5, 10)]
 
 
@@ -33,7 +34,7 @@ class Score:
     """The result of ``saysee evaluate --json`` on one corpus.
 
     Attributes:
-        system: "this model", or another model or a cascade to compare it with.
+        system: "this model", or the name of another model or a cascade to compare it with.
         corpus: name of the corpus.
         split: its split.
         overall: the metrics, as ``RetrievalMetrics.to_dict`` gives them.
@@ -59,10 +60,14 @@ class Score:
         return [f"{self.corpus}, {self.split}", self.system, *counts, *values, mean]
 
 
-def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Score]:
+def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], name: str | None = None) -> list[Score]:
     """Reads the scores that ``saysee evaluate --json`` printed, of models and cascades on one corpus or more.
 
-    The scores of a single model are those of "this model"; among several, those of the model in ``folder`` are.
+    Args:
+        path: of the file.
+        folder: of the model whose card they are for. Scores of a folder that is not on this machine are taken for its
+            own if the run or folder has its name.
+        name: of that model on the hub, if it was scored by it.
 
     Raises:
         ConfigError: the file cannot be read, or has other contents.
@@ -72,11 +77,10 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         scores = []
         for each in content.get("models", [content]):
-            system = "this model"
             if cascade := each.get("cascade"):
                 system = f"cascade: {cascade.get('asr', 'manifest texts')}, {cascade['clip']}"
-            elif each is not content and Path(each["model"]).resolve() != Path(folder).resolve():
-                system = each["model"]
+            else:
+                system = OWN if each["model"] == name else _system(each["model"], Path(folder))
             scores += [
                 Score(system, _corpus_name(corpus["manifest"]), corpus["split"], corpus["overall"])
                 for corpus in each.get("corpora", [each])
@@ -91,7 +95,7 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
 
 
 def read_training(file: str | os.PathLike[str] | None) -> dict[str, Any] | None:
-    """Reads the facts about the run from the file beside the weights; None if there is none.
+    """Reads the facts about the run, or the conversion, from the file beside the weights; None if there is none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -100,7 +104,8 @@ def read_training(file: str | os.PathLike[str] | None) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-        return {part: content[part] for part in ("data", "recipe", "best", "run")}
+        parts = ("converted",) if "converted" in content else ("data", "recipe", "best", "run")
+        return {part: content[part] for part in parts}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: damaged ({error!r:.80}); copy the model again, or remove the file") from None
 
@@ -172,11 +177,14 @@ def card_text(
             metric_value=round(score.overall[way][metric], 2),
         )
         for score in scores
-        if score.system == "this model"
+        if score.system == OWN
         for way, metric in _METRICS
         if score.overall[way] is not None
     ]
-    encoders = [str(training["recipe"]["model"].get(side)) for side in ("speech", "image")] if training else []
+    converted = (training or {}).get("converted")
+    training = None if converted else training
+    sides = converted or (training["recipe"]["model"] if training else {})
+    encoders = [str(sides[side]) for side in ("speech", "image") if sides.get(side)]
     data = ModelCardData(
         model_name=name if results else None,
         library_name="saysee",
@@ -191,6 +199,7 @@ def card_text(
         template_path=str(_TEMPLATE),
         name=name,
         config=config,
+        converted=converted,
         training=training,
         recipe=training and yaml.safe_dump(training["recipe"], sort_keys=False, allow_unicode=True),
         heads=[f"{way.replace('_', ' ')} {metric}" for way, metric in _METRICS],
@@ -211,9 +220,20 @@ def _edited(path: Path) -> bool:
 
 
 def _model_name(folder: Path) -> str:
-    """The name of the run for its ``best`` folder, also while that is being written; otherwise that of the folder."""
+    """The name of the run for its ``best`` folder, otherwise that of the folder; also while it is being written."""
     path = folder.absolute()
-    return path.parent.name if re.fullmatch(r"(?:\.\w+-)?best", path.name) else path.name
+    name = path.name.removeprefix(UNFINISHED)
+    return path.parent.name if name == "best" else name
+
+
+def _system(scored: str, folder: Path) -> str:
+    """:data:`OWN` if what was scored is the model of the folder, else the name of the other model."""
+    place = Path(scored)
+    if place.exists() and folder.exists():
+        own = place.samefile(folder)
+    else:
+        own = _model_name(place) == _model_name(folder) and not _is_on_hub(scored)
+    return OWN if own else scored if _is_on_hub(scored) else _model_name(place)
 
 
 def _corpus_name(manifest: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,9 @@ from transformers import (
 
 from saysee.errors import CheckpointError
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 
-ENCODERS = Path(__file__).parents[1] / "encoders"
-"""The encoders of the package: one folder each, in the Hugging Face layout."""
-OWNER = "saysee/"
 FIX = "give a folder in the Hugging Face layout or a name on the hub"
 
 
@@ -99,7 +96,7 @@ def load_clip(place: str | os.PathLike[str], text: bool) -> Any:
         return load_weights(CLIPVisionModelWithProjection, place, "CLIP", FIX)
     if text:
         return load_weights(CLIPModel, place, "CLIP", FIX)
-    config = vision_alone(CLIPConfig.from_pretrained(os.fspath(place)))
+    config = vision_alone(CLIPConfig.from_pretrained(place_of(place)))
     return load_weights(CLIPVisionModelWithProjection, place, "CLIP", FIX, config=config)
 
 
@@ -114,7 +111,7 @@ def read_config(place: str | os.PathLike[str], kinds: tuple[str, ...], what: str
     Raises:
         CheckpointError: there is no configuration, or one of another kind (for which transformers would only warn).
     """
-    place = os.fspath(place)
+    place = place_of(place)
     if (os.path.isabs(place) or place.startswith(".")) and not os.path.exists(place):
         raise CheckpointError(f"no {what} at {place}: no such folder; {fix}")
     try:
@@ -133,9 +130,11 @@ def load_weights(kind: Any, place: str | os.PathLike[str], what: str, fix: str, 
     Raises:
         CheckpointError: the weights cannot be read, or some are missing.
     """
+    if "torch_dtype" in kwargs:  # its older name
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     kwargs = {"dtype": torch.float32, **kwargs, "output_loading_info": True}
     try:
-        model, report = kind.from_pretrained(os.fspath(place), *args, **kwargs)
+        model, report = kind.from_pretrained(place_of(place), *args, **kwargs)
     except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
         raise CheckpointError(f"no {what} at {place}: {first_line(error)}; {fix}") from error
     missing = sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name)
@@ -147,19 +146,3 @@ def load_weights(kind: Any, place: str | os.PathLike[str], what: str, fix: str, 
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message."""
     return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def place_of(name: str | os.PathLike[str]) -> str:
-    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path unchanged.
-
-    Raises:
-        CheckpointError: the package has no encoder of that name.
-    """
-    place = os.fspath(name)
-    if not place.startswith(OWNER) or Path(place).exists():
-        return place
-    folder = ENCODERS / place.removeprefix(OWNER)
-    if not (folder / "config.json").is_file():
-        known = ", ".join(sorted(OWNER + path.parent.name for path in ENCODERS.glob("*/config.json")))
-        raise CheckpointError(f"the package has no encoder {place}; it has {known or 'none'}")
-    return str(folder)

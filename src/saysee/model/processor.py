@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin, W
 
 from saysee.media.audio import SAMPLE_RATE
 from saysee.media.padding import pad
+from saysee.model.packaged import place_of
 
 
 class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -55,12 +56,13 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
             options = {"sampling_rate": SAMPLE_RATE, "do_normalize": True, "return_attention_mask": True}
             extractor = Wav2Vec2FeatureExtractor(**options)
         else:
-            extractor = Wav2Vec2FeatureExtractor.from_pretrained(speech)
+            extractor = Wav2Vec2FeatureExtractor.from_pretrained(place_of(speech))
         extractor.do_normalize = extractor.do_normalize and not raw_speech
         if image is None:
             crop = {"height": image_size, "width": image_size}
             images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
         else:
+            image = place_of(image)
             images = CLIPImageProcessorPil.from_pretrained(image)
         processor = cls(extractor, images, has_text=text)
         if text:
@@ -104,7 +106,8 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> SpeechImageProcessor:
         """Reads what :meth:`save_pretrained` wrote, from a folder or the hub."""
-        processor: SpeechImageProcessor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        place = place_of(pretrained_model_name_or_path)
+        processor: SpeechImageProcessor = super().from_pretrained(place, **kwargs)
         if processor.has_text:
-            processor.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            processor.tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
         return processor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
@@ -14,12 +15,14 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPVisionConfig, Hu
 from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
+from saysee.files import set_default_mode
 from saysee.model.card import TRAINING_FILE, read_training, save_card
 from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
-from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, place_of, read_config, vision_alone
+from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, read_config, vision_alone
+from saysee.model.packaged import place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
@@ -132,7 +135,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         Raises:
             CheckpointError: there is no SaySee model at that place.
         """
-        place = os.fspath(pretrained_model_name_or_path)
+        place = place_of(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         fix = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
         read_config(place, (cls.config_class.model_type,), "SaySee model", fix, **hub)
@@ -167,6 +170,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             super().save_pretrained(save_directory, state_dict=state, **kwargs)
         finally:
             self.config.fusion = kept
+        for weights in Path(save_directory).glob("*.safetensors"):
+            set_default_mode(weights)
         self.processor.save_pretrained(save_directory)
         save_card(save_directory, self.config, self.trained)
 
@@ -182,6 +187,15 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
     def forward(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor) -> tuple[SpeechFeatures, ImageFeatures]:
         """Waveforms [B, T], their mask [B, T] and pixels [B, 3, H, W] to the features of both sides."""
         return self.speech_encoder(waveforms, speech_mask), self.image_encoder(pixels)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the speech head is as it was made: any training moves at least one of these off 0 and 1."""
+        named = self.speech_encoder.head.layers.named_parameters()
+        started = [part for name, part in named if "norm" in name or name.endswith(("in_proj_bias", "out_proj.bias"))]
+        return all(
+            bool(((part == 0) | (part == 1)).all()) for part in (self.speech_encoder.layer_mix.weights, *started)
+        )
 
     def set_trainable(self, speech: Layers, image: Layers) -> None:
         """Chooses the layers of the encoders that train; head and fusion encoder always do, the text encoder never.

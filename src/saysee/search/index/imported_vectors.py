@@ -71,6 +71,7 @@ def index_vectors(
     store = open_store(to)
     notes = [note for found in lists for note in found.notes]
     report = IndexReport(index=store.place, notes=[*_check_space(encoder, root, rows, matrix), *notes])
+    report.notes += [encoder.warning] if encoder.warning else []
     with store.writing() as writer:
         about, known = begin(writer, encoder, root, place.name, matrix.precision)
         for item in rows:

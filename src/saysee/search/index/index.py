@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
+
+logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-6
 """How far the length of a unit vector may be from 1 by rounding."""
@@ -189,6 +192,8 @@ class Index:
         given = self._model if self._model is not None else model_of(self.about, self.place, self.folder)
         encoder = Encoder(given, device=self._device if isinstance(given, str) else "auto")
         self.about.check(encoder, self.place)
+        if encoder.warning:
+            logger.warning("%s: %s", self.place, encoder.warning)
         return encoder
 
     def _checked(self, vectors: ArrayLike) -> Vectors:

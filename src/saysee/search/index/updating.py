@@ -98,7 +98,7 @@ def update_index(
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
     source = place if isinstance(place, Source) else find_source(place)
     store = open_store(to)
-    report = IndexReport(store.place)
+    report = IndexReport(store.place, notes=[encoder.warning] if encoder.warning else [])
     with store.writing() as writer:
         about, known = begin(writer, encoder, source.root, source.name)
         others = Counter(row.kind for row in known.values() if row.encoded_by != about.fingerprints[row.kind])
