@@ -31,6 +31,7 @@ from saysee.cli import main, parse
 
 TESTS = ROOT / "tests"
 ORDER = ["corpora.md", "train.md", "flickr8k-and-spokencoco.md", "evaluate.md", "search.md", "serve.md", "README.md"]
+ORDER += ["published-weights.md"]  # last, because it takes the place of an encoder
 """The pages whose examples run: each uses what those before it made."""
 PARSED_ONLY = {
     r"^saysee (demo|ablate)": "takes minutes; tests/studies",
@@ -79,7 +80,7 @@ def check_command(example: Example) -> None:
             assert set(re.findall(r"\w+", words[-1])) <= set(extras), example
         case "python" if words[1] == "-m":
             check_module(words[2], words[3:])
-        case "curl" | "python3" | "source":  # curl runs below; the others make and enter an environment
+        case "curl" | "python3" | "source" | "hf":  # curl runs below; the others make an environment, or download
             pass
         case other:
             pytest.fail(f"{example.page}: nothing checks {other!r}")
@@ -225,6 +226,23 @@ def prepare(page: str, place: Path) -> None:
         (place / "demo" / "runs" / "CMD").mkdir(parents=True)
         (place / "demo" / "runs" / "CMD" / "best").symlink_to(place / "runs" / "first" / "best")
         (place / "demo" / "scenes").symlink_to(scenes)
+    if page == "published-weights.md":
+        write_published(place)
+
+
+def write_published(place: Path) -> None:
+    """A checkpoint of SpeechCLIP base under its published name, and a HuBERT with as many layers."""
+    from transformers import HubertConfig, HubertModel
+
+    speechclip = load("model/test_speechclip.py")
+    hubert = place / "facebook/hubert-base-ls960"
+    config = HubertConfig.from_pretrained(hubert)
+    config.num_hidden_layers = 12
+    HubertModel(config).save_pretrained(hubert)
+    path = place / "base/flickr/parallel/epoch_131-step_15443-val_recall_mean_1_36.0100.ckpt"
+    path.parent.mkdir(parents=True)
+    head = speechclip.PublishedHead(13, config.hidden_size, 24)
+    speechclip.write_checkpoint(path, head.published() | speechclip.frozen(4))
 
 
 def check_results(place: Path) -> None:
@@ -238,6 +256,7 @@ def check_results(place: Path) -> None:
     card = ModelCard.load(place / "runs" / "flickr8k-base" / "best" / "README.md")
     assert "| flickr8k, test | this model | 4 | 2 |" in card.text
     assert "openai/clip-vit-base-patch32" in card.text
+    assert "| flickr8k, test | this model | 4 | 2 |" in (place / "speechclip-base" / "README.md").read_text()
 
 
 def write_places(files: Any, here: Path) -> None:

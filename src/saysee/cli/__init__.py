@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import data, evaluate, search, serve, studies, train
+from saysee.cli import convert, data, evaluate, search, serve, studies, train
 from saysee.cli.printing import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -34,6 +34,7 @@ VERBS: dict[str, Callable[..., Result | None]] = {
     "evaluate": evaluate.evaluate,
     "ablate": studies.ablate,
     "card": train.card,
+    "convert speechclip": convert.speechclip,
     "index": search.index,
     "index-check": search.index_check,
     "index-compact": search.index_compact,
@@ -119,7 +120,7 @@ def parse(words: Sequence[str]) -> Call | None:
 def _help(group: str) -> str:
     """The list of all verbs, or of those of a group."""
     verbs = {name: function.__doc__ or "" for name, function in VERBS.items() if name.startswith(group)}
-    listed = "\n".join(f"  {name:<17}{text.splitlines()[0]}" for name, text in verbs.items())
+    listed = "\n".join(f"  {name:<19}{text.splitlines()[0]}" for name, text in verbs.items())
     return f"""usage: {f"saysee {group}".strip()} VERB ...
 
 Say what you want to see, and find the image; show an image, and find the speech.
