@@ -138,7 +138,9 @@ def test_several_models_are_compared_with_the_first_and_seeds_are_one_row(
 ) -> None:
     """Models and manifests in any order, and a pattern that the shell has not expanded."""
     model_folder = str(tmp_path / "with-text")
-    SpeechImageModel.from_encoders(hubert_configs["base"], clip_folder).save_pretrained(model_folder)
+    model = SpeechImageModel.from_encoders(hubert_configs["base"], clip_folder)
+    model.speech_encoder.layer_mix.weights.data += 0.1  # as if it had been trained
+    model.save_pretrained(model_folder)
     runs = [seed_of(model_folder, tmp_path / "runs" / f"cmd-{seed}", seed) for seed in (0, 1)]
     cascade, pattern = f"cascade:manifest+{clip_folder}", str(tmp_path / "runs" / "*" / "best")
     words = [model_folder, manifests[0], cascade, pattern, model_folder, manifests[1]]
@@ -181,7 +183,8 @@ def test_the_card_takes_the_scores_of_its_model_among_several(
     assert main(["card", model_folder, "--scores", str(scores), "--to", str(tmp_path / "card.md")]) == 0
     card = (tmp_path / "card.md").read_text()
     assert card.count("| this model |") == 2
-    assert card.count(f"| {other} |") == 2
+    assert card.count("| other |") == 2
+    assert other not in card  # no path of this machine goes with the model
     assert card.count("| cascade: ") == 2
 
 

@@ -115,7 +115,8 @@ def _scorer(
         if encoder.warning and not untrained:
             raise ConfigError(f"{encoder.warning}; train the model, or score it as it is with --untrained")
         described = {"model": model} | ({"untrained": True} if encoder.warning else {})
-        return partial(protocols.evaluate, encoder), described, getattr(encoder.model, "trained", None)
+        facts = getattr(encoder.model, "trained", None) or {}
+        return partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
     recognizer = None
     if cascade.recognizer != TRANSCRIPTS:
         recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
