@@ -149,8 +149,6 @@ def convert_speechclip(
         temperature=None if temperature is None else math.exp(-float(temperature.flatten()[0])),
     )
     model = SpeechImageModel.from_encoders(speech, image, head=config)
-    # fairseq's HuBERT base takes waveforms as they are; the extractor on the hub normalizes them.
-    model.processor.feature_extractor.do_normalize = model.config.speech_config.do_stable_layer_norm
     model.speech_encoder.load_state_dict({_name(name): value for name, value in head.items()}, strict=False)
     local = {place: Path(place).name for place in (speech, image) if Path(place).exists()}  # no path in the card
     model.trained = {
