@@ -29,6 +29,8 @@ def index(
     from_vectors: Path | None = None,
     ids: Path | None = None,
     model_: str | None = None,
+    exclude: Sequence[str] = (),
+    allow_removals: bool = False,
     batch_size: int = 64,
     workers: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -42,6 +44,8 @@ def index(
         from_vectors: existing CLIP vectors to index: .npy or .parquet, or a folder of such files
         ids: one row per vector with a column path: .csv, .tsv, .jsonl, .parquet, .txt, or a folder of such files
         model_: the model, with --from-vectors
+        exclude: pattern of files and folders to skip, such as raw or "2019/private*" (repeatable)
+        allow_removals: remove the rows of vanished files even of whole folders, or of more than half of the index
         batch_size: files encoded together
         workers: number of decoding threads (default: one per CPU core)
         device: device to compute on
@@ -63,8 +67,10 @@ def index(
         from saysee.search.index.sources import find_source
         from saysee.search.index.updating import update_index
 
-        found = find_source(source)  # reports what is wrong with it before a model is loaded
-        report = update_index(Encoder(model, device), found, to, batch_size=batch_size, workers=workers)
+        found = find_source(source, exclude)  # reports what is wrong with it before a model is loaded
+        report = update_index(
+            Encoder(model, device), found, to, batch_size=batch_size, workers=workers, allow_removals=allow_removals
+        )
     for note in report.notes:
         print_message(note)
     return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])

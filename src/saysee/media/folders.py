@@ -2,61 +2,134 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase, translate
 from pathlib import Path
+from unicodedata import normalize
 
 from saysee.errors import SaySeeError
+from saysee.media.formats import kind_by_suffix
+from saysee.media.source import printable, reason
+
+EXCLUDED = (
+    *(".*", "__MACOSX", "lost+found", "$RECYCLE.BIN", "RECYCLER", "System Volume Information"),
+    *("@eaDir", "@__thumb", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),  # of Synology and QNAP
+    *("appdata_*/preview", "thumbs", "_thumbs", "*.lrdata", "*.photoslibrary/resources"),  # of Nextcloud, Immich, ...
+)
+"""Patterns of what is no file of the user's: hidden files, trash, snapshots and thumbnails."""
+NO_MEDIA = ".nomedia"
+"""A file with this name excludes its folder, as on Android."""
+
+logger = logging.getLogger(__name__)
 
 
 class Listing:
-    """All files under a folder, from one walk.
+    """All files under a folder, from one walk, the same at every walk.
 
-    Hidden files and folders and ``__MACOSX`` are skipped. Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once: one that lies inside is listed there, not where a link leads to it.
+    What cannot be read is logged, and the rest is listed.
 
     Args:
         folder: where the walk starts.
         option: the flag or argument that named it, for the error message.
+        exclude: patterns beside ``EXCLUDED``, as of the shell, compared without regard to case: with the name of a file
+            or folder, or where they have a slash, with the end of its path below ``folder``.
+
+    Attributes:
+        excluded: for each pattern and for ``NO_MEDIA`` how many files and folders it excluded.
+        unreadable: reason for each folder, or link, that cannot be read, by its relative path.
 
     Raises:
-        SaySeeError: it is not a folder.
-        OSError: a folder inside it cannot be read.
+        SaySeeError: it is not a folder, or cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], option: str) -> None:
+    def __init__(self, folder: str | os.PathLike[str], option: str, exclude: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            exists = self.folder.exists()
+        if not os.path.isdir(self.folder):
+            exists = os.path.exists(self.folder)
             fix = "is a file; unpack it, or name the folder" if exists else "no such folder; check the path"
-            raise SaySeeError(f"{folder}: {fix} ({option})")
-        self._by_suffix: dict[str, list[str]] = defaultdict(list)
-        for path in _walk(os.fspath(self.folder)):
-            self._by_suffix[os.path.splitext(path)[1].lower()].append(path)
+            raise SaySeeError(f"{printable(folder)}: {fix} ({option})")
+        self._start = os.path.join(self.folder, "")
+        self.excluded = Counter(dict.fromkeys(exclude, 0))
+        self.unreadable: dict[str, str] = {}
+        self.by_suffix: dict[str, list[str]] = defaultdict(list)
+        """Paths by suffix, which is in lower case with its dot, or empty."""
+        self._patterns = {each: _comparable(each).strip("/").removeprefix("**/") for each in (*EXCLUDED, *exclude)}
+        # One expression for all names; the path, and which pattern it is, are looked at where that matches.
+        names = (translate(pattern.rpartition("/")[2]) for pattern in self._patterns.values())
+        self._candidates = re.compile("|".join(names))
+        self._walk()
+        if "." in self.unreadable:
+            raise SaySeeError(f"{printable(folder)}: {self.unreadable['.']}; change its permissions ({option})")
+        for path, why in self.unreadable.items():
+            logger.warning("%s: %s; skipped", printable(os.path.join(self.folder, path)), why)
 
     def files(self, suffixes: Iterable[str]) -> list[str]:
         """Sorted paths of the files that have one of these suffixes (in lower case, with the dot)."""
-        return sorted(path for suffix in suffixes for path in self._by_suffix.get(suffix, ()))
+        return sorted(path for suffix in suffixes for path in self.by_suffix.get(suffix, ()))
 
     def relative(self, path: str) -> str:
         """The path of a file relative to the folder, with forward slashes."""
-        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+        inside = path[len(self._start) :] if path.startswith(self._start) else os.path.relpath(path, self.folder)
+        return inside.replace(os.sep, "/")
 
-
-def _walk(folder: str) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()  # a link may lead back up
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        status = os.stat(current)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
+    def _walk(self) -> None:
+        seen: set[tuple[int, int] | str] = set()
+        pending, links = [os.fspath(self.folder)], list[str]()
+        while pending or links:
+            if not pending:  # what lies inside has been listed
+                links.sort(reverse=True)
+                pending.append(links.pop())
+            current = pending.pop()
+            try:
+                status = os.stat(current)
+                # Some network drives number no files.
+                identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(current)
+                if identity in seen:
                     continue
-                if entry.is_dir():
-                    pending.append(entry.path)
-                else:
-                    yield entry.path
+                seen.add(identity)
+                with os.scandir(current) as opened:
+                    entries = sorted(opened, key=lambda entry: entry.name)
+            except OSError as error:
+                self._skip(current, reason(error))
+                continue
+            if current != os.fspath(self.folder) and any(entry.name == NO_MEDIA for entry in entries):
+                self.excluded[NO_MEDIA] += 1
+                continue
+            for entry in entries:
+                if not self._is_excluded(entry):
+                    self._add(entry, pending, links)
+
+    def _add(self, entry: os.DirEntry[str], pending: list[str], links: list[str]) -> None:
+        try:
+            if entry.is_dir():
+                (links if entry.is_symlink() else pending).append(entry.path)
+                return
+            is_file = kind_by_suffix(entry.name) is not None  # whoever opens it reports what is wrong with it
+            if not is_file and entry.is_symlink() and not os.path.exists(entry.path):
+                self._skip(entry.path, f"is a link to {printable(os.readlink(entry.path))}, which does not exist")
+                return
+        except OSError as error:  # a link to itself, or a network drive that no longer answers
+            self._skip(entry.path, reason(error))
+            return
+        self.by_suffix[os.path.splitext(entry.name)[1].lower()].append(entry.path)
+
+    def _is_excluded(self, entry: os.DirEntry[str]) -> bool:
+        if not self._candidates.match(_comparable(entry.name)):
+            return False
+        path = _comparable(f"/{self.relative(entry.path)}")
+        found = next((each for each, pattern in self._patterns.items() if fnmatchcase(path, f"*/{pattern}")), None)
+        if found is not None:
+            self.excluded[found] += 1
+        return found is not None
+
+    def _skip(self, path: str, why: str) -> None:
+        self.unreadable["." if path == os.fspath(self.folder) else self.relative(path)] = why
+
+
+def _comparable(text: str) -> str:
+    return normalize("NFC", text).casefold().replace(os.sep, "/")

@@ -87,7 +87,8 @@ def _degrees(parts: Any, side: Any, negative: str, most: int) -> float | None:
     degrees = sum(value / 60**place for place, value in enumerate(values[:3]))
     if not math.isfinite(degrees) or not 0 <= degrees <= most:
         return None
-    return round(-degrees if _text(side).upper().startswith(negative) else degrees, 6)
+    signed: float = -degrees if _text(side).upper().startswith(negative) else degrees
+    return round(signed, 6)
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,15 @@
-"""What holds for a whole index, whatever stores it: its model, its vectors and its source."""
+"""What holds for a whole index, whatever stores it: its model, its vectors and its source; what a run did to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
+from saysee.media.source import printable
 from saysee.version import __version__
 
 if TYPE_CHECKING:
@@ -66,3 +69,62 @@ class About:
                 f"{where}: its clips were encoded by another speech side than that of {encoder.name}; run 'saysee "
                 "index' with this model, which encodes them again, or search for images"
             )
+
+
+@dataclass(slots=True)
+class IndexReport:
+    """What an indexing run did.
+
+    Attributes:
+        index: its folder or address.
+        images, clips: rows of the index after the run.
+        encoded: files that the model encoded.
+        kept: files that had not changed.
+        moved: files found at a new place, which keep their vectors.
+        removed: rows whose file no longer exists or can no longer be used.
+        missing: rows that were kept although their files are out of reach, by folder.
+        refused: path and reason of each file that cannot be used.
+        unreadable: path and reason of each folder or link that cannot be read.
+        ignored: files that are neither image nor clip, by suffix; also videos.
+        excluded: files and folders that a pattern excluded, by pattern.
+        search: how the index is searched, by kind.
+        notes: warnings, such as of what could not be checked.
+    """
+
+    index: str
+    images: int = 0
+    clips: int = 0
+    encoded: int = 0
+    kept: int = 0
+    moved: int = 0
+    removed: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+    search: dict[Kind, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name in ("refused", "unreadable"):
+            values[name] = [{"path": path, "reason": reason} for path, reason in values[name]]
+        return values
+
+    def to_line(self) -> str:
+        """One line for the terminal."""
+        how = [f"{kind}s: {text}" for kind, text in self.search.items()]
+        others = {"ignored": counted(self.ignored), "excluded": counted(self.excluded)}
+        how += [f"{name}: {text}" for name, text in others.items() if text]
+        return (
+            f"{self.index}: {self.images:,} images and {self.clips:,} clips ({self.encoded:,} encoded, "
+            f"{self.kept:,} unchanged, {self.moved:,} moved, {self.removed:,} removed, {len(self.refused):,} refused); "
+            f"{'; '.join(how)}"
+        )
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Counts as a text: "12 .heic, 3 .mov"."""
+    return ", ".join(f"{count:,} {printable(name)}" for name, count in sorted(numbers.items()) if count)

@@ -20,10 +20,11 @@ from saysee.data.tables import Table, normal_title, open_table, plain_column, re
 from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.formats import kind_by_suffix
+from saysee.search.index.about import IndexReport
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import is_upload
 from saysee.search.index.store import UNIT_TOLERANCE, Item
-from saysee.search.index.updating import IndexReport, begin, finish
+from saysee.search.index.updating import begin, finish
 
 _PATH_COLUMNS = ("path", "imagepath", "image", "file", "filename", "url", "id", "key")
 """Titles of the column of paths, the preferred one first; compared without case, spaces, ``_`` and ``-``."""

@@ -6,21 +6,36 @@ bringing the index up to date with that keeps them.
 
 from __future__ import annotations
 
+import mimetypes
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from saysee.data.manifest import OPTIONAL, Manifest, Row
-from saysee.errors import SaySeeError
+from saysee.errors import MediaError, SaySeeError
 from saysee.media.folders import Listing
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES
-from saysee.search.index.about import About
-from saysee.search.index.store import Item, is_database
+from saysee.media.formats import Kind, file_kind, kind_by_suffix
+from saysee.media.source import opened, printable
+from saysee.search.index.about import About, counted
+from saysee.search.index.store import KINDS, Item, Key, is_database, storable
 
 UPLOADS_FOLDER = "uploads"
 """In the folder of the index, where no other is named."""
+NO_SUFFIX = "without suffix"
+"""The name under which such files are counted."""
+_RAW = """.3fr .aae .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw
+    .rw2 .rwl .sr2 .srf .srw .thm .x3f .xmp"""
+"""Raw images, which look like TIFF, and what cameras and programs write beside images."""
+_TYPES = mimetypes.MimeTypes().types_map[True].items()
+_OTHERS = frozenset(_RAW.split()) | {
+    suffix
+    for suffix, name in _TYPES
+    if not name.startswith(("image/", "audio/")) and name != "application/octet-stream"
+}
+"""Suffixes of documents, programs, archives and so on, which are not opened: those that Python knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +47,53 @@ class Source:
         name: "." for the folder itself, else the manifest's name in it.
         items: the images and clips, each once.
         place: the folder or manifest as the user named it, for messages.
+        exclude: patterns of files and folders that are not indexed, beside the usual ones.
+        ignored: how many files of each suffix are neither image nor clip.
+        excluded, unreadable: as of a :class:`saysee.media.folders.Listing`.
     """
 
     root: Path
     name: str
     items: list[Item]
     place: str
+    exclude: Sequence[str] = ()
+    ignored: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the files of a folder are indexed, not those of a manifest."""
+        return self.name == "."
+
+    def unreadable_above(self, path: str) -> str | None:
+        """The place in ``unreadable`` at or above a path; None if there is none."""
+        places = [path, *map(str, PurePosixPath(path).parents)] if self.unreadable else []
+        return next((place for place in places if place in self.unreadable), None)
 
 
-def find_source(place: str | os.PathLike[str]) -> Source:
+def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> Source:
     """The images and clips of a folder, or of a manifest (.parquet, .jsonl).
+
+    In a folder the suffix of a file decides whether it is an image or a clip, or one of ``_OTHERS``; of a file with
+    another suffix, or without one, the first bytes do.
 
     A clip of a manifest has all columns of its row as metadata. An image has those on which all its rows agree.
 
+    Args:
+        place: the folder or manifest.
+        exclude: patterns of files and folders that are not indexed, as of :class:`saysee.media.folders.Listing`.
+
     Raises:
-        SaySeeError: no such place, or no image and no clip in it.
+        SaySeeError: no such place, or no image and no clip in it; patterns for a manifest.
     """
     if is_database(place):  # it may hold a password, so it is not repeated
         raise SaySeeError("a database's address cannot be indexed; name a folder or manifest, then --to ADDRESS")
     path = Path(place)
     if path.is_dir() or not path.exists():
-        return Source(Path(os.path.abspath(path)), ".", _of_folder(path), os.fspath(place))
+        return _of_folder(path, os.fspath(place), exclude)
+    if exclude:
+        raise SaySeeError(f"{place}: --exclude is for folders; remove the rows from the manifest")
     return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(Manifest.read(path)), os.fspath(place))
 
 
@@ -96,13 +137,33 @@ def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterato
     yield Path(absolute)
 
 
-def _of_folder(folder: Path) -> list[Item]:
-    listing = Listing(folder, "what to index")
-    items = [Item("image", listing.relative(path)) for path in listing.files(IMAGE_SUFFIXES)]
-    items += [Item("clip", listing.relative(path)) for path in listing.files(AUDIO_SUFFIXES)]
+def _of_folder(folder: Path, place: str, exclude: Sequence[str]) -> Source:
+    listing = Listing(folder, "what to index", exclude)
+    ignored: Counter[str] = Counter()
+    found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
+    for suffix, paths in listing.by_suffix.items():
+        kind = kind_by_suffix(suffix and f"a{suffix}")
+        for path in paths:
+            one = kind if kind is not None or suffix in _OTHERS else _kind_by_content(path)
+            if one is None:
+                ignored[suffix or NO_SUFFIX] += 1
+            else:
+                found[one].append(listing.relative(path))
+    items = [Item(kind, path) for kind, paths in found.items() for path in sorted(paths)]
     if not items:
-        raise SaySeeError(f"{folder}: no image and no clip there; name the folder that holds them")
-    return items
+        others = f" ({counted(ignored)})" if ignored else ""
+        raise SaySeeError(f"{printable(folder)}: no image and no clip there{others}; name the folder that holds them")
+    root = Path(os.path.abspath(folder))
+    return Source(root, ".", items, place, exclude, ignored, listing.excluded, listing.unreadable)
+
+
+def _kind_by_content(path: str) -> Kind | None:
+    try:
+        with opened(path, "image") as (file, _):
+            found = file_kind(file)
+    except (MediaError, OSError):
+        return None
+    return None if found is None else found.kind
 
 
 def _of_manifest(manifest: Manifest) -> list[Item]:
@@ -118,13 +179,34 @@ def _of_manifest(manifest: Manifest) -> list[Item]:
 
 def _metadata(row: Row) -> dict[str, Any]:
     columns = {name: getattr(row, name) for name in ("image_id", "split", *OPTIONAL)} | dict(row.extra)
-    # PostgreSQL cannot store U+0000, and no caption means it.
-    cleaned = {name: value.replace("\0", "") if isinstance(value, str) else value for name, value in columns.items()}
-    return {name: value for name, value in cleaned.items() if value is not None}
+    values: dict[str, Any] = storable({name: value for name, value in columns.items() if value is not None})
+    return values
 
 
 def _normal(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
+
+
+def vanished_folders(source: Source, gone: Mapping[Key, Item]) -> dict[Key, str]:
+    """Which of the rows lie in a folder that has vanished whole, and in which: a drive may just not be mounted."""
+    listed = {folder for item in source.items for folder in PurePosixPath(item.path).parents}
+    empty: dict[PurePosixPath, bool] = {}
+
+    def is_empty(folder: PurePosixPath) -> bool:
+        if folder not in empty:
+            try:
+                empty[folder] = not os.listdir(source.root / folder)
+            except OSError:
+                empty[folder] = True
+        return empty[folder]
+
+    found = {}
+    for key, row in gone.items():
+        above = reversed(PurePosixPath(row.path).parents)
+        vanished = next((folder for folder in above if folder not in listed and is_empty(folder)), None)
+        if vanished is not None:
+            found[key] = str(vanished)
+    return found
 
 
 def is_upload(item: Item) -> bool:

@@ -7,9 +7,10 @@ clip) and the rows' vectors. The SQL that both databases understand is in :class
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -85,7 +86,7 @@ class Item:
     def changeable(self) -> tuple[Any, ...]:
         """The values of ``_CHANGEABLE``."""
         folder, _, name = self.path.rpartition("/")
-        metadata = json.dumps(self.metadata, ensure_ascii=False, sort_keys=True)
+        metadata = json.dumps(storable(self.metadata), ensure_ascii=False, sort_keys=True)
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
@@ -360,6 +361,19 @@ class Store(ABC):
         """See :meth:`Tables.existing_about`."""
         with self.reading() as tables:
             return tables.existing_about()
+
+
+def storable(value: Any) -> Any:
+    """A value as JSON that both databases can hold: without U+0000, halves of characters, NaN and infinity."""
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {storable(str(name)): storable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int) else storable(str(value))
 
 
 def is_database(place: str | os.PathLike[str]) -> bool:

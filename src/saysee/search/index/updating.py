@@ -9,65 +9,41 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.reading import read_ahead
-from saysee.errors import SaySeeError
+from saysee.errors import MediaError, SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import progress_bar
-from saysee.media.formats import Kind
-from saysee.media.source import printable
-from saysee.search.index.about import About
+from saysee.media.formats import audio_container, kind_by_suffix
+from saysee.media.metadata import EXIF_KEYS, is_video, read_exif
+from saysee.media.source import printable, reason
+from saysee.search.index.about import About, IndexReport, counted
 from saysee.search.index.index import open_store
-from saysee.search.index.sources import Source, beside, find_source, root_of, with_uploads
+from saysee.search.index.sources import (
+    NO_SUFFIX,
+    Source,
+    beside,
+    find_source,
+    is_upload,
+    root_of,
+    vanished_folders,
+    with_uploads,
+)
 from saysee.search.index.store import KINDS, Item, Key, Tables
 
+T = TypeVar("T")
 
-@dataclass(slots=True)
-class IndexReport:
-    """What an indexing run did.
-
-    Attributes:
-        index: its folder or address.
-        images, clips: rows of the index after the run.
-        encoded: files that the model encoded.
-        kept: files that had not changed.
-        moved: files found at a new place, which keep their vectors.
-        removed: rows whose file no longer exists or can no longer be used.
-        refused: path and reason of each file that cannot be used.
-        search: how the index is searched, by kind.
-        notes: warnings, such as of what could not be checked.
-    """
-
-    index: str
-    images: int = 0
-    clips: int = 0
-    encoded: int = 0
-    kept: int = 0
-    moved: int = 0
-    removed: int = 0
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    search: dict[Kind, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        refused = [{"path": path, "reason": reason} for path, reason in self.refused]
-        return asdict(self) | {"refused": refused}
-
-    def to_line(self) -> str:
-        """One line for the terminal."""
-        how = "; ".join(f"{kind}s: {text}" for kind, text in self.search.items())
-        return (
-            f"{self.index}: {self.images:,} images and {self.clips:,} clips ({self.encoded:,} encoded, "
-            f"{self.kept:,} unchanged, {self.moved:,} moved, {self.removed:,} removed, {len(self.refused):,} refused); "
-            f"{how}"
-        )
+_EXAMINED = "examined"
+"""The note that all files were examined for what they say of themselves; earlier releases did not."""
+_EXAMINED_AT_ONCE = 256
+_VIDEO = MediaError("undecodable", "is a video")
 
 
 def update_index(
@@ -77,11 +53,13 @@ def update_index(
     *,
     batch_size: int = 64,
     workers: int | None = None,
+    allow_removals: bool = False,
 ) -> IndexReport:
     """Creates an index of the files of a folder or manifest, or brings one up to date.
 
     Killed at any moment, it loses the current batch at most; the same call resumes. Files that cannot be used are
-    reported and skipped.
+    reported and skipped. Rows are kept where their files are out of reach: below a folder that cannot be read, and
+    without ``allow_removals`` where a whole folder or more than half of all files have disappeared.
 
     Args:
         encoder: the model.
@@ -89,6 +67,7 @@ def update_index(
         to: folder of the index, or ``postgresql://user@host/database?schema=name``.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; None for those of the encoder.
+        allow_removals: remove the rows of all files that have disappeared, however many.
 
     Raises:
         SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
@@ -105,9 +84,9 @@ def update_index(
         for kind, count in others.items():
             report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
         items = with_uploads(source.items, known.values(), source.root, writer.folder)
-        _Run(writer, encoder, about, replace(source, items=items), known, report).go(
-            batch_size, workers or encoder.workers
-        )
+        run = _Run(writer, encoder, about, replace(source, items=items), known, report)
+        run.go(batch_size, workers or encoder.workers)
+        run.remove(allow_removals)
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
@@ -181,38 +160,110 @@ class _Run:
     ) -> None:
         self.writer, self.encoder, self.about, self.source = writer, encoder, about, source
         self.known, self.report = known, report
+        report.ignored, report.excluded = source.ignored.copy(), source.excluded.copy()
+        report.unreadable = [(printable(source.root / path), why) for path, why in source.unreadable.items()]
         self.current = {key: row for key, row in known.items() if row.encoded_by == about.fingerprints[row.kind]}
         self.contents = {row.content for row in self.current.values()}
-        listed = {item.key for item in source.items}
-        # A file that came into the folder after it was listed may have a row already, of another process.
-        self.leaving = {
-            key: row
-            for key, row in known.items()
-            if key not in listed and (source.name != "." or not os.path.exists(source.root / row.path))
-        }
-        self.homeless = {row.content: row for key, row in self.leaving.items() if key in self.current}
+        self.bad: dict[Key, Item] = {}
+        """Rows whose files can no longer be used."""
+        self.gone: dict[Key, Item] = {}
+        """Rows whose files have disappeared."""
+        self._find_gone()
+        self.homeless = {row.content: row for key, row in (self.gone | self.bad).items() if key in self.current}
+
+    def _find_gone(self) -> None:
+        listed = {item.key for item in self.source.items}
+        unlisted = {}
+        for key, row in self.known.items():
+            if key in listed:
+                continue
+            if not self.source.is_folder:
+                self.gone[key] = row
+            elif (place := self.source.unreadable_above(row.path)) is not None:
+                self.report.missing[place] += 1
+            elif os.path.lexists(self.source.root / row.path):
+                unlisted[key] = row
+            else:
+                self.gone[key] = row
+        if unlisted:  # excluded now, or it came into the folder after that was listed and another process added it
+            with suppress(SaySeeError):
+                listed = {item.key for item in find_source(self.source.place, self.source.exclude).items}
+                self.bad = {key: row for key, row in unlisted.items() if key not in listed}
 
     def go(self, batch_size: int, workers: int) -> None:
-        changed = self._find_changed()
+        """Brings the rows of the source's files up to date."""
+        changed = self._find_changed(workers)
+        kept = len(self.source.items)
         with progress_bar("indexing", len(changed)) as bar:
             for items, prepared in read_ahead(_batches(changed, batch_size), self._read, workers):
                 self._write(items, prepared)
                 bar.advance(len(items))
-        self.writer.remove(list(self.leaving.values()))
-        report = self.report
-        report.removed = len(self.leaving)
-        report.kept = len(self.source.items) - report.encoded - report.moved - len(report.refused)
+        ignored = self.report.ignored.total() - self.source.ignored.total()
+        self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused) - ignored
 
-    def _find_changed(self) -> list[Item]:
+    def remove(self, allow_removals: bool) -> None:
+        """Removes the rows of files that have disappeared or can no longer be used."""
+        gone, report = self.gone, self.report
+        if not allow_removals:
+            if 2 * len(gone) > len(self.known):
+                report.missing["."] += len(gone)
+                what, gone = f"of {len(self.known):,} rows", {}
+            else:
+                folders = vanished_folders(self.source, gone) if self.source.is_folder else {}
+                report.missing.update(folders.values())
+                what = f"rows of whole folders ({counted(Counter(folders.values()))})"
+                gone = {key: row for key, row in gone.items() if key not in folders}
+            if kept := len(self.gone) - len(gone):
+                report.notes.append(
+                    f"{kept:,} {what} are kept although their files are gone; bring the files back, or remove the rows "
+                    "with --allow-removals"
+                )
+        leaving = gone | self.bad
+        self.writer.remove(list(leaving.values()))
+        report.removed = len(leaving)
+
+    def _find_changed(self, workers: int) -> list[Item]:
         """The items of another size or time, or without a vector of this model. The others get their metadata."""
-        changed, renewed = [], []
+        changed, others = [], []
         for item in self.source.items:
             row = self.current.get(item.key)
             if row is None or self._status(item) != (row.size, row.mtime_ns):
                 changed.append(item)
-            elif row.metadata != item.metadata:
-                renewed.append(replace(row, metadata=item.metadata))
-        return changed + self.writer.refresh(renewed)
+                continue
+            item.metadata = {name: row.metadata[name] for name in EXIF_KEYS if name in row.metadata} | item.metadata
+            others.append((row, item))
+        if self.writer.noted(_EXAMINED) is None:  # an earlier release wrote these rows
+            with progress_bar("reading metadata", len(others)) as bar:
+                for pairs, found in read_ahead(_parts(others, _EXAMINED_AT_ONCE), self._examine_again, workers):
+                    changed += self._renew([pair for pair, exif in zip(pairs, found, strict=True) if exif is not None])
+                    changed += [item for (_, item), exif in zip(pairs, found, strict=True) if exif is None]
+                    bar.advance(len(pairs))
+            self.writer.note(_EXAMINED, 1)
+        else:
+            changed += self._renew(others)
+        return changed
+
+    def _renew(self, pairs: Sequence[tuple[Item, Item]]) -> list[Item]:
+        """Writes the metadata that has changed; returns the items whose row another process has removed."""
+        renewed = [replace(row, metadata=item.metadata) for row, item in pairs if row.metadata != item.metadata]
+        return self.writer.refresh(renewed)
+
+    def _examine_again(self, pair: tuple[Item, Item]) -> dict[str, Any] | None:
+        """The EXIF data of a file whose row is up to date, which go to the item; None for a video."""
+        item = pair[1]
+        try:
+            with (self.source.root / item.path).open("rb") as file:
+                return self._examine(item, file)
+        except OSError:
+            return {}
+
+    def _examine(self, item: Item, file: BinaryIO) -> dict[str, Any] | None:
+        if item.kind == "clip":
+            # Where a user lists clips, a video among them is meant.
+            return None if self.source.is_folder and is_video(file, audio_container(file)) else {}
+        exif = read_exif(file)
+        item.metadata = exif | item.metadata
+        return exif
 
     def _read(self, item: Item) -> Any:
         """What the model takes of a file; None where its content is known; an error where it cannot be used."""
@@ -225,6 +276,8 @@ class _Run:
                     item.mtime_ns = None
                 with path.open("rb") as file:
                     item.hash = fingerprint(file)
+                    if self._examine(item, file) is None and not is_upload(item):
+                        return _VIDEO
                 if item.content in self.contents:
                     return None
             return self.encoder.prepare(item.kind, path)
@@ -233,7 +286,10 @@ class _Run:
         except SaySeeError as error:
             return error
         except OSError as error:
-            return SaySeeError(f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again")
+            message = f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again"
+            return MediaError("unreadable", message)
+        except Exception as error:  # one file stops no run
+            return MediaError("undecodable", f"{printable(path)}: cannot be decoded ({reason(error)}); save it again")
 
     def _write(self, items: Sequence[Item], prepared: Sequence[Any]) -> None:
         """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
@@ -244,7 +300,8 @@ class _Run:
                 row = self.current.get(item.key) if item.key in self.known else self.homeless.pop(item.content, None)
             if row is not None and row.content == item.content:
                 item.id = row.id
-                self.leaving.pop(row.key, None)
+                self.gone.pop(row.key, None)
+                self.bad.pop(row.key, None)
                 renewed.append(item)
             else:
                 others.append((item, content))
@@ -269,18 +326,36 @@ class _Run:
                 self._refuse(item, content)
             else:
                 new.append((item, content))
-        self.report.encoded += len(new)
-        items, vectors = [item for item, _ in copied + new], [vector for _, vector in copied]
+        items, vectors = [item for item, _ in copied], [vector for _, vector in copied]
         if new:
-            vectors += list(self.encoder.encode_prepared(new[0][0].kind, [content for _, content in new]))
+            encoded = self.encoder.encode_prepared(new[0][0].kind, [content for _, content in new])
+            for (item, _), vector in zip(new, encoded, strict=True):
+                if np.isfinite(vector).all():
+                    items.append(item)
+                    vectors.append(vector)
+                    self.report.encoded += 1
+                else:
+                    message = f"{printable(self.source.root / item.path)}: the model has no finite vector for it"
+                    self._refuse(item, MediaError("not-finite", message))
         if items:
             with self.writer.transaction():
                 self.writer.put(items, np.stack(vectors))
 
     def _refuse(self, item: Item, error: SaySeeError) -> None:
-        self.report.refused.append((printable(self.source.root / item.path), str(error)))
-        if item.key in self.known:  # its vector is of a content that no longer exists
-            self.leaving[item.key] = self.known[item.key]
+        suffix = os.path.splitext(item.path)[1].lower()
+        row = self.known.get(item.key)
+        if error is _VIDEO or (error.code == "undecodable" and kind_by_suffix(item.path) is None):
+            self.report.ignored[suffix or NO_SUFFIX] += 1
+        else:
+            self.report.refused.append((printable(self.source.root / item.path), str(error)))
+        if row is None:
+            return
+        if error.code in ("unreadable", "broken-link"):
+            self.report.missing[os.path.dirname(item.path) or "."] += 1
+        elif error.code == "missing":
+            self.gone[item.key] = row
+        else:  # its vector is of a content that no longer exists
+            self.bad[item.key] = row
 
     def _status(self, item: Item) -> tuple[int, int] | None:
         try:
@@ -293,5 +368,8 @@ class _Run:
 def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
     """Batches of one kind."""
     for kind in KINDS:
-        same = [item for item in items if item.kind == kind]
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+        yield from _parts([item for item in items if item.kind == kind], size)
+
+
+def _parts(values: list[T], size: int) -> Iterator[list[T]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
