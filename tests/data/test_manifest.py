@@ -294,3 +294,15 @@ def test_a_missing_split_is_an_error_with_the_option_and_the_splits_there_are() 
     manifest = Manifest([Row("a.wav", "a.jpg", "a", "train"), Row("b.wav", "b.jpg", "b", "val_seen")], ".")
     with pytest.raises(ManifestError, match=r"'val'.*--data\.val_split.*train.*val_seen"):
         manifest.select("val", "--data.val_split")
+
+
+def test_names_are_found_whether_their_accents_are_composed_or_not(tmp_path: Path) -> None:
+    names = {"Übung": "U\u0308bung", "re\u0301sume\u0301": "résumé", "été": "été"}
+    for there in names.values():
+        (tmp_path / there).mkdir()
+        (tmp_path / there / "a.wav").touch()
+    rows = [Row(f"{name}/a.wav", f"{name}/none.jpg", name, "train") for name in names]
+    manifest = Manifest(rows, tmp_path)
+    assert [row.clip for row in manifest] == [f"{there}/a.wav" for there in names.values()]
+    assert all(manifest.clip_path(row).is_file() for row in manifest)
+    assert [row.image for row in manifest] == [f"{name}/none.jpg" for name in names]

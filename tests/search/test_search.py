@@ -17,6 +17,7 @@ import torch
 from media_files import clip, picture
 from saysee import Index, SaySeeError
 from saysee.cli import main
+from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index import nearest as fast_copy
@@ -208,6 +209,32 @@ def test_condition_of_the_own_database_chooses_rows(any_index, request):
     sort = "postgres" if any_index.folder is None else "folder"
     for condition, expected in {**CONDITIONS, **OWN_CONDITIONS[sort]}.items():
         assert len(any_index.search(vectors=np.ones((1, DIMENSION)), where=condition)[0]) == expected, condition
+
+
+def test_names_in_conditions_and_filters_compare_in_nfc(encoder, place, tmp_path):
+    composed, decomposed = "Übung", "U\u0308bung"
+    rows = []
+    for number, folder in enumerate((composed, decomposed, "other")):
+        picture(tmp_path / "photos" / folder / "a.png", number)
+        clip(tmp_path / "photos" / folder / "a.wav", number)
+        person = (decomposed, composed, "é")[number]
+        rows.append(Row(f"{folder}/a.wav", f"{folder}/a.png", str(number), "test", speaker=person))
+    Manifest(rows, tmp_path / "photos").write(tmp_path / "photos/m.jsonl")
+    update_index(encoder, tmp_path / "photos/m.jsonl", place)
+    index = Index.open(place, model=encoder.model)
+    one = np.ones((1, DIMENSION))
+    for word in (composed, decomposed):
+        for where in (
+            f"folder = '{word}'",
+            f"path LIKE '{word}/%' AND size > 0",
+            f"metadata ->> 'speaker' = '{word}' -- {word}",
+            f"id IN (SELECT id FROM items) AND folder IN ('{word}') AND kind = 'image'",
+        ):
+            assert len(index.search(vectors=one, where=where)[0]) == 2, where
+        for text in (f"folder:{word}", f"speaker:{word}", f"path:{word[:-1]}*"):
+            assert len(index.search(vectors=one, filters=[text])[0]) == 2, text
+    with pytest.raises(SaySeeError, match="cannot be used"):
+        index.search(vectors=one, where="größe = 1")
 
 
 def test_condition_that_the_database_refuses_is_one_line(any_index):

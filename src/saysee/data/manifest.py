@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,8 +37,8 @@ class Row:
     """One spoken caption.
 
     Attributes:
-        clip, image: paths of the files, relative to the manifest's folder or absolute; with forward slashes, to which
-            a manifest changes those of Windows.
+        clip, image: paths of the files, relative to the manifest's folder or absolute. A manifest changes those of
+            Windows to forward slashes.
         image_id: shared by all captions of one image.
         split: train, dev, test, …; an image is in one split only.
         text, speaker: the words spoken, and who speaks.
@@ -71,7 +72,7 @@ class Manifest:
             raise ManifestError("no rows; a manifest has at least one")
         self.extra_columns = tuple(self.rows[0].extra)
         _check_values(self.rows)
-        self.rows = tuple(_with_slashes(row, self.root) for row in self.rows)
+        self.rows = tuple(_on_disk(row, self.root) for row in self.rows)
         _check_identities(self.rows, os.fspath(self.root))
 
     @classmethod
@@ -175,12 +176,21 @@ def check_suffix(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _with_slashes(row: Row, root: Path) -> Row:
-    """The row; its paths with forward slashes, unless a file has a backslash in its name."""
-    if "\\" not in row.clip and "\\" not in row.image:
-        return row
-    clip, image = (path.replace("\\", "/") if not (root / path).exists() else path for path in (row.clip, row.image))
-    return replace(row, clip=clip, image=image)
+def name_on_disk(path: str, root: Path) -> str:
+    """A path as this system has it: with forward slashes, and its accents composed or decomposed as in the file's name.
+
+    As it is if such a file exists. If none does, only backslashes are changed.
+    """
+    if path.isascii() and "\\" not in path:
+        return path
+    slashes = path.replace("\\", "/")
+    forms = dict.fromkeys((path, slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
+    return next((form for form in forms if len(forms) > 1 and (root / form).exists()), slashes)
+
+
+def _on_disk(row: Row, root: Path) -> Row:
+    clip, image = name_on_disk(row.clip, root), name_on_disk(row.image, root)
+    return row if (clip, image) == (row.clip, row.image) else replace(row, clip=clip, image=image)
 
 
 def _check_values(rows: tuple[Row, ...]) -> None:

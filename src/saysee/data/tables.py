@@ -84,7 +84,7 @@ def split_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose header has been read. :meth:`rows` reads the rest.
+    """A table whose header has been read, so that it is known what it is of. :meth:`rows` reads the rest.
 
     Attributes:
         path: the file.
@@ -105,7 +105,8 @@ class Table:
         Values are those of JSON; None for an empty cell.
 
         Raises:
-            ManifestError: two columns have one title; a row cannot be read, or has more or fewer cells than the header.
+            ManifestError: two columns have one title; a row, or a column that fills a role, cannot be read; a row has
+                more or fewer cells than the header.
         """
         for title, count in Counter(self.titles).items():
             if count > 1 and title:
@@ -239,35 +240,54 @@ def _delimited_rows(
 
 
 def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
-    rows: list[tuple[int, dict[str, Any]]] = []
+    records: list[tuple[int, dict[str, Any]]] = []
+    error = None
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{path}: line {number}: not JSON ({error}); fix or delete it") from None
-        if not isinstance(record, dict):
-            raise ManifestError(f"{path}: line {number}: {type(record).__name__}, not an object; fix or delete it")
-        rows.append((number, record))
-    titles = tuple(dict.fromkeys(title for _, record in rows for title in record))
-    values = ((number, [_plain(record.get(title)) for title in titles]) for number, record in rows)
-    return Table(path, titles, "line", notes, values)
+            if not isinstance(record, dict):
+                raise TypeError(f"{type(record).__name__}, not an object")
+        except (ValueError, TypeError, RecursionError) as reason:
+            error = ManifestError(f"{path}: line {number}: not an object of JSON ({reason}); fix or delete it")
+            break
+        records.append((number, record))
+    titles = tuple(dict.fromkeys(title for _, record in records for title in record))
+
+    def rows() -> Iterator[tuple[int, Sequence[Any]]]:
+        yield from ((number, [_plain(record.get(title)) for title in titles]) for number, record in records)
+        if error is not None:
+            raise error
+
+    if error is not None and not records:
+        raise error
+    return Table(path, titles, "line", notes, rows())
 
 
 def _open_parquet(path: Path, without: Callable[[pa.DataType], bool] | None) -> Table:
     with pq.ParquetFile(path) as file:
         table = file.read([field.name for field in file.schema_arrow if without is None or not without(field.type)])
-    titles, columns, notes = list[str](), list[list[Any]](), list[str]()
+    columns: dict[str, list[Any]] = {}
+    errors, notes = list[ManifestError](), list[str]()
     for title, column in zip(table.column_names, table.columns, strict=True):
+        if title in columns:
+            errors.append(ManifestError(f"{path}: two columns {title!r}; rename one"))
         try:
-            columns.append(arrow_values(column, f"{path}: column {title!r}"))
-            titles.append(title)
+            columns[title] = arrow_values(column, f"{path}: column {title!r}")
         except ManifestError as error:
             if role_of(title):
-                raise
-            notes.append(f"{error}; dropped")
-    return Table(path, tuple(titles), "row", tuple(notes), enumerate(zip(*columns, strict=True), 1))
+                columns[title] = []
+                errors.append(error)
+            else:
+                notes.append(f"{error}; dropped")
+
+    def rows() -> Iterator[tuple[int, Sequence[Any]]]:
+        if errors:
+            raise errors[0]
+        yield from enumerate(zip(*columns.values(), strict=True), 1)
+
+    return Table(path, tuple(columns), "row", tuple(notes), rows())
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

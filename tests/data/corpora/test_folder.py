@@ -265,6 +265,7 @@ def test_paths_of_a_table_start_from_its_folder_or_are_absolute(pets: Path, file
         ("clip,image,text\ndog.wav,dog.jpg,a man, in red, near a car\n", "line 2: 5 cells"),
         ('clip;image;text\ndog.wav;dog.jpg;"two\nlines"\ncat.wav;cat.jpg\n', "line 4: 2 cells"),
         ("clip,image,seconds\ndog.wav,dog.jpg,short\n", "line 2: seconds is 'short'"),
+        ("clip,image,seconds\ndog.wav,dog.jpg,0.5\ncat.wav,cat.jpg,-1\n", "line 3: seconds is '-1'"),
     ],
 )
 def test_a_row_that_does_not_fit_is_an_error_with_its_line(pets: Path, table: str, message: str) -> None:
@@ -273,7 +274,18 @@ def test_a_row_that_does_not_fit_is_an_error_with_its_line(pets: Path, table: st
         rows_of(pets)
 
 
+def test_a_damaged_table_of_pairs_is_an_error_and_not_ignored(pets: Path) -> None:
+    (pets / "metadata.jsonl").write_text('{"clip": "dog.wav", "image": "cat.jpg"}\n{"clip": "ca')
+    with pytest.raises(ManifestError, match=r"metadata\.jsonl: line 2: "):
+        rows_of(pets)
+
+
 def test_a_role_that_cannot_be_read_is_an_error_with_its_column(pets: Path) -> None:
+    media = pa.array([{"bytes": b"x", "path": "dog.wav"}])
+    pq.write_table(pa.table({"audio": media, "image": ["cat.jpg"]}), pets / "metadata.parquet")
+    with pytest.raises(ManifestError, match=r"metadata\.parquet: column 'audio' .*struct"):
+        rows_of(pets)
+    (pets / "metadata.parquet").unlink()
     (pets / "metadata.jsonl").write_text('{"file_name": "dog.wav", "image": "cat.jpg", "Split": ["train"]}\n')
     with pytest.raises(ManifestError, match=r"metadata\.jsonl: line 1: column 'Split'"):
         rows_of(pets)
@@ -377,3 +389,17 @@ def test_paths_are_relative_to_the_manifests_folder_even_through_a_link(tmp_path
     linked = Manifest.read(prepare_folder(tmp_path / "data", tmp_path / "link" / "m.jsonl").manifest)
     assert linked.rows[0].clip == "../../data/one.wav"
     assert linked.clip_path(linked.rows[0]).is_file()
+
+
+def test_names_of_a_table_and_a_folder_compare_in_nfc(tmp_path: Path, files: Any) -> None:
+    composed, decomposed = "Übung", "U\u0308bung"
+    files.clip(tmp_path / "pets" / decomposed / "a.wav")
+    files.clip(tmp_path / "pets" / "b.wav")
+    files.image(tmp_path / "pets" / decomposed / "dog.jpg")
+    files.text(
+        tmp_path / "pets" / "pairs.csv",
+        f"clip,image\n{composed}/a.wav,{composed}/dog.jpg\nb.wav,{decomposed}/dog.jpg\n",
+    )
+    rows, _ = rows_of(tmp_path / "pets")
+    assert [row.image for row in rows] == [f"pets/{decomposed}/dog.jpg"] * 2
+    assert {row.image_id for row in rows} == {f"{composed}/dog.jpg"}

@@ -183,3 +183,13 @@ def test_ids_that_cannot_be_used_are_an_error_with_their_line(
     (tmp_path / "ids.csv").write_text(lines)
     with pytest.raises(SaySeeError, match=message):
         index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "index")
+
+
+def test_ids_find_images_whose_accents_are_stored_otherwise(encoder: Any, photos: Path, tmp_path: Path) -> None:
+    (photos / "work").rename(photos / "U\u0308bung")
+    images = [path.relative_to(photos).as_posix() for path in sorted((photos / "U\u0308bung").iterdir())]
+    np.save(tmp_path / "v.npy", encoder.model.encode_images([photos / name for name in images]))
+    ids = write_ids(photos / "ids.csv", [name.replace("U\u0308", "Ü").replace("/", "\\") for name in images])
+    report = index_vectors(encoder, tmp_path / "v.npy", ids, tmp_path / "index")
+    assert report.notes == []  # they were compared with the model's
+    assert {path for _, path in rows(tmp_path / "index")} == set(images)

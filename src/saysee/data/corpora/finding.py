@@ -28,9 +28,14 @@ _SPLIT_WORD = re.compile(
 
 def plain(name: str) -> str:
     """A name for comparisons: forward slashes, composed accents, no case."""
+    return _composed(name).casefold()
+
+
+def _composed(name: str) -> str:
+    """A name with forward slashes and composed accents."""
     if not name.isascii():  # nearly all are, and a corpus may list a million
         name = unicodedata.normalize("NFC", name)
-    return name.replace("\\", "/").casefold()
+    return name.replace("\\", "/")
 
 
 def stem_key(name: str) -> str:
@@ -57,18 +62,19 @@ class FileIndex:
             self._by_key[key(path)].append(path)
 
     def match(self, names: Iterable[str]) -> dict[str, str | None]:
-        """The file of each listed name or path; None if there is none.
+        """The file of each listed name or path; None if there is none. An absolute path may lead out of the listing.
 
         As copies rename folders, the folders in a name only choose between several files of that name. But if the list
         has the same name in several folders, a file must agree in its folder too, or it would be taken for another.
         """
-        prefix = os.path.join(self.listing.folder, "")
-        known = set(self.paths)
+        forms = {name: _composed(name) for name in names}
+        known = {_composed(path): path for path in self.paths}
         listed: dict[str, list[str]] = defaultdict(list)
         found: dict[str, str | None] = {}
-        for name in dict.fromkeys(names):
-            path = os.path.join(prefix, name.replace("\\", "/").replace("/", os.sep))
-            found[name] = path if path in known or os.path.isfile(path) else None
+        for name in dict.fromkeys(forms.values()):
+            path = os.path.join(self.listing.folder, name)
+            elsewhere = os.path.isabs(name) and os.path.isfile(name)
+            found[name] = known.get(_composed(path)) or (path if elsewhere else None)
             listed[self._key(name)].append(name)
         for key, alike in listed.items():
             rest = [name for name in alike if found[name] is None]
@@ -80,7 +86,7 @@ class FileIndex:
             else:
                 used = {found[name] for name in alike}
                 found.update(_assign(rest, [path for path in files if path not in used]))
-        return found
+        return {name: found[form] for name, form in forms.items()}
 
     def _best(self, name: str, files: Sequence[str]) -> str | None:
         if len(files) < 2:
@@ -143,7 +149,7 @@ def _assign(names: Sequence[str], files: Sequence[str]) -> dict[str, str | None]
 
 
 def _base_name(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/").rpartition("/")[2])
+    return _composed(name).rpartition("/")[2]
 
 
 def _parent(name: str) -> str:

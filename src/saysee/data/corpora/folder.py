@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import posixpath
 import re
@@ -151,7 +152,8 @@ def _pair(
             f"{listing.folder}: no clip pairs with an image by {' or '.join(tried)}; give clips the stems of their "
             "images, or pair them in a table (--csv)"
         )
-    captions = [Caption(clip, fitting[0], fitting[0], "", language=language) for clip, fitting in paired.items()]
+    ids = {clip: unicodedata.normalize("NFC", fitting[0]) for clip, fitting in paired.items()}
+    captions = [Caption(clip, paired[clip][0], ids[clip], "", language=language) for clip in paired]
     unpaired = [clip for clip in clip_names if clip not in paired]
     return captions, unpaired, f"{how}: {len(paired):,} of {len(clip_names):,} clips"
 
@@ -301,7 +303,7 @@ def _read_table(
             Caption(
                 clip=_listed(clip, table.path, clips.listing),
                 image=image,
-                image_id=cell.get("image_id") or image,
+                image_id=unicodedata.normalize("NFC", cell.get("image_id") or image),
                 split=cell.get("split") or ("" if "split" in columns else split),
                 text=cell.get("text"),
                 speaker=cell.get("speaker"),
@@ -333,12 +335,15 @@ def _listed(cell: str, table: Path, listing: Listing) -> str:
 
 def _further(value: Any, title: str, place: str) -> Any:
     """A value of a further column. A manifest's ``seconds`` are a number; other cells of a text file stay text."""
-    if title != "seconds" or not isinstance(value, str):
+    if title != "seconds" or value is None:
         return value
     try:
-        return float(value)
-    except ValueError:
-        raise ManifestError(f"{place}: seconds is {value!r:.40}; make it a number, or rename the column") from None
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ManifestError(f"{place}: seconds is {value!r:.40}; make it a positive number, or rename the column")
+    return seconds
 
 
 def _splits_of_folders(tables: Sequence[Table], listing: Listing) -> list[str]:

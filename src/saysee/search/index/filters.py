@@ -97,6 +97,19 @@ def parse_filters(texts: Iterable[str | Filter]) -> tuple[Filter, ...]:
     return filters
 
 
+def compose_condition(where: str, text: str, json: str) -> tuple[str, str]:
+    """A condition in SQL on ``items``, and the table that it is on, so that names compare in Unicode NFC.
+
+    Nothing changes for a condition in ASCII. For any other, the table has its texts in NFC. ``text`` and ``json`` are
+    the SQL of a text column and of the metadata in NFC, where {} is the column.
+    """
+    if where.isascii():
+        return where, "items"
+    columns = [*NUMBER_COLUMNS, *(f"{text.format(name)} AS {name}" for name in TEXT_COLUMNS)]
+    columns.append(f"{json.format('metadata')} AS metadata")
+    return normalize("NFC", where), f"(SELECT {', '.join(columns)} FROM items) AS items"
+
+
 def _parse(text: str) -> Filter:
     shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
     if len(text) > _MOST_CHARACTERS:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from saysee.data.manifest import name_on_disk
 from saysee.data.tables import Table, normal_title, open_table, plain_column, read_text, word
 from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
@@ -60,7 +61,8 @@ def index_vectors(
     """
     parts = [_read_part(path, encoder.dimension) for path in _files(Path(vectors), "img_emb", "--from-vectors")]
     place = _inner(Path(ids), "metadata")
-    lists = [_read_ids(path) for path in _files(place, "metadata", "--ids")]
+    root = Path(os.path.abspath(place.parent))
+    lists = [_read_ids(path, root) for path in _files(place, "metadata", "--ids")]
     rows, matrix = _fit(lists, parts, Path(ids), Path(vectors))
     wide = [part for part in parts if part.values.shape[1] != encoder.dimension]
     if wide:
@@ -68,7 +70,6 @@ def index_vectors(
             f"{wide[0].path}: {wide[0].values.shape[1]} dimensions, and the model {encoder.name} has "
             f"{encoder.dimension}; give the model whose image encoder made them"
         )
-    root = Path(os.path.abspath(place.parent))
     store = open_store(to)
     notes = [note for found in lists for note in found.notes]
     report = IndexReport(index=store.place, notes=[*_check_space(encoder, root, rows, matrix), *notes])
@@ -184,7 +185,7 @@ def _counts_differ(ids: Path, lines: int, vectors: Path, count: int) -> SaySeeEr
     return SaySeeError(f"{ids}: {lines:,} lines for the {count:,} vectors of {vectors}; write one for each")
 
 
-def _read_ids(path: Path) -> _Ids:
+def _read_ids(path: Path, root: Path) -> _Ids:
     table = _open_ids(path)
     titles = [normal_title(title) for title in table.titles]
     column = next((titles.index(title) for title in _PATH_COLUMNS if title in titles), None)
@@ -194,9 +195,7 @@ def _read_ids(path: Path) -> _Ids:
     items: dict[str, Item] = {}
     for number, values in table.rows():
         place = table.place(number)
-        name = word(values[column], place, table.titles[column]) or ""
-        if "\\" in name and not (path.parent / name).exists():
-            name = name.replace("\\", "/")  # of Windows
+        name = name_on_disk(word(values[column], place, table.titles[column]) or "", root)
         if not name or name in items:
             what = f"{name!r} is there twice" if name else "no path"
             raise SaySeeError(f"{place}: {what}; give each vector a path of its own")

@@ -18,7 +18,7 @@ import psycopg
 from pgvector import Vector
 
 from saysee.media.formats import Kind
-from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter
+from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter, compose_condition
 from saysee.search.index.nearest import RECALL, RECALL_K, recall, trial_queries
 from saysee.search.index.ranking import Search
 from saysee.search.index.store import WHERE_SECONDS, Ids, Vectors, condition_error
@@ -76,7 +76,9 @@ def searcher(
     if where is not None or filters:
         conditions = [condition, *(_filter_condition(one, number) for number, one in enumerate(filters))]
         if where is not None:
-            conditions.append((where.replace("%", "%%") + "\n", {}))  # the line's end ends a comment in it
+            sql, table = compose_condition(where, "normalize({}, NFC)", "normalize({}::text, NFC)::jsonb")
+            sql = sql.replace("%", "%%") + "\n"  # the line's end ends a comment in it
+            conditions.append((sql if table == "items" else f"id IN (SELECT id FROM {table} WHERE ({sql}))", {}))
         values = {name: value for _, values in conditions for name, value in values.items()}
         condition = " AND ".join(f"({sql})" for sql, _ in conditions), values
         count, ids = _chosen_ids(tables, condition, where)

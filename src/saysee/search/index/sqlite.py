@@ -28,7 +28,7 @@ from saysee.files import write_text
 from saysee.media.formats import Kind
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.about import About
-from saysee.search.index.filters import Filter
+from saysee.search.index.filters import Filter, compose_condition
 from saysee.search.index.ranking import ranked
 from saysee.search.index.store import (
     KINDS,
@@ -282,15 +282,17 @@ def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Se
         matches = one.matches if one.is_column else partial(_matches_metadata, one)
         connection.create_function(f"filter_{number}", 1, matches, deterministic=True)
         conditions.append(f"filter_{number}({one.name if one.is_column else 'metadata'})")
-    end = float("inf")
+    end, table = float("inf"), "items"
     if where is not None:
-        conditions.append(f"({where}\n)")  # a line of its own ends a comment in it
+        composed, table = compose_condition(where, "nfc({})", "nfc({})")
+        connection.create_function("nfc", 1, lambda text: text and normalize("NFC", text), deterministic=True)
+        conditions.append(f"({composed}\n)")  # a line of its own ends a comment in it
         end = time.monotonic() + WHERE_SECONDS
     connection.execute("PRAGMA query_only = ON")
     connection.set_authorizer(_allow_reading)
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS_BETWEEN_CHECKS)
     try:
-        rows = connection.execute(f"SELECT id FROM items WHERE {' AND '.join(conditions)} ORDER BY id", (kind,))
+        rows = connection.execute(f"SELECT id FROM {table} WHERE {' AND '.join(conditions)} ORDER BY id", (kind,))
         return np.fromiter((row[0] for row in rows), np.int64)
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
         if where is None:
