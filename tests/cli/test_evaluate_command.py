@@ -207,6 +207,7 @@ def test_cached_features_are_taken_from_a_folder_and_give_the_same_scores(
         (["one.parquet", "two.jsonl:val"], "MODEL"),
         (["my/model", "one.parquet", "runs/first/bset"], "runs/first/bset"),
         (["my/model", "one.csv"], "one.csv"),
+        (["my/model", "one.parquet", "/tmp"], "/tmp"),
         (["my/model", "one.parquet", "two.jsonl", "--by", "speaker"], "--by"),
         (["my/model", "one.parquet", "--language", "en"], "--language"),
         (["cascade:manifest+clip", "one.parquet", "--language", "en"], "--language"),

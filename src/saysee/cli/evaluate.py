@@ -60,41 +60,47 @@ def evaluate(
         device: device to compute on
     """
     models, manifests = _sort(models_and_manifests)
-    if by and len(manifests) > 1:
-        raise ConfigError("--by breaks down one corpus; give one manifest with it")
     cascades = {model: _cascade(model) for model in models}
     if language is not None and not any(parts and parts.recognizer != TRANSCRIPTS for parts in cascades.values()):
         raise ConfigError(f"--language is for the recognizer of a cascade; there is none among {', '.join(models)}")
-    from saysee.data.manifest import Manifest
-
+    if by and len(manifests) > 1:
+        raise ConfigError("--by breaks down one corpus; give one manifest with it")
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
-    corpora = [Manifest.read(path) for path in paths]
-    for path, name, corpus in zip(paths, splits, corpora, strict=True):
-        try:
-            rows = corpus.select(name)  # before the long work
-            for column in by:
-                rows.column(column)
-        except ManifestError as error:
-            raise ManifestError(f"{path}: {error}") from None
+    corpora = [_read(path, part, by) for path, part in zip(paths, splits, strict=True)]
     from saysee.evaluation.comparison import Comparison, System, short_names
     from saysee.evaluation.table import csv_text
+    from saysee.model.loading import kind_of
 
+    for model, parts in cascades.items():
+        kind_of(parts.clip if parts else model)  # raises before the long work
     options = {"by": by, "batch_size": batch_size}
-    systems = []
-    for model, name in zip(models, short_names(models), strict=True):  # one after another: memory for one
+    scored = {}
+    for model, name in dict(zip(models, short_names(models), strict=True)).items():
         score, about, facts = _scorer(model, cascades[model], device, features, language, untrained)
         results = [score(corpus, split=part, **options) for corpus, part in zip(corpora, splits, strict=True)]
-        systems.append(System(name, results, about, facts))
-        del score
-    comparison = Comparison(short_names(paths, splits), systems, mteb)
-    tables = comparison.tables()
-    shown: list[Any] = tables
-    if format == "csv":
+        scored[model] = System(name, results, about, facts)
+        del score  # before the next model is loaded: memory for one
+    comparison = Comparison(short_names(paths, splits), [scored[model] for model in models], mteb)
+    shown: list[Any] = comparison.tables()
+    if format in ("markdown", "latex"):
+        shown = ["\n\n".join(getattr(table, f"to_{format}")() for table in shown)]
+    elif format == "csv":
         shown = [csv_text(comparison.lines).rstrip("\n")]
-    elif format != "table":
-        texts = (table.to_markdown() if format == "markdown" else table.to_latex() for table in tables)
-        shown = ["\n\n".join(texts)]
     return Result(comparison.to_dict(paths), shown)
+
+
+def _read(path: str, split: str, by: Sequence[str]) -> Any:
+    """A manifest that has this split and these columns."""
+    from saysee.data.manifest import Manifest
+
+    corpus = Manifest.read(path)
+    try:
+        rows = corpus.select(split)
+        for column in by:
+            rows.column(column)
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}") from None
+    return corpus
 
 
 def _scorer(
@@ -135,7 +141,7 @@ def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:
     for given in places:
         matches = [] if given.startswith(CASCADE) or Path(given).exists() else sorted(glob(given))
         for place in matches or [given]:
-            if place.startswith(CASCADE) or Path(place).is_dir():
+            if place.startswith(CASCADE) or (Path(place) / "config.json").is_file():
                 models.append(place)
             elif place.lower().endswith((".parquet", ".jsonl")) or _MANIFEST.fullmatch(place):
                 manifests.append(place)
@@ -143,8 +149,8 @@ def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:
                 models.append(place)
             else:
                 raise ConfigError(
-                    f"{place} is neither a manifest (.parquet or .jsonl) nor a model: an existing folder, OWNER/NAME "
-                    "on the hub, or cascade:ASR+CLIP"
+                    f"{place} is neither a manifest (.parquet or .jsonl) nor a model: a folder with config.json, such "
+                    "as runs/first/best, OWNER/NAME on the hub, or cascade:ASR+CLIP"
                 )
     for kind, found in (("MODEL", models), ("MANIFEST", manifests)):
         if not found:

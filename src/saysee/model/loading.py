@@ -34,10 +34,14 @@ def load_model(place: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: there is no such model at that place.
     """
-    place = place_of(place)
-    if read_config(place, ("saysee", "clip", "clip_vision_model"), "SaySee model or CLIP", FIX) == "saysee":
-        return AutoModel.from_pretrained(place)
-    return PlainClip(place)
+    if kind_of(place) == "saysee":
+        return AutoModel.from_pretrained(place_of(place))
+    return PlainClip(place_of(place))
+
+
+def kind_of(place: str | os.PathLike[str]) -> str:
+    """The ``model_type`` of what :func:`load_model` would load from a place, and its error, without the weights."""
+    return read_config(place_of(place), ("saysee", "clip", "clip_vision_model"), "SaySee model or CLIP", FIX)
 
 
 class PlainClip(nn.Module):
