@@ -81,17 +81,12 @@ def prepare_folder(
     tables, notes = _find_tables(listing, pair_by, target) if table is None else ([open_table(table)], [])
     unpaired: list[str] = []
     if tables:
-        captions = []
-        how = f"the table {', '.join(str(table.path) for table in tables)}"
-        for one, split in zip(tables, _splits_of_folders(tables, listing), strict=True):
-            rows, about = _read_table(one, clips, images, language, split)
-            captions += rows
-            notes += about
-        captions = _with_equal_columns(captions)
+        captions, how, about = _read_tables(tables, listing, language)
+        notes += about
     else:
         captions, unpaired, how = _pair(listing, clips, images, pair_by, language)
     captions, about = _with_texts(captions, listing)
-    notes = [f"paired by {how}", *dict.fromkeys(notes), *about]
+    notes = [f"paired by {how}", *notes, *about]
     if not captions[0].split:  # then no row of the table has one
         captions, note = divide(captions, val_share, test_share, seed)
         notes.append(note)
@@ -191,12 +186,6 @@ def _pair_by_folder(clips: Sequence[str], images: Sequence[str]) -> dict[str, li
     return {clip: by_folder[at] for clip, at in folders.items() if at and len(by_folder.get(at, ())) == 1}
 
 
-def _with_equal_columns(captions: list[Caption]) -> list[Caption]:
-    """The captions of several tables, with None for the further columns of the others."""
-    columns = dict.fromkeys(title for caption in captions for title in caption.extra)
-    return [replace(caption, extra={title: caption.extra.get(title) for title in columns}) for caption in captions]
-
-
 def _with_texts(captions: list[Caption], listing: Listing) -> tuple[list[Caption], list[str]]:
     """The captions, and notes; those without a text get that of the ``.txt`` file with the stem of the clip."""
     beside: dict[str, str] = {}
@@ -281,9 +270,24 @@ def _columns_of(table: Table) -> tuple[dict[str, int], list[str]]:
     return columns, notes
 
 
-def _read_table(
-    table: Table, clips: FileIndex, images: FileIndex, language: str | None, split: str
-) -> tuple[list[Caption], list[str]]:
+def _read_tables(
+    tables: Sequence[Table], listing: Listing, language: str | None
+) -> tuple[list[Caption], str, list[str]]:
+    """The captions of all tables, with the further columns of all; a phrase that names the tables; notes."""
+    captions, notes = list[Caption](), list[str]()
+    for table, split in zip(tables, _splits_of_folders(tables, listing), strict=True):
+        rows, about = _read_table(table, listing, language, split)
+        captions += rows
+        notes += about
+    titles = dict.fromkeys(title for caption in captions for title in caption.extra)
+    if len(tables) > 1:
+        captions = [replace(one, extra={title: one.extra.get(title) for title in titles}) for one in captions]
+    if titles:
+        notes.append(f"further columns kept: {', '.join(titles)}")
+    return captions, f"the table {', '.join(str(table.path) for table in tables)}", notes
+
+
+def _read_table(table: Table, listing: Listing, language: str | None, split: str) -> tuple[list[Caption], list[str]]:
     """The captions of a table, and notes. ``split`` is that of rows without a column for it."""
     columns, notes = _columns_of(table)
     further = {place: title for place, title in enumerate(table.titles) if place not in columns.values()}
@@ -298,10 +302,10 @@ def _read_table(
         if not clip or not image:
             raise ManifestError(f"{place} has no clip or no image; fill or delete it")
         dropped += sum(values[at] is not None for at in unnamed)
-        image = _listed(image, table.path, images.listing)
+        image = _listed(image, table.path, listing)
         captions.append(
             Caption(
-                clip=_listed(clip, table.path, clips.listing),
+                clip=_listed(clip, table.path, listing),
                 image=image,
                 image_id=unicodedata.normalize("NFC", cell.get("image_id") or image),
                 split=cell.get("split") or ("" if "split" in columns else split),
@@ -315,9 +319,8 @@ def _read_table(
             raise ManifestError(f"{place}: only some rows have a split; fill all of them or none")
     if not captions:
         raise ManifestError(f"{table.path}: no rows; a table has at least one")
-    kept = [f"further columns kept: {', '.join(further.values())}"] if further else []
     lost = [f"{table.path}: {dropped:,} cells of columns without a title are dropped"] if dropped else []
-    return captions, [*table.notes, *notes, *kept, *lost]
+    return captions, [*table.notes, *notes, *lost]
 
 
 def _listed(cell: str, table: Path, listing: Listing) -> str:
