@@ -166,7 +166,12 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
         projection_dim=settings.projection,
         hidden_act="gelu",
     )
-    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=settings.projection)
+    return CLIPConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=settings.projection,
+        trained_on="drawn scenes of colored shapes, not photographs",  # shown by `saysee index` and the page
+    )
 
 
 def _heads(width: int) -> int:

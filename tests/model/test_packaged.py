@@ -164,3 +164,17 @@ def test_the_card_tells_the_sizes_of_the_configuration(name, model):
     module = model.speech_encoder.hubert if name == "hubert-nano" else model.image_encoder.clip
     millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
     assert f"{millions:.1f} M parameters" in text
+
+
+def test_words_beyond_the_vocabulary_are_named(model):
+    unknown = model.processor.unknown_words
+    assert unknown("Two large striped Stars, and a ring-ring") == []
+    assert unknown("coffee") == ["coffee"]
+    assert unknown("A red coffee, two dogs’ bowls ☕; café-coffee!") == ["coffee", "dogs", "☕", "café"]
+
+
+def test_what_the_image_encoder_knows_is_said_by_its_configuration(model, tmp_path):
+    said = "drawn scenes of colored shapes, not photographs"
+    assert Encoder(model).trained_on == said
+    model.save_pretrained(tmp_path)
+    assert Encoder(tmp_path).trained_on == said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from page_steps import choose, names, speak, type_query
+from page_steps import ALL, choose, names, speak, type_query
 from playwright.sync_api import expect
 
 
@@ -52,7 +52,7 @@ def test_a_link_to_a_spoken_query_finds_the_same(visit, corpus):
     link = page.evaluate("navigator.clipboard.readText()")
     assert "#vector=" in link
     other = visit(link)
-    expect(other.locator("#results .name")).to_have_count(12)
+    expect(other.locator("#results .name")).to_have_count(ALL)
     assert names(other) == found
     expect(other.locator("#hear")).to_be_hidden()  # the link has no recording
 
@@ -60,7 +60,7 @@ def test_a_link_to_a_spoken_query_finds_the_same(visit, corpus):
 def test_a_link_to_a_typed_query_finds_the_same(visit, services):
     page = visit(f"{services.open}#text=a+red+ring&kind=clip")
     expect(page.locator("#answer-title")).to_have_text("“a red ring”")
-    expect(page.locator(".clip")).to_have_count(12)
+    expect(page.locator(".clip")).to_have_count(ALL)
     expect(page.locator("#find input:checked")).to_have_value("clip")
 
 
@@ -74,7 +74,7 @@ def test_each_kind_of_results_has_its_own_history_entry(visit):
     type_query(page, "a red ring")
     images = names(page)
     page.get_by_role("radio", name="Clips").check()
-    expect(page.locator(".clip")).to_have_count(12)
+    expect(page.locator(".clip")).to_have_count(ALL)
     page.go_back()
     expect(page.locator(".clip")).to_have_count(0)
     assert names(page) == images
@@ -99,7 +99,7 @@ def test_the_title_leads_to_the_start(visit):
     page.click("#home")
     expect(page.locator("#answer")).to_be_hidden()
     page.go_back()
-    expect(page.locator("#results .name")).to_have_count(12)
+    expect(page.locator("#results .name")).to_have_count(ALL)
 
 
 def test_a_filter_limits_the_results_and_is_part_of_the_history(visit, corpus):
@@ -129,7 +129,7 @@ def test_a_filter_that_matches_nothing_can_be_cleared(visit):
     page.press("#text", "Enter")
     expect(page.locator("#notice-text")).to_have_text(re.compile("folder:no such folder"))
     page.get_by_role("button", name="Clear filter").click()
-    expect(page.locator("#results .name")).to_have_count(12)
+    expect(page.locator("#results .name")).to_have_count(ALL)
     expect(page.locator("#filter")).to_have_value("")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from page_steps import RECORDING, names, speak, type_query
+from page_steps import ALL, RECORDING, names, speak, type_query
 from playwright.sync_api import expect
 
 HINT = "Hold while you speak, or click to start and click again to search."
@@ -16,12 +16,9 @@ def test_a_spoken_query_finds_the_right_image_first(visit, surest):
         page = visit(hears=row)
         speak(page, row)
         assert names(page)[0] == row.image.rpartition("/")[2]
-        assert len(names(page)) == 12
-        scores = [float(text) for text in page.locator(".score").all_inner_texts() for text in text.split()[-1:]]
-        assert scores == sorted(scores, reverse=True)
-        expect(page.locator("#results img.loaded")).to_have_count(12)
+        expect(page.locator("#results img.loaded")).to_have_count(ALL)
         expect(page.locator("#answer-title")).to_have_text(re.compile(r"Your recording, \d+\.\d s"))
-        expect(page.locator("#status")).to_have_text(re.compile(r"12 images, best first, in \d+ ms"))
+        expect(page.locator("#status")).to_have_text(re.compile(r"Images, best first, in \d+ ms"))
 
 
 def test_holding_records_and_releasing_searches(visit, heard):
@@ -43,7 +40,7 @@ def test_the_keyboard_suffices(visit):
     expect(page.locator("body")).to_have_class(RECORDING)
     page.wait_for_timeout(1_000)
     page.keyboard.press("Enter")
-    expect(page.locator("#results .name")).to_have_count(12)
+    expect(page.locator("#results .name")).to_have_count(ALL)
     for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.className") == "tile":
@@ -51,7 +48,7 @@ def test_the_keyboard_suffices(visit):
     page.keyboard.press("Enter")
     expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#viewer-place")).to_have_text(re.compile("^2 of 12"))
+    expect(page.locator("#viewer-place")).to_have_text(re.compile("^2 of 24"))
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
     assert page.evaluate("document.activeElement.className") == "tile"
@@ -64,7 +61,7 @@ def test_a_click_of_a_screen_reader_starts_and_searches_and_is_announced(visit):
     expect(page.get_by_role("button", name="Stop and search")).to_be_visible()
     page.wait_for_timeout(1_000)
     page.evaluate("document.getElementById('microphone').click()")
-    expect(page.locator("#announcement")).to_have_text(re.compile("^12 images"))
+    expect(page.locator("#announcement")).to_have_text(re.compile("^Images, best first"))
 
 
 @pytest.mark.parametrize("way", ["key", "button"])
@@ -130,15 +127,17 @@ def test_an_audio_file_is_chosen(visit, corpus):
     expect(page.locator("#answer-title")).to_have_text(row.clip.rpartition("/")[2])
 
 
-def test_an_image_finds_clips_that_play_and_images_too(visit, corpus):
+def test_an_image_finds_images_and_clips_that_play(visit, corpus):
     page = visit()
     row = corpus.rows[6]
     page.set_input_files("#file", corpus.image(row))
+    expect(page.locator("#results .name").first).to_have_text(row.image.rpartition("/")[2])
+    expect(page.locator("#find input:checked")).to_have_value("image")
+    expect(page.locator("#query-image")).to_be_visible()
+    page.get_by_role("radio", name="Clips").check()
     clip = page.locator(".clip").first
     expect(clip.locator(".name")).to_have_text(row.clip.rpartition("/")[2])
     expect(clip.locator(".transcript")).to_have_text(row.text)
-    expect(page.locator("#find input:checked")).to_have_value("clip")
-    expect(page.locator("#query-image")).to_be_visible()
     clip.click()
     expect(clip.locator("use")).to_have_attribute("href", "#icon-pause")
     expect(clip.locator("use")).to_have_attribute("href", "#icon-play")  # it has come to its end

@@ -7,7 +7,7 @@ import re
 import httpx2
 import numpy as np
 import pytest
-from page_steps import TOKEN, choose, names, speak, type_query
+from page_steps import ALL, TOKEN, choose, names, speak, type_query
 from playwright.sync_api import expect
 
 # Opacity of the shade in the center of each patch of an image in the middle of the canvas, row by row.
@@ -36,7 +36,7 @@ KEEP_PLAYER = """() => {
 
 
 def opened(page, place=0):
-    page.locator(".tile").nth(place).click()
+    page.locator("#results .tile").nth(place).click()
     expect(page.locator("#viewer-note")).to_have_text(re.compile("Computed from|Search by speaking"))
 
 
@@ -161,12 +161,12 @@ def test_results_can_be_stepped_through_and_back_closes_the_viewer(searched):
     opened(page)
     expect(page.locator("#viewer-back")).to_be_disabled()
     page.click("#viewer-forward")
-    expect(page.locator("#viewer-place")).to_have_text(re.compile("^2 of 12"))
+    expect(page.locator("#viewer-place")).to_have_text(re.compile("^2 of 24"))
     expect(page.locator("#viewer-name")).to_have_text(names(page)[1])
     expect(page.locator("#viewer-metadata")).to_contain_text("image_id")
     page.go_back()
     expect(page.locator("#viewer")).to_be_hidden()
-    expect(page.locator("#results .name")).to_have_count(12)
+    expect(page.locator("#results .name")).to_have_count(ALL)
     opened(page)
     page.click("#viewer-close")
     expect(page.locator("#viewer")).to_be_hidden()

@@ -59,7 +59,8 @@ def index(
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 
-        report = index_vectors(Encoder(model, device), from_vectors, ids, to)
+        encoder = Encoder(model, device)
+        report = index_vectors(encoder, from_vectors, ids, to)
     else:
         if model is None or source is None:
             raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
@@ -68,9 +69,12 @@ def index(
         from saysee.search.index.updating import update_index
 
         found = find_source(source, exclude)  # reports what is wrong with it before a model is loaded
-        report = update_index(
-            Encoder(model, device), found, to, batch_size=batch_size, workers=workers, allow_removals=allow_removals
-        )
+        encoder = Encoder(model, device)
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "allow_removals": allow_removals}
+        report = update_index(encoder, found, to, **options)
+    if encoder.trained_on is not None:
+        about = f"{encoder.name} was trained on {encoder.trained_on}"
+        report.notes.append(f"{about}; results for anything else are by chance")
     for note in report.notes:
         print_message(note)
     return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])

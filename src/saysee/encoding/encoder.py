@@ -248,6 +248,15 @@ class Encoder:
         """Whether texts can be encoded."""
         return self.model.processor.tokenizer is not None and bool(self.model.image_encoder.has_text)
 
+    @property
+    def trained_on(self) -> str | None:
+        """What the image encoder was trained on, if its configuration says so and it knows no more than that."""
+        return getattr(self.model.image_encoder.clip.config, "trained_on", None)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the text encoder does not know, each once."""
+        return self.model.processor.unknown_words(text)  # type: ignore[no-any-return]
+
     def missing(self, kind: Kind, paths: Sequence[str], progress: bool = True) -> Missing:
         """The files whose features are not in the cache, one of each content."""
         return self._cached(kind).missing(paths, progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +92,19 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         """Texts to ``input_ids`` and ``attention_mask``, both [B, N], truncated at the tokenizer's limit."""
         assert self.tokenizer is not None
         return dict(self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text for which the tokenizer has one token only, that of all unknown words; each once.
+
+        The tokenizers of published CLIPs know parts of words down to single bytes, and so all words.
+        """
+        tokenizer = self.tokenizer
+        unknown = None if tokenizer is None else tokenizer.unk_token_id
+        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return []
+        words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text))
+        shown = [word for word in words if not unicodedata.category(word[0]).startswith("P")]
+        return [word for word in shown if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     @staticmethod
     def pad(waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,7 @@ def test_every_kind_of_query_finds_what_the_index_finds(ask, index, photos):
         "metadata": {},
         "url": f"/images/{answer['hits'][0]['id']}",
         "thumbnail": f"/images/{answer['hits'][0]['id']}/thumbnail",
+        "preview": f"/images/{answer['hits'][0]['id']}/preview",
     }
     assert {hit["folder"] for hit in answer["hits"]} == {"holiday", "work"}
 
@@ -241,7 +242,17 @@ def test_about_health_metrics_and_docs(ask):
     assert docs.status_code == 200
     assert "https://" not in docs.text
     form = client.get("/openapi.json").json()["components"]["schemas"]["SearchForm"]
-    assert set(form["properties"]) == {"audio", "image", "text", "vector", "k", "kind", "filter"}
+    assert set(form["properties"]) == {
+        "file",
+        "audio",
+        "image",
+        "text",
+        "vector",
+        "k",
+        "offset",
+        "kind",
+        "filter",
+    }
     assert form["properties"]["k"]["maximum"] == 100
 
 
@@ -281,3 +292,61 @@ def _png(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_file_is_a_query_by_its_content(ask, photos):
+    client = ask()
+    for path, kind in ((photos / "clips/0.wav", "audio"), (photos / "work/4.png", "image")):
+        answer = client.post("/search", files={"file": ("IMG_1", path.read_bytes())}).json()
+        assert answer["query"]["kind"] == kind
+        known = client.post("/search", files={kind: ("x", path.read_bytes())}).json()
+        assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in known["hits"]]
+    answer = client.post("/search", files={"file": ("a", b"words")})
+    assert (answer.status_code, answer.json()["code"]) == (422, "undecodable")
+
+
+def test_pages_of_hits_follow_each_other(ask):
+    client = ask()
+
+    def hits(**fields) -> list[int]:
+        answer = client.post("/search", files={"text": (None, "a"), **{n: (None, str(v)) for n, v in fields.items()}})
+        return [hit["id"] for hit in answer.json()["hits"]]
+
+    everything = hits(k=100)
+    assert len(everything) > 4
+    assert hits(k=2) + hits(k=2, offset=2) + hits(k=100, offset=4) == everything
+    assert hits(offset=len(everything)) == []
+
+
+def test_words_that_the_text_encoder_does_not_know_are_named(ask):
+    client = ask()
+    for text, unknown in (
+        ("a red square", []),
+        ("coffee", ["coffee"]),
+        ("a red coffee, the dogs' ☕ red-blue coffee.", ["coffee", "dogs", "☕"]),
+    ):
+        answer = client.post("/search", files={"text": (None, text)}).json()
+        assert answer["query"]["unknown_words"] == unknown
+    assert client.post("/search", files={"file": ("x", _png(60, 50))}).json()["query"]["unknown_words"] == []
+
+
+def test_the_newest_items_come_first(ask, index, photos):
+    client = ask()
+    listed = client.get("/items").json()["items"]
+    assert {item["kind"] for item in listed} == {"image"}
+    with index.store.reading() as tables:
+        times = [tables.rows([item["id"]])[item["id"]].mtime_ns for item in listed]
+    known = [time for time in times if time is not None]
+    assert known == sorted(known, reverse=True)
+    ids = [item["id"] for item in listed]
+    pages = [client.get("/items", params={"k": 2, "offset": offset}).json()["items"] for offset in (0, 2, 4)]
+    assert [item["id"] for page in pages for item in page] == ids[:6]
+    only = client.get("/items", params={"filter": ["folder:work", "name:*.png"]}).json()["items"]
+    assert [item["id"] for item in only] == [item["id"] for item in listed if item["folder"] == "work"] != []
+    assert len(client.get("/items", params={"kind": "clip"}).json()["items"]) == 3
+    for params, code in (
+        ({"filter": "folder"}, "invalid-filter"),
+        ({"k": 0}, "invalid-field"),
+        ({"a": 1}, "invalid-field"),
+    ):
+        assert client.get("/items", params=params).json()["code"] == code

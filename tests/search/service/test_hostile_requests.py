@@ -40,7 +40,7 @@ def test_requests_generated_from_openapi(make_service, cases):
     app = make_app(make_service(write=True))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HERE)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 10
+    assert len(operations) == 11
     answered = set()
     for operation in operations:
 

@@ -108,20 +108,17 @@ def test_an_added_image_is_found_and_stays(ask, index, encoder, photos, tmp_path
     answer = client.post("/items", files={"file": ("../../evil.html", new)}, data={"metadata": '{"album": "عطلة 🌊"}'})
     assert answer.status_code == 201, answer.text
     added = answer.json()
-    assert (added["name"], added["folder"], added["metadata"]) == (
-        f"{fingerprint(new)}.png",
-        "uploads",
-        {"album": "عطلة 🌊"},
-    )
+    metadata = {"album": "عطلة 🌊", "file_name": "evil.html"}
+    assert (added["name"], added["folder"], added["metadata"]) == ("evil.html", "uploads", metadata)
     assert [path.name for path in (index.folder / "uploads").iterdir()] == [f"{fingerprint(new)}.png"]
     assert not list(tmp_path.rglob("*evil*"))
     found = client.post("/search", files={"image": ("x", new)}, data={"kind": "image", "k": "1"}).json()["hits"][0]
-    assert (found["id"], found["metadata"], round(found["score"], 3)) == (added["id"], {"album": "عطلة 🌊"}, 1.0)
+    assert (found["id"], found["metadata"], round(found["score"], 3)) == (added["id"], metadata, 1.0)
     assert client.get(found["url"]).content == new
     # Bringing the index up to date with its folder leaves it there, encodes nothing, and keeps its metadata.
     report = update_index(encoder, photos, index.folder)
     assert (report.images, report.encoded, report.removed) == (7, 0, 0)
-    assert index.rows([added["id"]])[added["id"]].metadata == {"album": "عطلة 🌊"}
+    assert index.rows([added["id"]])[added["id"]].metadata == metadata
     assert index.check() == []
 
 
@@ -167,7 +164,7 @@ def test_the_same_content_is_not_added_twice(ask, index, photos):
     first = client.post("/items", files={"file": ("a.wav", new)})
     again = client.post("/items", files={"file": ("b.wav", new)}, data={"metadata": '{"a": 1}'})
     assert (first.status_code, first.json()["kind"], again.status_code) == (201, "clip", 200)
-    assert (first.json()["id"], again.json()["metadata"]) == (again.json()["id"], {"a": 1})
+    assert (first.json()["id"], again.json()["metadata"]) == (again.json()["id"], {"file_name": "a.wav", "a": 1})
     assert len(index) == 10
 
 
@@ -175,7 +172,7 @@ def test_removing_an_item_keeps_the_users_own_file(ask, index, photos, tmp_path)
     client = ask(write=True, uploads=tmp_path / "elsewhere")
     new = picture(tmp_path / "new.png", 78).read_bytes()
     added = client.post("/items", files={"file": ("a.png", new)}).json()
-    file = tmp_path / "elsewhere" / added["name"]
+    file = tmp_path / "elsewhere" / f"{fingerprint(new)}.png"
     assert file.read_bytes() == new
     own = photos / "work/5.png"
     for number in (added["id"], row(index, own)):
@@ -198,7 +195,7 @@ def test_an_upload_is_found_when_the_index_alone_is_moved(ask, index, encoder, t
     assert client.get(added["url"]).content == new
     assert update_index(encoder, photos, place).images == 7
     assert Index.open(place).path_of(Index.open(place).rows([added["id"]])[added["id"]]) == str(
-        place / "uploads" / added["name"]
+        place / "uploads" / f"{fingerprint(new)}.png"
     )
 
 

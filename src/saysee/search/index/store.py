@@ -6,6 +6,7 @@ clip) and the rows' vectors. The SQL that both databases understand is in :class
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -82,6 +83,13 @@ class Item:
         kind, path, size, mtime_ns, content, metadata, *rest = row
         metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
         return cls(kind, path, size, mtime_ns, content, metadata, *rest)
+
+    def value(self, of: Filter) -> Any:
+        """The value that a filter is about."""
+        if not of.is_column:
+            return self.metadata.get(of.name)
+        folder, _, name = self.path.rpartition("/")
+        return {"folder": folder, "name": name}.get(of.name, getattr(self, of.name, None))
 
     def changeable(self) -> tuple[Any, ...]:
         """The values of ``_CHANGEABLE``."""
@@ -235,6 +243,17 @@ class Tables(ABC):
 
     def _items(self, condition: str = "", *values: Any) -> Iterator[Item]:
         return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
+
+    def newest(self, kind: Kind, k: int, offset: int = 0, filters: Sequence[Filter] = ()) -> list[Item]:
+        """Up to ``k`` rows of a kind for which all filters hold, after ``offset`` others: the newest files first.
+
+        Rows without a time are those added last, or of imported vectors.
+        """
+        order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
+        if not filters:
+            return list(self._items(f"{order} LIMIT ? OFFSET ?", kind, k, offset))
+        fitting = (item for item in self._items(order, kind) if all(one.matches(item.value(one)) for one in filters))
+        return list(itertools.islice(fitting, offset, offset + k))
 
     def vector_of(self, item: Item) -> Vectors | None:
         """The vector [D] of any row of the same content that the same model encoded; None where there is none."""

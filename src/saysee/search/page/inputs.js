@@ -38,24 +38,11 @@ export function showFormats() {
 }
 
 function fromFile(file) {
-  const kind = kindOf(file);
-  if (!kind) {
-    const message = `${file.name} is neither audio nor an image that the service can read.`;
-    throw new PageError(`${message} Choose a WAV, MP3, JPEG or PNG file, for example.`);
-  }
   if (file.size > served.limits.bytes) {
     const message = `${file.name} is larger than ${megabytes(served.limits.bytes)}, the limit of this service.`;
     throw new PageError(`${message} Make it smaller, or choose another.`);
   }
-  return new Query(kind, file, file.name || (kind === "image" ? "Image" : "Audio"));
-}
-
-/** The field of a search that takes a file: by its suffix, as many systems have no type for some formats. */
-function kindOf(file) {
-  const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
-  if (served.formats.clip.includes(suffix) || file.type.startsWith("audio/")) return "audio";
-  if (served.formats.image.includes(suffix) || file.type.startsWith("image/")) return "image";
-  return null;
+  return new Query("file", file, file.name || "Pasted file"); // its content says what it is, not its name
 }
 
 function listenToFiles(take) {

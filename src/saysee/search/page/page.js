@@ -2,19 +2,22 @@
 
 import { pauseAll } from "./audio.js";
 import { element, labelPlayer } from "./elements.js";
+import { filterText, listenToFilters, showFilter, splitFilters } from "./filters.js";
 import { listenToInputs, showFormats } from "./inputs.js";
-import { Query, queryInAddress, QueryList, splitFilters } from "./queries.js";
-import { showHits, showWaiting } from "./results.js";
-import { loadAbout, PageError, search, served, user } from "./service.js";
+import { Query, queryInAddress, QueryList } from "./queries.js";
+import { Grid } from "./results.js";
+import { loadAbout, newest, PageError, search, served, user } from "./service.js";
 import { Viewer } from "./viewer.js";
 
-const PLACEHOLDERS = 12; // the service's default number of hits
+const PLACEHOLDERS = 12;
 const NOUNS = { image: ["image", "images"], clip: ["clip", "clips"] };
 const EMPTY = "This index is empty. Add images (saysee index MODEL FOLDER --to INDEX), then reload this page.";
 
 /** What is shown: a query, the kind of its hits, the filter, and the request in progress. */
 const shown = { query: null, find: null, filter: "", request: null };
 const queries = new QueryList((query) => go(query, query.latest));
+const results = new Grid(element("results"), openResult, (error) => showError(error, () => results.grow()));
+const library = new Grid(element("library-list"), openItem, (error) => showError(error, () => library.grow()));
 /** Browsers go back later than asked: set from the closing of the viewer until its history entry is left. */
 let leaving = null;
 const viewer = new Viewer(
@@ -41,21 +44,20 @@ async function start() {
   element("home").addEventListener("click", (event) => {
     event.preventDefault();
     history.pushState(null, "", location.pathname);
+    library.found = null;
     showStart();
   });
   element("link").addEventListener("click", copyLink);
   element("hear").addEventListener("click", hear);
   element("find").addEventListener("change", (event) => change({ find: event.target.value }));
-  element("filter-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (shown.query) change({ filter: filterInput() });
-  });
+  listenToFilters(() => (shown.query ? change({ filter: filterText() }) : showLibrary()));
   const linked = queryInAddress(); // before any request: the address may contain the token
   listenToInputs((query, note) => ask(query, { note }), showError, announce);
   try {
     await loadAbout();
     showAbout();
     if (linked) await ask(linked.query, linked.view);
+    else await showLibrary();
   } catch (error) {
     showError(error, () => location.reload());
   }
@@ -67,7 +69,36 @@ function showAbout() {
   const kinds = [["image", served.images], ["clip", served.clips]];
   const counts = kinds.filter(([, count]) => count).map(([kind, count]) => counted(count, kind));
   element("about").textContent = [served.name, counts.join(", ")].filter(Boolean).join(" · ");
-  if (!counts.length) showError(new PageError(EMPTY));
+  element("trained-on").textContent = served.trained_on
+    ? `The model of this index was trained on ${served.trained_on}. For anything else, its results are by chance.`
+    : "";
+}
+
+/** The newest images of the index, or clips where it has no images, within the filter. */
+async function showLibrary() {
+  const [kind, filter] = [served.images ? "image" : "clip", filterText()];
+  hideError();
+  element("library").hidden = false;
+  if (!served.images && !served.clips) {
+    element("library").hidden = true;
+    showError(new PageError(EMPTY));
+    return;
+  }
+  try {
+    const load = (offset) => newest(kind, splitFilters(filter), offset);
+    const hits = await load(0);
+    if (shown.query || filter !== filterText()) return;
+    library.show({ hits, complete: hits.length === 0, load });
+    if (!hits.length) showError(new PageError(`No ${NOUNS[kind][0]} matches the filter ${filter}`), clearFilter, "Clear filter");
+  } catch (error) {
+    showError(error, error.retry ? showLibrary : null);
+  }
+}
+
+function clearFilter() {
+  showFilter("");
+  if (shown.query) change({ filter: "" });
+  else showLibrary();
 }
 
 /**
@@ -76,29 +107,41 @@ function showAbout() {
  * @param {object} options
  * @param {string} options.note shown with the results
  * @param {"image" | "clip" | null} options.find kind of the hits; null for the default
- * @param {string} options.filter by default that of the input
+ * @param {string} options.filter by default that of the inputs
  */
-async function ask(query, { note = "", find = null, filter = filterInput() } = {}) {
+async function ask(query, { note = "", find = null, filter = filterText() } = {}) {
   shown.request?.abort();
   const request = (shown.request = new AbortController());
+  const before = { ...shown };
+  const status = element("status").textContent;
   hideError();
-  Object.assign(shown, { query, find: null, filter });
-  showQuery(query, filter);
-  showWaiting(element("results"), PLACEHOLDERS);
+  if (before.query === null) {
+    Object.assign(shown, { query, find: null, filter });
+    showQuery(query, filter);
+    results.wait(PLACEHOLDERS);
+  }
+  element("results").setAttribute("aria-busy", "true"); // the previous results stay until there are others
   showStatus([note, "Searching…"].filter(Boolean).join(" "));
+  const filters = splitFilters(filter);
   try {
-    const answer = await search({ [query.kind]: query.content }, find, splitFilters(filter), request.signal);
+    const answer = await search({ [query.kind]: query.content }, { find, filters }, request.signal);
     await leaving;
     if (request.signal.aborted) return;
     queries.add(query);
-    query.keep(answer, filter);
+    const view = { find: answer.kind, filters };
+    query.keep(answer, filter, async (offset) => {
+      return (await search({ [query.kind]: query.content }, { ...view, offset })).hits;
+    });
     go(query, query.latest, note);
   } catch (error) {
     if (request.signal.aborted) return;
-    showStart();
-    element("filter").value = filter;
+    if (before.query === null) showStart();
+    else showStatus(status);
+    showFilter(filter);
     const name = query.kind === "audio" && query.title.startsWith("Your recording") ? "Your recording" : query.title;
     showError(error, error.retry ? () => ask(query, { find, filter }) : null, "Try again", name);
+  } finally {
+    if (shown.request === request) element("results").removeAttribute("aria-busy");
   }
 }
 
@@ -125,6 +168,7 @@ function returned({ state }) {
   if (viewer.dialog.open && !state?.viewer) {
     viewer.leaving = true;
     viewer.close();
+    if (!shown.query) return; // it was an image of the library
   }
   const query = queries.of(state);
   if (query?.answer(state)) {
@@ -145,31 +189,54 @@ async function copyLink() {
   }
 }
 
+function openResult(place) {
+  const { query, find, filter } = shown;
+  const found = query.answer({ find, filter });
+  if (!found) return;
+  history.pushState({ key: query.key, find, filter, viewer: true }, "");
+  viewer.open(query, found.hits, place, () => results.grow());
+}
+
+function openItem(place) {
+  history.pushState({ viewer: true }, "");
+  viewer.open(null, library.found.hits, place, () => library.grow());
+}
+
 function show(query, { find, filter }, note = "") {
   shown.request?.abort();
   Object.assign(shown, { query, find, filter });
   hideError();
   showQuery(query, filter);
-  const { hits, milliseconds } = query.answer({ find, filter });
-  showHits(element("results"), hits, (place) => {
-    history.pushState({ key: query.key, find, filter, viewer: true }, "");
-    viewer.open(query, hits, place);
-  });
+  const found = query.answer({ find, filter });
+  const { hits, milliseconds } = found;
+  element("results").removeAttribute("aria-busy");
+  results.show(found);
   element("find").hidden = !(served.images && served.clips);
   element("find").querySelector(`[value=${find}]`).checked = true;
   element("link").hidden = false;
   queries.show(query);
-  const found = `${counted(hits.length, find)}, best first, in ${Math.round(milliseconds)} ms`;
+  const kind = NOUNS[find][1];
+  const line = `${kind[0].toUpperCase()}${kind.slice(1)}, best first, in ${Math.round(milliseconds)} ms`;
   const limited = filter && `Filter: ${filter}`;
-  if (hits.length) showStatus([note, found, limited].filter(Boolean).join(" · "));
+  if (hits.length) showStatus([note, line, limited].filter(Boolean).join(" · "));
   else showNothingFound(find, filter);
+  showUnknown(found.query.unknown_words, query.content);
+}
+
+/** Names the words that the model does not know. */
+function showUnknown(words, text) {
+  if (!words.length) return;
+  const named = words.map((word) => `“${word}”`).join(", ");
+  const all = text.match(/[\p{L}\p{N}’']+/gu)?.length === words.length;
+  const result = all ? "The results are by chance" : "It was ignored";
+  showError(new PageError(`The model does not know ${named}. ${result}; use other words, or speak.`));
 }
 
 function showNothingFound(find, filter) {
   showStatus(`No ${NOUNS[find][1]} found`);
   const other = find === "image" ? "clip" : "image";
   if (filter) {
-    showError(new PageError(`No ${NOUNS[find][0]} matches the filter ${filter}`), () => change({ filter: "" }), "Clear filter");
+    showError(new PageError(`No ${NOUNS[find][0]} matches the filter ${filter}`), clearFilter, "Clear filter");
   } else if (!served.images && !served.clips) {
     showError(new PageError(EMPTY));
   } else {
@@ -183,6 +250,7 @@ function showQuery(query, filter) {
   pauseAll();
   labelPlayer(element("hear"), false);
   document.body.classList.add("answered");
+  element("library").hidden = true;
   document.title = `${query.title} – SaySee`;
   element("answer").hidden = false;
   element("answer-title").textContent = query.kind === "text" ? `“${query.title}”` : query.title;
@@ -191,7 +259,7 @@ function showQuery(query, filter) {
   if (query.preview) element("query-image").src = query.preview;
   element("find").hidden = element("link").hidden = true;
   element("text").value = query.kind === "text" ? query.content : "";
-  element("filter").value = filter;
+  showFilter(filter);
 }
 
 function showStart() {
@@ -201,8 +269,10 @@ function showStart() {
   document.body.classList.remove("answered");
   document.title = "SaySee";
   element("answer").hidden = true;
-  element("filter").value = "";
+  showFilter("");
   queries.show(null);
+  if (library.found) element("library").hidden = false;
+  else if (served.name) showLibrary();
 }
 
 async function hear() {
@@ -214,8 +284,6 @@ async function hear() {
     showError(new PageError("This browser cannot play the query; the search is not affected."));
   }
 }
-
-const filterInput = () => element("filter").value.trim();
 
 const counted = (count, kind) => `${count.toLocaleString("en")} ${NOUNS[kind][count === 1 ? 0 : 1]}`;
 

@@ -4,26 +4,32 @@ import { ClipAudio } from "./audio.js";
 import { element, icon, make } from "./elements.js";
 import { keepToken } from "./service.js";
 
-const ICONS = { audio: "microphone", text: "text", vector: "link", image: "image" };
+const ICONS = { file: "image", audio: "microphone", text: "text", vector: "link", image: "image" };
 // Distinguishes the history entries of this load of the page from those of an earlier one.
+const LONGEST_TITLE = 200;
 const LOAD = Math.random().toString(36).slice(2);
 
 /** A query of this visit. */
 export class Query {
   /**
-   * @param {"audio" | "image" | "text" | "vector"} kind
+   * @param {"file" | "audio" | "image" | "text" | "vector"} kind a file is audio or an image once it was answered
    * @param {Blob | string} content
    * @param {string} title its name on the page
    */
   constructor(kind, content, title) {
-    Object.assign(this, { kind, content, title });
+    Object.assign(this, { kind, content, title, audio: null, preview: null });
     this.key = "";
-    /** Answers of the service by kind of hits and filter. */
+    /** What was found by kind of hits and filter. */
     this.answers = new Map();
     /** Attention by the id of an image. */
     this.attention = new Map();
-    this.audio = kind === "audio" ? new ClipAudio(content) : null;
-    this.preview = kind === "image" ? URL.createObjectURL(content) : null;
+    this.#be(kind);
+  }
+
+  #be(kind) {
+    this.kind = kind;
+    if (kind === "audio") this.audio ??= new ClipAudio(this.content);
+    if (kind === "image") this.preview ??= URL.createObjectURL(this.content);
   }
 
   /** The last answer for this kind of hits and filter. */
@@ -31,14 +37,22 @@ export class Query {
     return this.answers.get(`${find} ${filter}`);
   }
 
-  keep(answer, filter) {
-    this.answers.set(`${answer.kind} ${filter}`, answer);
+  /**
+   * Keeps an answer.
+   * @param {object} answer of the service
+   * @param {string} filter
+   * @param {(offset: number) => Promise<object[]>} load further hits
+   */
+  keep(answer, filter, load) {
+    this.#be(answer.query.kind);
+    this.answers.set(`${answer.kind} ${filter}`, { ...answer, complete: answer.hits.length === 0, load });
     this.latest = { find: answer.kind, filter };
   }
 
   /** The part of an address that repeats this query; the server keeps nothing for it. */
   address({ find, filter }) {
-    const content = this.kind === "text" ? { text: this.content } : { vector: this.answer({ find, filter }).query.vector };
+    const { vector } = this.answer({ find, filter }).query;
+    const content = this.kind === "text" ? { text: this.content } : { vector, title: this.title };
     return `#${new URLSearchParams({ ...content, kind: find, ...(filter ? { filter } : {}) })}`;
   }
 }
@@ -54,12 +68,10 @@ export function queryInAddress() {
   const find = ["image", "clip"].find((kind) => kind === parts.get("kind")) ?? null;
   const view = { find, filter: parts.get("filter") ?? "" };
   if (parts.get("text")) return { query: new Query("text", parts.get("text"), parts.get("text")), view };
-  if (parts.get("vector")) return { query: new Query("vector", parts.get("vector"), "Query from a link"), view };
+  const title = parts.get("title")?.slice(0, LONGEST_TITLE) || "Query from a link";
+  if (parts.get("vector")) return { query: new Query("vector", parts.get("vector"), title), view };
   return null;
 }
-
-/** Filters of an input, such as "folder:my photos taken:2024-06..2024-08". */
-export const splitFilters = (text) => text.trim().split(/\s+(?=[^\s:]+:)/).filter(Boolean);
 
 /** The list of queries, the latest first. */
 export class QueryList {

@@ -1,34 +1,84 @@
-/** The grid of results. */
+/** Grids of images and clips, which grow as the user scrolls. */
 
 import { ClipAudio } from "./audio.js";
 import { icon, make } from "./elements.js";
-import { file } from "./service.js";
+import { file, small } from "./service.js";
 
-/** Shows placeholders until the results arrive. */
-export function showWaiting(list, count) {
-  list.replaceChildren(...Array.from({ length: count }, () => make("li", { className: "waiting" })));
+const AHEAD = "800px"; // below the screen, where further results are loaded already
+const DATE = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", year: "numeric", timeZone: "UTC" });
+
+/** A list of items and a button that loads more, which is pressed by itself when it comes near. */
+export class Grid {
+  /**
+   * @param {HTMLElement} list
+   * @param {(place: number) => void} open called with the place of an image that is chosen
+   * @param {(error: Error) => void} failed called if no more can be loaded
+   */
+  constructor(list, open, failed) {
+    Object.assign(this, { list, open, failed, found: null, growing: null });
+    this.more = make("button", { type: "button", className: "quiet more", hidden: true }, "Show more");
+    this.more.addEventListener("click", () => this.grow());
+    list.after(this.more);
+    this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && this.grow(), {
+      rootMargin: AHEAD,
+    });
+  }
+
+  /** Shows placeholders until the items arrive. */
+  wait(count) {
+    this.found = null;
+    this.more.hidden = true;
+    this.list.replaceChildren(...Array.from({ length: count }, () => make("li", { className: "waiting" })));
+  }
+
+  /**
+   * Shows what was found; images appear as they are loaded.
+   * @param {{hits: object[], complete: boolean, load: (offset: number) => Promise<object[]>}} found `hits` grows
+   */
+  show(found) {
+    Object.assign(this, { found, growing: null });
+    this.list.replaceChildren(...found.hits.map((hit, place) => this.#item(hit, place)));
+    this.#wait();
+  }
+
+  /** Loads more, if there is more; resolves when it is there. */
+  grow() {
+    const { found } = this;
+    if (!found || found.complete) return Promise.resolve();
+    return (this.growing ??= this.#load(found));
+  }
+
+  async #load(found) {
+    this.observer.disconnect();
+    try {
+      const start = found.hits.length;
+      const hits = await found.load(start);
+      found.complete = hits.length === 0;
+      found.hits.push(...hits);
+      if (found !== this.found) return;
+      this.list.append(...hits.map((hit, place) => this.#item(hit, start + place)));
+      this.growing = null;
+      this.#wait();
+    } catch (error) {
+      this.growing = null;
+      if (found === this.found) this.failed(error);
+    }
+  }
+
+  #wait() {
+    this.more.hidden = this.found.complete;
+    this.observer.disconnect();
+    this.observer.observe(this.more); // reports at once whether it is near
+  }
+
+  #item(hit, place) {
+    return make("li", {}, hit.kind === "image" ? imageTile(hit, () => this.open(place)) : clipTile(hit));
+  }
 }
 
-/**
- * Shows the hits; images appear as they are loaded.
- * @param {HTMLElement} list
- * @param {object[]} hits of an answer
- * @param {(place: number) => void} open called with the place of an image that is chosen
- */
-export function showHits(list, hits, open) {
-  for (const image of list.querySelectorAll("img")) URL.revokeObjectURL(image.src);
-  const best = Math.max(...hits.map((hit) => hit.score), 0.01);
-  list.replaceChildren(
-    ...hits.map((hit, place) => {
-      const tile = hit.kind === "image" ? imageTile(hit, best, () => open(place)) : clipTile(hit, best);
-      return make("li", {}, tile);
-    }),
-  );
-}
-
-function imageTile(hit, best, open) {
+function imageTile(hit, open) {
   const frame = make("span", { className: "frame" });
-  const tile = make("button", { type: "button", className: "tile" }, frame, ...caption(hit, best));
+  const tile = make("button", { type: "button", className: "tile" }, frame, ...caption(hit));
   tile.addEventListener("click", open);
   loadImage(hit.thumbnail, frame);
   return tile;
@@ -37,19 +87,18 @@ function imageTile(hit, best, open) {
 async function loadImage(url, frame) {
   const image = make("img", { alt: "" });
   try {
-    image.src = URL.createObjectURL(await file(url));
+    image.src = await small(url);
     await image.decode();
-    frame.replaceChildren(image);
+    frame.prepend(image);
     requestAnimationFrame(() => image.classList.add("loaded"));
   } catch (error) {
     frame.replaceChildren(make("span", { className: "failure" }, error.message));
   }
 }
 
-function clipTile(hit, best) {
+function clipTile(hit) {
   const frame = make("span", { className: "frame" }, icon("play"));
-  const text = typeof hit.metadata.text === "string" ? [make("span", { className: "transcript" }, hit.metadata.text)] : [];
-  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit, best), ...text);
+  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit));
   tile.prepend(make("span", { className: "hidden" }, "Play "));
   let audio = null;
   tile.addEventListener("click", async () => {
@@ -67,16 +116,25 @@ function clipTile(hit, best) {
   return tile;
 }
 
-function caption(hit, best) {
-  const bar = make("span");
-  bar.style.width = `${Math.max((100 * hit.score) / best, 0)}%`;
-  return [
-    make(
-      "span",
-      { className: "caption" },
-      make("span", { className: "name", title: hit.name }, hit.name),
-      make("span", { className: "score" }, make("span", { className: "hidden" }, "score "), hit.score.toFixed(3)),
-    ),
-    make("span", { className: "strength" }, bar),
-  ];
+/** When and where an image was taken, else its name; and the words that belong to it. */
+function caption(hit) {
+  const lines = [make("span", { className: "name", title: hit.name }, dateOf(hit) ?? hit.name)];
+  const more = [placeOf(hit), hit.copies > 1 ? `${hit.copies} copies` : null].filter(Boolean).join(" · ");
+  if (more) lines.push(make("span", { className: "place" }, more));
+  const { text } = hit.metadata;
+  if (typeof text === "string" && text) lines.push(make("span", { className: "transcript", title: text }, text));
+  return [make("span", { className: "caption" }, ...lines)];
+}
+
+/** The day on which an image was taken, by its camera's clock; null if it is not known. */
+export function dateOf({ metadata }) {
+  const taken = typeof metadata.taken === "string" ? new Date(`${metadata.taken.slice(0, 10)}T00:00Z`) : null;
+  return taken === null || Number.isNaN(taken.getTime()) ? null : DATE.format(taken);
+}
+
+/** Where an image was taken; null if it is not known. */
+export function placeOf({ metadata: { lat, lon } }) {
+  if (typeof lat !== "number" || typeof lon !== "number") return null;
+  const degrees = (value, [above, below]) => `${Math.abs(value).toFixed(2)}° ${value < 0 ? below : above}`;
+  return `${degrees(lat, "NS")}, ${degrees(lon, "EW")}`;
 }

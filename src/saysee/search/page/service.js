@@ -7,13 +7,17 @@ const MAX_WAIT = 30; // seconds
 /** What the service holds and accepts, as GET /about describes it; filled by `loadAbout`. */
 export const served = {
   name: "",
+  trained_on: null,
   images: 0,
   clips: 0,
-  limits: { bytes: Infinity, seconds: 60, pixels: Infinity, text: 1000 },
+  limits: { bytes: Infinity, seconds: 60, pixels: Infinity, k: 100, text: 1000 },
   formats: { image: [], clip: [] },
 };
 
-/** What to do about each code; `name` is the file or recording that was sent. Other codes show the answer's line. */
+const PAGE = 24; // items that are loaded together
+const MOST_SMALL = 2000; // small images that are kept in memory, some 30 MB
+
+/** What to do about each code; `name` is what was sent, `detail` the answer's line, which other codes show. */
 const MESSAGES = {
   busy: () => "The service is busy. Try again in a minute.",
   empty: (name) => `${name} is empty. Copy or record it again.`,
@@ -32,7 +36,7 @@ const MESSAGES = {
   "too-long": (name) => `${name} is longer than ${served.limits.seconds} s. Shorten it, or choose another.`,
   "too-short": (name) => `${name} is too short. Record it again.`,
   truncated: (name) => `${name} is damaged or incomplete. Copy or record it again.`,
-  undecodable: (name) => `${name} cannot be read as audio or an image. Convert it to WAV, MP3, JPEG or PNG.`,
+  undecodable: (name, detail) => `${name} ${detail.replace(/^\w+ of [\d,]+ bytes: /, "")}`,
 };
 
 export class PageError extends Error {
@@ -40,16 +44,17 @@ export class PageError extends Error {
    * @param {string} message for the user, with what to do
    * @param {object} details
    * @param {string | null} details.code of the service's answer
+   * @param {string} details.detail the answer's line
    * @param {boolean} details.retry whether the same request may succeed later
    */
-  constructor(message, { code = null, retry = false } = {}) {
+  constructor(message, { code = null, detail = "", retry = false } = {}) {
     super(message);
-    Object.assign(this, { code, retry });
+    Object.assign(this, { code, detail, retry });
   }
 
   /** The message, about the file or recording called `name`. */
   about(name) {
-    return MESSAGES[this.code]?.(name) ?? this.message;
+    return MESSAGES[this.code]?.(name, this.detail) ?? this.message;
   }
 }
 
@@ -73,18 +78,29 @@ export async function loadAbout() {
 }
 
 /**
- * @param {{audio?: Blob, image?: Blob, text?: string, vector?: string}} query exactly one of them
- * @param {"image" | "clip" | null} find kind of the hits; null for the default
- * @param {string[]} filters each name:value
+ * @param {{file?: Blob, audio?: Blob, image?: Blob, text?: string, vector?: string}} query exactly one of them
+ * @param {object} view
+ * @param {"image" | "clip" | null} view.find kind of the hits; null for the default
+ * @param {string[]} view.filters each name:value
+ * @param {number} view.offset so many hits are skipped
  */
-export async function search(query, find, filters, signal) {
+export async function search(query, { find, filters, offset = 0 }, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(query)) {
     form.append(name, value, ...(value instanceof Blob ? ["query"] : []));
   }
   if (find) form.append("kind", find);
   for (const filter of filters) form.append("filter", filter);
+  form.append("k", String(Math.min(PAGE, served.limits.k)));
+  form.append("offset", String(offset));
   return (await request("search", { method: "POST", body: form, signal })).json();
+}
+
+/** The items of the newest files, as of a search. */
+export async function newest(kind, filters, offset) {
+  const fields = new URLSearchParams({ kind, k: String(Math.min(PAGE, served.limits.k)), offset: String(offset) });
+  for (const filter of filters) fields.append("filter", filter);
+  return (await (await request(`items?${fields}`, {})).json()).items;
 }
 
 export async function attention(audio, id, signal) {
@@ -96,6 +112,23 @@ export async function attention(audio, id, signal) {
 
 /** A file of the index as a blob. */
 export const file = async (url, signal) => (await request(url.replace(/^\//, ""), { signal })).blob();
+
+const kept = new Map();
+
+/** The address of a small image that is in memory. */
+export function small(url, signal) {
+  if (!kept.has(url)) {
+    const address = file(url, signal).then((blob) => URL.createObjectURL(blob));
+    kept.set(url, address);
+    address.catch(() => kept.delete(url));
+    if (kept.size > MOST_SMALL) {
+      const [oldest] = kept.keys();
+      kept.get(oldest).then(URL.revokeObjectURL);
+      kept.delete(oldest);
+    }
+  }
+  return kept.get(url);
+}
 
 async function request(path, options) {
   for (let tries = 1; ; tries++) {
@@ -114,7 +147,8 @@ async function request(path, options) {
     const { code = null, detail = `The service answered with status ${response.status}.` } = await response
       .json()
       .catch(() => ({}));
-    throw new PageError(MESSAGES[code]?.("The query") ?? detail, { code, retry: response.status >= 500 });
+    const message = MESSAGES[code]?.("The query", detail) ?? detail;
+    throw new PageError(message, { code, detail, retry: response.status >= 500 });
   }
 }
 

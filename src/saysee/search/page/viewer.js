@@ -3,7 +3,9 @@
 import { Attention, clear, drawAttention } from "./attention.js";
 import { drawWaveform } from "./audio.js";
 import { element, labelPlayer, make } from "./elements.js";
-import { attention, file } from "./service.js";
+import { dateOf, placeOf } from "./results.js";
+import { attention, file, small } from "./service.js";
+import { Zoom } from "./zoom.js";
 
 const PEAKS = 160;
 const SOURCES = {
@@ -21,6 +23,7 @@ export class Viewer {
     this.image = element("viewer-image");
     this.overlay = element("overlay");
     this.slider = element("moment");
+    this.zoom = new Zoom(element("stage"), element("layer"), (scale) => this.#zoomed(scale));
     this.query = null;
     this.moment = null; // seconds; null while nothing is highlighted
     element("viewer-close").addEventListener("click", () => this.close());
@@ -28,7 +31,9 @@ export class Viewer {
     element("viewer-forward").addEventListener("click", () => this.#step(1));
     element("play").addEventListener("click", () => this.#play());
     element("highlight").addEventListener("change", () => this.#draw());
-    element("similar").addEventListener("click", () => this.blob && similar(this.blob, this.hits[this.place].name));
+    element("viewer-zoom").addEventListener("click", () => (this.zoom.scale > 1 ? this.zoom.reset() : this.zoom.by(2)));
+    element("download").addEventListener("click", () => this.#withFile((blob, hit) => download(blob, hit.name)));
+    element("similar").addEventListener("click", () => this.#withFile((blob, hit) => similar(blob, hit.name)));
     this.slider.addEventListener("input", () => this.#seek(Number(this.slider.value)));
     this.dialog.addEventListener("keydown", (event) => this.#key(event));
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.close());
@@ -40,10 +45,16 @@ export class Viewer {
     new ResizeObserver(() => this.dialog.open && this.#draw()).observe(this.overlay);
   }
 
-  /** Shows the image at a place of a query's hits. */
-  open(query, hits, place) {
-    if (this.query !== query) this.#setQuery(query);
-    this.hits = hits;
+  /**
+   * Shows the image at a place of a list.
+   * @param {Query | null} query that found the list
+   * @param {object[]} hits
+   * @param {number} place
+   * @param {() => Promise<void>} grow loads more hits into the list
+   */
+  open(query, hits, place, grow) {
+    if (this.query !== query || query === null) this.#setQuery(query);
+    Object.assign(this, { hits, grow });
     if (!this.dialog.open) this.dialog.showModal();
     this.#show(place);
   }
@@ -56,8 +67,9 @@ export class Viewer {
   #setQuery(query) {
     this.query = query;
     this.peaks = new Float32Array(0);
-    element("player").hidden = element("highlight-choice").hidden = query.audio === null;
-    if (query.audio === null) return;
+    const silent = !query?.audio;
+    element("player").hidden = element("highlight-choice").hidden = silent;
+    if (silent) return;
     query.audio.watch("viewer", () => this.#changed(query));
     query.audio.peaks(PEAKS).then((peaks) => {
       if (query !== this.query) return;
@@ -66,44 +78,50 @@ export class Viewer {
     });
   }
 
-  async #show(place) {
+  #show(place) {
     this.loading?.abort();
     const loading = (this.loading = new AbortController());
     const hit = this.hits[place];
-    Object.assign(this, { place, attention: null, moment: null, blob: null });
-    element("viewer-name").textContent = this.image.alt = hit.name;
-    element("viewer-place").textContent = `${place + 1} of ${this.hits.length} · score ${hit.score.toFixed(3)}`;
-    element("viewer-back").disabled = place === 0;
-    element("viewer-forward").disabled = place === this.hits.length - 1;
+    Object.assign(this, { place, attention: null, moment: null });
+    this.zoom.reset();
+    element("viewer-name").textContent = element("viewer-name").title = this.image.alt = hit.name;
+    element("viewer-place").textContent = [`${place + 1} of ${this.hits.length}`, dateOf(hit), placeOf(hit)]
+      .filter(Boolean)
+      .join(" · ");
+    this.#label();
     const known = metadata(hit);
     element("viewer-metadata").replaceChildren(...known);
     element("viewer-more").hidden = known.length === 0;
     this.slider.value = "0";
     this.#draw();
-    try {
-      await Promise.all([this.#loadImage(hit, loading.signal), this.#loadAttention(hit, loading.signal)]);
-      if (!loading.signal.aborted) this.#draw();
-    } catch (error) {
-      if (error.name !== "AbortError") this.#note(error.message);
-    }
+    const failed = (error) => error.name !== "AbortError" && this.#note(error.message);
+    this.#loadAttention(hit, loading.signal).then(() => this.#draw(), failed);
+    this.#loadImage(hit, loading.signal).catch(failed);
   }
 
+  /** Shows the thumbnail at once, then a size for the screen, then the file itself if the browser can. */
   async #loadImage(hit, signal) {
-    URL.revokeObjectURL(this.image.src);
     this.image.removeAttribute("src");
-    const blob = await file(hit.url, signal);
-    this.blob = blob;
-    this.image.src = URL.createObjectURL(blob);
-    // Browsers cannot show every format that can be indexed, TIFF for one.
-    await this.image.decode().catch(async () => {
-      this.image.src = URL.createObjectURL(await file(hit.thumbnail, signal));
-      await this.image.decode();
-    });
+    await this.#showImage(await small(hit.thumbnail), signal);
+    await this.#showImage(URL.createObjectURL(await file(hit.preview, signal)), signal);
+    if (navigator.connection?.saveData) return;
+    const address = URL.createObjectURL(await file(hit.url, signal));
+    await this.#showImage(address, signal).catch(() => {}); // browsers cannot show every format, TIFF for one
+  }
+
+  async #showImage(address, signal) {
+    const image = new Image();
+    image.src = address;
+    await image.decode();
+    signal.throwIfAborted();
+    this.image.src = address;
+    await this.image.decode();
+    this.#draw();
   }
 
   async #loadAttention(hit, signal) {
     const { query } = this;
-    if (query.audio === null) {
+    if (!query?.audio) {
       this.#note("Search by speaking to see which regions each moment of your words attends to.");
       return;
     }
@@ -155,14 +173,37 @@ export class Viewer {
 
   #step(by) {
     const place = this.place + by;
+    if (place === this.hits.length - 1) this.grow().then(() => this.#label());
     if (place < 0 || place >= this.hits.length) return;
-    this.query.audio?.pause();
+    this.query?.audio?.pause();
     this.#show(place);
   }
 
+  #label() {
+    element("viewer-back").disabled = this.place === 0;
+    element("viewer-forward").disabled = this.place === this.hits.length - 1;
+  }
+
   #key(event) {
+    if (event.target === this.slider || event.ctrlKey || event.metaKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by && event.target !== this.slider) this.#step(by);
+    if (this.zoom.key(event.key)) event.preventDefault();
+    else if (by) this.#step(by);
+  }
+
+  #zoomed(scale) {
+    element("viewer-zoom").querySelector(".hidden").textContent = scale > 1 ? "Show the whole image" : "Zoom in";
+    element("viewer-zoom").querySelector("use").setAttribute("href", scale > 1 ? "#icon-out" : "#icon-in");
+  }
+
+  /** Calls `act` with the file of the image that is shown. */
+  async #withFile(act) {
+    const hit = this.hits[this.place];
+    try {
+      act(await file(hit.url), hit);
+    } catch (error) {
+      this.#note(error.message);
+    }
   }
 
   #draw() {
@@ -180,8 +221,15 @@ export class Viewer {
   }
 }
 
+function download(blob, name) {
+  const link = make("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
 function metadata(hit) {
-  const rows = { ...(hit.folder && hit.folder !== "." ? { folder: hit.folder } : {}), ...hit.metadata };
+  const score = hit.score === undefined ? {} : { similarity: `${hit.score.toFixed(3)} (cosine)` };
+  const rows = { ...score, name: hit.name, ...(hit.folder && hit.folder !== "." ? { folder: hit.folder } : {}), ...hit.metadata };
   return Object.entries(rows)
     .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value))
     .flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]);

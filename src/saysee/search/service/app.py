@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi import Path as PathField
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -22,16 +22,17 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from saysee.search.index.filters import parse_filters
 from saysee.search.index.index import Index
 from saysee.search.service import schemas
 from saysee.search.service.connections import bind, serve_app
 from saysee.search.service.core import Service
-from saysee.search.service.errors import RequestError
+from saysee.search.service.errors import RequestError, index_errors
 from saysee.search.service.guard import Guard
-from saysee.search.service.items import THUMBNAIL_SIDE, THUMBNAIL_TYPE
 from saysee.search.service.records import RecordingMiddleware
 from saysee.search.service.requests import FormRoute, unless_left
 from saysee.search.service.settings import ServiceSettings
+from saysee.search.service.thumbnails import MEDIA_TYPE, SIDES, Size
 from saysee.version import __version__
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -103,10 +104,17 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         path, media_type = service.items.file("clip", id)
         return FileResponse(path, media_type=media_type, headers=_CACHED)
 
-    @app.get("/images/{id}/thumbnail", summary=f"No side longer than {THUMBNAIL_SIDE}", response_class=Response)
-    async def thumbnail(id: ItemId, request: Request) -> Response:
-        small = await unless_left(request, service.in_thread(service.items.thumbnail, id))
-        return Response(small, media_type=THUMBNAIL_TYPE, headers=_CACHED)
+    @app.get("/images/{id}/{size}", summary=f"An image, its longest side at most {SIDES}", response_class=Response)
+    async def small(id: ItemId, size: Size, request: Request) -> Response:
+        found = await unless_left(request, service.in_thread(service.items.small, id, size))
+        return Response(found, media_type=MEDIA_TYPE, headers=_CACHED)
+
+    @app.get("/items", summary="Items, those of the newest files first", response_model=schemas.ItemsAnswer)
+    def newest(query: Annotated[schemas.ItemsQuery, Query()]) -> JSONResponse:
+        with index_errors(422, "invalid-filter"):
+            filters = parse_filters(query.filter)
+        found = service.items.newest(query.kind, min(query.k, service.settings.limits.k), query.offset, filters)
+        return JSONResponse({"items": [schemas.item_answer(item) for item in found]})
 
     @app.delete("/items/{id}", summary="Remove an item; requires --write", status_code=204)
     def remove(id: ItemId) -> None:

@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-from fastapi import UploadFile
 from PIL import Image
 
 from saysee.encoding.attention import attend, attention_source
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
-from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
+from saysee.media.formats import (
+    AUDIO_SUFFIXES,
+    IMAGE_SUFFIXES,
+    READABLE_AUDIO,
+    READABLE_IMAGES,
+    FileKind,
+    Kind,
+    file_kind,
+)
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
 from saysee.search.index.sources import UPLOADS_FOLDER
@@ -28,7 +35,7 @@ from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places
 from saysee.search.service.errors import RequestError, client_errors, index_errors
-from saysee.search.service.items import Items
+from saysee.search.service.items import Items, client_name
 from saysee.search.service.records import AccessLog, Metrics
 from saysee.search.service.settings import ServiceSettings
 from saysee.version import __version__
@@ -38,13 +45,14 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 QueryKind = Literal["clip", "image", "text", "vector"]
-QUERY_FIELDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
+QUERY_FIELDS = ("file", "audio", "image", "text", "vector")
+_KINDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
 _DECODERS = min(4, os.cpu_count() or 1)  # an image at the limit of pixels takes half a gigabyte while it is decoded
 _WEIGHT_DIGITS = 4  # decimals of attention weights in JSON: a uniform share of 256 patches is 0.0039
 
 
 class Query(NamedTuple):
-    """A query: its content is what ``Encoder.prepare`` returns, or a unit vector [D]."""
+    """A query for ``k`` hits: its content is what ``Encoder.prepare`` returns, or a unit vector [D]."""
 
     kind: QueryKind
     content: Any
@@ -81,6 +89,7 @@ class Service:
         """Finishes the jobs of the model and ends all threads."""
         self.model.close()
         self._threads.shutdown()
+        self.items.thumbnails.close()
         if self.access_log is not None:
             self.access_log.close()
 
@@ -99,6 +108,7 @@ class Service:
             attention=attention_source(self.encoder.model),
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
+            trained_on=self.encoder.trained_on,
             version=__version__,
         )
 
@@ -107,17 +117,25 @@ class Service:
         given = [name for name in QUERY_FIELDS if getattr(form, name) is not None]
         if len(given) != 1:
             raise RequestError(422, "one-query", f"Send exactly one of {', '.join(QUERY_FIELDS)}; got {len(given)}.")
-        kind, value = QUERY_FIELDS[given[0]], getattr(form, given[0])
+        field, value = given[0], getattr(form, given[0])
         with index_errors(422, "invalid-filter"):
             filters = parse_filters(form.filter)
+        if not isinstance(value, str):
+            value = await value.read()
+            if field == "file":
+                field = "image" if _file_kind(value).kind == "image" else "audio"
+        kind = _KINDS[field]
         content = await self._prepare(kind, value)
-        answer = await self._run("search", Query(kind, content, form.k, form.kind, filters), self.answer)
+        query = Query(kind, content, form.offset + form.k, form.kind, filters)
+        answer = await self._run("search", query, self.answer)
         seconds = len(content) / SAMPLE_RATE if kind == "clip" else None
+        unknown = self.encoder.unknown_words(value) if kind == "text" else []
         return {
-            "query": {"kind": given[0], "seconds": seconds, "vector": to_text(answer.vector)},
+            "query": {"kind": field, "seconds": seconds, "vector": to_text(answer.vector), "unknown_words": unknown},
             "kind": answer.kind,
             "hits": [
-                schemas.item_answer(item) | {"score": score, "copies": item.copies} for item, score in answer.hits
+                {**schemas.item_answer(item), "score": score, "copies": item.copies}
+                for item, score in answer.hits[form.offset :]
             ],
         }
 
@@ -134,17 +152,15 @@ class Service:
     async def add(self, form: schemas.ItemForm) -> tuple[dict[str, Any], bool]:
         """Adds an image or clip; the fields of its :class:`ItemAnswer`, and whether it is new. RequestError if not."""
         content = await form.file.read()
-        found = file_kind(io.BytesIO(content))
-        if found is None:
-            raise RequestError(422, "undecodable", "The file is neither audio nor an image that can be read.")
-        kind, _, suffix = found
+        kind, _, suffix = _file_kind(content)
         name = await self.in_thread(fingerprint, content)
         item = await self.in_thread(self.items.find, kind, name, form.metadata)
         if item is not None:
             return schemas.item_answer(item), False
         prepared = await self.in_thread(self._decode, kind, content)
         vector = await self._run(f"encode {kind}", prepared, lambda batch: list(self._encode(kind, batch)))
-        item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, form.metadata)
+        metadata = client_name(form.file.filename) | (form.metadata or {})
+        item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, metadata)
         return schemas.item_answer(item), True
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
@@ -190,10 +206,10 @@ class Service:
         result: T = await asyncio.wrap_future(self.model.submit(kind, content, run))
         return result
 
-    async def _prepare(self, kind: QueryKind, value: UploadFile | str) -> Any:
+    async def _prepare(self, kind: QueryKind, value: bytes | str) -> Any:
         """The value of a field as :class:`Query` takes it."""
-        if not isinstance(value, str):
-            return await self.in_thread(self._decode, kind, await value.read())
+        if isinstance(value, bytes):
+            return await self.in_thread(self._decode, kind, value)
         if kind == "vector":
             return from_text(value, self.encoder.dimension)
         if not value.strip():
@@ -214,6 +230,16 @@ class Service:
         if self.encoder.has_text:
             items["text"] = "an image"
         self.answer([Query(kind, self.encoder.prepare(kind, item), 1, "image") for kind, item in items.items()])
+
+
+def _file_kind(content: bytes) -> FileKind:
+    """What a file is by its content; RequestError if it is neither audio nor an image."""
+    found = file_kind(io.BytesIO(content))
+    if found is None:
+        formats = f"audio ({READABLE_AUDIO}) nor an image ({READABLE_IMAGES})"
+        message = f"file of {len(content):,} bytes: is neither {formats}; convert it"
+        raise RequestError(422, "empty" if not content else "undecodable", message)
+    return found
 
 
 def to_text(vector: Vectors) -> str:

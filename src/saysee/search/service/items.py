@@ -6,12 +6,11 @@ between leaves a file without a row, which the same upload reuses.
 
 from __future__ import annotations
 
-import io
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,16 @@ from PIL import Image
 from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
-from saysee.media.images import load_image, load_thumbnail
+from saysee.media.images import load_image
+from saysee.search.index.filters import Filter
 from saysee.search.index.index import Index
 from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Tables
 from saysee.search.service.errors import RequestError, index_errors
+from saysee.search.service.schemas import NAME_KEY
+from saysee.search.service.thumbnails import Size, Thumbnails
 
-THUMBNAIL_SIDE = 320
-THUMBNAIL_TYPE = "image/webp"
-_CACHED_THUMBNAILS = 2_048  # some 30 MB of photos; 160 MB if all were noise
+_NAME_CHARACTERS = 200  # of the name that a client gave to a file
 
 
 class Items:
@@ -42,6 +42,7 @@ class Items:
 
     def __init__(self, index: Index, uploads: Path | None) -> None:
         self.index, self.uploads = index, uploads
+        self.thumbnails = Thumbnails(index.store.folder)
         self._lock = threading.Lock()
 
     def file(self, kind: Kind, row: int) -> tuple[str, str]:
@@ -72,14 +73,18 @@ class Items:
         except MediaError as error:
             raise _file_gone("image", row, error.code) from None
 
-    def thumbnail(self, row: int) -> bytes:
-        """The image of a row as WebP, no side longer than ``THUMBNAIL_SIDE`` pixels."""
+    def small(self, row: int, size: Size) -> bytes:
+        """The image of a row in a size of :data:`saysee.search.service.thumbnails.SIDES`."""
         path, _ = self.file("image", row)
         try:
-            status = os.stat(path)
-            return _thumbnail(path, status.st_mtime_ns, status.st_size)
+            return self.thumbnails.get(row, path, size)
         except (OSError, MediaError):
             raise _file_gone("image", row, "damaged") from None
+
+    def newest(self, kind: Kind, k: int, offset: int, filters: Sequence[Filter]) -> list[Item]:
+        """The rows of a kind for which all filters hold, those of the newest files first."""
+        with index_errors(503, "index-unavailable", self.index.place, 10), self.index.store.reading() as tables:
+            return tables.newest(kind, k, offset, filters)
 
     @contextmanager
     def _writing(self) -> Iterator[Tables]:
@@ -96,7 +101,8 @@ class Items:
         with self._writing() as writer:
             item = writer.item_of(kind, content)
             if item is not None and metadata is not None:
-                item.metadata = metadata
+                kept = {NAME_KEY: item.metadata[NAME_KEY]} if NAME_KEY in item.metadata else {}
+                item.metadata = kept | metadata
                 writer.refresh([item])
             return item
 
@@ -134,12 +140,11 @@ class Items:
                 file.unlink(missing_ok=True)
 
 
-@lru_cache(_CACHED_THUMBNAILS)
-def _thumbnail(path: str, modified: int, size: int) -> bytes:
-    del modified, size  # of the file, so that a changed file is read again
-    buffer = io.BytesIO()
-    load_thumbnail(path, THUMBNAIL_SIDE).save(buffer, "WEBP", quality=80, method=2)
-    return buffer.getvalue()
+def client_name(name: str | None) -> dict[str, str]:
+    """The name that a client gave to a file as metadata; empty without one. No part of it becomes a path."""
+    last = re.split(r"[/\\]", name or "")[-1]
+    shown = "".join(character for character in last if character.isprintable())[:_NAME_CHARACTERS].strip()
+    return {NAME_KEY: shown} if shown else {}
 
 
 def _file_gone(kind: Kind, row: int, why: str) -> RequestError:

@@ -15,6 +15,9 @@ from saysee.search.index.store import Item
 from saysee.search.service.settings import Limits
 
 DEFAULT_K = 12
+MAX_OFFSET = 10_000
+NAME_KEY = "file_name"
+"""Of the metadata of an added file: how the client called it."""
 MAX_ID = 2**63 - 1
 _FILE: dict[str, JsonValue] = {"format": "binary"}
 
@@ -36,13 +39,17 @@ class _Form(BaseModel):
 
 
 class SearchForm(_Form):
-    """A query: exactly one of audio, image, text and vector."""
+    """A query: exactly one of file, audio, image, text and vector."""
 
+    file: OptionalFile = Field(
+        None, description="an audio file or an image: its content says which", json_schema_extra=_FILE
+    )
     audio: OptionalFile = Field(None, description="an audio file: a spoken query", json_schema_extra=_FILE)
     image: OptionalFile = Field(None, description="an image file", json_schema_extra=_FILE)
     text: OptionalText = Field(None, description="a written query")
     vector: OptionalText = Field(None, description="the vector of the answer to an earlier query")
     k: int = Field(DEFAULT_K, ge=1, description="largest number of hits")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="so many of the best hits are skipped")
     kind: Kind | SkipJsonSchema[None] = Field(
         None, description="what to find; by default images, or clips for an image if the index has no image"
     )
@@ -51,6 +58,15 @@ class SearchForm(_Form):
         description="name:value, such as folder:holiday*, speaker:s1 or taken:2024-06..2024-08; all must hold",
         examples=[["folder:holiday*"]],
     )
+
+
+class ItemsQuery(_Form):
+    """Which items are listed."""
+
+    kind: Kind = "image"
+    k: int = Field(24, ge=1, le=100, description="largest number of items")
+    offset: int = Field(0, ge=0, le=MAX_ID, description="so many of the newest items are skipped")
+    filter: list[str] = Field([], description="as for a search", examples=[["folder:holiday*"]])
 
 
 class AttentionForm(_Form):
@@ -85,6 +101,7 @@ class AboutAnswer(BaseModel):
     attention: Literal["fusion", "similarity"] = Field(description="what POST /attention is computed from")
     limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
+    trained_on: str | None = Field(description="what the image encoder knows, if that is not photographs in general")
     version: str
 
 
@@ -98,6 +115,7 @@ class ItemAnswer(BaseModel):
     metadata: dict[str, Any]
     url: str = Field(description="address of its file")
     thumbnail: str | None = Field(description="address of an image's thumbnail")
+    preview: str | None = Field(description="address of an image in the size of a screen")
 
 
 class HitAnswer(ItemAnswer):
@@ -107,12 +125,19 @@ class HitAnswer(ItemAnswer):
     copies: int = Field(description="items of the index with this content, this one included")
 
 
+class ItemsAnswer(BaseModel):
+    """Items of the index, those of the newest files first."""
+
+    items: list[ItemAnswer]
+
+
 class QueryAnswer(BaseModel):
     """The query as it was understood."""
 
     kind: Literal["audio", "image", "text", "vector"]
     seconds: float | None = Field(description="duration of a spoken query")
     vector: str = Field(description="base64 of little-endian float16; a later query may send it")
+    unknown_words: list[str] = Field(description="words of the text that the text encoder does not know")
 
 
 class SearchAnswer(BaseModel):
@@ -145,9 +170,10 @@ def item_answer(item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "kind": item.kind,
-        "name": name,
+        "name": item.metadata.get(NAME_KEY, name) if is_upload(item) else name,
         "folder": UPLOADS_FOLDER if is_upload(item) else folder,
         "metadata": item.metadata,
         "url": url,
         "thumbnail": f"{url}/thumbnail" if item.kind == "image" else None,
+        "preview": f"{url}/preview" if item.kind == "image" else None,
     }

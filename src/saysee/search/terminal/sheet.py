@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from saysee.errors import MediaError, SaySeeError
@@ -22,7 +23,8 @@ from saysee.search.terminal.queries import SearchResults
 
 MAX_QUERIES = 200
 """Queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once."""
-_SIDE = 240  # pixels of an image
+_SIDE = 320  # pixels of an image
+_PAGE = Path(__file__).parents[1] / "page"
 
 
 def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = None) -> Path:
@@ -32,9 +34,10 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
         SaySeeError: it cannot be written there.
     """
     place = Path(tempfile.mkdtemp(prefix="saysee-")) / "search.html" if path is None else Path(path).absolute()
-    environment = Environment(loader=PackageLoader("saysee", "search/terminal"), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("saysee", "search"), autoescape=select_autoescape())
+    environment.filters["css"] = _css
     environment.globals.update(media_url=functools.cache(_media_url), audio_url=_audio_url, name=_name, link=_link)
-    text = environment.get_template("sheet.html").render(
+    text = environment.get_template("terminal/sheet.html").render(
         results=results.results[:MAX_QUERIES],
         omitted=max(0, len(results.results) - MAX_QUERIES),
         skipped=results.skipped,
@@ -46,6 +49,11 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
             f"{place}: the sheet cannot be written ({error.strerror}); name another file with --sheet"
         ) from None
     return place
+
+
+def _css(name: str) -> Markup:
+    """A style sheet of the page of ``saysee serve``, so that both look alike."""
+    return Markup((_PAGE / name).read_text(encoding="utf-8"))
 
 
 def _name(path: str) -> str:
