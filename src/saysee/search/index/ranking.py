@@ -1,11 +1,15 @@
-"""Orders the candidates of a search by their stored vectors, and makes one hit of rows with equal content."""
+"""Orders the candidates of a search by their stored vectors, one hit for rows of equal content; and rows by age."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from saysee.media.formats import Kind
+from saysee.search.index.filters import Filter
 from saysee.search.index.store import Ids, Item, Tables, Vectors
 
 Search = Callable[[int], Sequence[Ids]]
@@ -49,3 +53,23 @@ def _best(tables: Tables, queries: Vectors, found: Sequence[Ids], count: int) ->
                 break
         best.append(list(hits.values()))
     return best
+
+
+def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Sequence[Filter] = ()) -> list[Item]:
+    """Up to ``k`` rows of a kind for which all filters hold, after ``offset`` others: the newest files first.
+
+    Rows without a time are those added last, or of imported vectors.
+    """
+    order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
+    if not filters:
+        return list(tables.items(f"{order} LIMIT ? OFFSET ?", kind, k, offset))
+    fitting = (item for item in tables.items(order, kind) if all(one.matches(_value(item, one)) for one in filters))
+    return list(itertools.islice(fitting, offset, offset + k))
+
+
+def _value(item: Item, of: Filter) -> Any:
+    """The value that a filter is about."""
+    if not of.is_column:
+        return item.metadata.get(of.name)
+    folder, _, name = item.path.rpartition("/")
+    return {"folder": folder, "name": name}.get(of.name, getattr(item, of.name, None))

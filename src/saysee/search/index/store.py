@@ -6,7 +6,6 @@ clip) and the rows' vectors. The SQL that both databases understand is in :class
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -83,13 +82,6 @@ class Item:
         kind, path, size, mtime_ns, content, metadata, *rest = row
         metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
         return cls(kind, path, size, mtime_ns, content, metadata, *rest)
-
-    def value(self, of: Filter) -> Any:
-        """The value that a filter is about."""
-        if not of.is_column:
-            return self.metadata.get(of.name)
-        folder, _, name = self.path.rpartition("/")
-        return {"folder": folder, "name": name}.get(of.name, getattr(self, of.name, None))
 
     def changeable(self) -> tuple[Any, ...]:
         """The values of ``_CHANGEABLE``."""
@@ -221,7 +213,7 @@ class Tables(ABC):
 
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:
         """The rows of ids, by id; missing ones are skipped."""
-        return {item.id: item for item in self._items(f"WHERE {self._among}", json.dumps(list(ids)))}
+        return {item.id: item for item in self.items(f"WHERE {self._among}", json.dumps(list(ids)))}
 
     def copies(self, ids: Iterable[int]) -> dict[int, int]:
         """For the ids of rows whose content is known, how many rows have that content."""
@@ -235,25 +227,15 @@ class Tables(ABC):
 
     def known(self) -> dict[Key, Item]:
         """All rows, by kind and path."""
-        return {item.key: item for item in self._items()}
+        return {item.key: item for item in self.items()}
 
     def item_of(self, kind: Kind, content: str) -> Item | None:
         """The first row of this content hash; None where there is none."""
-        return next(self._items("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
+        return next(self.items("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
 
-    def _items(self, condition: str = "", *values: Any) -> Iterator[Item]:
+    def items(self, condition: str = "", *values: Any) -> Iterator[Item]:
+        """The rows for which the end of an SQL statement, from WHERE on, holds."""
         return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
-
-    def newest(self, kind: Kind, k: int, offset: int = 0, filters: Sequence[Filter] = ()) -> list[Item]:
-        """Up to ``k`` rows of a kind for which all filters hold, after ``offset`` others: the newest files first.
-
-        Rows without a time are those added last, or of imported vectors.
-        """
-        order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
-        if not filters:
-            return list(self._items(f"{order} LIMIT ? OFFSET ?", kind, k, offset))
-        fitting = (item for item in self._items(order, kind) if all(one.matches(item.value(one)) for one in filters))
-        return list(itertools.islice(fitting, offset, offset + k))
 
     def vector_of(self, item: Item) -> Vectors | None:
         """The vector [D] of any row of the same content that the same model encoded; None where there is none."""

@@ -24,6 +24,7 @@ from saysee.media.formats import Kind, file_kind
 from saysee.media.images import load_image
 from saysee.search.index.filters import Filter
 from saysee.search.index.index import Index
+from saysee.search.index.ranking import newest
 from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Tables
 from saysee.search.service.errors import RequestError, index_errors
@@ -84,7 +85,7 @@ class Items:
     def newest(self, kind: Kind, k: int, offset: int, filters: Sequence[Filter]) -> list[Item]:
         """The rows of a kind for which all filters hold, those of the newest files first."""
         with index_errors(503, "index-unavailable", self.index.place, 10), self.index.store.reading() as tables:
-            return tables.newest(kind, k, offset, filters)
+            return newest(tables, kind, k, offset, filters)
 
     @contextmanager
     def _writing(self) -> Iterator[Tables]:
