@@ -323,6 +323,8 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, encoders: Any) -> None
         ({"parallel_branch.self_att.model.layers.0.norm3.bias": torch.zeros(2)}, ["layers.0.norm3.bias"]),
         ({"parallel_branch.linear_proj.bias": torch.zeros(3)}, ["parallel_branch.linear_proj.bias", "[3]", "[24]"]),
         ({"parallel_branch.cls": torch.zeros(1, 9, 32)}, ["parallel_branch.", "[288]"]),
+        ({"parallel_branch.cls": torch.zeros(())}, ["parallel_branch.cls", "[]"]),
+        ({"audio_encoder.weightedsum_layer.weights": torch.zeros(4, 1)}, ["weightedsum_layer.weights", "[4, 1]"]),
         (
             {"parallel_branch.cls": None, "cascaded_branch.cls": torch.zeros(1, 8, 32)},
             ["parallel_branch.cls", "cascaded"],

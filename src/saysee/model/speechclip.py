@@ -7,7 +7,6 @@ that names anything else is refused.
 
 from __future__ import annotations
 
-import math
 import os
 import pickletools
 import re
@@ -88,6 +87,13 @@ class Converted:
     unknown: list[str]
     temperature: float | None
 
+    def facts(self) -> dict[str, Any]:
+        """What the model card tells, without paths of this machine."""
+        places = {"speech": self.speech, "image": self.image}
+        sides = {side: Path(place).name if Path(place).exists() else place for side, place in places.items()}
+        facts = {"kind": self.kind, "temperature": self.temperature}
+        return {"file": Path(self.checkpoint).name, "repository": REPOSITORY, **facts, **sides}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -146,21 +152,11 @@ def convert_speechclip(
         converted=dict(zip(head, map(_name, head), strict=True)),
         dropped={name: count for name, count in dropped.items() if count},
         unknown=unknown,
-        temperature=None if temperature is None else math.exp(-float(temperature.flatten()[0])),
+        temperature=None if temperature is None else float(torch.exp(-temperature.float()).mean()),
     )
     model = SpeechImageModel.from_encoders(speech, image, head=config)
     model.speech_encoder.load_state_dict({_name(name): value for name, value in head.items()}, strict=False)
-    local = {place: Path(place).name for place in (speech, image) if Path(place).exists()}  # no path in the card
-    model.trained = {
-        "converted": {
-            "file": Path(path).name,
-            "repository": REPOSITORY,
-            "kind": kind,
-            "speech": local.get(speech, speech),
-            "image": local.get(image, image),
-            "temperature": result.temperature,
-        }
-    }
+    model.trained = {"converted": result.facts()}
     write_folder(folder, model.save_pretrained)
     return result
 
@@ -178,7 +174,12 @@ def _widths(weights: dict[str, Tensor]) -> tuple[int, int]:
 
 def _head_config(path: Any, weights: dict[str, Tensor], settings: Any) -> HeadConfig:
     """The head's configuration: sizes by the weights, what these do not show by the settings beside them."""
-    needed = [name for name in (_MIX, _CLS, f"{_PROJECTION}weight") if name not in weights]
+    sizes = {_MIX: 1, _CLS: 3, f"{_PROJECTION}weight": 2}
+    needed = [name for name in sizes if name not in weights]
+    if not needed and (odd := [name for name, size in sizes.items() if weights[name].dim() != size]):
+        raise CheckpointError(
+            f"{path}: is no SpeechCLIP parallel: the shape of {odd[0]} is {list(weights[odd[0]].shape)}"
+        )
     if needed:
         kind = "a cascaded or hybrid one" if any(name.startswith("cascaded_branch.") for name in weights) else "another"
         raise CheckpointError(
