@@ -40,7 +40,7 @@ PARSED_ONLY = {
     r"^saysee serve": "runs until it is stopped; its HTTP examples run against a service started here",
     r"cascade:small": "needs a download; tests/encoding, tests/evaluation",
     r"--data.batch_size 1024": "needs a corpus of that size; tests/training",
-    r"^saysee data hub": "needs a download; tests/data/corpora",
+    r'^saysee data hub "?(USER|shards)/': "needs a data set; tests/data/corpora",
 }
 ENCODERS = {
     "facebook/hubert-base-ls960": "base",
@@ -126,6 +126,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hubert_configs: Any, 
     load("data/corpora/test_flickr8k.py").published(files, here)
     coco = load("data/corpora/test_spokencoco.py")
     coco.published(files, here)
+    load("data/corpora/test_hub_pairs.py").published(files, here)
     coco.karpathy_json(files, here / "dataset_coco.json", list(coco.IMAGES))
     write_places(files, here)
     for number in range(16):

@@ -369,7 +369,7 @@ def test_a_copy_of_another_language_has_one_clip_an_image(tmp_path: Path, files:
 
 def test_english_texts_are_not_those_of_translated_clips(tmp_path: Path, files: Any) -> None:
     for stem in STEMS:
-        files.clip(tmp_path / "audio" / f"sp1_{stem}_0.wav")
+        files.clip(tmp_path / "audio" / f"sp1-F_{stem}_0.wav")
         files.image(tmp_path / "Images" / f"{stem}.jpg")
     split_lists(files, tmp_path / "text")
     english = files.text(tmp_path / "text" / "Flickr8k.token.txt", tokens())
@@ -377,7 +377,7 @@ def test_english_texts_are_not_those_of_translated_clips(tmp_path: Path, files: 
     audio, images, to = (tmp_path / word for word in words)
     prepared = prepare_flickr8k(audio, images, to, text=tmp_path / "text", allow_missing=0)
     rows = Manifest.read(prepared.manifest)
-    assert {(row.text, row.language, row.speaker) for row in rows} == {(None, None, "sp1")}
+    assert {(row.text, row.language, row.speaker) for row in rows} == {(None, None, "sp1-F")}
     assert any(str(english) in note for note in prepared.notes)
     prepare_flickr8k(audio, images, to, text=tmp_path / "text", language="ha")
     assert {row.language for row in Manifest.read(to)} == {"ha"}

@@ -546,3 +546,163 @@ def test_the_verb_takes_columns_and_splits_by_flags(
     assert {row.text for row in Manifest.read(tmp_path / "m.parquet")} == {None}
     assert main([*words, "--split", "validation"]) == 2
     assert "NAME=SPLIT" in capsys.readouterr().err
+
+
+def wide(rows: Rows, *columns: str) -> Rows:
+    """One row for each image, with ``audio_0``, ``caption_0``, ``audio_1`` and so on."""
+    found: Rows = {}
+    for split, part in rows.items():
+        for at in range(0, len(part), 2):
+            row = {"image": part[at]["image"]}
+            for n, each in enumerate(part[at : at + 2]):
+                row |= {column.format(n): each[column.format("").strip("_- ")] for column in columns}
+            found.setdefault(split, []).append(row)
+    return found
+
+
+@pytest.mark.parametrize("columns", [("audio_{}", "caption_{}"), ("audio{}", "caption{}"), ("audio-{}", "caption-{}")])
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_row_may_have_a_column_for_each_clip(
+    tmp_path: Path, rows: Rows, columns: tuple[str, ...], typed: bool
+) -> None:
+    rows["train"][3] |= {"audio": None, "caption": None}  # an image with one caption only
+    for split, part in wide(rows, *columns).items():
+        names = {column.format(n): column.format("").strip("_-") for n in range(2) for column in columns}
+        types = {name: TYPES[plain] for name, plain in names.items()}
+        features = FEATURES | {name: FEATURES[plain] for name, plain in names.items()}
+        path = tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table(part, features if typed else None, **types), path)
+    manifest = Manifest.read(prepare_hub([tmp_path / "set"], tmp_path / "m.jsonl").manifest)
+    found = {manifest.clip_path(row).read_bytes(): (row.text, row.split) for row in manifest}
+    assert found == {
+        row["audio"]["bytes"]: (row["caption"], split.replace("validation", "val"))
+        for split, part in rows.items()
+        for row in part
+        if row["audio"]
+    }
+    assert len(manifest.images()) == 4
+
+
+def test_numbered_columns_that_do_not_fit_are_rejected(tmp_path: Path, rows: Rows) -> None:
+    [first, *_] = wide(rows, "audio_{}", "caption_{}")["train"]
+    other = {name.replace("caption_1", "caption_2"): value for name, value in first.items()}
+    kinds = {name: MEDIA for name in first if name.startswith("audio")}
+    pq.write_table(table([other], None, **kinds), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match=r"x\.parquet: .*caption_0, caption_2.*--text-column"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    assert prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", text_column="").clips == {"train": 2}
+    both = first | {"audio": first["audio_0"]}
+    pq.write_table(table([both], None, **kinds), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match=r"more than one column for the clip.*--audio-column"):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+
+
+COLUMNS = {"split": ["train"] * 3 + ["test"] * 2 + ["dev"], "speaker": list("aabbcc"), "language": ["de"] * 6}
+ARROW = {
+    "dictionary": lambda values: pa.array(values).dictionary_encode(),
+    "string_view": lambda values: pa.array(values, pa.string_view()),
+    "large_string": lambda values: pa.array(values, pa.large_string()),
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ARROW)
+def test_every_way_in_which_arrow_stores_words_and_bytes_is_read(
+    tmp_path: Path, rows: Rows, kind: str, form: str
+) -> None:
+    media = {"dictionary": pa.binary(), "string_view": pa.binary_view(), "large_string": pa.large_binary()}[kind]
+    part = [*rows["train"][::2], *rows["validation"], rows["train"][0]]
+    clips = [row["audio"]["bytes"] for row in part[:5]] + [rows["train"][1]["audio"]["bytes"]]
+    images = [row["image"]["bytes"] for row in part[:3]] + [rows["validation"][0]["image"]["bytes"]] * 2 + [b"\x89PNG"]
+    images[5] = images[3] + b" "  # the bytes of another file
+    content = {"audio": pa.array(clips, media), "image": pa.array(images, media)}
+    if kind == "dictionary":
+        content = {name: column.dictionary_encode() for name, column in content.items()}
+    content |= {name: ARROW[kind](values) for name, values in COLUMNS.items()}
+    path = tmp_path / f"x.{form}"
+    if form == "arrow":
+        write_arrow(pa.table(content), path)
+    else:
+        pq.write_table(pa.table(content), path)
+    prepared = prepare_hub([path], tmp_path / "m.jsonl")
+    assert prepared.clips == {"train": 3, "test": 2, "val": 1}
+    manifest = Manifest.read(prepared.manifest)
+    assert [manifest.clip_path(row).read_bytes() for row in manifest] == clips
+    assert [row.speaker for row in manifest] == COLUMNS["speaker"]
+    assert manifest.column("language") == COLUMNS["language"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("split", [b"train"] * 6),
+        ("speaker", [{"id": 1}] * 6),
+        ("language", pa.array([[("a", 1)]] * 6, pa.map_(pa.string(), pa.int64()))),
+        ("split", ["train", "test", None, "", "test", "train"]),
+    ],
+)
+def test_a_column_of_a_role_that_cannot_be_read_is_named(tmp_path: Path, rows: Rows, column: str, values: Any) -> None:
+    media = {name: pa.array([row[name]["bytes"] for row in rows["train"]]) for name in ("audio", "image")}
+    pq.write_table(pa.table(media | {column: values}), tmp_path / "x.parquet")
+    with pytest.raises(ManifestError, match=column):
+        prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl")
+    chosen = {f"{column}_column": ""}
+    assert prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl", **chosen).clips == {"train": 6}
+
+
+def test_a_column_of_no_role_may_have_any_type(tmp_path: Path, rows: Rows) -> None:
+    media = {name: pa.array([row[name]["bytes"] for row in rows["train"]]) for name in ("audio", "image")}
+    other = pa.array([[("a", 1)]] * 6, pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table(media | {"about": other}), tmp_path / "x.parquet")
+    assert prepare_hub([tmp_path / "x.parquet"], tmp_path / "m.jsonl").clips == {"train": 6}
+
+
+def members_of(rows: Rows, at: int, key: str) -> dict[str, bytes]:
+    return {f"{key}.{suffix}": rows["train"][at][column]["bytes"] for suffix, column in PAIR}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_tars_that_cat_joined_are_read_to_their_end(tmp_path: Path, rows: Rows, mode: str) -> None:
+    """The same stems in both, as shards often have: they are different samples."""
+    suffix = ".tar" if mode == "w" else ".tar.gz"
+    shards = [
+        write_tar([members_of(rows, at + n, f"./00000{n}") for n in range(2)], tmp_path / f"{at}{suffix}", mode)
+        for at in (0, 2)
+    ]
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(b"".join(shard.read_bytes() for shard in shards))
+    apart = prepare_hub(shards, tmp_path / "apart.jsonl")
+    prepared = prepare_hub([joined], tmp_path / "m.jsonl")
+    assert prepared.clips == apart.clips == {"train": 4}
+    manifest = Manifest.read(prepared.manifest)
+    expected = [row["audio"]["bytes"] for row in rows["train"][:4]]
+    assert [manifest.clip_path(row).read_bytes() for row in manifest] == expected
+    joined.write_bytes(joined.read_bytes()[: -shards[1].stat().st_size // 2])
+    with pytest.raises(SaySeeError, match=re.escape(joined.name)):
+        prepare_hub([joined], tmp_path / "m.jsonl")
+
+
+def test_an_unsorted_tar_is_named(tmp_path: Path, rows: Rows) -> None:
+    one, other = (members_of(rows, at, f"dir.x/00{at}.v2") for at in (0, 2))
+    assert prepare_hub([write_tar([one, other], tmp_path / "sorted.tar")], tmp_path / "m.jsonl").clips == {"train": 2}
+    mixed = [dict([each]) for pair in zip(one.items(), other.items(), strict=True) for each in pair]
+    with pytest.raises(ManifestError, match=r"mixed\.tar: .*sort"):
+        prepare_hub([write_tar(mixed, tmp_path / "mixed.tar")], tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar" * 200, b"\x1f\x8b\x08\x00 broken"])
+def test_what_is_no_tar_is_reported_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(SaySeeError, match=r"missing shard \(x\.tar: "):
+        prepare_hub([tmp_path / "x.tar"], tmp_path / "m.jsonl")
+
+
+def test_an_empty_tar_is_reported(tmp_path: Path, rows: Rows) -> None:
+    shards = [
+        write_tar([], tmp_path / "train-000.tar"),
+        write_tar([members_of(rows, 0, "a")], tmp_path / "train-001.tar"),
+    ]
+    prepared = prepare_hub(shards, tmp_path / "m.jsonl")
+    assert prepared.clips == {"train": 1}
+    assert any("train-000.tar" in note for note in prepared.notes)

@@ -12,7 +12,7 @@ import pytest
 from saysee.data.corpora.places import prepare_places
 from saysee.data.manifest import Manifest
 from saysee.data.verify import verify
-from saysee.errors import ManifestError, SaySeeError
+from saysee.errors import ConfigError, ManifestError, SaySeeError
 
 # Places205 has one name in several categories; the last two differ only by it.
 IMAGES = {
@@ -202,6 +202,8 @@ def test_an_entry_may_have_clips_in_several_languages(tmp_path: Path, files: Any
     assert prepared.clips == {"train": 6, "val": 2}
     assert prepare_places(metadata, audio, images, to, language="hi").clips == {"train": 3, "val": 1}
     assert {row.language for row in Manifest.read(to)} == {"hi"}
+    with pytest.raises(ConfigError, match=r"--language is ja.*hi, en"):
+        prepare_places(metadata, audio, images, to, language="ja")
 
 
 def test_a_language_without_any_clip_is_left_out_and_reported(tmp_path: Path, files: Any) -> None:

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _SPLIT_WORD = re.compile(
     r"(?:^|[ _.-])(train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:[_-]?((?:un)?seen))?(?=[ _.-]|\d|$)",
     re.IGNORECASE,
 )
+_LANGUAGES = {"english": "en", "hindi": "hi", "japanese": "ja", "jpn": "ja", "yoruba": "yo"}
+_LAST_LATIN = "\u024f"  # of the Unicode blocks of Latin letters
+_LETTERS = 10_000  # enough to tell a script
 
 
 def plain(name: str) -> str:
@@ -198,6 +202,18 @@ def split_word(name: str) -> re.Match[str] | None:
     """The last word such as train, val or dev in a name, with a following ``seen`` or ``unseen`` as second group."""
     words = list(_SPLIT_WORD.finditer(name))
     return words[-1] if words else None
+
+
+def named_language(name: str) -> str | None:
+    """The language in the name of a file, folder or key, such as ``hindi_wav``; None if it has none, or several."""
+    found = {tag for word, tag in _LANGUAGES.items() if word in name.casefold()}
+    return found.pop() if len(found) == 1 else None
+
+
+def can_be_english(texts: Iterable[str | None]) -> bool:
+    """Whether texts are in Latin letters. A translated copy often keeps the files and names of the English corpus."""
+    letters = list(islice(filter(str.isalpha, chain.from_iterable(filter(None, texts))), _LETTERS))
+    return 2 * sum(letter <= _LAST_LATIN for letter in letters) >= len(letters)
 
 
 def read_lines(path: Path) -> list[str]:

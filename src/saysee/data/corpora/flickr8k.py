@@ -24,15 +24,16 @@ from pathlib import Path
 
 from saysee.data.corpora.finding import (
     FileIndex,
+    can_be_english,
     find_lists,
     index_folders,
+    named_language,
     read_json_records,
     read_lines,
     read_utf8,
     split_families,
     stem_key,
 )
-from saysee.data.corpora.languages import can_be_english, named_language
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
@@ -50,7 +51,7 @@ EXPECTED = Expected(
 _SPLIT_LIST = re.compile(r"(?:^|[ _.-])(train|dev|val|test)[ _-]?images\b.*\.txt$", re.IGNORECASE)
 _DATASET = re.compile(r"^dataset(?:_flickr8k)?\.json$", re.IGNORECASE)
 _ENTRIES = re.compile(r"^flickr_?8k[ _-](?:train|dev|val|test)\b.*\.json$", re.IGNORECASE)
-_TOKENS = re.compile(r"^flickr_?8k\.token\b.*\.txt$", re.IGNORECASE)
+_TOKENS = re.compile(r"^flickr_?8k\.token(?![a-z]).*\.txt$", re.IGNORECASE)
 _ENGLISH_TOKENS = re.compile(r"^flickr_?8k\.token\W*(?:\d\W*)?txt$", re.IGNORECASE)  # "Flickr8k.token (1).txt" too
 _CAPTIONS = re.compile(r"^captions\.(?:txt|csv)$", re.IGNORECASE)
 _CLIPS = re.compile(r"^wav2capt\b.*\.txt$", re.IGNORECASE)
@@ -200,10 +201,11 @@ def _parse_name(path: str, images: Container[str]) -> tuple[str, str, int] | Non
     found = _CLIP_NAME.match(stem_key(path))
     if found is None:
         return None
-    speaker, _, image = found["image"].partition("_")
-    is_original = found["image"] in images or image not in images
-    speaker = "" if is_original else os.path.basename(path)[: len(speaker)]  # in its own case
-    return speaker, found["image"] if is_original else image, int(found["number"])
+    name = found["image"]
+    marks = [] if name in images else re.finditer("[_-]", name)
+    end = next((mark.start() for mark in marks if name[mark.end() :] in images), -1)
+    speaker = os.path.basename(path)[: max(end, 0)]  # in its own case
+    return speaker, name[end + 1 :], int(found["number"])
 
 
 def _read_translated(tokens: Sequence[Path], clips: Sequence[str], shown: Container[str], lists: _Lists) -> None:

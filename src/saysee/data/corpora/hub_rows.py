@@ -1,32 +1,18 @@
-"""The rows of a table and the samples of a WebDataset tar, as values by role: clip, image, text and so on.
+"""The rows of a table, as values by role: clip, image, text and so on.
 
-In WebDataset, consecutive members of a tar with the same stem (up to the first dot) are one sample: ``000001.jpg``,
-``000001.wav``, ``000001.txt`` and ``000001.json`` are an image, its spoken caption, the text, and an object that may
-hold text, speaker, language, image id and split. An image with several captions has ``000001.0.wav``, ``000001.1.wav``
-and so on, with ``000001.0.txt`` and so on, or a list of texts in the object.
-
-Tars are not read by ``datasets``: version 5.2 needs torchcodec for audio in them, ignores members that the first sample
-does not have, and takes a tar that was cut between two members for complete.
+A row may have several clips of one image: in a list, or in columns ``audio_0``, ``audio_1``, … with ``caption_0``, ….
 """
 
 from __future__ import annotations
 
-import bz2
 import difflib
-import gzip
-import itertools
-import json
-import lzma
-import os
 import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from saysee.data.corpora.hub_files import Part
 from saysee.data.tables import role_of
 from saysee.errors import ManifestError
-from saysee.media.formats import Kind, kind_by_suffix
 
 FLAGS = {
     "clip": "--audio-column",
@@ -40,189 +26,98 @@ FLAGS = {
 """The flag that names the column of each role."""
 
 Values = dict[str, Any]
-"""The values of a row by role. Media are bytes, paths or ``{"bytes": …, "path": …}``; "clip" may be a list of them."""
+"""The values of a row by role. Media are bytes, paths or ``{"bytes": …, "path": …}``. "clip" may be a list of them;
+then "text", "speaker" and "language" may be lists too, with a value for each clip."""
 
 _TYPES = {"clip": "Audio", "image": "Image"}
-_TAR_BLOCK = 512
-_COMPRESSIONS: Mapping[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+OF_CLIP = ("clip", "text", "speaker", "language")
+"""The roles of which each clip of a row has its own value."""
+_NUMBERED = re.compile(r"^(.*?)[\s_-]*(\d+)$")
 
 
-class BrokenPartError(Exception):
-    """A file of a data set cannot be read, or not to its end."""
+def read_table(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Values]]:
+    """The rows of a table, each with its place for error messages.
 
-
-def read_table(table: Any, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
-    """The rows of an undecoded ``datasets.IterableDataset``, each with its place for error messages.
-
-    ``names`` are the columns named by the user, by role, "" for a role without a column; ``part`` names the file.
+    ``names`` are the columns named by the user, by role, "" for a role without a column.
 
     Raises:
         BrokenPartError: the file is damaged.
-        ManifestError: a column is missing, or several could be meant.
+        ManifestError: a column is missing or of a wrong type, or several could be meant.
     """
-    features = table.features or {}
-    columns = _choose_columns(features, names, part)
-    labels = {role: getattr(features[column], "names", None) for role, column in columns.items()}
-    try:
-        for number, row in enumerate(table, 1):
-            values = {role: row[column] for role, column in columns.items()}
-            for role, label in labels.items():
-                if label and isinstance(values[role], int):
-                    values[role] = label[values[role]] if 0 <= values[role] < len(label) else None
-            yield f"{part} row {number}", values
-    except Exception as error:  # of pyarrow, fsspec or the network
-        raise BrokenPartError(first_line(error)) from None
+    columns = choose_columns(part, names, _TYPES)
+    clips = columns["clip"]
+    for place, row in read_columns(part, columns):
+        values = {
+            role: row[found[0]] if len(found) == 1 else [row[each] for each in found] for role, found in columns.items()
+        }
+        if len(clips) > 1:  # an image may have fewer captions than there are columns
+            texts = values.get("text") or [None]
+            used = [n for n, clip in enumerate(values["clip"]) if not _is_empty(clip) or texts[n % len(texts)]]
+            values |= {role: [values[role][n] for n in used] for role in OF_CLIP if len(columns.get(role, ())) > 1}
+        yield place, values
 
 
-def _choose_columns(features: Mapping[str, Any], names: Mapping[str, str], part: str) -> dict[str, str]:
-    """The column of each role that has one: named by the user, or by its type, or by its title."""
-    types = {column: _type_name(feature) for column, feature in features.items()}
-    have = ", ".join(f"{column} ({kind})" for column, kind in types.items())
-    chosen: dict[str, str] = {}
+def read_columns(part: Part, columns: Mapping[str, list[str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The values of each row in the columns of all roles, with its place."""
+    media = [column for role, found in columns.items() if role in _TYPES for column in found]
+    words = {each: FLAGS[role] for role, found in columns.items() if role not in _TYPES for each in found}
+    for number, row in enumerate(part.rows(media, words), 1):
+        yield f"{part.name} row {number}", row
+
+
+def choose_columns(part: Part, names: Mapping[str, str | None], needed: Collection[str]) -> dict[str, list[str]]:
+    """The columns of each role that has any: named by the user, or by their type, or by title; several if numbered.
+
+    Media that are not ``needed`` are ignored.
+    """
+    chosen: dict[str, list[str]] = {}
+    have = ", ".join(f"{column} ({kind})" for column, kind in part.kinds.items())
     for role, flag in FLAGS.items():
         name = names.get(role)
-        if name and name not in features:
-            near = difflib.get_close_matches(name, features, 1)
+        if role in _TYPES and role not in needed:
+            continue
+        if name and name not in part.kinds:
+            near = difflib.get_close_matches(name, part.kinds, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ManifestError(f"{part}: no column {name!r}{hint} ({flag}); there are: {have}")
-        called = [column for column in features if role_of(column) == role]
-        candidates = [column for column, kind in types.items() if kind == _TYPES.get(role)] or called
-        if len(candidates) > 1:
-            candidates = [column for column in candidates if column in called] or candidates
-        if role in _TYPES and not name and len(candidates) != 1:
-            which = "more than one column" if candidates else "no column"
-            raise ManifestError(f"{part}: {which} for the {role}; name one by {flag} (there are: {have})")
-        if name or (name is None and candidates):
-            chosen[role] = name or candidates[0]
+            raise ManifestError(f"{part.name}: no column {name!r}{hint} ({flag}); there are: {have}")
+        found = [name] if name else [] if name == "" else _columns_of(role, part.kinds)
+        if role in _TYPES and len(found) != 1 and not (found and role == "clip" and _numbers(found)):
+            which = "more than one column" if found else "no column"
+            raise ManifestError(f"{part.name}: {which} for the {role}; name one by {flag} (there are: {have})")
+        if found:
+            chosen[role] = found if role in OF_CLIP and _numbers(found) else found[:1]
+    clips = chosen.get("clip", [])
+    for role in OF_CLIP:
+        if len(chosen.get(role, ())) > 1 and _numbers(chosen[role]) != _numbers(clips):
+            raise ManifestError(
+                f"{part.name}: columns {', '.join(chosen[role])} do not fit {', '.join(clips)}; give them the same "
+                f"numbers, or omit them by {FLAGS[role]} ''"
+            )
     return chosen
 
 
-def _type_name(feature: Any) -> str:
-    while hasattr(feature, "feature"):  # a list
-        feature = feature.feature
-    kind = type(feature).__name__
-    return str(feature.dtype) if kind == "Value" else f"fields {', '.join(feature)}" if kind == "dict" else kind
+def _columns_of(role: str, kinds: Mapping[str, str]) -> list[str]:
+    called = [column for column in kinds if role_of(column) == role]
+    numbered = [column for column in kinds if (found := _NUMBERED.match(column)) and role_of(found[1]) == role]
+    typed = [column for column, kind in kinds.items() if kind == _TYPES.get(role)]
+    if len(typed) > 1:
+        typed = [column for column in typed if column in called] or [c for c in typed if c in numbered] or typed
+    if typed and set(typed) <= set(called) and numbered:  # both "audio" and "audio_0": which is meant?
+        return [*typed, *numbered]
+    return typed or (called if not numbered else [*called, *sorted(numbered, key=_number)])
 
 
-def read_tar(path: str, names: Mapping[str, str], part: str) -> Iterator[tuple[str, Values]]:
-    """The samples of a tar, each with its place for error messages; a sample may have no clip or no image.
-
-    ``path`` may be a URL; ``names`` are member suffixes or JSON keys, otherwise as in :func:`read_table`.
-
-    Raises:
-        BrokenPartError: the tar is damaged or cut short.
-        ManifestError: a sample has a member twice, two images, or JSON or text that cannot be read; no sample has a
-            named member.
-    """
-    names = {role: name.lstrip(".") for role, name in names.items()}
-    seen: set[str] = set()
-    for key, members in _samples(path, part):
-        place = f"{key} of {part}"
-        words = _words(members, place)
-        seen |= {*members, *words}
-        clips, images = (_media_members(key, members, names.get(kind), kind) for kind in ("clip", "image"))
-        if len(images) > 1:
-            raise ManifestError(f"{place}: several images ({', '.join(images)}); name one by {FLAGS['image']}")
-        values: Values = {role: _word(words, names.get(role), role) for role in FLAGS}
-        if "text" not in names:
-            own = [words.get(f"{os.path.splitext(suffix)[0]}.txt") for suffix in clips]
-            values["text"] = own if any(own) else words.get("txt") or values["text"]
-        yield place, values | {"clip": list(clips.values()), "image": next(iter(images.values()), None)}
-    for role, name in names.items():
-        if name and name not in seen:
-            have = ", ".join(sorted(seen))
-            raise ManifestError(f"{part}: no sample has {name!r} ({FLAGS[role]}); they have: {have}")
+def _numbers(columns: Collection[str]) -> list[int] | None:
+    """The numbers of several columns such as ``audio_0``, ``audio_1``; None if they are not numbered so."""
+    found = [_NUMBERED.match(column) for column in columns]
+    numbers = [int(each[2]) for each in found if each]
+    same = len({each[1] for each in found if each}) == 1
+    return numbers if same and len(columns) == len(numbers) == len(set(numbers)) > 1 else None
 
 
-def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The key and the members of each sample, by their lower-case suffix."""
-    key, members = None, dict[str, bytes]()
-    seen: set[tuple[int, str]] = set()
-    try:
-        for archive, name, data in _members(path):
-            matched = _MEMBER.match(name)
-            if matched is None or "__MACOSX" in name:
-                continue
-            if (archive, matched[1]) != key:
-                if key:
-                    yield key[1], members
-                key, members = (archive, matched[1]), {}
-                if key in seen:
-                    raise ManifestError(
-                        f"{part}: not sorted by stem: members of {matched[1]!r} are apart, such as {name!r}; sort it "
-                        "(tar --sort=name)"
-                    )
-                seen.add(key)
-            suffix = matched[2].lower()
-            if suffix in members:
-                raise ManifestError(f"{part}: two members {name!r}; make the tar again with one of each name")
-            members[suffix] = data
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise BrokenPartError(first_line(error)) from None
-    if key:
-        yield key[1], members
+def _number(column: str) -> int:
+    return int(re.sub(r".*?(\d+)$", r"\1", column))
 
 
-def _members(path: str) -> Iterator[tuple[int, str, bytes]]:
-    """The files of each archive in a file, with the number of the archive: ``cat`` joins tars to one file."""
-    import fsspec  # a requirement of datasets; opens URLs too
-
-    with fsspec.open(path, "rb") as raw:
-        start = raw.read(max(map(len, _COMPRESSIONS)))
-        raw.seek(0)
-        file = next((opened(raw) for magic, opened in _COMPRESSIONS.items() if start.startswith(magic)), raw)
-        for archive in itertools.count():
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # they would accumulate
-                    if member.isfile():
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        data = content.read()
-                        if len(data) != member.size:
-                            raise EOFError(f"{member.name} is cut off")
-                        yield archive, member.name.removeprefix("./"), data
-                file.seek(tar.offset)
-            # tarfile takes a tar that was cut between two members for complete. A complete one ends with zeros.
-            block = file.read(_TAR_BLOCK)
-            if block != bytes(_TAR_BLOCK):
-                raise EOFError("the end mark is missing")
-            while block == bytes(_TAR_BLOCK):
-                block = file.read(_TAR_BLOCK)
-            if not block.strip(b"\0"):
-                return
-            file.seek(-len(block), os.SEEK_CUR)
-
-
-def _words(members: Mapping[str, bytes], place: str) -> dict[str, Any]:
-    """The keys of a sample's JSON object, and its text members by suffix."""
-    words: dict[str, Any] = {}
-    for suffix, data in members.items():
-        try:
-            if suffix == "json":
-                content = json.loads(data)
-                words |= content if isinstance(content, dict) else {}
-            elif suffix.rpartition(".")[2] in ("txt", "text", "cls"):
-                words[suffix] = data.decode("utf-8-sig").strip()
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{place}: its .{suffix} cannot be read ({error}); make the tar again") from None
-    return words
-
-
-def _media_members(key: str, members: Mapping[str, bytes], named: str | None, kind: Kind) -> Values:
-    """The members that are clips or images, in the order of their numbers; or the one that was named."""
-    found = [suffix for suffix in members if (suffix == named if named else kind_by_suffix(f"x.{suffix}") == kind)]
-    found.sort(key=lambda suffix: [(not part.isdigit(), part.zfill(9)) for part in suffix.split(".")])
-    return {suffix: {"bytes": members[suffix], "path": f"{os.path.basename(key)}.{suffix}"} for suffix in found}
-
-
-def _word(words: Mapping[str, Any], named: str | None, role: str) -> Any:
-    if named is not None:
-        return words.get(named)
-    return next((value for name, value in words.items() if role_of(name.removesuffix(".txt")) == role), None)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error message, at most 80 characters."""
-    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.80}"
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and not value.get("path"))

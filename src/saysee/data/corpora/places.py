@@ -19,10 +19,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saysee.data.corpora.finding import FileIndex, index_folders, read_json_records, read_lines, split_families
-from saysee.data.corpora.languages import can_be_english, named_language
+from saysee.data.corpora.finding import (
+    FileIndex,
+    can_be_english,
+    index_folders,
+    named_language,
+    read_json_records,
+    read_lines,
+    split_families,
+)
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
-from saysee.errors import ManifestError, SaySeeError
+from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
 EXPECTED = Expected(
@@ -59,6 +66,7 @@ def prepare_places(
 
     Raises:
         SaySeeError: no folder or no JSON file, one that cannot be read or contradicts another, or too much is missing.
+        ConfigError: the entries are in several languages, and not in this one.
     """
     target = check_target(to, allow_missing)
     files, note = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
@@ -132,6 +140,9 @@ def _in_language(captions: list[Caption], language: str | None, clips: FileIndex
         used = set(listed)
     elif language in listed:
         used = {language}
+    elif language:
+        have = ", ".join(tag or "an unknown language" for tag in listed)
+        raise ConfigError(f"--language is {language}, and the entries are in {have}; name one of them")
     else:
         exists = clips.match(caption.clip for caption in captions)
         used = {caption.language for caption in captions if exists[caption.clip]} or set(listed)

@@ -15,8 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from saysee.data.corpora.finding import find_lists, index_folders, read_json_records, split_families, stem_key
-from saysee.data.corpora.languages import can_be_english
+from saysee.data.corpora.finding import (
+    can_be_english,
+    find_lists,
+    index_folders,
+    read_json_records,
+    split_families,
+    stem_key,
+)
 from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
