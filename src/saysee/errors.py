@@ -54,6 +54,12 @@ class MediaError(SaySeeError):
         return MediaError, (self.code, str(self))  # pickle: worker processes return their errors
 
 
+class InputTypeError(SaySeeError, TypeError):
+    """A value given to a function of Python has a type that it does not take; the message names its place."""
+
+    code = "invalid-type"
+
+
 class ManifestError(SaySeeError):
     """A manifest breaks its schema; the message names the row."""
 

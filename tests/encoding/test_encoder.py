@@ -12,7 +12,7 @@ from PIL import Image
 from media_files import picture
 from saysee.encoding import sides
 from saysee.encoding.encoder import Encoder
-from saysee.encoding.sides import _alike
+from saysee.encoding.streams import alike
 from saysee.errors import MediaError, SaySeeError
 from saysee.media import images
 from saysee.media.images import load_image
@@ -71,9 +71,9 @@ def test_fp32_where_the_cpu_has_no_bf16(nano, monkeypatch):
 def test_on_a_gpu_clips_of_like_length_go_together_and_not_too_many():
     lengths = [16_000 * seconds for seconds in (40, 2, 39, 2.1, 41, 45, 44, 7, 7, 1)]
     waveforms = [np.empty(round(length)) for length in lengths]
-    assert _alike(waveforms, 10) == [[5, 6, 4], [0, 2], [7, 8], [3, 1], [9]]
-    assert _alike(waveforms, 2) == [[5, 6], [4, 0], [2], [7, 8], [3, 1], [9]]
-    assert _alike([], 1) == []
+    assert alike(waveforms, 10) == [[5, 6, 4], [0, 2], [7, 8], [3, 1], [9]]
+    assert alike(waveforms, 2) == [[5, 6], [4, 0], [2], [7, 8], [3, 1], [9]]
+    assert alike([], 1) == []
 
 
 @pytest.mark.parametrize(("wide", "rows"), [(192, 1), (193, 3)])

@@ -11,16 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from saysee.encoding.cache import FeatureCache
 from saysee.encoding.features import CachedFeatures, CachedSide, Missing
+from saysee.encoding.inputs import NAMES, checked
 from saysee.encoding.precision import Precision, attention_kernel
 from saysee.encoding.reading import or_error, read_ahead
 from saysee.encoding.recognizer import SpeechRecognizer, TranscribedSide
-from saysee.encoding.sides import ImageSide, Kind, Side, SpeechSide, TextSide
+from saysee.encoding.sides import ImageSide, Kind, Side, SpeechSide
 from saysee.encoding.streams import streams
+from saysee.encoding.texts import TextSide
 from saysee.errors import MediaError, SaySeeError
 from saysee.hardware import torch_device, usable_cores
 from saysee.log import progress_bar
@@ -33,7 +34,6 @@ Vectors = NDArray[np.float32]
 
 BATCH = 64
 """Items that are read together; the model encodes them in one pass or several."""
-_NAMES = {"clip": "clips", "image": "images", "text": "texts"}
 
 
 class Encoder:
@@ -100,12 +100,14 @@ class Encoder:
         """Clips to unit vectors [N, D], in the order given.
 
         Args:
-            clips: paths, contents of audio files, or arrays [T] of samples, in any mix.
+            clips: paths, contents of audio files, open files, arrays or tensors [T] of samples, (array, rate), or the
+                audio of rows of ``datasets``, in any mix.
             batch_size: clips that are read and encoded together; it changes the vectors by rounding at most.
-            sampling_rate: of the arrays, in Hz.
+            sampling_rate: of arrays that come without one, in Hz.
             progress: show a progress bar on stderr when it takes over two seconds.
 
         Raises:
+            InputTypeError: an item is no clip, or ``clips`` no list; a TypeError that names its place.
             MediaError: a clip cannot be used; the message names it.
             SaySeeError: the model has no speech side.
         """
@@ -116,10 +118,12 @@ class Encoder:
         """Images to unit vectors [N, D], in the order given.
 
         Args:
-            images: paths, contents of image files, open files or Pillow images, in any mix.
+            images: paths, contents of image files, open files, Pillow images, arrays or tensors of uint8 ([H, W],
+                [H, W, C] or [C, H, W]), or the images of rows of ``datasets``, in any mix.
             batch_size, progress: as for :meth:`encode_speech`.
 
         Raises:
+            InputTypeError: as for :meth:`encode_speech`.
             MediaError: an image cannot be used; the message names it.
         """
         return self.encode("image", images, batch_size=batch_size, progress=progress)  # type: ignore[no-any-return]
@@ -127,7 +131,10 @@ class Encoder:
     def encode_text(self, texts: Sequence[str], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Texts to unit vectors [N, D] by CLIP's text encoder, in the order given.
 
+        A text that is longer than the encoder takes is cut, with a warning in the log; see :meth:`used_text`.
+
         Raises:
+            InputTypeError: as for :meth:`encode_speech`.
             SaySeeError: the model has no text encoder or no tokenizer.
         """
         return self.encode("text", texts, batch_size=batch_size, progress=progress)  # type: ignore[no-any-return]
@@ -158,11 +165,12 @@ class Encoder:
                 raises the first error.
 
         Raises:
+            InputTypeError: as for :meth:`encode_speech`; also with ``bad``.
             MediaError: an item cannot be used, and ``bad`` is None.
             ConfigError: the cache would grow over its limit.
             SaySeeError: the model does not have this side; features without a cache.
         """
-        items = _as_list(items, kind)
+        items = checked(items, kind)
         if batch_size < 1:
             raise SaySeeError(f"batch_size is {batch_size}; it must be at least 1")
         side = self.side(kind)
@@ -179,7 +187,7 @@ class Encoder:
             return side.prepare(items[position], **options)
 
         batches = (range(start, min(start + batch_size, len(items))) for start in range(0, len(items), batch_size))
-        with progress_bar(f"encoding {_NAMES[kind]}", len(items), enabled=progress) as bar:
+        with progress_bar(f"encoding {NAMES[kind]}", len(items), enabled=progress) as bar:
             for positions, results in read_ahead(batches, or_error(prepare), self.workers):
                 prepared = {}
                 for position, result in zip(positions, results, strict=True):
@@ -257,6 +265,11 @@ class Encoder:
         """The words of a text that the text encoder does not know, each once."""
         return self.model.processor.unknown_words(text)  # type: ignore[no-any-return]
 
+    def used_text(self, text: str) -> str | None:
+        """The start of a text that is longer than the model takes, as far as it is used; None if all of it is."""
+        used: str | None = self.side("text").used(text)
+        return used
+
     def missing(self, kind: Kind, paths: Sequence[str], progress: bool = True) -> Missing:
         """The files whose features are not in the cache, one of each content."""
         return self._cached(kind).missing(paths, progress)
@@ -326,10 +339,3 @@ class Encoder:
             if not hasattr(model, "speech_encoder"):
                 raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model, or a recognizer")
             return SpeechSide(model.speech_encoder, processor, self._precision, device)
-
-
-def _as_list(items: Iterable[Any], kind: Kind) -> list[Any]:
-    single = isinstance(items, str | bytes | os.PathLike | Image.Image) or hasattr(items, "read")
-    if single or (isinstance(items, np.ndarray) and items.ndim == 1):
-        raise SaySeeError(f"give a list of {_NAMES[kind]}; wrap a single one: [...]")
-    return list(items)

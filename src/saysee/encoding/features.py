@@ -96,7 +96,10 @@ class CachedSide:
         files = []
         with progress_bar("sizes of features", len(first), enabled=progress) as bar:
             for path in first.values():
-                files.append((path, found[path], self._side.features_size(path)))
+                key = found[path] or path
+                if key not in self._side.sizes:
+                    self._side.sizes[key] = self._side.features_size(path)
+                files.append((path, found[path], self._side.sizes[key]))
                 bar.advance()
         return Missing(sorted(files, key=lambda file: file[2]))
 

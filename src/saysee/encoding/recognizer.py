@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saysee.encoding.reading import read_ahead
-from saysee.encoding.sides import Kind, TextSide, waveform_of
+from saysee.encoding.sides import Kind, waveform_of
+from saysee.encoding.texts import TextSide
 from saysee.errors import CheckpointError, SaySeeError, extra_needed
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar

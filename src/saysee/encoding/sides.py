@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from saysee.encoding.cache import Values
 from saysee.encoding.precision import Precision, arithmetic_of
-from saysee.encoding.streams import clips_of_a_pass, takes_several
+from saysee.encoding.streams import alike, clips_of_a_pass, takes_several
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, check_waveform, load_audio
@@ -45,10 +45,6 @@ FEATURES_FORMAT = 2
 """Part of every key of cached features: increase it when the same input comes to have other features."""
 _LEAST_WIDTH = 64
 """Layers narrower than this gain nothing from bf16."""
-_PASS_SECONDS = 160.0
-"""Most speech in one forward pass of a GPU, padding counted: HuBERT base keeps some 10 MB a second."""
-_ALIKE = 0.8
-"""The shortest clip of a pass is at least this share of the longest: padding is computed too."""
 _PIXELS_TO_ONE = 3
 """Pixels along a side of an image, for each that the model sees, that are kept in decoding: with 3 the vectors of
 clip-nano have a cosine of 0.9999 and more to those of the whole image, with 2 of 0.999."""
@@ -71,6 +67,7 @@ class Side(ABC):
     Attributes:
         kind: of the items that it encodes.
         precision: that it computes in.
+        sizes: of the features of files that the cache lacks, by their key, so that a header is read once.
     """
 
     kind: Kind
@@ -80,6 +77,7 @@ class Side(ABC):
     ) -> None:
         self.encoder, self.processor, self.device = encoder, processor, device
         self._network, self.precision = self._in_precision(precision)
+        self.sizes: dict[str, int] = {}
 
     @abstractmethod
     def prepare(self, item: Any) -> Any:
@@ -183,7 +181,7 @@ class SpeechSide(Side):
     def prepare(
         self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS
     ) -> NDArray[np.float32]:
-        """A path, the contents of an audio file or samples [T] to samples at 16 kHz as HuBERT takes them."""
+        """A path, the contents of an audio file, samples [T], or samples with their rate, to samples at 16 kHz."""
         return self.processor.prepare_speech(waveform_of(item, sampling_rate, max_seconds))
 
     def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
@@ -193,10 +191,10 @@ class SpeechSide(Side):
         vector beside any other, bit for bit. A narrow one takes several; their vectors then differ by rounding.
         """
         if self.device.type != "cpu":
-            return _alike(prepared, len(prepared))
+            return alike(prepared, len(prepared))
         if len(prepared) == 1 or not takes_several(self._config):
-            return _alike(prepared, 1)
-        return _alike(prepared, clips_of_a_pass(len(prepared), streams))
+            return alike(prepared, 1)
+        return alike(prepared, clips_of_a_pass(len(prepared), streams))
 
     def tokens(self, prepared: list[Any]) -> SpeechFeatures:
         """Global vectors, frames and their mask of a batch of clips, fp32."""
@@ -348,52 +346,12 @@ class ImageSide(Side):
         return copy.deepcopy(self.encoder, {id(text): None} if text is not None else {})
 
 
-class TextSide:
-    """Texts through CLIP's text encoder, in the precision of its weights: a text takes too little time to gain from
-    less."""
-
-    kind: Kind = "text"
-
-    def __init__(self, encoder: ImageEncoder, processor: SpeechImageProcessor, device: torch.device) -> None:
-        self.encoder, self.processor, self.device = encoder, processor, device
-
-    def prepare(self, item: Any) -> str:
-        """A text."""
-        return str(item)
-
-    @torch.inference_mode()
-    def vectors(self, prepared: list[str]) -> Tensor:
-        """Texts to unit vectors [N, D], fp32."""
-        tokens = self.processor.prepare_text(prepared)
-        ids, mask = tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
-        return _unit(self.encoder.encode_text(ids, mask))
-
-    def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
-        """All texts at once."""
-        del streams
-        return [list(range(len(prepared)))] if prepared else []
-
-
 def waveform_of(item: Any, sampling_rate: int, max_seconds: float) -> NDArray[np.float32]:
-    """A path, the contents of an audio file or samples [T] to samples at 16 kHz."""
-    if isinstance(item, np.ndarray):
-        return check_waveform(item, sampling_rate=sampling_rate)
-    return load_audio(item, max_seconds=max_seconds)
-
-
-def _alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
-    """Positions in groups of like length, none with too much speech or too many clips; the longest come first."""
-    groups: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(waveforms)), key=lambda row: len(waveforms[row]), reverse=True):
-        length = len(waveforms[row])
-        rows = len(groups[-1]) if groups else most
-        full = rows >= most or (rows + 1) * longest > _PASS_SECONDS * SAMPLE_RATE
-        if full or length < _ALIKE * longest:
-            groups.append([])
-            longest = length
-        groups[-1].append(row)
-    return groups
+    """A path, the contents of an audio file, samples [T], or samples with their rate, to samples at 16 kHz."""
+    samples, rate = item if isinstance(item, tuple) else (item, sampling_rate)
+    if isinstance(samples, np.ndarray):
+        return check_waveform(samples, sampling_rate=rate, max_seconds=max_seconds)
+    return load_audio(samples, max_seconds=max_seconds)
 
 
 def _unit(vectors: Tensor) -> Tensor:

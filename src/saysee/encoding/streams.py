@@ -1,4 +1,4 @@
-"""Several forward passes at the same time, one core each: how a small encoder uses all cores."""
+"""Which clips go through an encoder together, and several forward passes at the same time, one core each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import HubertConfig
+
+from saysee.media.audio import SAMPLE_RATE
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -19,6 +21,11 @@ _STREAM_CLIPS = 8
 time; more clips do not fit into the caches of a core."""
 _WIDE = 512
 """Width from which a HuBERT keeps a core busy with a single clip. HuBERT base has 768, hubert-nano 192."""
+
+_PASS_SECONDS = 160.0
+"""Most speech in one forward pass of a GPU, padding counted: HuBERT base keeps some 10 MB a second."""
+_ALIKE = 0.8
+"""The shortest clip of a pass is at least this share of the longest: padding is computed too."""
 
 
 def takes_several(hubert: HubertConfig) -> bool:
@@ -33,6 +40,21 @@ def takes_several(hubert: HubertConfig) -> bool:
 def clips_of_a_pass(clips: int, streams: int) -> int:
     """Number of clips in a pass, so that every stream has some and none too many at once."""
     return max(1, min(-(-clips // streams), _STREAM_CLIPS))
+
+
+def alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
+    """Positions in groups of like length, none with too much speech or too many clips; the longest come first."""
+    groups: list[list[int]] = []
+    longest = 0
+    for row in sorted(range(len(waveforms)), key=lambda row: len(waveforms[row]), reverse=True):
+        length = len(waveforms[row])
+        rows = len(groups[-1]) if groups else most
+        full = rows >= most or (rows + 1) * longest > _PASS_SECONDS * SAMPLE_RATE
+        if full or length < _ALIKE * longest:
+            groups.append([])
+            longest = length
+        groups[-1].append(row)
+    return groups
 
 
 class Streams:

@@ -88,10 +88,26 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         assert isinstance(pixels, Tensor)
         return pixels
 
-    def prepare_text(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Texts to ``input_ids`` and ``attention_mask``, both [B, N], truncated at the tokenizer's limit."""
-        assert self.tokenizer is not None
-        return dict(self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt"))
+    def prepare_text(self, texts: Sequence[str], limit: int) -> dict[str, Tensor]:
+        """Texts to ``input_ids`` and ``attention_mask``, both [B, N].
+
+        Args:
+            texts: the texts.
+            limit: tokens that the text encoder takes. A tokenizer may know less, or not know its limit.
+        """
+        limit = min(limit, self.tokenizer.model_max_length)
+        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        return dict(self.tokenizer(list(texts), **options))
+
+    def used_text(self, text: str, limit: int) -> str | None:
+        """The start of a text that has more than ``limit`` tokens, as far as it is used; None if all of it is."""
+        limit = min(limit, self.tokenizer.model_max_length)
+        if len(text.encode(errors="replace")) <= limit - 2:  # a token has at least one byte; two mark start and end
+            return None
+        if len(self.tokenizer(text, verbose=False)["input_ids"]) <= limit:
+            return None
+        kept = self.tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
+        return text[: max(end for _, end in kept["offset_mapping"])]
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text for which the tokenizer has one token only, that of all unknown words; each once.

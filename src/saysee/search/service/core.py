@@ -131,7 +131,13 @@ class Service:
         seconds = len(content) / SAMPLE_RATE if kind == "clip" else None
         unknown = self.encoder.unknown_words(value) if kind == "text" else []
         return {
-            "query": {"kind": field, "seconds": seconds, "vector": to_text(answer.vector), "unknown_words": unknown},
+            "query": {
+                "kind": field,
+                "seconds": seconds,
+                "used_text": self.encoder.used_text(content) if kind == "text" else None,
+                "vector": to_text(answer.vector),
+                "unknown_words": unknown,
+            },
             "kind": answer.kind,
             "hits": [
                 {**schemas.item_answer(item), "score": score, "copies": item.copies}

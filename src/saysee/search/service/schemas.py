@@ -136,6 +136,7 @@ class QueryAnswer(BaseModel):
 
     kind: Literal["audio", "image", "text", "vector"]
     seconds: float | None = Field(description="duration of a spoken query")
+    used_text: str | None = Field(description="start of a written query that is longer than the model takes, as used")
     vector: str = Field(description="base64 of little-endian float16; a later query may send it")
     unknown_words: list[str] = Field(description="words of the text that the text encoder does not know")
 

@@ -36,12 +36,14 @@ class QueryResult:
     Attributes:
         name: path of a file, or the text, or "microphone".
         recording: [T] samples at 16 kHz of a recorded query.
+        used_text: the start of a text that is longer than the model takes, as far as it was used.
     """
 
     name: str
     kind: QueryKind
     hits: list[Hit]
     recording: NDArray[np.float32] | None = None
+    used_text: str | None = None
 
     def to_table(self) -> Table:
         """A table of the hits, titled with the query's name."""
@@ -66,7 +68,11 @@ class SearchResults:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        results = [{"query": result.name, "hits": [hit.to_dict() for hit in result.hits]} for result in self.results]
+        results = [
+            {"query": result.name, "hits": [hit.to_dict() for hit in result.hits]}
+            | ({} if result.used_text is None else {"used_text": result.used_text})
+            for result in self.results
+        ]
         return {"results": results, "refused": self.skipped}
 
 
@@ -120,7 +126,8 @@ def run_queries(
         for position, query in enumerate(chunk):
             if (error := errors.get(position)) is None:
                 samples = recording if query.content is recording else None
-                found.results.append(QueryResult(query.name, query.kind, hits[position], samples))
+                used = index.encoder.used_text(query.content) if query.kind == "text" else None
+                found.results.append(QueryResult(query.name, query.kind, hits[position], samples, used))
             elif files.get(query.name, True):  # named itself
                 raise error
             else:
