@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,17 @@ class TextSide:
         self.encoder, self.processor, self.device = encoder, processor, device
         self._limit = int(encoder.clip.config.text_config.max_position_embeddings)
         self._reported: set[str] = set()
+        self._reporting = threading.Lock()  # texts are prepared in several threads
 
     def prepare(self, item: str) -> str:
         """A text. One that is longer than the encoder takes is logged as a warning, once."""
         if item not in self._reported and (used := self.used(item)) is not None:
-            if len(self._reported) < _REMEMBERED:
-                self._reported.add(item)
-            logger.warning("the text is longer than the %d tokens of the model; used: %r", self._limit, used)
+            with self._reporting:
+                is_new = item not in self._reported
+                if len(self._reported) < _REMEMBERED:
+                    self._reported.add(item)
+            if is_new:
+                logger.warning("the text is longer than the %d tokens of the model; used: %r", self._limit, used)
         return item
 
     def used(self, text: str) -> str | None:
