@@ -67,6 +67,7 @@ def speak(page: Page, row: Row) -> None:
 def choose(page: Page, corpus: Corpus, row: Row) -> None:
     """Searches with the clip as a file."""
     page.set_input_files("#file", corpus.clip(row))
+    expect(page.locator("#answer-title")).to_have_text(row.clip.rpartition("/")[2])
     expect(page.locator("#results img.loaded")).to_have_count(ALL)
 
 
