@@ -233,7 +233,7 @@ def last_step(run_folder: Path) -> int:
 
 def steps_of(run_folder: Path) -> dict[int, dict[str, Any]]:
     """Log records of the training steps of a run, by step."""
-    from saysee.training.log_records import read_metrics
+    from saysee.training.records import read_metrics
 
     return {line["step"]: line for line in read_metrics(run_folder) if line["kind"] == "train"}
 

@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, overrides: list[str], scratch: Path) ->
 
 def clips_per_second(run: Path, clips: int, warm_up: int) -> float:
     """Rate of the steps after the warm-up, of ``clips`` each; the log has the rate over all steps so far."""
-    from saysee.training.log_records import read_metrics
+    from saysee.training.records import read_metrics
 
     seconds = {
         line["step"]: line["step"] * clips / line["clips_per_second"]

@@ -13,7 +13,7 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FeatureSettings
-from saysee.training.features import RowFeatures, cache_features, feature_cache
+from saysee.training.data import RowFeatures, cache_features, feature_cache
 
 
 def write_clip(path: Path, seed: int, samples: int) -> None:

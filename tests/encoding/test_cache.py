@@ -23,7 +23,7 @@ from saysee.encoding.features import CachedSide
 from saysee.errors import ConfigError, SaySeeError
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings
-from saysee.training.features import feature_cache
+from saysee.training.data import feature_cache
 from saysee.training.objective import build_model
 from saysee.training.trainer import Trainer
 

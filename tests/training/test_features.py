@@ -23,9 +23,9 @@ from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe, resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings, Recipe
-from saysee.training.features import FeatureLoader, cache_features, feature_cache, why_recomputed
-from saysee.training.log_records import read_metrics
+from saysee.training.data import FeatureLoader, cache_features, feature_cache, why_recomputed
 from saysee.training.objective import build_model
+from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
 
 
@@ -201,7 +201,7 @@ def test_an_evaluation_with_cached_features_gives_the_same_scores(
 
 
 def plan(seconds: list[float], crop: float | None) -> Plan:
-    return Plan([], np.array(seconds), 2, 0, 1, True, crop)
+    return Plan([], np.array(seconds), 0, 2, 0, 1, True, crop)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
-from saysee.training.log_records import read_metrics
+from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
 
 PATIENCE = 240

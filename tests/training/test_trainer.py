@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from saysee.errors import CheckpointError, ConfigError, MediaError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe, resolve_recipe
 from saysee.training.checkpoint import TrainingState
-from saysee.training.log_records import read_metrics
+from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
 
 
@@ -171,7 +173,7 @@ def test_a_checkpoint_of_an_older_release_is_refused(tiny_settings: dict[str, An
     (run / "result.json").unlink()
     for file in run.glob("checkpoints/*/state.pt"):
         state = torch.load(file, weights_only=True)
-        del state["draws"]
+        del state["validation"]
         torch.save(state, file)
     with pytest.raises(CheckpointError, match="step-00000006"):
         train(tiny_settings, resume="auto")
@@ -189,13 +191,14 @@ def test_a_batch_larger_than_the_corpus_is_refused(tiny_settings: dict[str, Any]
         train(tiny_settings, "--data.batch_size=1000")
 
 
-def with_a_bad_clip(manifest: Manifest, folder: Path) -> Path:
-    """The manifest with one training clip replaced by rubbish."""
+def with_a_bad_clip(manifest: Manifest, folder: Path, split: str = "train") -> Path:
+    """The manifest with the third clip of a split replaced by rubbish."""
+    third = [number for number, row in enumerate(manifest) if row.split == split][2]
     bad = folder / "rubbish.wav"
     bad.write_bytes(b"this is no sound")
     rows = [
         Row(
-            str(bad) if number == 2 else str(manifest.clip_path(row)),
+            str(bad) if number == third else str(manifest.clip_path(row)),
             str(manifest.image_path(row)),
             row.image_id,
             row.split,
@@ -221,6 +224,91 @@ def test_a_bad_file_stops_training_with_its_name_or_is_skipped_and_listed(
     result = train(tiny_settings, *whole_epochs, "--data.on_bad_file=skip", f"--output={tmp_path / 'other'}")
     assert {Path(one["path"]).name for one in result["skipped_files"]} == {"rubbish.wav"}
     assert "rubbish.wav" in caplog.text
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_bad_file_of_the_validation_split_is_found_before_the_first_step(
+    frozen_settings: dict[str, Any],
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    cached: bool,
+) -> None:
+    frozen_settings["data"]["manifest"] = str(with_a_bad_clip(tiny_manifest, tmp_path, "val"))
+    flags = [] if cached else ["--features.keep=off"]
+    with pytest.raises(MediaError, match=r"rubbish\.wav"):
+        train(frozen_settings, *flags)
+    assert not Path(frozen_settings["output"]).exists()
+    result = train(frozen_settings, *flags, "--data.on_bad_file=skip")
+    assert [Path(one["path"]).name for one in result["skipped_files"]] == ["rubbish.wav"]
+    assert "rubbish.wav" in caplog.text
+
+
+def test_a_validation_split_without_a_good_file_is_refused(
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    rows = [
+        dataclasses.replace(row, clip=f"no/{number}.wav" if row.split == "val" else str(tiny_manifest.clip_path(row)))
+        for number, row in enumerate(tiny_manifest)
+    ]
+    rows = [dataclasses.replace(row, image=str(tiny_manifest.image_path(row))) for row in rows]
+    Manifest(rows, tmp_path).write(tmp_path / "manifest.parquet")
+    tiny_settings["data"]["manifest"] = str(tmp_path / "manifest.parquet")
+    with pytest.raises(SaySeeError, match="'val'"):
+        train(tiny_settings, "--data.on_bad_file=skip")
+
+
+def with_swapped(manifest: Manifest, folder: Path, split: str, columns: tuple[str, ...]) -> Path:
+    """The manifest with values of the first two images of a split swapped under the same clips."""
+    one, other = [row for row in manifest.images() if row.split == split][:2]
+    swap = {one.image_id: other, other.image_id: one}
+    rows = [
+        dataclasses.replace(row, clip=str(manifest.clip_path(row)), image=str(manifest.image_path(row)))
+        for row in manifest
+    ]
+    places = {"image": lambda row: str(manifest.image_path(row)), "image_id": lambda row: row.image_id}
+    rows = [
+        dataclasses.replace(row, **{name: places[name](swap[row.image_id]) for name in columns})
+        if row.image_id in swap
+        else row
+        for row in rows
+    ]
+    path = folder / "manifest.parquet"
+    Manifest(rows, folder).write(path)
+    return path
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("columns", [(), ("image",), ("image_id",)])
+def test_a_run_is_not_resumed_on_swapped_images_or_ids(
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, split: str, columns: tuple[str, ...]
+) -> None:
+    tiny_settings["data"]["manifest"] = str(with_swapped(tiny_manifest, tmp_path, split, ()))
+    train(tiny_settings)
+    (Path(tiny_settings["output"]) / "result.json").unlink()
+    with_swapped(tiny_manifest, tmp_path, split, columns)
+    if not columns:
+        train(tiny_settings, resume="auto")
+        return
+    with pytest.raises(CheckpointError):
+        train(tiny_settings, resume="auto")
+
+
+def test_a_run_is_not_resumed_where_the_image_files_themselves_were_swapped(
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    root = tmp_path / "corpus"
+    shutil.copytree(tiny_manifest.root, root)
+    tiny_settings["data"]["manifest"] = str(root / "manifest.parquet")
+    train(tiny_settings)
+    (Path(tiny_settings["output"]) / "result.json").unlink()
+    one, other = (root / row.image for row in tiny_manifest.images()[:2])
+    assert one.stat().st_size != other.stat().st_size
+    swapped = one.read_bytes(), other.read_bytes()
+    other.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+    with pytest.raises(CheckpointError):
+        train(tiny_settings, resume="auto")
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_fix(tiny_settings: dict[str, Any]) -> None:

@@ -95,11 +95,13 @@ class Plan:
     Attributes:
         clips: path of each row's clip.
         seconds: [rows] length of each clip.
+        checksum: of the rows' files and image ids, from :func:`files_checksum`.
         batch_size, seed, bucket_batches, drop_last, crop_seconds: as for :class:`SpeechImageLoader`.
     """
 
     clips: list[str]
     seconds: NDArray[np.float64]
+    checksum: int
     batch_size: int
     seed: int
     bucket_batches: int
@@ -128,11 +130,10 @@ class Plan:
         return [batches[at] for at in random.permutation(len(batches))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that the order depends on, as plain values."""
-        values = {name: value for name, value in vars(self).items() if name not in ("clips", "seconds")}
-        clips = "\0".join(self.clips).encode("utf-8", "surrogateescape")
-        checksum = zlib.crc32(clips + self.seconds.tobytes())
-        return {"rows": len(self.seconds), **values, "checksum of the clips and their lengths": checksum}
+        """Everything that the batches depend on, as plain values."""
+        values = {name: value for name, value in vars(self).items() if name not in ("clips", "seconds", "checksum")}
+        checksum = zlib.crc32(self.seconds.tobytes(), self.checksum)
+        return {"rows": len(self.seconds), **values, "checksum of clips, images and image ids": checksum}
 
 
 class ResumableLoader(Generic[BatchT]):
@@ -194,7 +195,7 @@ class ResumableLoader(Generic[BatchT]):
         """Moves to a position of :meth:`state_dict`; the number of workers and of processes may differ.
 
         Raises:
-            CheckpointError: the position is of a loader with another order (other clips, seed, batch size, …).
+            CheckpointError: the position is of a loader of other batches (other files, image ids, seed, batch size, …).
         """
         for name, current in self.plan.to_dict().items():
             saved = state["order"].get(name)
@@ -279,7 +280,10 @@ class SpeechImageLoader(ResumableLoader[Batch]):
             cache_bytes=cache_images,
         )
         seconds = clip_seconds(manifest, skip=on_bad_file == "skip")
-        super().__init__(Plan(reader.clips, seconds, batch_size, seed, bucket_batches, drop_last, crop_seconds))
+        checksum = files_checksum(manifest)
+        super().__init__(
+            Plan(reader.clips, seconds, checksum, batch_size, seed, bucket_batches, drop_last, crop_seconds)
+        )
         self._share = slice(rank, None, world_size)
         self._requests: list[_Request] = []  # the sampler: what is left of an epoch
         self._batches: DataLoader[Loaded[Batch]] = DataLoader(
@@ -365,6 +369,19 @@ def start_worker(_: int) -> None:
     # The main process answers Ctrl-C and a group's SIGTERM, and ends its workers when it is done.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
+
+
+def files_checksum(manifest: Manifest) -> int:
+    """Of the paths of all clips, of the paths and sizes of their images, and of the image ids, in order."""
+    sizes: dict[Path, int] = {}
+    checksum = 0
+    for row in manifest:
+        image = manifest.image_path(row)
+        if image not in sizes:
+            sizes[image] = image.stat().st_size if image.is_file() else -1
+        values = (manifest.clip_path(row), image, row.image_id, sizes[image])
+        checksum = zlib.crc32("\0".join(map(str, values)).encode("utf-8", "surrogateescape"), checksum)
+    return checksum
 
 
 def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:

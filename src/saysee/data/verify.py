@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saysee.data.manifest import Manifest, check_suffix
-from saysee.errors import ConfigError, MediaError
+from saysee.errors import ConfigError, MediaCode, MediaError
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
@@ -43,7 +43,7 @@ class Problem:
     row: int
     column: Kind
     path: str
-    kind: str
+    kind: MediaCode
     message: str
 
 

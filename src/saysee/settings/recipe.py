@@ -63,7 +63,8 @@ class DataSettings:
     cache_images_mb: int = setting(512, at_least=0)
     """Memory, in MiB per worker, for prepared images (each is read once per caption); 0 turns it off."""
     on_bad_file: Literal["stop", "skip"] = "stop"
-    """stop ends training at an unreadable file with an error; skip counts such files and lists them after the epoch."""
+    """stop ends training at an unreadable file with an error (one of the validation split before the first step); skip
+    leaves such files out and lists them."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from saysee.errors import ConfigError
 from saysee.settings.reading import RECIPES, denoising_preset, load_recipe, read_yaml
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation_table import RECALLS, images_in_share
-from saysee.training.log_records import read_metrics
+from saysee.training.records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
@@ -131,7 +131,7 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
     """
     from saysee.encoding.encoder import Encoder
     from saysee.evaluation.protocols import evaluate
-    from saysee.training.features import feature_cache
+    from saysee.training.data import feature_cache
 
     recipe = load_recipe(folder / "recipe.yaml")
     manifest = Manifest.read(recipe.data.manifest)

@@ -27,7 +27,7 @@ from saysee.studies.ablation_runs import BREAKDOWN
 from saysee.studies.other_queries import score_other_queries
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoResult, write_report
-from saysee.training.features import cache_features, feature_cache
+from saysee.training.data import cache_features, feature_cache
 from saysee.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
 from saysee.studies.other_queries import OtherQueries
 from saysee.studies.plots import attention_image, curves_svg
-from saysee.training.log_records import read_metrics
+from saysee.training.records import read_metrics
 
 QUERIES, TOP, ATTENTION_CLIPS = 10, 5, 3
 THUMBNAIL = (132, 132)

@@ -17,9 +17,9 @@ from saysee.errors import CheckpointError
 from saysee.files import clean_folder, unfinished, write_folder, write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, save_recipe
 from saysee.settings.recipe import Recipe
-from saysee.training.log_records import peak_memory_mib
 from saysee.training.objective import Objective
 from saysee.training.processes import Processes
+from saysee.training.records import peak_memory_mib
 
 STATE_FILE = "state.pt"
 _STEP = re.compile(r"step-(\d{8})")
@@ -27,13 +27,15 @@ FREE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.log_every",
     "data.workers",
+    "data.on_bad_file",
     "data.cache_images_mb",
     "features.keep",
     "features.folder",
     "features.limit_gb",
     "output",
 )
-"""Settings that a resumed run may change: no weight depends on them, or (features) only to numerical noise."""
+"""Settings that a resumed run may change: no weight depends on them (features: only to numerical noise; on_bad_file: a
+run that a damaged file has stopped is resumed without it)."""
 
 
 class RunFolder:
@@ -183,6 +185,7 @@ class Resumable:
     loader: ResumableLoader[Any]
     state: TrainingState
     processes: Processes
+    val_checksum: int
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values, without frozen weights. All processes must call it."""
@@ -192,6 +195,7 @@ class Resumable:
             "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
+            "validation": self.val_checksum,
             "progress": self.state.state_dict(),
             "draws": [{"cpu": on_cpu, "cuda": on_gpus} for on_cpu, on_gpus in draws],
         }
@@ -210,8 +214,13 @@ class Resumable:
             CheckpointError: it cannot be read, or belongs to another model or another order of the data.
         """
         state = load_checkpoint(checkpoint)
-        if "draws" not in state:
+        if "validation" not in state:
             raise CheckpointError(f"{checkpoint} was written by an older release; give another --output")
+        if state["validation"] != self.val_checksum:
+            raise CheckpointError(
+                f"{checkpoint}: the validation split has other clips, images or image ids than when the run began; set "
+                "them back, or give another --output"
+            )
         missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
         trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
         if unexpected or trained & set(missing):

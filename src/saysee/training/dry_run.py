@@ -22,9 +22,9 @@ from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
-from saysee.training.features import FeatureBatch
-from saysee.training.log_records import peak_memory_mib
+from saysee.training.data import FeatureBatch
 from saysee.training.objective import Objective, TrainingBatch
+from saysee.training.records import peak_memory_mib
 from saysee.training.trainer import Trainer
 
 MEASURED_STEPS = 10

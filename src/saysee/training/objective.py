@@ -19,7 +19,7 @@ from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
-from saysee.training.features import FeatureBatch
+from saysee.training.data import FeatureBatch
 
 TrainingBatch = Batch | FeatureBatch
 

@@ -29,12 +29,10 @@ from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
 from saysee.tasks.contrastive import CachedChunk
 from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find_checkpoints, save_checkpoint
-from saysee.training.data import TrainingData
-from saysee.training.features import FeatureBatch
-from saysee.training.log_records import MetricsLog, environment, training_facts
+from saysee.training.data import FeatureBatch, TrainingData
 from saysee.training.objective import TrainingBatch, build_objective, learning_rate_factor, parameter_groups
 from saysee.training.processes import Processes
-from saysee.training.validation import find_signs, validate
+from saysee.training.records import MetricsLog, environment, find_signs, training_facts, validate
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +118,13 @@ class Trainer:
             if result is not None:
                 return result
             self.cache_features()  # before the folder holds a run: an error here asks for other settings
+            bad_of_validation = list(self.data.check_validation().items())
+            self._report_skipped(bad_of_validation)
             processes.on_rank_0(partial(self.folder.claim, self.recipe, self._environment))
             self._restore()
         with self._stopping_between_steps(), processes.ending_together():
             self._run()
-            result = self.state.result(self.loader.bad_files)
+            result = self.state.result(bad_of_validation + self.loader.bad_files)
             processes.on_rank_0(partial(self.folder.write_result, result))
         return result
 
@@ -142,7 +142,7 @@ class Trainer:
         try:
             with attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
                 self._take_steps(log)
-            self._report_skipped()
+            self._report_bad_files()
         finally:
             if log is not None:
                 log.close()
@@ -245,7 +245,7 @@ class Trainer:
             for batch in self.loader:
                 empty = False
                 yield batch
-            self._report_skipped()
+            self._report_bad_files()
             if empty and not self.state.mid_epoch:
                 raise SaySeeError(
                     f"every file of split {self.recipe.data.train_split!r} was skipped; "
@@ -297,7 +297,8 @@ class Trainer:
             )
 
     def _resumable(self) -> Resumable:
-        return Resumable(self.objective, self.optimizer, self.loader, self.state, self.processes)
+        parts = (self.objective, self.optimizer, self.loader, self.state, self.processes)
+        return Resumable(*parts, self.data.val_checksum)
 
     def _environment(self) -> dict[str, Any]:
         return {
@@ -322,15 +323,17 @@ class Trainer:
             left % 60,
         )
 
-    def _report_skipped(self) -> None:
-        """Logs the files that were skipped since the last time."""
+    def _report_bad_files(self) -> None:
+        """Logs the training files that were skipped since the last time."""
         bad = self.loader.bad_files
-        new = bad[self.state.reported_bad_files :]
-        if new:
-            logger.warning("%s: %d more files skipped, %d in all", self.name, len(new), len(bad))
-        for path, reason in new:
-            logger.warning("%s: skipped %s: %s", self.name, path, reason)
+        self._report_skipped(bad[self.state.reported_bad_files :])
         self.state.reported_bad_files = len(bad)
+
+    def _report_skipped(self, files: Sequence[tuple[str, str]]) -> None:
+        if files:
+            logger.warning("%s: %d files skipped", self.name, len(files))
+        for path, reason in files:
+            logger.warning("%s: skipped %s: %s", self.name, path, reason)
 
     @contextmanager
     def _stopping_between_steps(self) -> Iterator[None]:

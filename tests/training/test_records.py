@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from saysee.training.validation import find_signs
+from saysee.training.records import find_signs
 
 
 def test_a_reconstruction_that_needs_both_sides_shows_no_sign() -> None:
