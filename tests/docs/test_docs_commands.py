@@ -174,7 +174,7 @@ def run_saysee(words: list[str]) -> None:
     to = None
     if ">" in words:
         words, to = words[: words.index(">")], words[words.index(">") + 1]
-    if words[0] == "train" and words[1].startswith(("flickr8k", "spokencoco", "places")):
+    if words[0] == "train" and words[1].startswith(("speechclip", "flickr8k", "spokencoco", "places")):
         words = words + FEW_STEPS
     printed, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):

@@ -49,9 +49,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._recipe, self._environment, self._result = (
-            path / name for name in ("recipe.yaml", "environment.json", "result.json")
-        )
+        self._recipe, self._result = path / "recipe.yaml", path / "result.json"
+        self._environment = path / "environment.json"
 
     def result(self, recipe: Recipe, resume: str) -> dict[str, Any] | None:
         """The result of a finished run; None where there is a run to resume, or none.

@@ -7,8 +7,8 @@ transformer, D width of the joint space.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -169,10 +169,8 @@ def why_recomputed(recipe: Recipe, plan: Plan, hubert: HubertConfig) -> str | No
         return "model.frozen_dropout is on, and HuBERT's dropout differs at each step; set it to false to cache them"
     longest = float(plan.seconds.max())
     if plan.crop_seconds is not None and longest > plan.crop_seconds:
-        return (
-            f"data.crop_seconds is {plan.crop_seconds:g}, and each step takes another part of the longest clip "
-            f"({longest:.1f} s)"
-        )
+        crop = f"data.crop_seconds is {plan.crop_seconds:g}"
+        return f"{crop}, and each step takes another part of the longest clip ({longest:.1f} s)"
     return None
 
 
@@ -260,30 +258,22 @@ class FeatureBatch:
 
     def to(self, device: torch.device | str) -> FeatureBatch:
         """The batch on ``device``, in the precision that it was computed in: what was kept as fp16 becomes fp32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = tensor.to(device)
-            return moved.float() if moved.dtype == torch.float16 else moved
-
-        states, vectors, patches = move(self.states), move(self.vectors), move(self.patches)
-        return FeatureBatch(states, self.frame_mask.to(device), vectors, patches, self.image_ids.to(device), self.rows)
+        moved = self._changed(lambda tensor: tensor.to(device))
+        return moved._changed(lambda tensor: tensor.float() if tensor.dtype == torch.float16 else tensor)
 
     def float(self) -> FeatureBatch:
         """The batch in fp32."""
-        return FeatureBatch(
-            self.states.float(), self.frame_mask, self.vectors.float(), self.patches.float(), self.image_ids, self.rows
-        )
+        return self._changed(lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def part(self, rows: slice) -> FeatureBatch:
         """Some of its pairs, padded as they are."""
-        return FeatureBatch(
-            self.states[:, rows],
-            self.frame_mask[rows],
-            self.vectors[rows],
-            self.patches[rows],
-            self.image_ids[rows],
-            self.rows[rows],
-        )
+        some = self._changed(lambda tensor: tensor[:, rows] if tensor is self.states else tensor[rows])
+        return replace(some, rows=self.rows[rows])
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> FeatureBatch:
+        states, frame_mask, vectors = change(self.states), change(self.frame_mask), change(self.vectors)
+        patches, image_ids = change(self.patches), change(self.image_ids)
+        return FeatureBatch(states, frame_mask, vectors, patches, image_ids, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

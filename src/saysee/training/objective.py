@@ -96,20 +96,18 @@ class Objective(nn.Module):
 def build_objective(recipe: Recipe) -> Objective:
     """The model and the tasks of a recipe, ready to train.
 
-    The same seed gives the same encoders and head whether or not a task uses the fusion encoder.
-
     Raises:
-        SaySeeError: an encoder cannot be loaded, or has fewer layers than are to be trained.
+        SaySeeError: as for :func:`build_model`.
     """
     model = build_model(recipe)
     return Objective(model, build_tasks(recipe, model))
 
 
 def build_model(recipe: Recipe) -> SpeechImageModel:
-    """The model of a recipe; with a fusion encoder if denoising needs one.
+    """The model of a recipe. The same seed gives the same encoders and head with and without a fusion encoder.
 
     Raises:
-        SaySeeError: as for :func:`build_objective`.
+        SaySeeError: an encoder cannot be loaded, or has fewer layers than are to be trained.
     """
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)

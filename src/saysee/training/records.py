@@ -91,15 +91,9 @@ def find_signs(metrics: Mapping[str, float], previous_contrastive: float | None,
                 f"the reconstruction loss ({loss:.3f}) is hardly lower than with the {side} side of another image "
                 f"({without:.3f}): the fusion encoder makes little use of {other}"
             )
-    contrastive = metrics.get("contrastive_loss")
-    if (
-        contrastive is not None
-        and previous_contrastive is not None
-        and previous_contrastive - contrastive < PLATEAU_FALL * previous_contrastive
-    ):
-        signs["contrastive_plateau"] = (
-            f"the contrastive loss has stopped falling ({previous_contrastive:.3f}, now {contrastive:.3f})"
-        )
+    contrastive, before = metrics.get("contrastive_loss"), previous_contrastive
+    if contrastive is not None and before is not None and before - contrastive < PLATEAU_FALL * before:
+        signs["contrastive_plateau"] = f"the contrastive loss has stopped falling ({before:.3f}, now {contrastive:.3f})"
     lift = metrics.get("attention_lift")
     if lift is not None and progress >= 0.5 and lift < ATTENTION_LIFT:
         signs["attention_off_object"] = (
@@ -156,8 +150,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """What is needed to reproduce a result, besides its recipe: seed, versions, machine, and git commit if known."""
+def environment(seed: int, **more: Any) -> dict[str, Any]:
+    """What is needed to reproduce a result, besides its recipe: seed, versions, machine, commit if known, ``more``."""
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr", "pillow")
     return {
         "seed": seed,
@@ -169,6 +163,7 @@ def environment(seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": {"saysee": __version__, **{name: metadata.version(name) for name in packages}},
+        **more,
     }
 
 

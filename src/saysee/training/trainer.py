@@ -120,7 +120,9 @@ class Trainer:
             self.cache_features()  # before the folder holds a run: an error here asks for other settings
             bad_of_validation = list(self.data.check_validation().items())
             self._report_skipped(bad_of_validation)
-            processes.on_rank_0(partial(self.folder.claim, self.recipe, self._environment))
+            machine = {"arithmetic": self.arithmetic, "processes": processes.count}
+            about = partial(environment, self.recipe.training.seed, **machine)
+            processes.on_rank_0(partial(self.folder.claim, self.recipe, about))
             self._restore()
         with self._stopping_between_steps(), processes.ending_together():
             self._run()
@@ -129,15 +131,9 @@ class Trainer:
         return result
 
     def _run(self) -> None:
-        if self.processes.count > 1:
+        if (count := self.processes.count) > 1:
             batch = self.recipe.data.batch_size
-            logger.info(
-                "%s: %d processes, %d pairs each, %d together (global batch)",
-                self.name,
-                self.processes.count,
-                batch // self.processes.count,
-                batch,
-            )
+            logger.info("%s: %d processes, %d of %d pairs each", self.name, count, batch // count, batch)
         log = MetricsLog(self.folder.path, self.state.step) if self.processes.is_first else None
         try:
             with attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
@@ -280,15 +276,10 @@ class Trainer:
     def _restore(self) -> None:
         checkpoints = find_checkpoints(self.folder.checkpoints)
         if checkpoints:
-            before = self._resumable().load(checkpoints[-1], self.recipe.training.seed + 1)
-            if before != self.processes.count:
-                logger.info(
-                    "%s: a run of %d processes is resumed by %d: dropout and noise are drawn anew, and denoising works "
-                    "on shares of another size",
-                    self.name,
-                    before,
-                    self.processes.count,
-                )
+            before, now = self._resumable().load(checkpoints[-1], self.recipe.training.seed + 1), self.processes.count
+            if before != now:
+                change = "dropout and noise are drawn anew, and denoising works on shares of another size"
+                logger.info("%s: a run of %d processes is resumed by %d: %s", self.name, before, now, change)
         steps = self.processes.gather(self.state.step)
         if len(set(steps)) > 1:
             raise CheckpointError(
@@ -300,28 +291,12 @@ class Trainer:
         parts = (self.objective, self.optimizer, self.loader, self.state, self.processes)
         return Resumable(*parts, self.data.val_checksum)
 
-    def _environment(self) -> dict[str, Any]:
-        return {
-            **environment(self.recipe.training.seed),
-            "arithmetic": self.arithmetic,
-            "processes": self.processes.count,
-        }
-
     def _report_progress(self, loss: float) -> None:
         state, steps = self.state, self.recipe.training.steps
         recall = "" if state.recall is None else f"mean R@1 {state.recall:.1f} %, "
         left = int((steps - state.step) * state.seconds / state.step)
-        logger.info(
-            "%s: step %d of %d, loss %.3f, %s%.0f clips/s, %d:%02d left",
-            self.name,
-            state.step,
-            steps,
-            loss,
-            recall,
-            state.clips_per_second,
-            left // 60,
-            left % 60,
-        )
+        speed = f"{state.clips_per_second:.0f} clips/s, {left // 60}:{left % 60:02d} left"
+        logger.info("%s: step %d of %d, loss %.3f, %s%s", self.name, state.step, steps, loss, recall, speed)
 
     def _report_bad_files(self) -> None:
         """Logs the training files that were skipped since the last time."""
