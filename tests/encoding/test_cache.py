@@ -98,7 +98,7 @@ def test_changed_weights_preprocessing_or_layers_are_computed_again(
         model.image_encoder.clip.visual_projection.weight[0, 0] += 1
     keep(model, corpus)
     assert encoded() == (0, 3)
-    model.processor.feature_extractor.do_normalize = False
+    model.processor.feature_extractor.do_normalize = True  # a HuBERT of the base kind takes raw waveforms
     model.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     keep(model, corpus)
     assert encoded() == (6, 3)

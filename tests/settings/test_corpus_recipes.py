@@ -111,5 +111,5 @@ def test_it_opens_with_commands_that_fit_each_other(name):
     data, train, evaluate = (parse(words).arguments for words in (data, train, evaluate))
     assert str(data["to"]) == recipe.data.manifest
     assert train["recipe"] == name
-    assert (evaluate["model"], evaluate["manifest"]) == (f"{recipe.output}/best", [recipe.data.manifest])
+    assert list(evaluate["models_and_manifests"]) == [f"{recipe.output}/best", recipe.data.manifest]
     assert recipe.output == f"runs/{name}"
