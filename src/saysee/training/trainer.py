@@ -133,7 +133,8 @@ class Trainer:
     def _run(self) -> None:
         if (count := self.processes.count) > 1:
             batch = self.recipe.data.batch_size
-            logger.info("%s: %d processes, %d of %d pairs each", self.name, count, batch // count, batch)
+            shares = f"{batch // count} pairs each, {batch} together (global batch)"
+            logger.info("%s: %d processes, %s", self.name, count, shares)
         log = MetricsLog(self.folder.path, self.state.step) if self.processes.is_first else None
         try:
             with attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
