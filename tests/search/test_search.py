@@ -6,6 +6,8 @@ import csv
 import json
 import shutil
 import sqlite3
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -271,21 +273,92 @@ def test_every_size_finds_what_exact_search_finds(encoder, tmp_path, monkeypatch
         assert recall(found, truth) >= 0.99
 
 
-def test_fast_copy_follows_the_rows(encoder, tmp_path, monkeypatch):
+def test_changes_are_searched_beside_the_fast_copy(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
+    vectors = clustered(400)
+    index = given(tmp_path / "given", encoder, vectors[:300])
+    (file,) = index.folder.glob("*.faiss")
+    index.search(vectors=vectors[:1])
+    with SqliteStore(index.folder).writing() as writer:
+        known = {int(Path(item.path).stem): item for item in writer.known().values()}
+        now = {number: vectors[number] for number in range(300)}
+        for added in (range(300, 340), range(340, 341)):
+            now |= {number: vectors[number] for number in added}
+            with writer.transaction():
+                writer.put([Item("image", f"{n}.jpg") for n in added], vectors[added.start : added.stop])
+        writer.remove([known[number] for number in range(40)])
+        changed = [known[number] for number in range(40, 80)]
+        with writer.transaction():
+            writer.put(changed, vectors[341:381])
+        now |= {number: vectors[301 + number] for number in range(40, 80)}
+    now = {number: vector for number, vector in now.items() if number >= 40}
+    names, matrix = np.array(list(now)), np.stack(list(now.values()))
+    for opened in (index, Index.open(index.folder)):  # one that knew the rows before, and one that did not
+        for conditions in ({}, {"where": "id > 0"}):
+            found = numbers(opened.search(vectors=vectors, k=10, **conditions))
+            assert found == [[int(names[place]) for place in places] for places in exact(vectors, matrix, 10)]
+    assert index.check() == []
+    assert [*index.folder.glob("*.faiss")] == [file]
+
+
+def test_worn_fast_copy_is_renewed_while_others_search_and_write(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
+    monkeypatch.setattr(fast_copy, "RENEW_ROWS", 10)
+    vectors = clustered(400)
+    index = given(tmp_path / "given", encoder, vectors[:300])
+    (file,) = index.folder.glob("*.faiss")
+    building, go = threading.Event(), threading.Event()
+    build = fast_copy.build
+
+    def slow(tables, kind):
+        copy = build(tables, kind)
+        building.set()
+        assert go.wait(60)
+        return copy
+
+    monkeypatch.setattr(fast_copy, "build", slow)
+    store = SqliteStore(index.folder)
+    with store.writing() as writer, writer.transaction():
+        writer.put([Item("image", f"{n}.jpg") for n in range(300, 320)], vectors[300:320])
+    assert numbers(index.search(vectors=vectors[300:320], k=1)) == [[n] for n in range(300, 320)]
+    assert building.wait(60)
+    with store.writing() as writer, writer.transaction():
+        writer.put([Item("image", "320.jpg")], vectors[320:321])
+    assert numbers(index.search(vectors=vectors[320:321], k=1)) == [[320]]
+    go.set()
+    deadline = time.monotonic() + 60
+    while len(index.store.searcher("image").outdated) != 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(index.store.searcher("image").outdated) == 1  # the copy has the others
+    assert numbers(index.search(vectors=vectors[300:321], k=1)) == [[n] for n in range(300, 321)]
+    monkeypatch.undo()
+    assert index.check() == []
+    with store.writing() as writer:
+        writer.make_ready()
+    assert not file.exists()
+
+
+def test_rows_written_by_an_earlier_release_make_the_fast_copy_stale(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
     vectors = clustered(300)
     index = given(tmp_path / "given", encoder, vectors)
-    assert numbers(index.search(vectors=vectors[:5], k=1)) == [[0], [1], [2], [3], [4]]
     store = SqliteStore(index.folder)
     with store.writing() as writer, writer.transaction():
-        # As a run that was killed before it came to the fast copy.
         writer.put([Item("image", "9000.jpg")], -vectors[:1])
+        writer.execute("DROP TABLE outdated")
+        writer.note("stamp_image", "0123456789abcdef")
     (file,) = index.folder.glob("*.faiss")
     assert index.check() == [
         f"{index.place}: the fast copy of its images is missing or stale; run 'saysee index-compact {index.place}'"
     ]
     assert numbers(index.search(vectors=-vectors[:1], k=1)) == [[9000]]
     assert not file.exists()
+
+
+def test_damaged_or_missing_fast_copy_is_made_again(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast_copy, "MEMORY_ROWS", 100)
+    vectors = clustered(300)
+    index = given(tmp_path / "given", encoder, vectors)
     (file,) = index.folder.glob("*.faiss")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
@@ -293,11 +366,14 @@ def test_fast_copy_follows_the_rows(encoder, tmp_path, monkeypatch):
     assert "is damaged" in index.check()[0]
     index.compact()
     assert index.check() == []
+    (index.folder / "images-0000.faiss").touch()  # left by a kill between file and row
     file.unlink(missing_ok=True)
-    with store.writing():  # while another writes, the stored vectors are searched
+    with SqliteStore(index.folder).writing() as writer:  # while another writes, the stored vectors are searched
         for path in index.folder.glob("*.faiss"):
             path.unlink()
-        assert numbers(Index.open(index.folder).search(vectors=-vectors[:1], k=1)) == [[9000]]
+        assert numbers(Index.open(index.folder).search(vectors=vectors[:1], k=1)) == [[0]]
+        writer.make_ready()
+    assert len([*index.folder.glob("*.faiss")]) == 1
 
 
 def test_check_finds_a_damaged_vector(index):

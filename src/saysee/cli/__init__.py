@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from saysee.cli import convert, data, evaluate, search, serve, studies, train
@@ -26,7 +26,7 @@ from saysee.errors import ConfigError, SaySeeError
 from saysee.log import configure_command_line
 from saysee.version import __version__
 
-VERBS: dict[str, Callable[..., Result | None]] = {
+VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "data scenes": data.scenes,
     **{f"data {reader.name}": reader for reader in data.READERS},
     "data verify": data.verify,
@@ -48,7 +48,7 @@ _OLD_NAMES = {"data hf": "data hub"}
 class Call(NamedTuple):
     """A verb's function and its arguments."""
 
-    function: Callable[..., Result | None]
+    function: Callable[..., Result | Iterator[Result] | None]
     arguments: dict[str, Any]
     json: bool
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("only 'saysee train' runs in several processes; start other verbs without torchrun")
         result = call.function(**call.arguments)
-        return EXIT_DONE if result is None else print_result(result, call.json)
+        results = [result] if isinstance(result, Result) else result or ()
+        return max((print_result(each, call.json) for each in results), default=EXIT_DONE)
     except (SaySeeError, OSError) as error:
         if "--debug" in words:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from saysee.encoding.encoder import Encoder
+    from saysee.search.index.about import IndexReport
     from saysee.search.index.index import Index
+    from saysee.search.index.sources import Source
     from saysee.search.terminal.queries import QueryResult
 
 
@@ -31,10 +34,11 @@ def index(
     model_: str | None = None,
     exclude: Sequence[str] = (),
     allow_removals: bool = False,
+    watch: bool = False,
     batch_size: int = 64,
     workers: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-) -> Result:
+) -> Result | Iterator[Result]:
     """Make a search index of images and clips, or bring one up to date.
 
     Args:
@@ -46,6 +50,7 @@ def index(
         model_: the model, with --from-vectors
         exclude: pattern of files and folders to skip, such as raw or "2019/private*" (repeatable)
         allow_removals: remove the rows of vanished files even of whole folders, or of more than half of the index
+        watch: stay, and update the index whenever the files change
         batch_size: files encoded together
         workers: number of decoding threads (default: one per CPU core)
         device: device to compute on
@@ -54,24 +59,32 @@ def index(
         raise ConfigError("the model is given twice; give it once, first or by --model")
     model = model or model_
     if from_vectors is not None:
-        if ids is None or model is None or source is not None:
-            raise ConfigError("--from-vectors VECTORS requires --ids IDS and --model MODEL, and no folder")
+        if ids is None or model is None or source is not None or watch:
+            raise ConfigError("--from-vectors VECTORS requires --ids CSV and --model MODEL; no folder, no --watch")
         from saysee.encoding.encoder import Encoder
         from saysee.search.index.imported_vectors import index_vectors
 
         encoder = Encoder(model, device)
-        report = index_vectors(encoder, from_vectors, ids, to)
-    else:
-        if model is None or source is None:
-            raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
-        from saysee.encoding.encoder import Encoder
-        from saysee.search.index.sources import find_source
-        from saysee.search.index.updating import update_index
+        return _indexed(encoder, index_vectors(encoder, from_vectors, ids, to))
+    if model is None or source is None:
+        raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
+    from saysee.encoding.encoder import Encoder
+    from saysee.search.index.sources import find_source, watch_index
+    from saysee.search.index.updating import update_index
 
-        found = find_source(source, exclude)  # reports what is wrong with it before a model is loaded
-        encoder = Encoder(model, device)
-        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "allow_removals": allow_removals}
-        report = update_index(encoder, found, to, **options)
+    found = find_source(source, exclude)  # reports what is wrong with it before a model is loaded
+    encoder = Encoder(model, device)
+
+    def update(found: Source) -> IndexReport:
+        return update_index(encoder, found, to, batch_size=batch_size, workers=workers, allow_removals=allow_removals)
+
+    if not watch:
+        return _indexed(encoder, update(found))
+    reports = watch_index(lambda: update(find_source(source, exclude)), source, exclude)
+    return (_indexed(encoder, report) for report in reports)
+
+
+def _indexed(encoder: Encoder, report: IndexReport) -> Result:
     if encoder.trained_on is not None:
         about = f"{encoder.name} was trained on {encoder.trained_on}"
         report.notes.append(f"{about}; results for anything else are by chance")

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -19,7 +22,7 @@ from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.search.index.index import open_store
-from saysee.search.index.sources import find_source
+from saysee.search.index.sources import find_source, watch_index
 from saysee.search.index.store import About, Item
 from saysee.search.index.updating import update_index
 
@@ -331,3 +334,47 @@ def test_names_and_files_of_all_sorts(encoder, model_folder, tmp_path, capsys, m
     (hits,) = Index.open(tmp_path / "index", model=encoder.model).search(images=[folder / "hard.png"], k=9)
     assert sorted(hit.copies for hit in hits) == [1, 1, 1, 2]
     assert main(["search", str(tmp_path / "index"), str(folder / "a.png")]) == 0
+
+
+def test_a_watched_folder_is_indexed_again_after_each_burst_of_changes(encoder, photos, place):
+    updates, steps = [], []
+
+    def update():
+        updates.append(update_index(encoder, photos, place))
+        return updates[-1]
+
+    changes = {
+        4: lambda: picture(photos / "a.png", 20),
+        5: lambda: picture(photos / "b.png", 21),  # of the same burst
+        10: lambda: photos.rename(photos.parent / "away"),
+        14: lambda: (photos.parent / "away").rename(photos),
+        17: lambda: (photos / "a.png").unlink(),
+    }
+
+    def wait(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) in changes:
+            changes[len(steps)]()
+        if len(steps) == 22:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in watch_index(update, photos, wait=wait):
+            pass
+    assert [(report.images, report.encoded, report.removed) for report in updates] == [(6, 9, 0), (8, 2, 0), (7, 0, 1)]
+
+
+def test_watching_from_the_command_line_until_it_is_interrupted(model_folder, photos, tmp_path):
+    words = ["index", str(model_folder), str(photos), "--to", str(tmp_path / "index"), "--watch", "--json"]
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "saysee", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert json.loads(watching.stdout.readline())["images"] == 6
+        picture(photos / "a.png", 20)
+        assert json.loads(watching.stdout.readline())["images"] == 7
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=60)
+    finally:
+        watching.kill()
+    assert (watching.returncode, errors.count("Traceback")) == (130, 0)

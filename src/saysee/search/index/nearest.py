@@ -8,9 +8,10 @@ off the indexed vectors.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ from saysee.search.index.store import Ids, Tables, Vectors
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long
 as in a file of 100,000 (8 ms on two busy cores, 512 dimensions)."""
+RENEW_ROWS = 5_000
+"""Rows added, changed or removed beside a file before it is renewed: comparing these takes 2 ms."""
 EXACT_ROWS = 300_000
 """Up to here every vector is compared; beyond, clusters are chosen first. At this size it takes 17 ms, little beside
 the hundreds that encoding a spoken query takes, and misses nothing."""
@@ -43,6 +46,7 @@ class InMemory:
     """The unit vectors [N, D] of one kind in memory with the ids [N] of their rows, every one compared in fp32."""
 
     method: ClassVar[str] = "exact, from memory"
+    is_worn: ClassVar[bool] = False
     stamp: str
     ids: Ids
     vectors: Vectors
@@ -57,11 +61,25 @@ class InMemory:
 
 @dataclass(slots=True)
 class Faiss:
-    """The vectors of one kind in a faiss index whose ids are the rows' own; else as :class:`InMemory`."""
+    """The vectors of one kind in a faiss index whose ids are the rows' own; else as :class:`InMemory`.
+
+    Attributes:
+        outdated: ids of the rows that were added, changed or removed since the index was made, ascending.
+        last: number of the last of these changes.
+        added: those of the rows that are there now, in memory.
+    """
 
     stamp: str
     index: Any
     approximate: bool
+    outdated: Ids
+    last: int
+    added: InMemory
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether the index should be renewed."""
+        return len(self.outdated) > RENEW_ROWS
 
     @property
     def method(self) -> str:
@@ -72,6 +90,18 @@ class Faiss:
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         """For each query of [Q, D] the ids of the up to ``k`` best, among ``allowed`` only if that is given."""
+        if not len(self.outdated):
+            return self._search(queries, k, allowed)
+        count = k
+        while True:
+            found = self._search(queries, count, allowed)
+            current = [ids[~np.isin(ids, self.outdated)] for ids in found]
+            if all(len(ids) >= k or len(every) < count for ids, every in zip(current, found, strict=True)):
+                break
+            count *= 2
+        return [np.union1d(*ids) for ids in zip(current, self.added.search(queries, k, allowed), strict=True)]
+
+    def _search(self, queries: Vectors, k: int, allowed: Ids | None) -> list[Ids]:
         import faiss
 
         queries, chosen = np.ascontiguousarray(queries), None if allowed is None else faiss.IDSelectorBatch(allowed)
@@ -109,17 +139,61 @@ def current_stamp(tables: Tables, kind: Kind) -> str:
     return str(tables.noted(f"stamp_{kind}"))
 
 
-def load(tables: Tables, kind: Kind) -> Searcher | None:
-    """The searcher of a kind; None where its file is missing, stale or damaged."""
+def advance_stamp(tables: Tables, kind: Kind) -> None:
+    """Gives a kind the stamp of further changes to the same fast copy; of none where there is no copy."""
+    if _copy(tables, kind)[1]:
+        base, _, number = current_stamp(tables, kind).partition(".")
+        tables.note(f"stamp_{kind}", f"{base}.{int(number or 0) + 1}")
+    else:
+        replace_stamp(tables, kind)
+
+
+def replace_stamp(tables: Tables, kind: Kind, base: str | None = None) -> None:
+    """Gives a kind a stamp that no fast copy has, or that of a copy. Earlier releases do so at each change."""
+    tables.note(f"stamp_{kind}", f"{base}.0" if base else secrets.token_hex(8))
+    if base is None and _has_outdated(tables):
+        tables.execute("DELETE FROM outdated WHERE kind = ?", (kind,))
+
+
+def load(tables: Tables, kind: Kind, known: Searcher | None = None) -> Searcher | None:
+    """The searcher of a kind; None where its file is missing, stale or damaged. ``known`` is an earlier one."""
     if tables.counts()[kind] <= MEMORY_ROWS:
         return in_memory(tables, kind)
     path, record = _copy(tables, kind)
     try:
+        if isinstance(known, Faiss) and _base(known.stamp) == _base(current_stamp(tables, kind)):
+            return _with_outdated(tables, kind, known)
         if path.stat().st_size == record.get("bytes"):
-            return _read(tables, kind, path, record["approximate"])
+            return _with_outdated(tables, kind, _read(tables, kind, path, record["approximate"]))
     except (OSError, RuntimeError):  # just removed by a writer, or written by a newer faiss
         pass
     return None
+
+
+def _with_outdated(tables: Tables, kind: Kind, known: Faiss) -> Faiss:
+    """A searcher with the changes of its rows since."""
+    stamp = current_stamp(tables, kind)
+    if not _has_outdated(tables):
+        return replace(known, stamp=stamp)
+    sql = "SELECT number, item FROM outdated WHERE kind = ? AND number > ? ORDER BY number"
+    changes = tables.execute(sql, (kind, known.last)).fetchall()
+    changed = np.unique(np.array([item for _, item in changes], np.int64))
+    kept = ~np.isin(known.added.ids, changed)
+    ids, vectors = tables.vectors_of(changed.tolist())
+    added = InMemory(
+        stamp, np.concatenate([known.added.ids[kept], ids]), np.concatenate([known.added.vectors[kept], vectors])
+    )
+    last = changes[-1][0] if changes else known.last
+    return Faiss(stamp, known.index, known.approximate, np.union1d(known.outdated, changed), last, added)
+
+
+def _has_outdated(tables: Tables) -> bool:
+    return tables.execute("SELECT 1 FROM sqlite_master WHERE name = 'outdated'").fetchone() is not None
+
+
+def _base(stamp: str) -> str:
+    """What stays of a stamp while changes are only added to a fast copy."""
+    return stamp.partition(".")[0]
 
 
 def in_memory(tables: Tables, kind: Kind) -> InMemory:
@@ -139,7 +213,12 @@ def write_all(tables: Tables) -> dict[Kind, str]:
     current = set()
     for kind, rows in tables.counts().items():
         if rows > MEMORY_ROWS:
-            methods[kind] = (load(tables, kind) or _write(tables, kind, rows > EXACT_ROWS)).method
+            searcher = load(tables, kind)
+            if searcher is None or searcher.is_worn:
+                publish(tables, kind, build(tables, kind))
+                searcher = load(tables, kind)
+            assert searcher is not None
+            methods[kind] = searcher.method
             current.add(_copy(tables, kind)[0])
         elif rows:
             methods[kind] = InMemory.method
@@ -169,9 +248,9 @@ def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
 
 
 def _copy(tables: Tables, kind: Kind) -> tuple[Path, dict[str, Any]]:
-    """Where the copy of the current rows belongs, and what was noted of it; nothing of another."""
+    """Where the copy belongs that the current rows are changes of, and what was noted of it; nothing of another."""
     assert tables.folder is not None
-    path = tables.folder / f"{kind}s-{current_stamp(tables, kind)}.faiss"
+    path = tables.folder / f"{kind}s-{_base(current_stamp(tables, kind))}.faiss"
     record = tables.noted(f"copy_{kind}") or {}
     return path, record if record.get("name") == path.name else {}
 
@@ -181,19 +260,55 @@ def _read(tables: Tables, kind: Kind, path: Path, approximate: bool) -> Faiss:
     import faiss
 
     flag = faiss.IO_FLAG_MMAP if approximate else faiss.IO_FLAG_MMAP_IFC
-    return Faiss(current_stamp(tables, kind), faiss.read_index(os.fspath(path), flag), approximate)
+    index = faiss.read_index(os.fspath(path), flag)
+    nothing = InMemory("", np.empty(0, np.int64), np.empty((0, index.d), np.float32))
+    return Faiss(current_stamp(tables, kind), index, approximate, nothing.ids, 0, nothing)
 
 
-def _write(tables: Tables, kind: Kind, approximate: bool) -> Faiss:
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A faiss index of one moment: what it was made of, before it is published.
+
+    Attributes:
+        base: of the stamp of its moment.
+        last: number of the last change before.
+    """
+
+    index: Any
+    approximate: bool
+    base: str
+    last: int
+
+
+def build(tables: Tables, kind: Kind) -> Copy:
+    """Builds a fast copy of the rows that these tables show; others may write meanwhile."""
+    last = tables.execute("SELECT max(number) FROM outdated").fetchone()[0] if _has_outdated(tables) else None
+    approximate = tables.counts()[kind] > EXACT_ROWS
+    return Copy(_build(tables, kind, approximate), approximate, _base(current_stamp(tables, kind)), last or 0)
+
+
+def publish(tables: Tables, kind: Kind, copy: Copy) -> None:
+    """Writes a fast copy and makes it the current one, unless the rows have got another meanwhile.
+
+    A kill leaves the previous copy and at most a file that the next writer removes.
+    """
     import faiss
 
-    index = _build(tables, kind, approximate)
-    path, _ = _copy(tables, kind)
-    with atomic_write(path) as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-    record = {"name": path.name, "bytes": path.stat().st_size, "hash": _digest(path), "approximate": approximate}
-    tables.note(f"copy_{kind}", record)
-    return _read(tables, kind, path, approximate)
+    assert tables.folder is not None
+    base = secrets.token_hex(8)
+    path = tables.folder / f"{kind}s-{base}.faiss"
+    with tables.transaction():
+        with atomic_write(path) as file:
+            faiss.write_index(copy.index, faiss.PyCallbackIOWriter(file.write))
+        if _base(current_stamp(tables, kind)) != copy.base:
+            path.unlink()
+            return
+        size, digest = path.stat().st_size, _digest(path)
+        record = {"name": path.name, "bytes": size, "hash": digest, "approximate": copy.approximate}
+        tables.note(f"copy_{kind}", record)
+        replace_stamp(tables, kind, base)
+        if _has_outdated(tables):
+            tables.execute("DELETE FROM outdated WHERE kind = ? AND number <= ?", (kind, copy.last))
 
 
 def _digest(path: Path) -> str:

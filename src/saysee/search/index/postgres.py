@@ -278,7 +278,7 @@ class PostgresTables(Tables):
             if not cursor.nextset():
                 break
 
-    def touch(self, kinds: Iterable[Kind]) -> None:
+    def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
         """See :meth:`Tables.touch`. The server keeps its HNSW indexes up to date itself."""
 
     def make_ready(self) -> dict[Kind, str]:

@@ -6,10 +6,12 @@ bringing the index up to date with that keeps them.
 
 from __future__ import annotations
 
+import logging
 import mimetypes
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +21,10 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import Kind, file_kind, kind_by_suffix
 from saysee.media.source import opened, printable
-from saysee.search.index.about import About, counted
+from saysee.search.index.about import About, IndexReport, counted
 from saysee.search.index.store import KINDS, Item, Key, is_database, storable
+
+logger = logging.getLogger(__name__)
 
 UPLOADS_FOLDER = "uploads"
 """In the folder of the index, where no other is named."""
@@ -36,6 +40,8 @@ _OTHERS = frozenset(_RAW.split()) | {
     if not name.startswith(("image/", "audio/")) and name != "application/octet-stream"
 }
 """Suffixes of documents, programs, archives and so on, which are not opened: those that Python knows."""
+_WATCH_SECONDS, _WATCH_SHARE = 2.0, 10
+"""Least time between two listings of a watched folder, and the times as long that it waits as a listing took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,53 @@ def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> S
     if exclude:
         raise SaySeeError(f"{place}: --exclude is for folders; remove the rows from the manifest")
     return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(Manifest.read(path)), os.fspath(place))
+
+
+def watch_index(
+    update: Callable[[], IndexReport],
+    place: str | os.PathLike[str],
+    exclude: Sequence[str] = (),
+    wait: Callable[[float], object] = time.sleep,
+) -> Iterator[IndexReport]:
+    """Keeps an index up to date: yields a report at first, and after each change of the files.
+
+    The files are listed again and again, as network drives report no changes. A burst of changes is awaited: the index
+    is updated once two listings in a row are the same. An error, such as of a drive that is gone, is logged, and the
+    update is tried again.
+
+    Args:
+        update: updates the index.
+        place: the folder or manifest.
+        exclude: as of :func:`saysee.search.index.sources.find_source`.
+        wait: waits for so many seconds.
+    """
+    done: object = None
+    before: object = None
+    while True:
+        start = time.monotonic()
+        try:
+            now = _state_of(place, exclude)
+            if now != done and now == before:
+                yield update()
+                done = now
+        except SaySeeError as error:
+            now = str(error)
+            if now != before:
+                logger.warning("%s; trying again", error)
+        before = now
+        wait(max(_WATCH_SECONDS, _WATCH_SHARE * (time.monotonic() - start)))
+
+
+def _state_of(place: str | os.PathLike[str], exclude: Sequence[str]) -> object:
+    """What changes with the files of a source: their names, sizes and times."""
+    source, found = find_source(place, exclude), []
+    for path in [item.path for item in source.items] if source.is_folder else [source.name]:
+        try:
+            status = os.stat(source.root / path)
+            found.append((path, status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((path, 0, 0))
+    return found, list(source.unreadable)
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
-import secrets
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -43,7 +44,11 @@ from saysee.search.index.store import (
     no_index,
 )
 
+logger = logging.getLogger(__name__)
+
 ITEMS_FILE = "items.sqlite"
+_OUTDATED = "CREATE TABLE IF NOT EXISTS outdated (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, item INTEGER)"
+"""Rows that were added, changed or removed since the fast copy of their kind was made, if there is one."""
 _PATIENCE_SECONDS = 30.0
 """How long a reader or writer waits for another's short transaction."""
 _STEPS_BETWEEN_CHECKS = 10_000
@@ -95,6 +100,7 @@ class SqliteStore(Store):
         self.folder, self.place = folder, os.fspath(folder)
         self.file = folder / ITEMS_FILE
         self._searchers: dict[Kind, fast_copy.Searcher] = {}
+        self._renewing = threading.Lock()
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTables]:
@@ -169,19 +175,36 @@ class SqliteStore(Store):
             return ranked(tables, queries, lambda depth: searcher.search(queries, depth, allowed), k, offset)
 
     def searcher(self, kind: Kind) -> fast_copy.Searcher:
-        """Searches the current rows of a kind; a missing or stale fast copy is built, where that is possible."""
+        """Searches the current rows of a kind; a missing or stale fast copy is built, where that is possible.
+
+        One that many rows have outdated is renewed in the background.
+        """
         with self.reading() as tables:
             known = self._searchers.get(kind)
             if known is not None and known.stamp == fast_copy.current_stamp(tables, kind):
                 return known
-            found = fast_copy.load(tables, kind)
+            found = fast_copy.load(tables, kind, known)
         if found is None:
             with suppress(SaySeeError), self.writing() as tables:
                 tables.make_ready()
             with self.reading() as tables:  # where another process is writing, or this one may not, from memory
                 found = fast_copy.load(tables, kind) or fast_copy.in_memory(tables, kind)
+        if found.is_worn and self._renewing.acquire(blocking=False):
+            threading.Thread(target=self._renew, args=(kind,), name="saysee-renewing", daemon=True).start()
         self._searchers[kind] = found
         return found
+
+    def _renew(self, kind: Kind) -> None:
+        """Renews the fast copy of a kind, while others search and write."""
+        try:
+            with self.reading() as tables:
+                copy = fast_copy.build(tables, kind)
+            with _errors_in_one_line(self.folder), _connected(self.file) as connection:
+                fast_copy.publish(SqliteTables(self.folder, connection), kind, copy)
+        except SaySeeError as error:
+            logger.warning("%s", error)
+        finally:
+            self._renewing.release()
 
 
 class SqliteTables(Tables):
@@ -226,12 +249,16 @@ class SqliteTables(Tables):
     def _begin(self, _: About) -> None:
         for statement in _SCHEMA.split(";"):
             self.execute(statement)
-        self.touch(KINDS)
+        for kind in KINDS:
+            fast_copy.replace_stamp(self, kind)
 
-    def touch(self, kinds: Iterable[Kind]) -> None:
-        """Gives these kinds a new stamp, so that a fast copy made before no longer fits."""
-        for kind in kinds:
-            self.note(f"stamp_{kind}", secrets.token_hex(8))
+    def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
+        """See :meth:`Tables.touch`. The rows are searched beside the fast copies, until these are renewed."""
+        self.execute(_OUTDATED)
+        rows = list(rows)
+        self._execute_many("INSERT INTO outdated (kind, item) VALUES (?, ?)", rows)
+        for kind in {kind for kind, _ in rows}:
+            fast_copy.advance_stamp(self, kind)
 
     def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         stored = np.ascontiguousarray(vectors, dtype=self._stored_type())
@@ -251,7 +278,9 @@ class SqliteTables(Tables):
     def vacuum(self) -> None:
         """See :meth:`Tables.vacuum`."""
         with self.transaction():  # a damaged copy must not be taken for a good one
-            self.touch(kind for kind in KINDS if self.copy_problem(kind) is not None)
+            for kind in KINDS:
+                if self.copy_problem(kind) is not None:
+                    fast_copy.replace_stamp(self, kind)
         self.execute("VACUUM")
         self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

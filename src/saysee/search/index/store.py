@@ -135,8 +135,8 @@ class Tables(ABC):
         """What is wrong with the fast copy of a kind; None where all is well, or none is needed."""
 
     @abstractmethod
-    def touch(self, kinds: Iterable[Kind]) -> None:
-        """Marks the vectors of these kinds as changed, within a transaction."""
+    def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
+        """Marks the vectors of rows as added, changed or removed, within a transaction."""
 
     @abstractmethod
     def _damage(self) -> Iterator[str]:
@@ -284,7 +284,7 @@ class Tables(ABC):
         )
         for item, number in zip(items, self._insert(sql, rows, vectors), strict=True):
             item.id = number
-        self.touch({item.kind for item in items})
+        self.touch([(item.kind, item.id) for item in items])
 
     def refresh(self, items: Sequence[Item]) -> list[Item]:
         """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
@@ -309,7 +309,7 @@ class Tables(ABC):
         if items:
             with self.transaction():
                 self._execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
-                self.touch({item.kind for item in items})
+                self.touch([(item.kind, item.id) for item in items])
 
 
 class Store(ABC):
