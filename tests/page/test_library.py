@@ -111,6 +111,13 @@ def test_unknown_words_are_named(visit):
     expect(page.locator("#notice")).to_be_hidden()
 
 
+def test_a_text_that_is_cut_is_reported(visit):
+    page = visit()
+    page.fill("#text", "a red ring " * 40)
+    page.press("#text", "Enter")
+    expect(page.locator("#notice-text")).to_have_text(re.compile("longer than the model takes.*red ring"))
+
+
 def test_a_refused_query_leaves_the_results(visit, corpus):
     page = visit()
     choose(page, corpus, corpus.rows[0])

@@ -220,16 +220,20 @@ function show(query, { find, filter }, note = "") {
   const limited = filter && `Filter: ${filter}`;
   if (hits.length) showStatus([note, line, limited].filter(Boolean).join(" · "));
   else showNothingFound(find, filter);
-  showUnknown(found.query.unknown_words, query.content);
+  showUnused(found.query, query.content);
 }
 
-/** Names the words that the model does not know. */
-function showUnknown(words, text) {
-  if (!words.length) return;
-  const named = words.map((word) => `“${word}”`).join(", ");
-  const all = text.match(/[\p{L}\p{N}’']+/gu)?.length === words.length;
-  const result = all ? "The results are by chance" : "It was ignored";
-  showError(new PageError(`The model does not know ${named}. ${result}; use other words, or speak.`));
+/** Shows what of a text the model did not use: words that it does not know, and all behind its limit. */
+function showUnused({ unknown_words: words, used_text: used }, text) {
+  const lines = [];
+  if (words.length) {
+    const all = text.match(/[\p{L}\p{N}’']+/gu)?.length === words.length;
+    const result = all ? "The results are by chance" : "It was ignored";
+    const named = words.map((word) => `“${word}”`).join(", ");
+    lines.push(`The model does not know ${named}. ${result}; use other words, or speak.`);
+  }
+  if (used) lines.push(`The text is longer than the model takes. It was used until “…${used.slice(-40)}”.`);
+  if (lines.length) showError(new PageError(lines.join(" ")));
 }
 
 function showNothingFound(find, filter) {
