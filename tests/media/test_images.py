@@ -6,12 +6,14 @@ import contextlib
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -202,3 +204,61 @@ def test_paths_that_hold_no_file(tmp_path: Path) -> None:
 def test_a_text_file_object_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="binary file"):
         load_image(io.StringIO("text"))  # type: ignore[arg-type]
+
+
+def png_chunk(kind: bytes, content: bytes, checksum: int = 0) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ checksum)
+
+
+@pytest.mark.parametrize("metadata", ["color profile", "compressed text", "many texts", "text of another checksum"])
+def test_metadata_that_pillow_refuses_does_not_make_a_png_unreadable(metadata: str) -> None:
+    plain = saved(scene(), "PNG")
+    chunk = {
+        "compressed text": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3_000_000))),
+        "many texts": png_chunk(b"tEXt", b"a\0" + b"x" * 1_000_000) * 70,
+        "text of another checksum": png_chunk(b"tEXt", b"a\0hello", checksum=1),
+    }
+    if metadata == "color profile":
+        data = saved(scene(), "PNG", icc_profile=bytes(2_500_000))
+    else:
+        data = plain[:33] + chunk[metadata] + plain[33:]  # behind the header
+    assert load_image(data).tobytes() == load_image(plain).tobytes()
+
+
+def test_a_png_whose_pixels_are_cut_is_still_damaged() -> None:
+    data = saved(scene(), "PNG", icc_profile=bytes(2_500_000))
+    assert rejection(data[:-30]).code == "truncated"
+
+
+@pytest.mark.parametrize("form", ["HEIC", "AVIF"])
+def test_images_of_phones_are_read_upright(form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if form == "AVIF":
+        data = saved(scene(), "AVIF", exif=exif, quality=95)
+    else:
+        encoded = pillow_heif.from_pillow(scene())
+        encoded.info["exif"] = exif.tobytes()
+        buffer = io.BytesIO()
+        encoded.save(buffer, quality=95)
+        data = buffer.getvalue()
+    image = load_image(data)
+    expected = scene().convert("RGB").transpose(Image.Transpose.ROTATE_270)
+    assert image.size == expected.size
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 12
+
+
+def test_without_the_extra_a_heic_image_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(scene()).save(buffer)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MediaError, match=r"saysee\[heif\]"):
+        load_image(buffer.getvalue())
+
+
+def test_a_panorama_is_decoded_at_a_fraction_of_its_size() -> None:
+    panorama = saved(Image.new("RGB", (1600, 100), "red"), "JPEG")
+    assert load_image(panorama, max_pixels=40_000).size == (800, 50)
+    assert rejection(panorama, max_pixels=9_000).code == "too-large"  # over 16 times the limit
+    progressive = saved(Image.new("RGB", (1600, 100), "red"), "JPEG", progressive=True)
+    assert rejection(progressive, max_pixels=40_000).code == "too-large"

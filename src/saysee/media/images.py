@@ -104,11 +104,9 @@ def _load(file: BinaryIO, form: str, name: str, max_pixels: int, at_least: int |
     try:
         return _guarded(lambda: _open_and_decode(file, form, name, max_pixels, at_least), name)
     except MediaError as error:
-        if error.code != "undecodable":
-            raise
-        if (how := how_cut(file, form)) is not None:
+        if error.code == "undecodable" and (how := how_cut(file, form)) is not None:
             raise _damaged(name, how) from None
-        if form != "PNG":
+        if form != "PNG" or error.code not in ("undecodable", "truncated"):
             raise
     # Pillow limits the size of texts and color profiles, and stops at damaged ones; the pixels do not depend on them.
     bare = _without_metadata(file)
