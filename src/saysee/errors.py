@@ -18,6 +18,7 @@ MediaCode: TypeAlias = Literal[
     "undecodable",
     "truncated",
     "silent",
+    "no-speech",
     "not-finite",
     "too-short",
     "too-long",

@@ -38,6 +38,7 @@ PARSED_ONLY = {
     r"postgresql://": "needs a server; tests/search/index",
     r"--record|--open": "needs a microphone or a browser; tests/search/terminal",
     r"^saysee serve": "runs until it is stopped; its HTTP examples run against a service started here",
+    r"--recognizer small": "needs a download; tests/search/test_recognizer_search.py",
     r"cascade:small": "needs a download; tests/encoding, tests/evaluation",
     r"--data.batch_size 1024": "needs a corpus of that size; tests/training",
     r'^saysee data hub "?(USER|shards)/': "needs a data set; tests/data/corpora",

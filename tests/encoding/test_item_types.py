@@ -124,3 +124,13 @@ def test_a_tokenizer_without_a_limit_takes_that_of_the_text_encoder(encoder, tmp
 def test_a_wrong_type_is_an_error_of_saysee_too():
     assert issubclass(InputTypeError, SaySeeError)
     assert issubclass(InputTypeError, TypeError)
+
+
+def test_texts_that_are_looked_at_in_threads_are_padded_all_the_same():
+    """A tokenizer keeps how it pads: what several threads ask it may not change a batch that is encoded meanwhile."""
+    encoder = Encoder("saysee/clip-nano", workers=4)
+    texts = [" ".join(["a small red ring above a blue star"] * (3 + number % 9)) for number in range(64)]
+    alone = np.concatenate([encoder.encode_text([text]) for text in texts[:9]])
+    for _ in range(20):
+        together = encoder.encode_text(texts, batch_size=4, progress=False)
+    np.testing.assert_allclose(together[:9], alone, atol=1e-5)

@@ -87,7 +87,7 @@ def test_what_whisper_invents_is_suppressed_and_reported(whisper, monkeypatch):
         return iter(segments), SimpleNamespace(language="en")
 
     monkeypatch.setattr("faster_whisper.WhisperModel.transcribe", transcribe)
-    assert whisper.hear(np.zeros(16_000, np.float32)) == Transcript("a dog on grass", "en", "Thank you.")
+    assert whisper.hear(np.zeros(16_000, np.float32)) == Transcript("a dog on grass", "en", "Thank you.", 1.0)
     assert asked["language"] is None
     SpeechRecognizer(get_model_path(), language="en").hear(np.zeros(16_000, np.float32))
     assert asked["language"] == "en"

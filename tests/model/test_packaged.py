@@ -167,7 +167,7 @@ def test_the_card_tells_the_sizes_of_the_configuration(name, model):
 
 
 def test_words_beyond_the_vocabulary_are_named(model):
-    unknown = model.processor.unknown_words
+    unknown = Encoder(model).unknown_words
     assert unknown("Two large striped Stars, and a ring-ring") == []
     assert unknown("coffee") == ["coffee"]
     assert unknown("A red coffee, two dogs’ bowls ☕; café-coffee!") == ["coffee", "dogs", "☕", "café"]

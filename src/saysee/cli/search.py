@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from saysee.encoding.encoder import Encoder
+    from saysee.encoding.recognizer import SpeechRecognizer
     from saysee.search.index.about import IndexReport
     from saysee.search.index.index import Index
     from saysee.search.index.sources import Source
@@ -135,6 +136,8 @@ def search(
     sheet: Path | None = None,
     open: bool = False,
     no_thumbnails: bool = False,
+    recognizer: str | None = None,
+    language: str | None = None,
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
@@ -152,6 +155,8 @@ def search(
         sheet: also write the results as an HTML file
         open: open the HTML file in the browser; without --sheet it is a temporary file
         no_thumbnails: do not show images in the terminal
+        recognizer: transcribe speech and search for the text: a size of Whisper such as small, or its folder
+        language: of the speech, such as en, for the recognizer (default: detected)
         model: the model of the index, if it has moved
         device: device to compute on
     """
@@ -161,7 +166,7 @@ def search(
     from saysee.search.terminal.queries import run_queries
     from saysee.search.terminal.sheet import write_sheet
 
-    opened = Index.open(index, model=model, device=device)
+    opened = Index.open(index, model=model, device=device, recognizer=open_recognizer(recognizer, language, device))
     recording = None if record is False else _record(opened, record)
     found = run_queries(
         opened,
@@ -187,6 +192,18 @@ def search(
     return Result(values, printed, skipped=found.skipped)
 
 
+def open_recognizer(name: str | None, language: str | None, device: str) -> SpeechRecognizer | None:
+    """The recognizer of ``--recognizer`` and ``--language``; None without them."""
+    if name is None:
+        if language is not None:
+            raise ConfigError("--language is for --recognizer; give both")
+        return None
+    from saysee.encoding.recognizer import SpeechRecognizer
+    from saysee.hardware import torch_device
+
+    return SpeechRecognizer(name, language=language, device=torch_device(device))
+
+
 def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
     """A spoken query; errors are raised before the user speaks."""
     from saysee.search.terminal.microphone import Microphone
@@ -195,7 +212,7 @@ def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ConfigError(f"--record is {limit:g} seconds; give a number above 0, or none")
     microphone = Microphone()
-    _ = index.encoder  # loads the model
+    _ = index.listener  # loads the model
     print_message(
         f"speak now {'and then be silent' if limit is None else f'for {limit:g} s'}, or press Enter when done"
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from saysee.cli.printing import Result, print_result
+from saysee.cli.search import open_recognizer
 from saysee.errors import extra_needed
 
 
@@ -18,6 +19,8 @@ def serve(
     token: str | None = None,
     write: bool = False,
     uploads: Path | None = None,
+    recognizer: str | None = None,
+    language: str | None = None,
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     queue: int = 64,
@@ -40,6 +43,8 @@ def serve(
         token: secret that clients must send (default: SAYSEE_TOKEN); required if other machines can connect
         write: let clients add and remove images and clips
         uploads: folder for added files (default: uploads in the index folder)
+        recognizer: transcribe speech and search for the text: a size of Whisper such as small, or its folder
+        language: of the speech, such as en, for the recognizer (default: detected)
         model: the model of the index, if it has moved
         device: device to compute on
         queue: maximum number of requests accepted at once
@@ -74,4 +79,5 @@ def serve(
     def ready(address: str) -> None:
         print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
 
-    serve(Index.open(index, model=model, device=device), settings, ready)
+    heard_by = open_recognizer(recognizer, language, device)
+    serve(Index.open(index, model=model, device=device, recognizer=heard_by), settings, ready)

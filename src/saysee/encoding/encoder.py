@@ -247,9 +247,15 @@ class Encoder:
     def fingerprint(self, kind: Kind) -> str:
         """Of the weights and the preprocessing that make the vectors of a kind: "clip" or "image".
 
-        That of images stays the same when only the speech side is trained further.
+        That of images stays the same when only the speech side is trained further. Empty for clips of a model without a
+        speech encoder.
         """
-        return str(self.side(kind).fingerprint)
+        return "" if kind == "clip" and not self.has_speech else str(self.side(kind).fingerprint)
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether the model has a speech encoder."""
+        return hasattr(self.model, "speech_encoder")
 
     @property
     def has_text(self) -> bool:
@@ -263,7 +269,8 @@ class Encoder:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the text encoder does not know, each once."""
-        return self.model.processor.unknown_words(text)  # type: ignore[no-any-return]
+        words: list[str] = self.side("text").unknown_words(text)
+        return words
 
     def used_text(self, text: str) -> str | None:
         """The start of a text that is longer than the model takes, as far as it is used; None if all of it is."""
@@ -336,6 +343,6 @@ class Encoder:
                 return TextSide(model.image_encoder, processor, device)
             if self.recognizer is not None:
                 return TranscribedSide(self.recognizer, self._make_side("text"))
-            if not hasattr(model, "speech_encoder"):
+            if not self.has_speech:
                 raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model, or a recognizer")
             return SpeechSide(model.speech_encoder, processor, self._precision, device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from torch import Tensor
 from saysee.encoding.reading import read_ahead
 from saysee.encoding.sides import Kind, waveform_of
 from saysee.encoding.texts import TextSide
-from saysee.errors import CheckpointError, SaySeeError, extra_needed
+from saysee.errors import CheckpointError, MediaError, SaySeeError, extra_needed
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
+from saysee.media.source import printable
 from saysee.model.loading import first_line, load_weights, read_config
 
 Waveform = NDArray[np.float32]
@@ -46,11 +47,13 @@ class Transcript:
         text: empty if nothing was heard.
         language: that was spoken, as a tag such as "en"; None if the recognizer does not know.
         suppressed: what the recognizer wrote where it heard no speech; not part of ``text``.
+        seconds: length of the clip.
     """
 
     text: str
     language: str | None = None
     suppressed: str = ""
+    seconds: float = 0.0
 
 
 class SpeechRecognizer:
@@ -85,7 +88,8 @@ class SpeechRecognizer:
 
     def hear(self, waveform: Waveform) -> Transcript:
         """The transcript of a clip [T] of samples at 16 kHz."""
-        return self._recognizer.hear(waveform, self._language)
+        found = self._recognizer.hear(waveform, self._language)
+        return replace(found, seconds=len(waveform) / SAMPLE_RATE)
 
     def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
         """Paths or contents of audio files to transcripts, in order.
@@ -114,8 +118,13 @@ class TranscribedSide:
         self.passes = text.passes
 
     def prepare(self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS) -> Transcript:
-        """A path, the contents of an audio file or samples [T] to the transcript; it may be empty."""
-        return self.recognizer.hear(waveform_of(item, sampling_rate, max_seconds))
+        """A path, the contents of an audio file or samples [T] to the transcript; an error if it is empty."""
+        found = self.recognizer.hear(waveform_of(item, sampling_rate, max_seconds))
+        if not found.text:
+            name = printable(item) if isinstance(item, str | os.PathLike) else f"clip of {found.seconds:.1f} s"
+            noise = f" ({found.suppressed!r} was written where nobody speaks)" if found.suppressed else ""
+            raise MediaError("no-speech", f"{name}: no words were recognized{noise}; speak closer to the microphone")
+        return found
 
     def vectors(self, prepared: list[Transcript]) -> Tensor:
         """Transcripts to unit vectors [N, D], fp32."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import re
 import threading
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +31,11 @@ class TextSide:
 
     def __init__(self, encoder: ImageEncoder, processor: SpeechImageProcessor, device: torch.device) -> None:
         self.encoder, self.processor, self.device = encoder, processor, device
-        self._limit = int(encoder.clip.config.text_config.max_position_embeddings)
+        limit = encoder.clip.config.text_config.max_position_embeddings
+        self._limit = int(min(limit, processor.tokenizer.model_max_length))
+        # Of its own, because a tokenizer keeps how it cuts and pads: several threads may look at texts while a batch of
+        # texts is padded.
+        self._tokenizer = copy.deepcopy(processor.tokenizer)
         self._reported: set[str] = set()
         self._reporting = threading.Lock()  # texts are prepared in several threads
 
@@ -45,7 +52,26 @@ class TextSide:
 
     def used(self, text: str) -> str | None:
         """The start of a text that is longer than the encoder takes, as far as it is used; None if all of it is."""
-        return self.processor.used_text(text, self._limit)
+        if len(text.encode(errors="replace")) <= self._limit - 2:  # a token has at least one byte; two are added
+            return None
+        tokens = self._tokenizer(text, return_offsets_mapping=True, verbose=False)
+        if len(tokens["input_ids"]) <= self._limit:
+            return None
+        kept = tokens["offset_mapping"][: self._limit - 1]  # before the mark of the end
+        return text[: max(end for _, end in kept)]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text for which the tokenizer has one token only, that of all unknown words; each once.
+
+        The tokenizers of published CLIPs know parts of words down to single bytes, and so all words.
+        """
+        tokenizer = self._tokenizer
+        unknown = tokenizer.unk_token_id
+        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return []
+        words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text))
+        shown = [word for word in words if not unicodedata.category(word[0]).startswith("P")]
+        return [word for word in shown if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     @torch.inference_mode()
     def vectors(self, prepared: list[str]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,29 +96,6 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         limit = min(limit, self.tokenizer.model_max_length)
         options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
         return dict(self.tokenizer(list(texts), **options))
-
-    def used_text(self, text: str, limit: int) -> str | None:
-        """The start of a text that has more than ``limit`` tokens, as far as it is used; None if all of it is."""
-        limit = min(limit, self.tokenizer.model_max_length)
-        if len(text.encode(errors="replace")) <= limit - 2:  # a token has at least one byte; two mark start and end
-            return None
-        if len(self.tokenizer(text, verbose=False)["input_ids"]) <= limit:
-            return None
-        kept = self.tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)
-        return text[: max(end for _, end in kept["offset_mapping"])]
-
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a text for which the tokenizer has one token only, that of all unknown words; each once.
-
-        The tokenizers of published CLIPs know parts of words down to single bytes, and so all words.
-        """
-        tokenizer = self.tokenizer
-        unknown = None if tokenizer is None else tokenizer.unk_token_id
-        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
-            return []
-        words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text))
-        shown = [word for word in words if not unicodedata.category(word[0]).startswith("P")]
-        return [word for word in shown if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     @staticmethod
     def pad(waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:

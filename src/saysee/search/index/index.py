@@ -22,6 +22,7 @@ from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
+    from saysee.encoding.recognizer import SpeechRecognizer
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
 
 logger = logging.getLogger(__name__)
@@ -68,14 +69,25 @@ class Index:
         about: model, dimension and so on, as they were when it was opened.
     """
 
-    def __init__(self, store: Store, model: SpeechImageModel | str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        store: Store,
+        model: SpeechImageModel | str | None = None,
+        device: str = "cpu",
+        recognizer: SpeechRecognizer | str | None = None,
+    ) -> None:
         self.store, self.place, self.folder = store, store.place, store.folder
         self.about = store.about()
-        self._model, self._device = model, device
+        self._model, self._device, self._recognizer = model, device, recognizer
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, model: SpeechImageModel | str | None = None, device: str = "cpu"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: SpeechImageModel | str | None = None,
+        device: str = "cpu",
+        recognizer: SpeechRecognizer | str | None = None,
     ) -> Index:
         """Opens an index.
 
@@ -84,11 +96,14 @@ class Index:
             model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
                 first query that needs it.
             device: of a model that is loaded here, as torch names it.
+            recognizer: transcribes spoken queries, whose texts are then searched for; also its size, folder or hub
+                name, see :class:`saysee.encoding.recognizer.SpeechRecognizer`. Without it the model's own speech
+                encoder encodes them.
 
         Raises:
             SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
         """
-        return cls(open_store(path), model, device)
+        return cls(open_store(path), model, device, recognizer)
 
     def __len__(self) -> int:
         return sum(self.counts().values())
@@ -169,7 +184,8 @@ class Index:
         else:
             if kind == "clip":  # another process may have gone over to another model meanwhile
                 self.store.about().check(self.encoder, self.place, kind)
-            queries = self.encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
+            encoder = self.encoder if speech is None else self.listener
+            queries = encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
         good = [position for position in range(len(queries)) if not bad or position not in bad]
         found = self.store.nearest(queries[good], kind, k, where, parsed, offset)
         root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
@@ -195,6 +211,30 @@ class Index:
         if encoder.warning:
             logger.warning("%s: %s", self.place, encoder.warning)
         return encoder
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether spoken queries are transcribed."""
+        return self._recognizer is not None
+
+    @cached_property
+    def listener(self) -> Encoder:
+        """What encodes spoken queries: the index's model, or a recognizer and the model's text encoder.
+
+        Raises:
+            SaySeeError: as for :attr:`encoder`; there is no such recognizer; the model has no text encoder.
+        """
+        if self._recognizer is None:
+            return self.encoder
+        from saysee.encoding.encoder import Encoder
+        from saysee.encoding.recognizer import SpeechRecognizer
+
+        recognizer = self._recognizer
+        if not isinstance(recognizer, SpeechRecognizer):
+            recognizer = SpeechRecognizer(recognizer, device=self.encoder.model.device)
+        listener = Encoder(self.encoder.model, recognizer=recognizer)
+        listener.side("clip")  # an error comes before anybody speaks
+        return listener
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
         queries = np.asarray(vectors, np.float32)

@@ -262,6 +262,17 @@ def vanished_folders(source: Source, gone: Mapping[Key, Item]) -> dict[Key, str]
     return found
 
 
+def without_clips(source: Source) -> tuple[Source, int]:
+    """A source with its clips counted as ignored, by suffix, and their number."""
+    images = [item for item in source.items if item.kind == "image"]
+    clips = Counter(
+        PurePosixPath(item.path).suffix.lower() or NO_SUFFIX for item in source.items if item.kind == "clip"
+    )
+    if not images:
+        raise SaySeeError(f"{source.place}: no image there, and this model cannot encode clips; give a SaySee model")
+    return replace(source, items=images, ignored=source.ignored + clips), clips.total()
+
+
 def is_upload(item: Item) -> bool:
     """Whether a row was added one by one."""
     return item.hash is not None and PurePosixPath(item.path).stem == item.hash

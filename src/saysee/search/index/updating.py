@@ -21,7 +21,7 @@ from saysee.encoding.reading import read_ahead
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import STILL_SECONDS, fingerprint
 from saysee.log import progress_bar
-from saysee.media.formats import audio_container, kind_by_suffix
+from saysee.media.formats import Kind, audio_container, kind_by_suffix
 from saysee.media.metadata import EXIF_KEYS, is_video, read_exif
 from saysee.media.source import printable, reason
 from saysee.search.index.about import About, IndexReport, counted
@@ -35,6 +35,7 @@ from saysee.search.index.sources import (
     root_of,
     vanished_folders,
     with_uploads,
+    without_clips,
 )
 from saysee.search.index.store import KINDS, Item, Key, Tables
 
@@ -78,6 +79,10 @@ def update_index(
     source = place if isinstance(place, Source) else find_source(place)
     store = open_store(to)
     report = IndexReport(store.place, notes=[encoder.warning] if encoder.warning else [])
+    if not encoder.has_speech:
+        source, count = without_clips(source)
+        if count:
+            report.notes.append(f"{count:,} clips are ignored: the model {encoder.name} has no speech encoder")
     with store.writing() as writer:
         about, known = begin(writer, encoder, source.root, source.name)
         others = Counter(row.kind for row in known.values() if row.encoded_by != about.fingerprints[row.kind])
@@ -116,7 +121,7 @@ def begin(
     about = About(
         model=os.path.abspath(encoder.name) if local else encoder.name,
         model_beside=beside(Path(encoder.name), writer.folder) if local else None,
-        fingerprints={kind: encoder.fingerprint(kind) for kind in KINDS},
+        fingerprints=_fingerprints(encoder, before),
         dimension=encoder.dimension,
         precision=before.precision if before else precision,
         root=os.fspath(root),
@@ -125,6 +130,14 @@ def begin(
     )
     writer.set_about(replace(about, fingerprints=before.fingerprints) if before else about)
     return about, known
+
+
+def _fingerprints(encoder: Encoder, before: About | None) -> dict[Kind, str]:
+    """Of the model by kind; a CLIP leaves the clips of an index as another model encoded them."""
+    found: dict[Kind, str] = {kind: encoder.fingerprint(kind) for kind in KINDS}
+    if before is not None and not encoder.has_speech:
+        found["clip"] = before.fingerprints["clip"]
+    return found
 
 
 def finish(writer: Tables, about: About, report: IndexReport) -> None:

@@ -218,9 +218,12 @@ function show(query, { find, filter }, note = "") {
   const kind = NOUNS[find][1];
   const line = `${kind[0].toUpperCase()}${kind.slice(1)}, best first, in ${Math.round(milliseconds)} ms`;
   const limited = filter && `Filter: ${filter}`;
-  if (hits.length) showStatus([note, line, limited].filter(Boolean).join(" · "));
+  const { transcript } = found.query;
+  if (transcript) element("text").value = transcript;
+  const heard = transcript && `Heard “${transcript}”: correct it in the text field`;
+  if (hits.length) showStatus([note, heard, line, limited].filter(Boolean).join(" · "));
   else showNothingFound(find, filter);
-  showUnused(found.query, query.content);
+  showUnused(found.query, transcript ?? query.content);
 }
 
 /** Shows what of a text the model did not use: words that it does not know, and all behind its limit. */

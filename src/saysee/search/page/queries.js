@@ -45,6 +45,7 @@ export class Query {
    */
   keep(answer, filter, load) {
     this.#be(answer.query.kind);
+    if (answer.query.transcript) this.title = answer.query.transcript;
     this.answers.set(`${answer.kind} ${filter}`, { ...answer, complete: answer.hits.length === 0, load });
     this.latest = { find: answer.kind, filter };
   }

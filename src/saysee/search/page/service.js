@@ -26,6 +26,9 @@ const MESSAGES = {
   "invalid-filter": () =>
     "The filter cannot be read. Write name:value, for example folder:holiday* or taken:2024-06..2024-08.",
   "invalid-vector": () => "This link is incomplete or belongs to another index. Speak, type or choose the query again.",
+  "no-speech": (name) => `No words were recognized in ${name}. Speak closer to the microphone.`,
+  "no-speech-encoder": () =>
+    "The model of this index does not understand speech. Type, or start the service with --recognizer.",
   "no-text-encoder": () => "The model of this index does not understand text. Speak, or choose a file.",
   "not-finite": (name) => `The model cannot encode ${name}. Record or save it again.`,
   silent: (name) => `${name} is silent. Check the microphone, or choose another file.`,

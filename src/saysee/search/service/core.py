@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from saysee.encoding.attention import attend, attention_source
+from saysee.encoding.encoder import Encoder
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
@@ -105,7 +106,7 @@ class Service:
             images=counts["image"],
             clips=counts["clip"],
             writable=self.settings.write,
-            attention=attention_source(self.encoder.model),
+            attention=attention_source(self.encoder.model) if self.encoder.has_speech else None,
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             trained_on=self.encoder.trained_on,
@@ -128,15 +129,18 @@ class Service:
         content = await self._prepare(kind, value)
         query = Query(kind, content, form.offset + form.k, form.kind, filters)
         answer = await self._run("search", query, self.answer)
-        seconds = len(content) / SAMPLE_RATE if kind == "clip" else None
-        unknown = self.encoder.unknown_words(value) if kind == "text" else []
+        seconds, text = None, value if kind == "text" else None
+        if kind == "clip":
+            seconds = content.seconds if self.index.transcribes else len(content) / SAMPLE_RATE
+            text = content.text if self.index.transcribes else None
         return {
             "query": {
                 "kind": field,
                 "seconds": seconds,
-                "used_text": self.encoder.used_text(content) if kind == "text" else None,
+                "transcript": text if kind == "clip" else None,
+                "used_text": None if text is None else self.encoder.used_text(text),
                 "vector": to_text(answer.vector),
-                "unknown_words": unknown,
+                "unknown_words": [] if text is None else self.encoder.unknown_words(text),
             },
             "kind": answer.kind,
             "hits": [
@@ -147,6 +151,8 @@ class Service:
 
     async def attend(self, form: schemas.AttentionForm) -> dict[str, Any]:
         """The fields of an :class:`AttentionAnswer`; RequestError for a bad clip, or if there is no such image."""
+        if not self.encoder.has_speech:
+            raise RequestError(422, "no-speech-encoder", "The model has no speech encoder, whose attention is shown.")
         image, audio = await self.in_thread(self.items.image, form.id), await form.audio.read()
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
@@ -163,8 +169,10 @@ class Service:
         item = await self.in_thread(self.items.find, kind, name, form.metadata)
         if item is not None:
             return schemas.item_answer(item), False
-        prepared = await self.in_thread(self._decode, kind, content)
-        vector = await self._run(f"encode {kind}", prepared, lambda batch: list(self._encode(kind, batch)))
+        prepared = await self.in_thread(self._decode, self.encoder, kind, content)
+        vector = await self._run(
+            f"encode {kind}", prepared, lambda batch: list(self._encode(self.encoder, kind, batch))
+        )
         metadata = client_name(form.file.filename) | (form.metadata or {})
         item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, metadata)
         return schemas.item_answer(item), True
@@ -178,7 +186,7 @@ class Service:
         vectors = np.empty((len(queries), self.encoder.dimension), np.float32)
         for kind, positions in _groups(query.kind for query in queries):
             contents = [queries[position].content for position in positions]
-            vectors[positions] = contents if kind == "vector" else self._encode(kind, contents)
+            vectors[positions] = contents if kind == "vector" else self._encode(self._of_query(kind), kind, contents)
         answers: dict[int, Answer] = {}
         for (find, filters), positions in _groups((self._find(query), query.filters) for query in queries):
             k = max(queries[position].k for position in positions)
@@ -191,8 +199,13 @@ class Service:
             return query.find
         return self.index.kind_to_find(by_image=query.kind == "image")
 
-    def _encode(self, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
-        vectors: Vectors = self.encoder.encode_prepared(kind, prepared)
+    def _of_query(self, kind: QueryKind) -> Encoder:
+        """What encodes queries of a kind: a recognizer's transcripts, if the index has one, in place of speech."""
+        return self.index.listener if kind == "clip" else self.encoder
+
+    @staticmethod
+    def _encode(encoder: Encoder, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
+        vectors: Vectors = encoder.encode_prepared(kind, prepared)
         if not np.isfinite(vectors).all():
             raise RequestError(422, "not-finite", "The model has no finite vector for this; record or save it again.")
         return vectors
@@ -214,8 +227,11 @@ class Service:
 
     async def _prepare(self, kind: QueryKind, value: bytes | str) -> Any:
         """The value of a field as :class:`Query` takes it."""
+        if kind == "clip" and not (self.index.transcribes or self.encoder.has_speech):
+            message = "The model has no speech encoder; start the service with --recognizer."
+            raise RequestError(422, "no-speech-encoder", message)
         if isinstance(value, bytes):
-            return await self.in_thread(self._decode, kind, value)
+            return await self.in_thread(self._decode, self._of_query(kind), kind, value)
         if kind == "vector":
             return from_text(value, self.encoder.dimension)
         if not value.strip():
@@ -224,17 +240,21 @@ class Service:
             raise RequestError(422, "no-text-encoder", "The model has no text encoder; send audio or an image.")
         return self.encoder.prepare("text", value)
 
-    def _decode(self, kind: Any, content: bytes) -> Any:
+    def _decode(self, encoder: Encoder, kind: Any, content: bytes) -> Any:
         limits = self.settings.limits
         limit = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
         with client_errors():
-            return self.encoder.prepare(kind, content, **limit)
+            return encoder.prepare(kind, content, **limit)
 
     def _warm_up(self) -> None:
         noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
-        items: dict[Any, Any] = {"clip": noise, "image": Image.new("RGB", (64, 64), "gray")}
+        items: dict[Any, Any] = {"image": Image.new("RGB", (64, 64), "gray")}
         if self.encoder.has_text:
             items["text"] = "an image"
+        if self.index.transcribes:
+            self.index.listener.side("clip").recognizer.hear(noise)
+        elif self.encoder.has_speech:
+            items["clip"] = noise
         self.answer([Query(kind, self.encoder.prepare(kind, item), 1, "image") for kind, item in items.items()])
 
 

@@ -98,7 +98,9 @@ class AboutAnswer(BaseModel):
     images: int
     clips: int
     writable: bool = Field(description="whether items may be added and removed")
-    attention: Literal["fusion", "similarity"] = Field(description="what POST /attention is computed from")
+    attention: Literal["fusion", "similarity"] | None = Field(
+        description="what POST /attention is computed from; null without a speech encoder"
+    )
     limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
     trained_on: str | None = Field(description="what the image encoder knows, if that is not photographs in general")
@@ -136,7 +138,8 @@ class QueryAnswer(BaseModel):
 
     kind: Literal["audio", "image", "text", "vector"]
     seconds: float | None = Field(description="duration of a spoken query")
-    used_text: str | None = Field(description="start of a written query that is longer than the model takes, as used")
+    transcript: str | None = Field(description="what was recognized in a spoken query, where the service transcribes")
+    used_text: str | None = Field(description="start of a text or transcript longer than the model takes, as used")
     vector: str = Field(description="base64 of little-endian float16; a later query may send it")
     unknown_words: list[str] = Field(description="words of the text that the text encoder does not know")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ QueryKind = Literal["image", "clip", "text"]
 
 _CHUNK = 256  # queries that are decoded, encoded and searched for together
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that end a line, control a terminal or cannot be written
+_OF_TEXTS = ("transcript", "used_text", "unknown_words")  # of a result, where there are any
 _SIDES: dict[QueryKind, str] = {"image": "images", "clip": "speech", "text": "texts"}  # arguments of Index.search
 
 
@@ -36,18 +37,25 @@ class QueryResult:
     Attributes:
         name: path of a file, or the text, or "microphone".
         recording: [T] samples at 16 kHz of a recorded query.
+        transcript: what a recognizer heard in a clip.
         used_text: the start of a text that is longer than the model takes, as far as it was used.
+        unknown_words: of a text or transcript, that the model does not know.
     """
 
     name: str
     kind: QueryKind
     hits: list[Hit]
     recording: NDArray[np.float32] | None = None
+    transcript: str | None = None
     used_text: str | None = None
+    unknown_words: list[str] = field(default_factory=list)
 
     def to_table(self) -> Table:
         """A table of the hits, titled with the query's name."""
         table = Table("score", "path", title=Text(_one_line(self.name)), title_justify="left")
+        notes = [f"heard: {self.transcript}"] if self.transcript is not None else []
+        notes += [f"not known to the model: {', '.join(self.unknown_words)}"] if self.unknown_words else []
+        table.caption, table.caption_justify = Text("\n".join(map(_one_line, notes))), "left"
         for hit in self.hits:
             name = _one_line(hit.path) + (f" ({hit.copies} copies)" if hit.copies > 1 else "")
             table.add_row(f"{hit.score:.3f}", Text(name))  # not markup: a name may have [brackets]
@@ -70,7 +78,7 @@ class SearchResults:
         """Plain values for JSON."""
         results = [
             {"query": result.name, "hits": [hit.to_dict() for hit in result.hits]}
-            | ({} if result.used_text is None else {"used_text": result.used_text})
+            | {name: value for name in _OF_TEXTS if (value := getattr(result, name))}
             for result in self.results
         ]
         return {"results": results, "refused": self.skipped}
@@ -115,19 +123,29 @@ def run_queries(
     while chunk := list(itertools.islice(queries, _CHUNK)):
         hits: dict[int, list[Hit]] = {}
         errors: dict[int, MediaError] = {}
+        transcripts: dict[int, str] = {}
         for query_kind, side in _SIDES.items():
             positions = [position for position, query in enumerate(chunk) if query.kind == query_kind]
             if positions:
-                contents: dict[str, Any] = {side: [chunk[position].content for position in positions]}
+                contents = [chunk[position].content for position in positions]
                 bad: dict[int, MediaError] = {}
-                results = index.search(**contents, k=k, where=where, filters=filters, kind=kind, bad=bad)
+                if query_kind == "clip" and index.transcribes:
+                    heard, vectors = _transcribe(index, contents, bad)
+                    transcripts |= {positions[number]: text for number, text in heard.items()}
+                    asked: dict[str, Any] = {"vectors": vectors}
+                else:
+                    asked = {side: contents}
+                results = index.search(**asked, k=k, where=where, filters=filters, kind=kind, bad=bad)
                 hits |= dict(zip(positions, results, strict=True))
                 errors |= {positions[number]: error for number, error in bad.items()}
         for position, query in enumerate(chunk):
             if (error := errors.get(position)) is None:
                 samples = recording if query.content is recording else None
-                used = index.encoder.used_text(query.content) if query.kind == "text" else None
-                found.results.append(QueryResult(query.name, query.kind, hits[position], samples, used))
+                result = QueryResult(query.name, query.kind, hits[position], samples, transcripts.get(position))
+                if (text := query.content if query.kind == "text" else result.transcript) is not None:
+                    used, unknown = index.encoder.used_text(text), index.encoder.unknown_words(text)
+                    result = replace(result, used_text=used, unknown_words=unknown)
+                found.results.append(result)
             elif files.get(query.name, True):  # named itself
                 raise error
             else:
@@ -135,6 +153,22 @@ def run_queries(
     if not found.results:
         raise SaySeeError(f"none of {len(found.skipped)} files can be used as a query; the first: {found.skipped[0]}")
     return found
+
+
+def _transcribe(
+    index: Index, clips: Sequence[Any], bad: dict[int, MediaError]
+) -> tuple[dict[int, str], NDArray[np.float32]]:
+    """The transcripts of clips by position, and vectors [N, D] of all; a clip that cannot be used goes to ``bad``."""
+    heard = {}
+    for position, content in enumerate(clips):
+        try:
+            heard[position] = index.listener.prepare("clip", content)
+        except MediaError as error:
+            bad[position] = error
+    vectors = np.ones((len(clips), index.about.dimension), np.float32)
+    if heard:
+        vectors[list(heard)] = index.listener.encode_prepared("clip", list(heard.values()))
+    return {position: transcript.text for position, transcript in heard.items()}, vectors
 
 
 def _expand(places: Sequence[str]) -> dict[str, bool]:
