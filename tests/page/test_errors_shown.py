@@ -81,7 +81,7 @@ def test_a_stopped_service_loses_no_recording(visit, heard):
     page.click("#microphone")
     expect(notice(page)).to_have_text(re.compile("saysee serve INDEX"))
     page.context.set_offline(False)
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again", exact=True).click()
     expect(page.locator("#results .name").first).to_have_text(heard.image.rpartition("/")[2])
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -92,7 +92,7 @@ def test_a_service_that_is_stopped_from_the_start(visit):
     page.reload()
     expect(notice(page)).to_have_text(re.compile("does not answer"))
     page.unroute("**/about")
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again", exact=True).click()
     expect(page.locator("#about")).to_have_text(re.compile("24 clips"))
 
 
@@ -138,7 +138,7 @@ def test_the_token_can_be_entered_later(visit, services):
     expect(page.locator("#token")).to_be_visible()
     page.keyboard.press("Escape")
     expect(notice(page)).to_have_text(re.compile("requires its token"))
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again", exact=True).click()
     expect(page.locator("#token")).to_be_visible()
 
 

@@ -108,9 +108,13 @@ def _load(file: BinaryIO, form: str, name: str, max_pixels: int, at_least: int |
             raise _damaged(name, how) from None
         if form != "PNG" or error.code not in ("undecodable", "truncated"):
             raise
+        first = error
     # Pillow limits the size of texts and color profiles, and stops at damaged ones; the pixels do not depend on them.
     bare = _without_metadata(file)
-    return _guarded(lambda: _open_and_decode(bare, form, name, max_pixels, at_least), name)
+    try:
+        return _guarded(lambda: _open_and_decode(bare, form, name, max_pixels, at_least), name)
+    except MediaError as error:
+        raise (error if error.code == "truncated" else first) from None
 
 
 def _guarded(decode: Callable[[], Image.Image], name: str) -> Image.Image:

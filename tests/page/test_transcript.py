@@ -1,0 +1,35 @@
+"""A service with a recognizer: the page shows what was heard in its text field, where it can be corrected."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import soundfile
+from page_steps import names
+from playwright.sync_api import expect
+
+from saysee.studies.other_queries import FLITE
+
+SAID = json.loads((FLITE / "clips.json").read_text())[0]["file"]  # "here is a small dotted yellow ring with …"
+
+
+def test_what_was_heard_can_be_corrected_and_searched_for(visit, transcribing):
+    page = visit(transcribing)
+    page.set_input_files("#file", FLITE / SAID)
+    expect(page.locator("#text")).to_have_value(re.compile("yellow ring"))
+    expect(page.locator("#answer-title")).to_have_text(re.compile("yellow ring"))
+    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*yellow ring.*best first"))
+    found = names(page)
+    page.fill("#text", "a large green house")
+    page.press("#text", "Enter")
+    expect(page.locator("#answer-title")).to_have_text("“a large green house”")
+    assert names(page) != found
+
+
+def test_a_recording_without_words_is_named(visit, transcribing, tmp_path):
+    soundfile.write(tmp_path / "hum.wav", 0.1 * np.sin(np.arange(48_000) / 50), 16_000)
+    page = visit(transcribing)
+    page.set_input_files("#file", tmp_path / "hum.wav")
+    expect(page.locator("#notice-text")).to_have_text(re.compile("No words were recognized in hum.wav"))
