@@ -403,3 +403,11 @@ def test_names_of_a_table_and_a_folder_compare_in_nfc(tmp_path: Path, files: Any
     rows, _ = rows_of(tmp_path / "pets")
     assert [row.image for row in rows] == [f"pets/{decomposed}/dog.jpg"] * 2
     assert {row.image_id for row in rows} == {f"{composed}/dog.jpg"}
+
+
+def test_a_parquet_table_that_is_not_named_is_reported(tmp_path: Path, files: Any) -> None:
+    files.clip(tmp_path / "data" / "a.wav")
+    files.image(tmp_path / "data" / "a.png")
+    pq.write_table(pa.table({"clip": ["a.wav"], "image": ["a.png"]}), tmp_path / "data" / "pairs.parquet")
+    prepared = prepare_folder(tmp_path / "data", tmp_path / "m.jsonl")
+    assert any("pairs.parquet" in note and "--csv" in note for note in prepared.notes)

@@ -230,7 +230,10 @@ def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[
     ignored: list[str] = []
     found = map(Path, listing.files((".csv", ".tsv", ".jsonl", ".parquet")))
     for path in found if pair_by in ("auto", "csv") else ():
-        if path.suffix.lower() not in (".csv", ".tsv") and (path.stem != "metadata" or _is_same(path, target)):
+        if _is_same(path, target):
+            continue
+        if path.suffix.lower() not in (".csv", ".tsv") and path.stem != "metadata":
+            ignored.append(f"ignored {path}, which may be a manifest; if it is a table of pairs, name it by --csv")
             continue
         try:
             table = open_table(path)
