@@ -8,6 +8,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,11 +34,16 @@ class TextSide:
         self.encoder, self.processor, self.device = encoder, processor, device
         limit = encoder.clip.config.text_config.max_position_embeddings
         self._limit = int(min(limit, processor.tokenizer.model_max_length))
-        # Of its own, because a tokenizer keeps how it cuts and pads: several threads may look at texts while a batch of
-        # texts is padded.
-        self._tokenizer = copy.deepcopy(processor.tokenizer)
         self._reported: set[str] = set()
         self._reporting = threading.Lock()  # texts are prepared in several threads
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """A copy to look at texts with: a tokenizer keeps how it cuts and pads, and a batch may be padded meanwhile.
+
+        Made when it is needed: most texts are short, and copying a vocabulary of 49,000 words takes over 50 ms.
+        """
+        return copy.deepcopy(self.processor.tokenizer)
 
     def prepare(self, item: str) -> str:
         """A text. One that is longer than the encoder takes is logged as a warning, once."""
@@ -65,10 +71,11 @@ class TextSide:
 
         The tokenizers of published CLIPs know parts of words down to single bytes, and so all words.
         """
-        tokenizer = self._tokenizer
-        unknown = tokenizer.unk_token_id
-        if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        whole = self.processor.tokenizer
+        unknown = whole.unk_token_id
+        if unknown is None or unknown in (whole.bos_token_id, whole.eos_token_id, whole.pad_token_id):
             return []
+        tokenizer = self._tokenizer
         words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text))
         shown = [word for word in words if not unicodedata.category(word[0]).startswith("P")]
         return [word for word in shown if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
