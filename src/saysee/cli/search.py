@@ -32,6 +32,9 @@ def index(
     to: str,
     from_vectors: Path | None = None,
     ids: Path | None = None,
+    from_postgres: str | None = None,
+    query: str | None = None,
+    images_from: str | None = None,
     model_: str | None = None,
     exclude: Sequence[str] = (),
     allow_removals: bool = False,
@@ -48,7 +51,10 @@ def index(
         to: folder of the index, or postgresql://user@host/database
         from_vectors: existing CLIP vectors to index: .npy or .parquet, or a folder of such files
         ids: one row per vector with a column path: .csv, .tsv, .jsonl, .parquet, .txt, or a folder of such files
-        model_: the model, with --from-vectors
+        from_postgres: address of a database with CLIP vectors to index, which is only read
+        query: SELECT that gives the vectors there, with a column path, url or id, and others as metadata
+        images_from: address of the server whose images are compared with the vectors; its key is in SAYSEE_IMAGES_KEY
+        model_: the model, with --from-vectors or --from-postgres
         exclude: pattern of files and folders to skip, such as raw or "2019/private*" (repeatable)
         allow_removals: remove the rows of vanished files even of whole folders, or of more than half of the index
         watch: stay, and update the index whenever the files change
@@ -59,14 +65,23 @@ def index(
     if model is not None and model_ is not None:
         raise ConfigError("the model is given twice; give it once, first or by --model")
     model = model or model_
-    if from_vectors is not None:
-        if ids is None or model is None or source is not None or watch:
-            raise ConfigError("--from-vectors VECTORS requires --ids CSV and --model MODEL; no folder, no --watch")
+    if from_vectors is not None or from_postgres is not None:
+        if (from_vectors is None) != (ids is None) or (from_postgres is None) != (query is None) or (ids and query):
+            raise ConfigError("--from-vectors VECTORS requires --ids CSV, or --from-postgres ADDRESS --query SELECT")
+        if model is None or source is not None or watch or exclude:
+            raise ConfigError("to index existing vectors, give --model MODEL; no folder, no --watch, no --exclude")
         from saysee.encoding.encoder import Encoder
-        from saysee.search.index.imported_vectors import index_vectors
+        from saysee.media.web import ImageServer
+        from saysee.search.index.imported_vectors import index_database, index_vectors
 
+        images = None if images_from is None else ImageServer(images_from)
         encoder = Encoder(model, device)
-        return _indexed(encoder, index_vectors(encoder, from_vectors, ids, to))
+        options: dict[str, Any] = {"images": images, "allow_removals": allow_removals}
+        if from_vectors is not None and ids is not None:
+            return _indexed(encoder, index_vectors(encoder, from_vectors, ids, to, **options))
+        return _indexed(encoder, index_database(encoder, str(from_postgres), str(query), to, **options))
+    if ids or query or images_from:
+        raise ConfigError("--ids requires --from-vectors, --query --from-postgres, --images-from one of them")
     if model is None or source is None:
         raise ConfigError("give a model and a folder: 'saysee index MODEL FOLDER --to INDEX'")
     from saysee.encoding.encoder import Encoder

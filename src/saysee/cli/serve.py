@@ -19,6 +19,7 @@ def serve(
     token: str | None = None,
     write: bool = False,
     uploads: Path | None = None,
+    images_from: str | None = None,
     recognizer: str | None = None,
     language: str | None = None,
     model: str | None = None,
@@ -43,6 +44,7 @@ def serve(
         token: secret that clients must send (default: SAYSEE_TOKEN); required if other machines can connect
         write: let clients add and remove images and clips
         uploads: folder for added files (default: uploads in the index folder)
+        images_from: address of the server that has the images of the index; its key is in SAYSEE_IMAGES_KEY
         recognizer: transcribe speech and search for the text: a size of Whisper such as small, or its folder
         language: of the speech, such as en, for the recognizer (default: detected)
         model: the model of the index, if it has moved
@@ -60,6 +62,7 @@ def serve(
     """
     with extra_needed("saysee serve", "serve"):
         from saysee.search.service.app import serve
+    from saysee.media.web import ImageServer
     from saysee.search.index.index import Index
     from saysee.search.service.settings import Limits, ServiceSettings
 
@@ -69,6 +72,7 @@ def serve(
         token=token if token is not None else os.environ.get("SAYSEE_TOKEN"),
         write=write,
         uploads=uploads,
+        images=None if images_from is None else ImageServer(images_from),
         limits=Limits(max_bytes, max_seconds, max_pixels, max_k, max_text),
         places=queue,
         batch=batch,

@@ -256,7 +256,7 @@ def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
     titles = tuple(dict.fromkeys(title for _, record in records for title in record))
 
     def rows() -> Iterator[tuple[int, Sequence[Any]]]:
-        yield from ((number, [_plain(record.get(title)) for title in titles]) for number, record in records)
+        yield from ((number, [plain_value(record.get(title)) for title in titles]) for number, record in records)
         if error is not None:
             raise error
 
@@ -317,13 +317,13 @@ def arrow_values(column: pa.ChunkedArray, place: str) -> list[Any]:
         column = plain_column(column)
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's times have microseconds
             column = column.cast(pa.timestamp("us", column.type.tz))
-        return [_plain(value) for value in column.to_pylist()]
+        return [plain_value(value) for value in column.to_pylist()]
     except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ManifestError(f"{place} is of the type {column.type!s:.60}, which is not read ({why:.80})") from None
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as JSON has it; NaN, which Pandas writes for a missing number, becomes None."""
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -336,9 +336,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal | uuid.UUID):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     raise TypeError(f"{type(value).__name__} is not a value of JSON")
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from fake_images import FakeImages, serving
 from PIL import Image
 
 from media_files import clip, picture
 from saysee import Index, Manifest
 from saysee.data.manifest import Row
 from saysee.files import fingerprint
+from saysee.media import web
+from saysee.media.web import ImageServer
 from saysee.search.index.updating import update_index
 from saysee.search.service.items import Items
 
@@ -231,3 +237,67 @@ def test_while_another_process_writes_the_client_is_asked_to_retry(ask, index, t
         assert answer.json()["code"] == "index-busy"
         assert str(tmp_path) not in answer.text
     assert client.delete("/items/1").status_code == 204
+
+
+@pytest.fixture
+def library(index, photos) -> Iterator[FakeImages]:
+    """The index's images as those of another server, with their addresses in the index."""
+    images = {f"id-{number}": path for number, path in enumerate(sorted(photos.rglob("*.png")), 1)}
+    with serving(images) as fake, sqlite3.connect(index.folder / "items.sqlite") as connection:
+        for number, path in enumerate(images.values(), 1):
+            address = f"{fake.base}/api/assets/id-{number}/thumbnail?size=preview"
+            place = (address, path.relative_to(photos).as_posix())
+            connection.execute("""UPDATE items SET path = ?, metadata = '{"title": "a b.png"}' WHERE path = ?""", place)
+        connection.commit()
+        yield fake
+
+
+def row_at(index, address: str) -> int:
+    return next(item.id for item in index.rows(range(1, 99)).values() if address in item.path)
+
+
+def test_images_of_another_server_are_fetched_with_its_key_which_no_client_sees(ask, index, library, monkeypatch):
+    monkeypatch.setenv("SAYSEE_IMAGES_KEY", library.key)
+    client = ask(images=ImageServer(library.base))
+    number = row_at(index, "/id-2/")
+    whole, small = client.get(f"/images/{number}"), client.get(f"/images/{number}/thumbnail")
+    assert (whole.content, whole.headers["content-type"]) == (library.images["id-2"].read_bytes(), "image/png")
+    assert Image.open(io.BytesIO(small.content)).format == "WEBP"
+    asked = len(library.asked)
+    assert client.get(f"/images/{number}/thumbnail").content == small.content
+    assert len(library.asked) == asked, "a copy is kept"
+    hits = client.post("/search", data={"text": "two green stars"}).json()["hits"]
+    assert {hit["name"] for hit in hits if hit["kind"] == "image"} == {"a b.png"}
+    answers = [client.get(f"/images/{hit['id']}/preview") for hit in hits]
+    assert {answer.status_code for answer in answers} == {200}
+    pages = [client.get(address) for address in ("/about", "/items", "/openapi.json", "/")]
+    for answer in (whole, small, *answers, *pages):
+        assert library.key not in answer.text + str(answer.headers)
+    (index.folder / "thumbnails.sqlite").unlink(missing_ok=True)
+
+
+MODES = {"html": 503, "cut": 503, "huge": 503, "slow": 503, "redirect": 503, "gone": 410, "key": 503, "elsewhere": 404}
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("cut", "/thumbnail"), *((mode, size) for mode in MODES if mode != "cut" for size in ("", "/thumbnail"))],
+)
+def test_a_server_of_images_that_misbehaves(ask, index, library, monkeypatch, mode, size):
+    monkeypatch.setattr(web, "_SECONDS", 1.0)
+    library.mode = mode
+    number = row_at(index, "/id-2/")
+    if mode == "gone":
+        del library.images["id-2"]
+    base = f"{library.base}0" if mode == "elsewhere" else library.base
+    client = ask(images=ImageServer(base, "wrong" if mode == "key" else library.key))
+    start = time.monotonic()
+    answer = client.get(f"/images/{number}{size}")
+    assert answer.status_code == MODES[mode], answer.text
+    assert "wrong" not in answer.text
+    assert library.key not in answer.text
+    assert "<script" not in answer.text
+    assert time.monotonic() - start < 30
+    assert client.get("/health").status_code == 200
+    if mode == "elsewhere":
+        assert library.asked == []

@@ -79,7 +79,8 @@ class IndexReport:
         index: its folder or address.
         images, clips: rows of the index after the run.
         encoded: files that the model encoded.
-        kept: files that had not changed.
+        imported: rows whose vector or metadata was imported.
+        kept: files, or imported vectors, that had not changed.
         moved: files found at a new place, which keep their vectors.
         removed: rows whose file no longer exists or can no longer be used.
         missing: rows that were kept although their files are out of reach, by folder.
@@ -95,6 +96,7 @@ class IndexReport:
     images: int = 0
     clips: int = 0
     encoded: int = 0
+    imported: int = 0
     kept: int = 0
     moved: int = 0
     removed: int = 0
@@ -118,8 +120,9 @@ class IndexReport:
         how = [f"{kind}s: {text}" for kind, text in self.search.items()]
         others = {"ignored": counted(self.ignored), "excluded": counted(self.excluded)}
         how += [f"{name}: {text}" for name, text in others.items() if text]
+        done = f"{self.imported:,} imported" if self.imported else f"{self.encoded:,} encoded"
         return (
-            f"{self.index}: {self.images:,} images and {self.clips:,} clips ({self.encoded:,} encoded, "
+            f"{self.index}: {self.images:,} images and {self.clips:,} clips ({done}, "
             f"{self.kept:,} unchanged, {self.moved:,} moved, {self.removed:,} removed, {len(self.refused):,} refused); "
             f"{'; '.join(how)}"
         )

@@ -44,7 +44,9 @@ _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 _EXTENSION_LOCK = 0x5A75EE
 """A lock of the whole database."""
 
-_REASONS: tuple[tuple[tuple[type[psycopg.Error], ...], str], ...] = (
+Reasons = tuple[tuple[tuple[type[psycopg.Error], ...], str], ...]
+"""What the first class that fits an error means to users, with a place for its message."""
+_REASONS: Reasons = (
     ((errors.InsufficientPrivilege,), "no permission ({}); ask for it, or name another database or ?schema="),
     ((errors.ReadOnlySqlTransaction,), "cannot be written ({}); name the primary server"),
     (
@@ -84,6 +86,60 @@ CREATE INDEX items_by_hash ON items (kind, hash);
 """
 
 
+class Server:
+    """A database of a server.
+
+    Args:
+        url: as of :class:`PostgresStore`.
+        schema: where the address does not name one.
+
+    Attributes:
+        place: the address without a password.
+        source: the same without the user.
+    """
+
+    def __init__(self, url: str, schema: str = "") -> None:
+        self.schema, self._options = _parsed(url, schema)
+        self.place = _shown(self.schema, self._options)
+        self.source = _shown(self.schema, {name: text for name, text in self._options.items() if name != "user"})
+
+    def connect(self) -> Connection:
+        """A connection in autocommit mode."""
+        options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | self._options
+        try:
+            # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
+            connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+        except psycopg.Error as error:
+            reason = self._one_line(error)
+            fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
+            if "password" not in reason:
+                fix = "check the address, and that the server runs there and lets this machine in"
+            raise SaySeeError(f"{self.place}: no connection ({reason}); {fix}") from None
+        version = connection.info.server_version // 10_000
+        if version < OLDEST_SERVER:
+            connection.close()
+            raise SaySeeError(
+                f"{self.place}: the server is PostgreSQL {version}; SaySee needs {OLDEST_SERVER} or newer"
+            )
+        return connection
+
+    @contextmanager
+    def errors_in_one_line(self, reasons: Reasons = _REASONS) -> Iterator[None]:
+        """Errors of psycopg become a SaySeeError."""
+        try:
+            yield
+        except psycopg.Error as error:
+            reason = next(text for classes, text in reasons if isinstance(error, classes))
+            raise SaySeeError(f"{self.place}: {reason.format(self._one_line(error))}") from None
+
+    def _one_line(self, error: psycopg.Error) -> str:
+        """The first line of the server's or libpq's message, without the password."""
+        text = error.diag.message_primary or str(error)
+        line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
+        password = str(self._options.get("password") or "")
+        return line.replace(password, "***") if password else line
+
+
 class PostgresStore(Store):
     """The schema of an index.
 
@@ -98,15 +154,15 @@ class PostgresStore(Store):
     folder = None
 
     def __init__(self, url: str) -> None:
-        self.schema, self._options = _parsed(url)
-        self.place = _shown(self.schema, self._options)
+        self._server = Server(url, _DEFAULT_SCHEMA)
+        self.schema, self.place = self._server.schema, self._server.place
         self._idle: list[Connection] = []
         weakref.finalize(self, _close_all, self._idle)
 
     @contextmanager
     def reading(self) -> Iterator[PostgresTables]:
         """See :meth:`Store.reading`."""
-        with self._errors_in_one_line():
+        with self._server.errors_in_one_line():
             connection = self._connection()
             try:
                 with connection.transaction():
@@ -132,7 +188,7 @@ class PostgresStore(Store):
     @contextmanager
     def writing(self) -> Iterator[PostgresTables]:
         """One of the writers; see :meth:`Store.writing`."""
-        with self._errors_in_one_line(), closing(self.connect()) as connection:
+        with self._server.errors_in_one_line(), closing(self.connect()) as connection:
             yield PostgresTables(self, connection)
 
     def nearest(
@@ -151,22 +207,8 @@ class PostgresStore(Store):
 
     def connect(self) -> Connection:
         """A connection in autocommit mode that finds the index's tables and vectors by their names."""
-        options: dict[str, Any] = {"connect_timeout": _CONNECT_SECONDS, "application_name": "saysee"} | self._options
+        connection = self._server.connect()
         try:
-            # Plans are made each time: how rows are found is chosen by settings that a kept plan would not follow.
-            connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-        except psycopg.Error as error:
-            reason = self._one_line(error)
-            fix = "check user and password (in PGPASSWORD, in ~/.pgpass, or in the address)"
-            if "password" not in reason:
-                fix = "check the address, and that the server runs there and lets this machine in"
-            raise SaySeeError(f"{self.place}: no connection ({reason}); {fix}") from None
-        try:
-            version = connection.info.server_version // 10_000
-            if version < OLDEST_SERVER:
-                raise SaySeeError(
-                    f"{self.place}: the server is PostgreSQL {version}; SaySee needs {OLDEST_SERVER} or newer"
-                )
             self.find_vectors(connection)
         except BaseException:
             connection.close()
@@ -189,22 +231,6 @@ class PostgresStore(Store):
             )
         pgvector.psycopg.register_vector(connection)
         return version
-
-    @contextmanager
-    def _errors_in_one_line(self) -> Iterator[None]:
-        """Errors of psycopg become a SaySeeError."""
-        try:
-            yield
-        except psycopg.Error as error:
-            reason = next(text for classes, text in _REASONS if isinstance(error, classes))
-            raise SaySeeError(f"{self.place}: {reason.format(self._one_line(error))}") from None
-
-    def _one_line(self, error: psycopg.Error) -> str:
-        """The first line of the server's or libpq's message, without the password."""
-        text = error.diag.message_primary or str(error)
-        line = (text.strip().splitlines() or [type(error).__name__])[0].removeprefix("connection failed: ")
-        password = str(self._options.get("password") or "")
-        return line.replace(password, "***") if password else line
 
 
 class PostgresTables(Tables):
@@ -311,12 +337,12 @@ class PostgresTables(Tables):
         self.execute("RESET lock_timeout")
 
 
-def _parsed(url: str) -> tuple[str, dict[str, Any]]:
+def _parsed(url: str, default: str) -> tuple[str, dict[str, Any]]:
     """The schema and libpq's options of an address."""
     start, _, query = url.partition("?")
     try:
         asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
-        schema = asked.pop("schema", _DEFAULT_SCHEMA)
+        schema = asked.pop("schema", default)
         options = conninfo_to_dict(f"{start}?{urlencode(asked, quote_via=quote)}" if asked else start)
         if "#" in url:  # of a password, or the start of what other programs take for a fragment
             raise ValueError("fragment")
@@ -325,7 +351,7 @@ def _parsed(url: str) -> tuple[str, dict[str, Any]]:
             f"the database's address cannot be parsed; write {_SHAPE}, with options of libpq, and characters such as # "
             "or @ in a password as %23 or %40"
         ) from None
-    if not _SCHEMA_NAME.fullmatch(schema):
+    if schema and not _SCHEMA_NAME.fullmatch(schema):
         raise SaySeeError(f"the schema {schema!r} of the address cannot be used; name one in a-z, 0-9 and _")
     return schema, {name: str(value) for name, value in options.items()}
 
@@ -333,7 +359,7 @@ def _parsed(url: str) -> tuple[str, dict[str, Any]]:
 def _shown(schema: str, options: dict[str, Any]) -> str:
     """The address without a password."""
     host, port = options.get("host", ""), f":{options['port']}" if "port" in options else ""
-    query = {} if schema == _DEFAULT_SCHEMA else {"schema": schema}
+    query = {} if schema in ("", _DEFAULT_SCHEMA) else {"schema": schema}
     if "/" in host:  # a socket's folder
         host, query = "", {"host": host} | query
     user = f"{quote(options['user'], safe='')}@" if "user" in options else ""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -37,7 +38,7 @@ from saysee.search.index.sources import (
     with_uploads,
     without_clips,
 )
-from saysee.search.index.store import KINDS, Item, Key, Tables
+from saysee.search.index.store import KINDS, Item, Key, Tables, is_database
 
 T = TypeVar("T")
 
@@ -148,15 +149,43 @@ def finish(writer: Tables, about: About, report: IndexReport) -> None:
     report.images, report.clips = counts["image"], counts["clip"]
 
 
+def to_remove(
+    gone: dict[Key, Item],
+    known: dict[Key, Item],
+    report: IndexReport,
+    allow_removals: bool,
+    folders: Mapping[Key, str] = MappingProxyType({}),
+) -> dict[Key, Item]:
+    """Which of the rows that are gone from the source are removed; the others are reported as missing.
+
+    Without ``allow_removals`` those are kept that are in ``folders``, which have vanished whole, and all if they are
+    more than half of the ``known`` rows.
+    """
+    if allow_removals:
+        return gone
+    if 2 * len(gone) > len(known):
+        report.missing["."] += len(gone)
+        what, removed = f"of {len(known):,} rows", {}
+    else:
+        report.missing.update(folders.values())
+        what = f"rows of whole folders ({counted(Counter(folders.values()))})"
+        removed = {key: row for key, row in gone.items() if key not in folders}
+    if kept := len(gone) - len(removed):
+        report.notes.append(
+            f"{kept:,} {what} are kept although they are gone from the source; bring them back, or remove the rows "
+            "with --allow-removals"
+        )
+    return removed
+
+
 def _check_same_source(writer: Tables, before: About, root: Path, source: str, known: dict[Key, Item]) -> None:
     """Refuses other files while those of the index still exist: all of them would be removed from it."""
     first = next((row.path for row in known.values()), None)
     old = root_of(before, writer.folder, first)
-    there = (old / before.source).exists()
+    place = before.source if is_database(before.source) else os.path.normpath(old / before.source)
+    there = is_database(before.source) or os.path.exists(place)
     if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), source):
-        raise SaySeeError(
-            f"{writer.place}: is an index of {os.path.normpath(old / before.source)}; name another place by --to"
-        )
+        raise SaySeeError(f"{writer.place}: is an index of {place}; name another place by --to")
 
 
 class _Run:
@@ -216,24 +245,10 @@ class _Run:
 
     def remove(self, allow_removals: bool) -> None:
         """Removes the rows of files that have disappeared or can no longer be used."""
-        gone, report = self.gone, self.report
-        if not allow_removals:
-            if 2 * len(gone) > len(self.known):
-                report.missing["."] += len(gone)
-                what, gone = f"of {len(self.known):,} rows", {}
-            else:
-                folders = vanished_folders(self.source, gone) if self.source.is_folder else {}
-                report.missing.update(folders.values())
-                what = f"rows of whole folders ({counted(Counter(folders.values()))})"
-                gone = {key: row for key, row in gone.items() if key not in folders}
-            if kept := len(self.gone) - len(gone):
-                report.notes.append(
-                    f"{kept:,} {what} are kept although their files are gone; bring the files back, or remove the rows "
-                    "with --allow-removals"
-                )
-        leaving = gone | self.bad
+        folders = vanished_folders(self.source, self.gone) if self.source.is_folder and not allow_removals else {}
+        leaving = to_remove(self.gone, self.known, self.report, allow_removals, folders) | self.bad
         self.writer.remove(list(leaving.values()))
-        report.removed = len(leaving)
+        self.report.removed = len(leaving)
 
     def _find_changed(self, workers: int) -> list[Item]:
         """The items of another size or time, or without a vector of this model. The others get their metadata."""

@@ -96,17 +96,15 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.get("/images/{id}", summary="An image", response_class=FileResponse)
     def image(id: ItemId) -> Response:
-        path, media_type = service.items.file("image", id)
-        return FileResponse(path, media_type=media_type, headers=_CACHED)
+        return _answer(*service.items.file("image", id))
 
     @app.get("/clips/{id}", summary="A clip", response_class=FileResponse)
     def clip(id: ItemId) -> Response:
-        path, media_type = service.items.file("clip", id)
-        return FileResponse(path, media_type=media_type, headers=_CACHED)
+        return _answer(*service.items.file("clip", id))
 
     @app.get("/images/{id}/{size}", summary=f"An image, its longest side at most {SIDES}", response_class=Response)
     async def small(id: ItemId, size: Size, request: Request) -> Response:
-        found = await unless_left(request, service.in_thread(service.items.small, id, size))
+        found = await unless_left(request, service.of_image(service.items.small, id, size))
         return Response(found, media_type=MEDIA_TYPE, headers=_CACHED)
 
     @app.get("/items", summary="Items, those of the newest files first", response_model=schemas.ItemsAnswer)
@@ -119,6 +117,13 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     @app.delete("/items/{id}", summary="Remove an item; requires --write", status_code=204)
     def remove(id: ItemId) -> None:
         service.items.remove(id)
+
+
+def _answer(file: str | bytes, media_type: str) -> Response:
+    """A file by its path, or its content."""
+    if isinstance(file, bytes):
+        return Response(file, media_type=media_type, headers=_CACHED)
+    return FileResponse(file, media_type=media_type, headers=_CACHED)
 
 
 def _add_forms(router: APIRouter, service: Service) -> None:

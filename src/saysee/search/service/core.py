@@ -79,7 +79,7 @@ class Service:
 
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
         self.index, self.settings, self.encoder = index, settings, index.encoder
-        self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings))
+        self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings), settings.images)
         self.access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self._warm_up()
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
@@ -97,6 +97,12 @@ class Service:
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a function that decodes or reads files off the event loop; cancelled while it waits, it never runs."""
         return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
+
+    async def of_image(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """:meth:`in_thread`, for an image of the index: another server that is slow keeps no decoder waiting."""
+        if self.settings.images is None:
+            return await self.in_thread(function, *args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
 
     def about(self) -> schemas.AboutAnswer:
         """What is served."""
@@ -153,7 +159,7 @@ class Service:
         """The fields of an :class:`AttentionAnswer`; RequestError for a bad clip, or if there is no such image."""
         if not self.encoder.has_speech:
             raise RequestError(422, "no-speech-encoder", "The model has no speech encoder, whose attention is shown.")
-        image, audio = await self.in_thread(self.items.image, form.id), await form.audio.read()
+        image, audio = await self.of_image(self.items.image, form.id), await form.audio.read()
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
             alone = object()  # a kind of its own, so that nothing shares the batch

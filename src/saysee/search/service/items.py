@@ -6,10 +6,11 @@ between leaves a file without a row, which the same upload reuses.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
 from saysee.media.images import load_image
+from saysee.media.web import ImageServer
 from saysee.search.index.filters import Filter
 from saysee.search.index.index import Index
 from saysee.search.index.ranking import newest
@@ -41,20 +43,46 @@ class Items:
     RequestError: for a row that does not exist, a file that is gone or unreadable, an index that cannot be written.
     """
 
-    def __init__(self, index: Index, uploads: Path | None) -> None:
-        self.index, self.uploads = index, uploads
+    def __init__(self, index: Index, uploads: Path | None, images: ImageServer | None = None) -> None:
+        self.index, self.uploads, self.images = index, uploads, images
         self.thumbnails = Thumbnails(index.store.folder)
         self._lock = threading.Lock()
 
-    def file(self, kind: Kind, row: int) -> tuple[str, str]:
-        """Path and media type of the file of an image or clip; RequestError too if its content is of another kind."""
+    def file(self, kind: Kind, row: int) -> tuple[str | bytes, str]:
+        """Path, or content from another server, and media type of an image or clip; RequestError too if its content is
+        of another kind.
+        """
+        item = self._item(kind, row)
+        if "://" not in item.path:
+            return self._path(item)
+        with self._fetching(item) as fetch:
+            content = fetch(item.path)
+        found = file_kind(io.BytesIO(content))
+        return content, found.media_type if found else ""
+
+    def _item(self, kind: Kind, row: int) -> Item:
         item = self.index.rows([row]).get(row)
         if item is None:
             raise RequestError(404, "no-such-item", f"The index has no {kind} {row}.")
         if item.kind != kind:
             raise RequestError(404, "no-such-item", f"Item {row} of the index is of kind {item.kind}, not {kind}.")
-        if "://" in item.path:
-            raise RequestError(404, "no-such-file", f"The {kind} {row} is a web address, not a file of this service.")
+        return item
+
+    @contextmanager
+    def _fetching(self, item: Item) -> Iterator[Callable[[str], bytes]]:
+        """What fetches an image of the other server; its errors become a RequestError."""
+        if item.kind != "image" or self.images is None or not self.images.has(item.path):
+            message = f"The {item.kind} {item.id} is a web address, not a file of this service."
+            raise RequestError(404, "no-such-file", message)
+        try:
+            yield self.images.fetch
+        except MediaError as error:
+            if error.code == "missing":
+                raise _file_gone(item.kind, item.id, "missing") from None
+            raise RequestError(503, "image-unavailable", str(error), 10) from None
+
+    def _path(self, item: Item) -> tuple[str, str]:
+        kind, row = item.kind, item.id
         path = place_of_upload(item, self.uploads) or self.index.path_of(item)
         if not os.path.isfile(path):  # opening a pipe would wait
             raise _file_gone(kind, row, "missing")
@@ -76,9 +104,12 @@ class Items:
 
     def small(self, row: int, size: Size) -> bytes:
         """The image of a row in a size of :data:`saysee.search.service.thumbnails.SIDES`."""
-        path, _ = self.file("image", row)
+        item = self._item("image", row)
+        if "://" in item.path:
+            with self._fetching(item) as fetch:
+                return self.thumbnails.get(row, item.path, size, fetch)
         try:
-            return self.thumbnails.get(row, path, size)
+            return self.thumbnails.get(row, self._path(item)[0], size)
         except (OSError, MediaError):
             raise _file_gone("image", row, "damaged") from None
 

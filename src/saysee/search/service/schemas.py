@@ -18,6 +18,8 @@ DEFAULT_K = 12
 MAX_OFFSET = 10_000
 NAME_KEY = "file_name"
 """Of the metadata of an added file: how the client called it."""
+TITLE_KEY = "title"
+"""Of the metadata of an image with an address on the web: its name for people."""
 MAX_ID = 2**63 - 1
 _FILE: dict[str, JsonValue] = {"format": "binary"}
 
@@ -170,11 +172,12 @@ class AttentionAnswer(BaseModel):
 def item_answer(item: Item) -> dict[str, Any]:
     """A row as an :class:`ItemAnswer`."""
     folder, _, name = item.path.rpartition("/")
+    named_by = NAME_KEY if is_upload(item) else TITLE_KEY if "://" in item.path else ""
     url = f"/images/{item.id}" if item.kind == "image" else f"/clips/{item.id}"
     return {
         "id": item.id,
         "kind": item.kind,
-        "name": item.metadata.get(NAME_KEY, name) if is_upload(item) else name,
+        "name": item.metadata.get(named_by, name),
         "folder": UPLOADS_FOLDER if is_upload(item) else folder,
         "metadata": item.metadata,
         "url": url,

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ FILE = "thumbnails.sqlite"
 _DISK_BYTES = 2 * 2**30  # some 100,000 thumbnails of photos, or 6,000 previews
 _MEMORY_BYTES = 128 * 2**20
 _USED_SECONDS = 3_600.0  # the time of the last use is as exact as this, to save writing
+_FETCHED_SECONDS = 86_400.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS copies (
     id INTEGER, size TEXT, stamp TEXT NOT NULL, used REAL NOT NULL, content BLOB NOT NULL, PRIMARY KEY (id, size)
@@ -57,18 +59,29 @@ class Thumbnails:
             folder, self._connection = None, _open(None)
         self._limit = _MEMORY_BYTES if folder is None else _DISK_BYTES
 
-    def get(self, row: int, path: str, size: Size) -> bytes:
+    def get(self, row: int, path: str, size: Size, fetch: Callable[[str], bytes] | None = None) -> bytes:
         """The image of a row in a size of ``SIDES``, as WebP; computed if there is none of the file as it is now.
+
+        Args:
+            row: of the index.
+            path: of its file, or its address, of which a copy is kept for a day.
+            size: to be computed.
+            fetch: gives the content of an address.
 
         Raises:
             MediaError, OSError: the file cannot be used.
         """
-        status = os.stat(path)
-        stamp = f"{status.st_mtime_ns} {status.st_size} {path}"
+        if fetch is None:
+            status = os.stat(path)
+            stamp = f"{status.st_mtime_ns} {status.st_size} {path}"
+        else:
+            stamp = f"{time.time() // _FETCHED_SECONDS} {path}"
         found = self._find(row, size, stamp)
         if found is None:
             buffer = io.BytesIO()
-            load_thumbnail(path, SIDES[size]).save(buffer, "WEBP", quality=80, method=2 if size == "thumbnail" else 0)
+            load_thumbnail(path if fetch is None else fetch(path), SIDES[size]).save(
+                buffer, "WEBP", quality=80, method=2 if size == "thumbnail" else 0
+            )
             found = buffer.getvalue()
             self._keep(row, size, stamp, found)
         return found

@@ -1,0 +1,1 @@
+"""What imported vectors are read from: files, or a database."""

@@ -1,0 +1,164 @@
+"""Imported vectors from files: .npy or Parquet, with a table of their paths."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from saysee.data.tables import Table, normal_title, open_table, plain_column, read_text
+from saysee.errors import SaySeeError
+from saysee.search.index.readers.given import PATH_COLUMNS, Given, GivenVectors, Part, path_column, to_items
+from saysee.search.index.store import Item
+
+
+def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
+    """Reads files; see :func:`saysee.search.index.imported_vectors.index_vectors`.
+
+    Args:
+        vectors, ids: as there.
+        dimension: that most vectors should have.
+
+    Raises:
+        SaySeeError: a file cannot be read; another number of ids; a path is missing or there twice.
+    """
+    parts = [_read_part(path, dimension) for path in _files(vectors, "img_emb", "--from-vectors")]
+    place = _inner(ids, "metadata")
+    root = Path(os.path.abspath(place.parent))
+    lists = [_read_ids(path, root) for path in _files(place, "metadata", "--ids")]
+    items = _fit(lists, parts, ids, vectors)
+    return Given(items, GivenVectors(parts), root, place.name, [note for found in lists for note in found.notes])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    path: Path
+    items: list[Item]
+    notes: Sequence[str]
+
+
+def _inner(place: Path, name: str) -> Path:
+    return place / name if (place / name).is_dir() else place
+
+
+def _files(place: Path, inner: str, option: str) -> list[Path]:
+    """The file, or those of a folder (or of its ``inner`` folder) in the order of the numbers in their names."""
+    place = _inner(place, inner)
+    if not place.is_dir():
+        return [place]
+    found: dict[str, list[Path]] = {}
+    for path in place.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            found.setdefault(path.suffix.lower(), []).append(path)
+    suffixes = (".npy", ".parquet") if inner == "img_emb" else (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
+    files = next((found[suffix] for suffix in suffixes if suffix in found), [])
+    if not files:
+        raise SaySeeError(f"{place}: no {' or '.join(suffixes)} file in it ({option}); name the file or its folder")
+    return sorted(
+        files, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    )
+
+
+def _fit(lists: Sequence[_Ids], parts: Sequence[Part], ids: Path, vectors: Path) -> list[Item]:
+    """All ids, checked to be as many as the vectors, in each file if there are as many files."""
+    pairs = list(zip(lists, parts, strict=True)) if len(lists) == len(parts) else []
+    for found, part in pairs:
+        if len(found.items) != len(part.values):
+            raise _counts_differ(found.path, len(found.items), part.place, len(part.values))
+    rows = [item for found in lists for item in found.items]
+    total = sum(len(part.values) for part in parts)
+    if len(rows) != total:
+        raise _counts_differ(ids, len(rows), vectors, total)
+    if not rows:
+        raise SaySeeError(f"{ids}: no lines; give one for each vector")
+    for path, count in Counter(item.path for item in rows).items() if len(lists) > 1 else ():
+        if count > 1:
+            raise SaySeeError(f"{ids}: {path!r} is there {count} times; give each vector a path of its own")
+    return rows
+
+
+def _counts_differ(ids: Path, lines: int, vectors: object, count: int) -> SaySeeError:
+    return SaySeeError(f"{ids}: {lines:,} lines for the {count:,} vectors of {vectors}; write one for each")
+
+
+def _read_ids(path: Path, root: Path) -> _Ids:
+    table = _open_ids(path)
+    column = path_column(table.titles, str(path))
+    rows = ((table.place(number), values) for number, values in table.rows())
+    return _Ids(path, to_items(rows, table.titles, column, root), table.notes)
+
+
+def _open_ids(path: Path) -> Table:
+    """The table of ids. A ``.txt`` that is no table has a path a line, which may contain any delimiter."""
+    table = open_table(path, without=_is_vectors)
+    known = {*map(normal_title, table.titles)} & {*PATH_COLUMNS}
+    if path.suffix.lower() != ".txt" or (known and len(table.titles) > 1):
+        return table
+    text, notes = read_text(path)
+    lines = [(number, [line]) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1) if line.strip()]
+    headed = bool(lines) and normal_title(lines[0][1][0]) in PATH_COLUMNS
+    return Table(path, ("path",), "line", notes, lines[headed:])
+
+
+def _is_vectors(kind: Any) -> bool:
+    """Whether an Arrow type is of lists of floats: their items are vectors."""
+    while isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(is_kind(kind) for is_kind in (*lists, pa.types.is_large_list_view)) and pa.types.is_floating(
+        kind.value_type
+    )
+
+
+def _read_part(path: Path, dimension: int) -> Part:
+    """The vectors of a file as fp16 or fp32."""
+    wrong: dict[int, str] = {}
+    try:
+        if path.suffix.lower() == ".npy":
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix.lower() == ".parquet":
+            matrix, wrong = _read_parquet(path, dimension)
+        else:
+            raise SaySeeError(f"{path}: give the vectors as .npy or .parquet, or as a folder of them")
+    except OSError as error:
+        raise SaySeeError(f"{path}: cannot be read ({error.strerror or error}); check --from-vectors") from None
+    except (ValueError, EOFError, pa.ArrowException) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SaySeeError(f"{path}: holds no vectors that can be read ({why}); save it again") from None
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
+        raise SaySeeError(f"{path}: shape {list(matrix.shape)} of {matrix.dtype}; give [N, D] of float16 or float32")
+    return Part(str(path), matrix if matrix.dtype.itemsize <= 4 else np.asarray(matrix, np.float32), wrong)
+
+
+def _read_parquet(path: Path, dimension: int) -> tuple[NDArray[Any], dict[int, str]]:
+    lists = [field.name for field in pq.read_schema(path) if _is_vectors(field.type)]
+    if len(lists) != 1:
+        names = f" ({', '.join(lists)})" if lists else ""
+        raise SaySeeError(
+            f"{path}: {len(lists)} columns of lists of floats{names}; keep the one that holds the vectors"
+        )
+    column = plain_column(pq.read_table(path, columns=lists).column(0)).combine_chunks()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), -1))
+    counts = Counter(lengths[lengths >= 0].tolist())
+    width = dimension if dimension in counts else max(counts, key=counts.__getitem__, default=0)
+    good = lengths == width
+    wrong = {
+        int(row): "it has no vector" if lengths[row] < 0 else f"its vector has {lengths[row]} dimensions, not {width}"
+        for row in np.flatnonzero(~good)
+    }
+    values = (column.filter(pa.array(good)) if wrong else column).flatten().to_numpy(zero_copy_only=False)
+    if not wrong:
+        return np.asarray(values).reshape(len(column), -1), {}
+    matrix: NDArray[Any] = np.full((len(column), width), np.nan, values.dtype)
+    matrix[good] = values.reshape(-1, width)
+    return matrix, wrong
