@@ -48,11 +48,11 @@ _CLIP_NAME = """
 SELECT value #>> '{machineLearning,clip,modelName}' FROM system_metadata WHERE key = 'system-config'
 """
 _REASONS: Reasons = (
-    ((errors.QueryCanceled,), f"the query takes over {_STATEMENT_SECONDS} s ({{}}); give one that is faster"),
-    ((errors.ReadOnlySqlTransaction,), "the query writes ({}); give one that only reads"),
+    ((errors.QueryCanceled,), f"--query takes over {_STATEMENT_SECONDS} s ({{}}); give one that is faster"),
+    ((errors.ReadOnlySqlTransaction,), "--query writes ({}); give one that only reads"),
     ((errors.InsufficientPrivilege,), "no permission ({}); GRANT SELECT on the tables of the query to this user"),
     ((psycopg.OperationalError,), "the connection was lost ({}); run the command again"),
-    ((psycopg.Error,), "the query cannot be used ({}); check --query, one SELECT"),
+    ((psycopg.Error,), "--query cannot be used ({}); give one SELECT"),
 )
 
 
