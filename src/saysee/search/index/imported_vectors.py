@@ -129,7 +129,7 @@ def _index(
         ]
         listed = {item.key for item in items}
         gone = {key: row for key, row in known.items() if key not in listed and not is_upload(row)}
-        gone = to_remove(gone, known, report, allow_removals)
+        gone = gone if allow_removals else to_remove(gone, known, report, {})
         leaving = [row for key, row in known.items() if key in gone or key in bad]
         report.removed = len(leaving)
         writer.remove(leaving)

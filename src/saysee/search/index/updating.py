@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -150,22 +149,15 @@ def finish(writer: Tables, about: About, report: IndexReport) -> None:
 
 
 def to_remove(
-    gone: dict[Key, Item],
-    known: dict[Key, Item],
-    report: IndexReport,
-    allow_removals: bool,
-    folders: Mapping[Key, str] = MappingProxyType({}),
+    gone: dict[Key, Item], known: dict[Key, Item], report: IndexReport, folders: Mapping[Key, str]
 ) -> dict[Key, Item]:
-    """Which of the rows that are gone from the source are removed; the others are reported as missing.
+    """Which of the rows that are gone from the source are removed where no removals are allowed; reports the others.
 
-    Without ``allow_removals`` those are kept that are in ``folders``, which have vanished whole, and all if they are
-    more than half of the ``known`` rows.
+    Those in ``folders``, which have vanished whole, are kept, and all if they are more than half of the ``known``.
     """
-    if allow_removals:
-        return gone
     if 2 * len(gone) > len(known):
         report.missing["."] += len(gone)
-        what, removed = f"of {len(known):,} rows", {}
+        what, removed = f"of {len(known):,} rows", dict[Key, Item]()
     else:
         report.missing.update(folders.values())
         what = f"rows of whole folders ({counted(Counter(folders.values()))})"
@@ -245,8 +237,11 @@ class _Run:
 
     def remove(self, allow_removals: bool) -> None:
         """Removes the rows of files that have disappeared or can no longer be used."""
-        folders = vanished_folders(self.source, self.gone) if self.source.is_folder and not allow_removals else {}
-        leaving = to_remove(self.gone, self.known, self.report, allow_removals, folders) | self.bad
+        gone = self.gone
+        if not allow_removals:
+            folders = vanished_folders(self.source, gone) if self.source.is_folder else {}
+            gone = to_remove(gone, self.known, self.report, folders)
+        leaving = gone | self.bad
         self.writer.remove(list(leaving.values()))
         self.report.removed = len(leaving)
 
