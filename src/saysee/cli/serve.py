@@ -72,7 +72,7 @@ def serve(
         token=token if token is not None else os.environ.get("SAYSEE_TOKEN"),
         write=write,
         uploads=uploads,
-        images=None if images_from is None else ImageServer(images_from),
+        images_from=None if images_from is None else ImageServer(images_from),
         limits=Limits(max_bytes, max_seconds, max_pixels, max_k, max_text),
         places=queue,
         batch=batch,

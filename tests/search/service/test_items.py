@@ -258,7 +258,7 @@ def row_at(index, address: str) -> int:
 
 def test_images_of_another_server_are_fetched_with_its_key_which_no_client_sees(ask, index, library, monkeypatch):
     monkeypatch.setenv("SAYSEE_IMAGES_KEY", library.key)
-    client = ask(images=ImageServer(library.base))
+    client = ask(images_from=ImageServer(library.base))
     number = row_at(index, "/id-2/")
     whole, small = client.get(f"/images/{number}"), client.get(f"/images/{number}/thumbnail")
     assert (whole.content, whole.headers["content-type"]) == (library.images["id-2"].read_bytes(), "image/png")
@@ -289,7 +289,7 @@ def test_a_server_of_images_that_misbehaves(ask, index, library, monkeypatch, mo
     if mode == "gone":
         del library.images["id-2"]
     base = library.base[:-1] if mode == "elsewhere" else library.base  # of which the addresses start so too
-    client = ask(images=ImageServer(base, "wrong" if mode == "key" else library.key))
+    client = ask(images_from=ImageServer(base, "wrong" if mode == "key" else library.key))
     start = time.monotonic()
     answer = client.get(f"/images/{number}{size}")
     assert answer.status_code == MODES[mode], answer.text

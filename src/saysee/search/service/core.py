@@ -79,7 +79,7 @@ class Service:
 
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
         self.index, self.settings, self.encoder = index, settings, index.encoder
-        self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings), settings.images)
+        self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings), settings.images_from)
         self.access_log = None if settings.access_log is None else AccessLog(settings.access_log)
         self._warm_up()
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
@@ -100,7 +100,7 @@ class Service:
 
     async def of_image(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """:meth:`in_thread`, for an image of the index: another server that is slow keeps no decoder waiting."""
-        if self.settings.images is None:
+        if self.settings.images_from is None:
             return await self.in_thread(function, *args, **kwargs)
         return await asyncio.to_thread(function, *args, **kwargs)
 

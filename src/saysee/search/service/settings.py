@@ -47,7 +47,7 @@ class ServiceSettings:
         token: what clients must send; None is allowed on a loopback address only.
         write: whether clients may add and remove images and clips.
         uploads: folder of added files; None for ``uploads`` in the index.
-        images: server of the images that have an address there.
+        images_from: server of the images that have an address there.
         limits: of one request.
         places: most requests with a form that are worked on; further ones get 503.
         wait_ms: longest time that a query waits for others to share its batch, in milliseconds.
@@ -62,7 +62,7 @@ class ServiceSettings:
     token: str | None = field(default=None, repr=False)
     write: bool = False
     uploads: Path | None = None
-    images: ImageServer | None = None
+    images_from: ImageServer | None = None
     limits: Limits = field(default_factory=Limits)
     places: int = 64
     wait_ms: float = 5.0
