@@ -40,13 +40,10 @@ _CLIPS = {
 }
 """Immich's names of OpenAI's weights, with those of the hub and the dimension. Its other CLIPs have no tested form for
 transformers."""
-_SETTINGS = """
-SELECT has_table_privilege(to_regclass('system_metadata'), 'SELECT') FROM pg_class
-WHERE oid = to_regclass('smart_search')
-"""
-_CLIP_NAME = """
-SELECT value #>> '{machineLearning,clip,modelName}' FROM system_metadata WHERE key = 'system-config'
-"""
+_MAY_READ = (
+    "SELECT has_table_privilege(to_regclass('system_metadata'), 'SELECT') WHERE to_regclass('smart_search') IS NOT NULL"
+)
+_CLIP_NAME = "SELECT value #>> '{machineLearning,clip,modelName}' FROM system_metadata WHERE key = 'system-config'"
 _REASONS: Reasons = (
     ((errors.QueryCanceled,), f"--query takes over {_STATEMENT_SECONDS} s ({{}}); give one that is faster"),
     ((errors.ReadOnlySqlTransaction,), "--query writes ({}); give one that only reads"),
@@ -96,17 +93,12 @@ class _Rows:
     def __init__(self, cursor: psycopg.ServerCursor[Any], file: IO[bytes], dimension: int, place: str) -> None:
         columns = cursor.description or ()
         self._cursor, self._file, self._width, self._place = cursor, file, dimension, place
-        types = dict(
-            cursor.connection.execute(
-                "SELECT oid, typname FROM pg_type WHERE oid = ANY(%s)", ([column.type_code for column in columns],)
-            )
-        )
+        sql = "SELECT oid, typname FROM pg_type WHERE oid = ANY(%s)"
+        types = dict(cursor.connection.execute(sql, ([column.type_code for column in columns],)).fetchall())
         found = [at for at, column in enumerate(columns) if types.get(column.type_code) in _VECTOR_TYPES]
         if len(found) != 1:
-            names = ", ".join(columns[at].name for at in found)
-            raise SaySeeError(
-                f"{place}: {len(found)} columns of vectors{f' ({names})' * bool(found)}; select exactly one"
-            )
+            names = ", ".join(columns[at].name for at in found) or "none"
+            raise SaySeeError(f"{place}: {len(found)} columns of vectors ({names}); select exactly one")
         (self._vector,) = found
         self.titles = [column.name for at, column in enumerate(columns) if at != self._vector]
         self._widths: Counter[int] = Counter()
@@ -124,10 +116,8 @@ class _Rows:
             if vector is not None:
                 self._widths[len(vector)] += 1
             self._file.write(missing if vector is None or number in self._wrong else vector.tobytes())
-            yield (
-                f"{self._place}: row {number + 1}",
-                [self._plain(*pair) for pair in zip(self.titles, values, strict=True)],
-            )
+            plain = [self._plain(*pair) for pair in zip(self.titles, values, strict=True)]
+            yield f"{self._place}: row {number + 1}", plain
             if number == _BATCH and self._widths and self._width not in self._widths:
                 return
 
@@ -162,7 +152,7 @@ def _clip_of_library(connection: Connection, place: str, encoder: Encoder) -> tu
     Raises:
         SaySeeError: it is another CLIP than the encoder's.
     """
-    row = connection.execute(_SETTINGS).fetchone()
+    row = connection.execute(_MAY_READ).fetchone()
     if row is None or row[0] is None:
         return "", []
     if not row[0]:

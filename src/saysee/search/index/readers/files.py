@@ -6,9 +6,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +39,7 @@ def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
     return Given(items, GivenVectors(parts), root, place.name, [note for found in lists for note in found.notes])
 
 
-@dataclass(frozen=True, slots=True)
-class _Ids:
+class _Ids(NamedTuple):
     path: Path
     items: list[Item]
     notes: Sequence[str]
