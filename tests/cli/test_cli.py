@@ -20,6 +20,7 @@ from saysee.data.manifest import Manifest, Row
 from saysee.settings.reading import resolve_recipe
 from saysee.training.trainer import Trainer
 from saysee.version import __version__
+from saysee_process import start_saysee
 
 
 @pytest.fixture
@@ -219,10 +220,12 @@ def test_every_setting_is_listed_with_its_description(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
-def test_interrupted_it_exits_130_keeps_what_is_finished_and_resumes(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "saysee", "data", "scenes", "--to", str(tmp_path / "scenes")]
+def test_interrupted_it_exits_130_keeps_what_is_finished_and_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "scenes", "--to", str(tmp_path / "scenes")]
     words += ["--images", "40", "--val-images", "4", "--test-images", "8", "--workers", "1"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_saysee(*words)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "scenes").rglob("*.png"))) < 5:  # it is at work
         assert process.poll() is None, process.communicate()
@@ -232,6 +235,6 @@ def test_interrupted_it_exits_130_keeps_what_is_finished_and_resumes(tmp_path: P
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert Manifest.read(done.stdout.strip()).splits() == {"train": 140, "val": 20, "test": 40}
+    capsys.readouterr()
+    assert main(words) == 0
+    assert Manifest.read(capsys.readouterr().out.strip()).splits() == {"train": 140, "val": 20, "test": 40}

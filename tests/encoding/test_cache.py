@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from saysee.settings.recipe import FeatureSettings
 from saysee.training.data import feature_cache
 from saysee.training.objective import build_model
 from saysee.training.trainer import Trainer
+from saysee_process import Started, start_saysee
 
 PATIENCE = 300
 
@@ -118,11 +117,10 @@ Trainer(load_recipe(sys.argv[1])).cache_features()
 """
 
 
-def start_keeping(settings: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+def start_keeping(settings: dict[str, Any], folder: Path) -> Started:
     folder.mkdir(exist_ok=True)
     save_recipe(resolve_recipe(settings), folder / "recipe.yaml")
-    command = [sys.executable, "-c", KEEPING, str(folder / "recipe.yaml")]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return start_saysee(folder / "recipe.yaml", program=KEEPING)
 
 
 def keys_in(folder: Path) -> list[list[str]]:

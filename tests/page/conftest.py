@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +30,7 @@ from saysee.search.index.sources import find_source
 from saysee.search.index.updating import update_index
 from saysee.settings.reading import load_recipe
 from saysee.training.trainer import Trainer
+from saysee_process import Started, start_saysee
 
 expect.set_options(timeout=PATIENCE)
 
@@ -138,9 +137,8 @@ def _empty(address: str) -> None:
 
 
 @contextmanager
-def _served(index: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "saysee", "serve", str(index), "--port", "0", "--json", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _served(index: Path, *words: object) -> Iterator[Started]:
+    process = start_saysee("serve", index, "--port", "0", "--json", *words)
     try:
         yield process
     finally:
@@ -148,7 +146,7 @@ def _served(index: Path, *words: object) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def _address(process: subprocess.Popen[str]) -> str:
+def _address(process: Started) -> str:
     assert process.stdout is not None
     assert process.stderr is not None
     line = process.stdout.readline()

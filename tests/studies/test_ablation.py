@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, st
 from saysee.training import trainer as trainer_module
 from saysee.training.checkpoint import save_checkpoint
 from saysee.training.trainer import Trainer
+from saysee_process import start_saysee
 
 GRID = {"alone": {"denoising": {"preset": False}}, "CMD": {"denoising.preset": "paper", "denoising.share": 0.25}}
 PATIENCE = 120
@@ -239,14 +239,7 @@ def test_a_study_interrupted_by_ctrl_c_ends_with_130_and_resumes(
     """The first run is finished, and the second is interrupted between two of its steps."""
     folder = tmp_path / "study"
     flags = ("--training.steps=12", "--training.eval_every=12")
-    words = [sys.executable, "-m", "saysee", "ablate", str(recipe), "--to", str(folder), "--grid", str(grid)]
-    process = subprocess.Popen(
-        [*words, "--seeds", "1", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_saysee("ablate", recipe, "--to", folder, "--grid", grid, "--seeds", "1", *flags)
     first, second = folder / "runs" / "alone.seed-0.equal-steps", folder / "runs" / "cmd.seed-0.equal-steps"
     deadline = time.monotonic() + PATIENCE
     while not list(second.glob("checkpoints/step-*")):
@@ -420,7 +413,7 @@ def test_two_runs_at_once_give_what_runs_in_turn_give_also_after_a_kill(
         words = ["ablate", str(recipe), "--to", str(tmp_path / name), "--grid", str(grid), "--seeds", "1", *devices]
         words += ["--no-equal-time", "--training.device", "cpu"]
         if devices:
-            process = subprocess.Popen([sys.executable, "-m", "saysee", *words], start_new_session=True)
+            process = start_saysee(*words)
             deadline = time.monotonic() + PATIENCE
             while len(list((tmp_path / name).glob("runs/*/environment.json"))) < 2:  # both at once
                 assert process.poll() is None

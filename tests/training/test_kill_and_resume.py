@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import yaml
 
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
+from saysee_process import Started, start_saysee
 
 PATIENCE = 120
 
@@ -33,9 +33,8 @@ def write_recipe(settings: dict[str, Any], folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-def start(recipe: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "saysee", "train", str(recipe), "--resume", "auto", "--json"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start(recipe: Path) -> Started:
+    return start_saysee("train", recipe, "--resume", "auto", "--json")
 
 
 def finish(recipe: Path) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def finish(recipe: Path) -> dict[str, Any]:
     return result
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Started) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the run ended before it could be killed: " + process.communicate()[1]

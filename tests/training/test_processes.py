@@ -1,4 +1,4 @@
-"""Two real processes, started by torchrun as a user starts them: the same mathematics as one, and one end for both."""
+"""Two real processes: the same mathematics as one, and one end for both, by torchrun as a user starts them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
 from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
+from saysee_process import Started, start_saysee
 
 PATIENCE = 240
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
@@ -33,16 +35,28 @@ NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_d
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gloo as tested here are Linux's")
 
 
-def start(recipe: Path, *words: str) -> subprocess.Popen[str]:
+def start(recipe: Path, *words: str) -> list[Started]:
+    """Two processes that find each other as torchrun's do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        start_saysee("train", recipe, "--json", *words, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(2)
+    ]
+
+
+def start_by_torchrun(recipe: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saysee"]
-    command += ["train", str(recipe), "--json", *words]
+    command += ["train", str(recipe), "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+def finish(processes: list[Started]) -> tuple[dict[str, Any], str]:
     """The one result that two processes print, and what they say meanwhile."""
-    output, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, errors
+    written = [process.communicate(timeout=PATIENCE) for process in processes]
+    output, errors = ("".join(of_both) for of_both in zip(*written, strict=True))
+    assert [process.returncode for process in processes] == [0, 0], errors
     (line,) = output.splitlines()
     return json.loads(line), errors
 
@@ -232,12 +246,12 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert not torch.equal(*draws[0])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])  # torchrun watches both alike
 def test_a_killed_process_ends_the_other_within_a_minute(
     never_killed: tuple[dict[str, Any], Path], tmp_path: Path, rank: int
 ) -> None:
     recipe, run = write(never_killed[0], tmp_path), tmp_path / "run"
-    process = start(recipe)
+    process = start_by_torchrun(recipe)
     wait_for(lambda: steps_logged(run) >= 3, process)
     victims = children_of(process)
     assert len(victims) == 2
@@ -253,7 +267,7 @@ def test_interrupted_both_end_at_one_step_and_are_resumed_from_there(
     """As a terminal's Ctrl-C does it: torchrun and both processes receive it, and torchrun sends them another."""
     settings, whole_run = never_killed
     recipe, run = write(settings, tmp_path, checkpoint_every=100), tmp_path / "run"
-    process = start(recipe)
+    process = start_by_torchrun(recipe)
     wait_for(lambda: steps_logged(run) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)

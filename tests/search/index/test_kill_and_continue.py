@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from media_files import clip, picture
 from saysee import Index, SaySeeError
 from saysee.search.index.sqlite import SqliteStore
 from saysee.search.index.updating import update_index
+from saysee_process import Started, start_saysee
 
 PATIENCE = 300
 CLIPS = 10
@@ -38,12 +37,11 @@ def finished(index: Path) -> int:
         return 0
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "saysee", "index", *map(str, words), "--batch-size", "1", "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start(*words: object) -> Started:
+    return start_saysee("index", *words, "--batch-size", "1", "--json")
 
 
-def kill_when(rows: int, wait: float, process: subprocess.Popen[str], index: Path) -> None:
+def kill_when(rows: int, wait: float, process: Started, index: Path) -> None:
     """Kills a process ``wait`` seconds after the index is seen to have so many rows; one that ends before fails."""
     deadline = time.monotonic() + PATIENCE
     while not ((index / "writer.lock").exists() and finished(index) >= rows):

@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -25,6 +23,7 @@ from saysee.search.index.index import open_store
 from saysee.search.index.sources import find_source, watch_index
 from saysee.search.index.store import About, Item
 from saysee.search.index.updating import update_index
+from saysee_process import start_saysee
 
 
 def paths(place: str | Path) -> set[str]:
@@ -366,9 +365,7 @@ def test_a_watched_folder_is_indexed_again_after_each_burst_of_changes(encoder, 
 
 def test_watching_from_the_command_line_until_it_is_interrupted(model_folder, photos, tmp_path):
     words = ["index", str(model_folder), str(photos), "--to", str(tmp_path / "index"), "--watch", "--json"]
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "saysee", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    watching = start_saysee(*words)
     try:
         assert json.loads(watching.stdout.readline())["images"] == 6
         picture(photos / "a.png", 20)

@@ -22,6 +22,7 @@ from saysee.cli import main
 from saysee.search.index.index import open_store
 from saysee.search.index.store import About, Item
 from saysee.search.index.updating import update_index
+from saysee_process import start_saysee
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
 from saysee.search.index import postgres as postgres_store  # noqa: E402
@@ -195,8 +196,7 @@ def test_index_that_another_changed_since_it_was_read_is_not_written_over(databa
 def test_killed_it_resumes(encoder, model_folder, photos, database):
     for number in range(60):
         picture(photos / f"more/{number}.png", 50 + number)
-    command = [sys.executable, "-m", "saysee", "index", model_folder, photos, "--to", database, "--batch-size", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start_saysee("index", model_folder, photos, "--to", database, "--batch-size", "1")
     deadline = time.monotonic() + PATIENCE
     while True:
         assert process.poll() is None, process.communicate()[1]

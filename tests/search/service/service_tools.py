@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -22,6 +20,7 @@ import uvicorn
 from saysee.search.service.app import make_app
 from saysee.search.service.connections import server_config
 from saysee.search.service.core import Service
+from saysee_process import Started, start_saysee
 
 PATIENCE = 120
 
@@ -59,8 +58,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
 @contextmanager
 def running(folder: Path, *words: object) -> Iterator[Running]:
     """``saysee serve`` as a process of its own."""
-    command = [sys.executable, "-m", "saysee", "serve", str(folder), "--port", "0", "--json", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_saysee("serve", folder, "--port", "0", "--json", *words)
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()
@@ -71,7 +69,7 @@ def running(folder: Path, *words: object) -> Iterator[Running]:
 
 
 class Running:
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: Started, url: str) -> None:
         self.process, self.url = process, url
         self.port = int(url.rstrip("/").rpartition(":")[2])
 

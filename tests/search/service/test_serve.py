@@ -14,6 +14,7 @@ import pytest
 from service_tools import multipart, running
 
 from saysee.cli import main
+from saysee_process import start_saysee
 
 TOKEN = "0123456789abcdef0123"
 
@@ -66,12 +67,7 @@ def test_the_port_answers_only_when_the_model_is_there(index, tmp_path):
     """The port is bound at once, accepts nothing until the model is loaded, and is printed when it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "saysee", "serve", str(index.folder), "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_saysee("serve", index.folder, "--port", port)
     try:
         answered = None
         while answered is None and process.poll() is None:
