@@ -197,10 +197,14 @@ def tiny_model_settings():
 @pytest.fixture
 def tiny_settings(tiny_scenes, tiny_model_settings, tmp_path):
     """Settings of a recipe that trains tiny encoders on the tiny corpus in a second."""
+    return tiny_recipe(tiny_scenes, tiny_model_settings, tmp_path / "run")
+
+
+def tiny_recipe(manifest, model, output):
     return {
-        "output": str(tmp_path / "run"),
-        "data": {"manifest": str(tiny_scenes), "batch_size": 8, "bucket_batches": 3, "workers": 0},
-        "model": dict(tiny_model_settings),
+        "output": str(output),
+        "data": {"manifest": str(manifest), "batch_size": 8, "bucket_batches": 3, "workers": 0},
+        "model": dict(model),
         "fusion": {"width": 16, "layers": 1, "heads": 2},
         "denoising": {"preset": "paper"},
         "optimizer": {"lr": 1e-3, "encoder_lr": 1e-3, "warmup_steps": 2},
@@ -213,6 +217,17 @@ def tiny_settings(tiny_scenes, tiny_model_settings, tmp_path):
             "device": "cpu",
         },
     }
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_scenes, tiny_model_settings, tmp_path_factory):
+    """The folder of a run of the tiny recipe, to be copied."""
+    from saysee.settings.reading import resolve_recipe
+    from saysee.training.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    Trainer(resolve_recipe(tiny_recipe(tiny_scenes, tiny_model_settings, folder))).fit()
+    return folder
 
 
 @pytest.fixture

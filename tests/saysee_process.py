@@ -112,6 +112,7 @@ def _run(
     program: str | None, words: list[str], stdout: Connection, stderr: Connection, environment: Mapping[str, str]
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # not that of this process, which a forkserver started
     os.environ.clear()
     os.environ.update(environment)
     for number, end in ((1, stdout), (2, stderr)):

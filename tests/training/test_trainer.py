@@ -18,6 +18,12 @@ from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
 
 
+@pytest.fixture
+def run(finished_run: Path, tiny_settings: dict[str, Any]) -> Path:
+    """A finished run of the tiny settings, in their output folder."""
+    return Path(shutil.copytree(finished_run, tiny_settings["output"]))
+
+
 def train(settings: dict[str, Any], *overrides: str, resume: str = "never") -> dict[str, Any]:
     return Trainer(resolve_recipe(settings, overrides)).fit(resume)
 
@@ -91,8 +97,8 @@ def test_it_learns_the_pairs_of_a_tiny_corpus(tiny_settings: dict[str, Any]) -> 
     train(
         tiny_settings,
         "--denoising.preset=off",
-        "--training.steps=60",
-        "--training.eval_every=60",
+        "--training.steps=30",
+        "--training.eval_every=30",
         "--optimizer.schedule=constant",
         "--optimizer.lr=3e-3",
         "--optimizer.encoder_lr=3e-3",
@@ -153,23 +159,19 @@ def test_baseline_and_cmd_start_from_the_same_weights_and_see_the_same_batches(t
         assert torch.equal(one.waveforms, other.waveforms)
 
 
-def test_a_folder_with_a_run_is_refused_unless_resumed(tiny_settings: dict[str, Any]) -> None:
-    first = train(tiny_settings)
+def test_a_folder_with_a_run_is_refused_unless_resumed(run: Path, tiny_settings: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="--resume auto"):
         train(tiny_settings)
-    assert train(tiny_settings, resume="auto") == first
+    assert train(tiny_settings, resume="auto") == json.loads((run / "result.json").read_text())
 
 
-def test_a_run_of_other_settings_is_refused_by_name(tiny_settings: dict[str, Any]) -> None:
-    train(tiny_settings)
+def test_a_run_of_other_settings_is_refused_by_name(run: Path, tiny_settings: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"another optimizer\.lr \(0\.001, now 0\.002\)"):
         train(tiny_settings, "--optimizer.lr=0.002", resume="auto")
     train(tiny_settings, "--training.keep_checkpoints=1", resume="auto")  # no weight depends on it
 
 
-def test_a_checkpoint_of_an_older_release_is_refused(tiny_settings: dict[str, Any]) -> None:
-    train(tiny_settings)
-    run = Path(tiny_settings["output"])
+def test_a_checkpoint_of_an_older_release_is_refused(run: Path, tiny_settings: dict[str, Any]) -> None:
     (run / "result.json").unlink()
     for file in run.glob("checkpoints/*/state.pt"):
         state = torch.load(file, weights_only=True)
@@ -218,7 +220,7 @@ def test_a_bad_file_stops_training_with_its_name_or_is_skipped_and_listed(
     tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_settings["data"]["manifest"] = str(with_a_bad_clip(tiny_manifest, tmp_path))
-    whole_epochs = ("--training.steps=9", "--data.batch_size=8")
+    whole_epochs = ("--training.steps=9", "--training.eval_every=9", "--data.batch_size=8")
     with pytest.raises(MediaError, match=r"rubbish\.wav"):
         train(tiny_settings, *whole_epochs)
     result = train(tiny_settings, *whole_epochs, "--data.on_bad_file=skip", f"--output={tmp_path / 'other'}")
@@ -281,12 +283,15 @@ def with_swapped(manifest: Manifest, folder: Path, split: str, columns: tuple[st
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("columns", [(), ("image",), ("image_id",)])
 def test_a_run_is_not_resumed_on_swapped_images_or_ids(
-    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path, split: str, columns: tuple[str, ...]
+    run: Path,
+    tiny_settings: dict[str, Any],
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    split: str,
+    columns: tuple[str, ...],
 ) -> None:
-    tiny_settings["data"]["manifest"] = str(with_swapped(tiny_manifest, tmp_path, split, ()))
-    train(tiny_settings)
-    (Path(tiny_settings["output"]) / "result.json").unlink()
-    with_swapped(tiny_manifest, tmp_path, split, columns)
+    (run / "result.json").unlink()
+    tiny_settings["data"]["manifest"] = str(with_swapped(tiny_manifest, tmp_path, split, columns))
     if not columns:
         train(tiny_settings, resume="auto")
         return
@@ -295,13 +300,12 @@ def test_a_run_is_not_resumed_on_swapped_images_or_ids(
 
 
 def test_a_run_is_not_resumed_where_the_image_files_themselves_were_swapped(
-    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
+    run: Path, tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
+    (run / "result.json").unlink()
     root = tmp_path / "corpus"
     shutil.copytree(tiny_manifest.root, root)
     tiny_settings["data"]["manifest"] = str(root / "manifest.parquet")
-    train(tiny_settings)
-    (Path(tiny_settings["output"]) / "result.json").unlink()
     one, other = (root / row.image for row in tiny_manifest.images()[:2])
     assert one.stat().st_size != other.stat().st_size
     swapped = one.read_bytes(), other.read_bytes()
