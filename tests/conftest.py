@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -23,6 +24,10 @@ CAPTIONS = ["a red square above a blue circle", "two green stars", "a dog runs o
 
 @pytest.fixture
 def hubert_configs():
+    return make_hubert_configs()
+
+
+def make_hubert_configs():
     """HuBERT's two kinds, tiny: base (group norm) and large (layer norm, stable layers), with the real convolutions."""
     from transformers import HubertConfig
 
@@ -46,6 +51,10 @@ def hubert_configs():
 
 @pytest.fixture
 def clip_config():
+    return make_clip_config()
+
+
+def make_clip_config():
     """A tiny CLIP whose text side fits the words of ``CAPTIONS``."""
     from lab.nano.words import MAX_WORDS, word_tokenizer
     from transformers import CLIPConfig
@@ -63,32 +72,49 @@ def clip_config():
     return CLIPConfig(text_config=size | text, vision_config=size | vision, projection_dim=24, initializer_factor=4.0)
 
 
-@pytest.fixture
-def hubert_folder(tmp_path, hubert_configs):
-    """A HuBERT checkpoint of the base kind, as the hub has it."""
-    import torch
-    from transformers import HubertModel, Wav2Vec2FeatureExtractor
-
-    torch.manual_seed(1)
-    HubertModel(hubert_configs["base"]).save_pretrained(tmp_path / "hubert")
-    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(tmp_path / "hubert")
-    return tmp_path / "hubert"
-
-
-@pytest.fixture
-def clip_folder(tmp_path, clip_config):
-    """A CLIP checkpoint with image processor and tokenizer, as the hub has it."""
+@pytest.fixture(scope="session")
+def encoders_made_once(tmp_path_factory):
+    """Folders of a HuBERT and a CLIP, each with the state of torch's generator after it."""
     import torch
     from lab.nano.words import word_tokenizer
-    from transformers import CLIPImageProcessorPil, CLIPModel
-
-    torch.manual_seed(2)
-    CLIPModel(clip_config).save_pretrained(tmp_path / "clip")
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path / "clip"
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPModel,
+        HubertModel,
+        Wav2Vec2FeatureExtractor,
     )
-    word_tokenizer(CAPTIONS).save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
+
+    hubert, clip = (tmp_path_factory.mktemp("encoders") / name for name in ("hubert", "clip"))
+    torch.manual_seed(1)
+    HubertModel(make_hubert_configs()["base"]).save_pretrained(hubert)
+    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(hubert)
+    made = {"hubert": (hubert, torch.get_rng_state())}
+    torch.manual_seed(2)
+    CLIPModel(make_clip_config()).save_pretrained(clip)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(clip)
+    word_tokenizer(CAPTIONS).save_pretrained(clip)
+    return made | {"clip": (clip, torch.get_rng_state())}
+
+
+@pytest.fixture
+def hubert_folder(tmp_path, encoders_made_once):
+    """A HuBERT checkpoint of the base kind, as the hub has it."""
+    return _copy(*encoders_made_once["hubert"], tmp_path)
+
+
+@pytest.fixture
+def clip_folder(tmp_path, encoders_made_once):
+    """A CLIP checkpoint with image processor and tokenizer, as the hub has it."""
+    return _copy(*encoders_made_once["clip"], tmp_path)
+
+
+def _copy(folder, generator_state, to):
+    """A copy that a test may change; what it draws next is drawn after the same seed always."""
+    import torch
+
+    shutil.copytree(folder, to / folder.name)
+    torch.set_rng_state(generator_state)
+    return to / folder.name
 
 
 @pytest.fixture

@@ -106,6 +106,15 @@ def unfinished(path: Path) -> Path:
     return path.with_name(UNFINISHED + path.name)
 
 
+def short_name(place: str | os.PathLike[str]) -> str:
+    """The folder's name for a run's ``best`` and for a manifest of that name; else the own name, a manifest's bare."""
+    path = Path(place).absolute()
+    name = path.name.removeprefix(UNFINISHED)
+    if name in ("best", "manifest.parquet", "manifest.jsonl"):
+        return path.parent.name
+    return path.stem if path.suffix.lower() in (".parquet", ".jsonl") else name
+
+
 def flush(path: Path) -> None:
     """Waits until the contents of a file, or the entries of a folder, are on the disk."""
     if not path.is_dir():

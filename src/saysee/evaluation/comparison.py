@@ -27,6 +27,7 @@ from saysee.evaluation.protocols import EvaluationResult, mteb_measures
 from saysee.evaluation.recall import CUTOFFS, MEAN, WAYS, RetrievalMeasures
 from saysee.evaluation.statistics import percentile_interval
 from saysee.evaluation.table import Table, number
+from saysee.files import short_name
 
 _SHORT = {"speech_to_image": "S→I", "image_to_speech": "I→S", "speech_to_text": "S→T", "text_to_speech": "T→S"}
 _ALL = "all"
@@ -209,15 +210,10 @@ def short_names(places: Sequence[str], splits: Sequence[str] = ()) -> list[str]:
     Names that two would share are whole paths. If the ``splits``, one for each manifest, differ, ":SPLIT" is appended.
     """
 
-    def short(place: str) -> str:
-        path = Path(place)
-        if path.stem in ("best", "manifest"):
-            return path.absolute().parent.name
-        if path.suffix.lower() in (".parquet", ".jsonl"):
-            return path.stem
-        return path.name if path.is_dir() else place
-
-    of_place = {place: short(place) for place in places}
+    of_place = {place: short_name(place) for place in places}
+    for place, name in of_place.items():
+        if name == Path(place).name and not Path(place).is_dir():
+            of_place[place] = place  # on the hub
     common = list(of_place.values())
     names = [of_place[place] if common.count(of_place[place]) == 1 else place for place in places]
     return [f"{name}:{split}" for name, split in zip(names, splits, strict=True)] if len(set(splits)) > 1 else names

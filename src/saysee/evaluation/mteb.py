@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.sides import Kind
 from saysee.errors import MissingExtraError, SaySeeError
+from saysee.files import short_name
 from saysee.media.audio import check_waveform
 from saysee.model.retriever import SpeechImageModel
 
@@ -72,7 +72,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         self._encoder = Encoder(self.model)
         has_text = self.model.processor.tokenizer is not None and self.model.image_encoder.has_text
         self.mteb_model_meta = ModelMeta(
-            name=name or f"saysee/{_name_of(place)}",
+            name=name or f"saysee/{short_name(place)}",
             revision=revision or "0",
             n_parameters=self.model.num_parameters(),
             embed_dim=self.model.config.projection_dim,
@@ -124,9 +124,3 @@ def _contents(value: Any) -> Any:
     if "array" in value:
         return check_waveform(np.asarray(value["array"]), sampling_rate=value["sampling_rate"])
     return value["path"] if value["bytes"] is None else value["bytes"]
-
-
-def _name_of(place: str) -> str:
-    """The name of the run for its ``best`` folder; otherwise that of the folder or hub model."""
-    path = Path(place)
-    return path.absolute().parent.name if path.name == "best" else path.name

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from saysee.errors import CheckpointError, ConfigError
-from saysee.files import UNFINISHED, fingerprint, write_text
+from saysee.files import fingerprint, short_name, write_text
 from saysee.model.configuration import SpeechImageConfig
 from saysee.model.packaged import OWNER
 
@@ -82,7 +82,7 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], na
             else:
                 system = OWN if each["model"] == name else _system(each["model"], Path(folder))
             scores += [
-                Score(system, _corpus_name(corpus["manifest"]), corpus["split"], corpus["overall"])
+                Score(system, short_name(corpus["manifest"]), corpus["split"], corpus["overall"])
                 for corpus in each.get("corpora", [each])
             ]
         for score in scores:
@@ -118,7 +118,7 @@ def save_card(folder: str | os.PathLike[str], config: SpeechImageConfig, trainin
     else:
         write_text(folder / TRAINING_FILE, json.dumps(training, indent=1) + "\n")
     if not _edited(folder / CARD_FILE):
-        write_text(folder / CARD_FILE, card_text(_model_name(folder), config, training))
+        write_text(folder / CARD_FILE, card_text(short_name(folder), config, training))
 
 
 def write_card(
@@ -152,7 +152,7 @@ def write_card(
     if _edited(path):
         raise ConfigError(f"{path}: was edited, or SaySee did not write it; write to another file with --to FILE")
     training = read_training(folder / TRAINING_FILE)
-    write_text(path, card_text(name or _model_name(folder), config, training, scores, license))
+    write_text(path, card_text(name or short_name(folder), config, training, scores, license))
     return path
 
 
@@ -219,26 +219,14 @@ def _edited(path: Path) -> bool:
     return mark is None or fingerprint(text[: mark.start()].encode()) != mark[1]
 
 
-def _model_name(folder: Path) -> str:
-    """The name of the run for its ``best`` folder, otherwise that of the folder; also while it is being written."""
-    path = folder.absolute()
-    name = path.name.removeprefix(UNFINISHED)
-    return path.parent.name if name == "best" else name
-
-
 def _system(scored: str, folder: Path) -> str:
     """:data:`OWN` if what was scored is the model of the folder, else the name of the other model."""
     place = Path(scored)
     if place.exists() and folder.exists():
         own = place.samefile(folder)
     else:
-        own = _model_name(place) == _model_name(folder) and not _is_on_hub(scored)
-    return OWN if own else scored if _is_on_hub(scored) else _model_name(place)
-
-
-def _corpus_name(manifest: str) -> str:
-    path = Path(manifest)
-    return path.absolute().parent.name if path.stem == "manifest" else path.stem
+        own = short_name(place) == short_name(folder) and not _is_on_hub(scored)
+    return OWN if own else scored if _is_on_hub(scored) else short_name(place)
 
 
 def _is_on_hub(encoder: str) -> bool:

@@ -18,7 +18,7 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.localization import attention_on_rows
 from saysee.evaluation.protocols import evaluate
-from saysee.files import write_text
+from saysee.files import short_name, write_text
 from saysee.settings.reading import recipe_to_dict
 from saysee.settings.recipe import Recipe
 from saysee.training.data import TrainingData
@@ -205,11 +205,10 @@ def training_facts(
         place = settings["model"][side]
         if isinstance(place, str) and (Path(place).is_absolute() or Path(place).is_dir()):
             settings["model"][side] = Path(place).name
-    path = Path(recipe.data.manifest)
     reported = ("seed", "git_commit", "python", "device", "versions", "arithmetic")
     return {
         "data": {
-            "name": path.absolute().parent.name if path.stem == "manifest" else path.stem,
+            "name": short_name(recipe.data.manifest),
             "splits": {split: {"clips": clips, "images": images[split]} for split, clips in manifest.splits().items()},
             "languages": sorted({row.language for row in manifest if row.language}),
             "speakers": len({row.speaker for row in manifest if row.speaker}),
