@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -46,10 +45,9 @@ def start(recipe: Path, *words: str) -> list[Started]:
     ]
 
 
-def start_by_torchrun(recipe: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saysee"]
-    command += ["train", str(recipe), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start_by_torchrun(recipe: Path) -> Started:
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "saysee", "train", recipe, "--json"]
+    return start_saysee(*words, program="from torch.distributed.run import main; main()")
 
 
 def finish(processes: list[Started]) -> tuple[dict[str, Any], str]:
@@ -214,7 +212,7 @@ def never_killed(
     return settings, folder / "run"
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Started) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the run ended before it could be stopped: " + process.communicate()[1]
@@ -226,7 +224,7 @@ def steps_logged(run: Path) -> int:
     return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
+def children_of(process: Started) -> list[int]:
     """Ids of the processes that torchrun has started, in their order."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [

@@ -280,6 +280,14 @@ def with_swapped(manifest: Manifest, folder: Path, split: str, columns: tuple[st
     return path
 
 
+def move(run: Path, settings: dict[str, Any], manifest: Path) -> None:
+    """Makes a run one of a manifest at another place, and not finished."""
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(settings["data"]["manifest"], str(manifest)))
+    settings["data"]["manifest"] = str(manifest)
+    (run / "result.json").unlink()
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("columns", [(), ("image",), ("image_id",)])
 def test_a_run_is_not_resumed_on_swapped_images_or_ids(
@@ -290,8 +298,7 @@ def test_a_run_is_not_resumed_on_swapped_images_or_ids(
     split: str,
     columns: tuple[str, ...],
 ) -> None:
-    (run / "result.json").unlink()
-    tiny_settings["data"]["manifest"] = str(with_swapped(tiny_manifest, tmp_path, split, columns))
+    move(run, tiny_settings, with_swapped(tiny_manifest, tmp_path, split, columns))
     if not columns:
         train(tiny_settings, resume="auto")
         return
@@ -300,12 +307,13 @@ def test_a_run_is_not_resumed_on_swapped_images_or_ids(
 
 
 def test_a_run_is_not_resumed_where_the_image_files_themselves_were_swapped(
-    run: Path, tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
 ) -> None:
-    (run / "result.json").unlink()
     root = tmp_path / "corpus"
     shutil.copytree(tiny_manifest.root, root)
     tiny_settings["data"]["manifest"] = str(root / "manifest.parquet")
+    train(tiny_settings)
+    (Path(tiny_settings["output"]) / "result.json").unlink()
     one, other = (root / row.image for row in tiny_manifest.images()[:2])
     assert one.stat().st_size != other.stat().st_size
     swapped = one.read_bytes(), other.read_bytes()
