@@ -124,7 +124,7 @@ def services(corpus: Corpus) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 def transcribing(corpus: Corpus) -> Iterator[str]:
-    """Address of a service that transcribes speech."""
+    """Address of a service that transcribes speech, unless the page chooses otherwise."""
     with _served(corpus.index, "--recognizer", get_model_path()) as process:
         yield _address(process)
 

@@ -153,6 +153,7 @@ def search(
     no_thumbnails: bool = False,
     recognizer: str | None = None,
     language: str | None = None,
+    speech: Literal["direct", "transcribed", "both"] | None = None,
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
@@ -172,6 +173,8 @@ def search(
         no_thumbnails: do not show images in the terminal
         recognizer: transcribe speech and search for the text: a size of Whisper such as small, or its folder
         language: of the speech, such as en, for the recognizer (default: detected)
+        speech: search by the model's speech encoder (direct), by the transcript (transcribed), or both rankings fused
+            (default: transcribed with --recognizer, else direct)
         model: the model of the index, if it has moved
         device: device to compute on
     """
@@ -181,7 +184,10 @@ def search(
     from saysee.search.terminal.queries import run_queries
     from saysee.search.terminal.sheet import write_sheet
 
-    opened = Index.open(index, model=model, device=device, recognizer=open_recognizer(recognizer, language, device))
+    if speech == "direct" and recognizer is not None:
+        raise ConfigError("--speech direct does not use --recognizer; remove one of them, or give --speech both")
+    heard_by = open_recognizer(recognizer, language, device)
+    opened = Index.open(index, model=model, device=device, recognizer=heard_by, speech=speech)
     recording = None if record is False else _record(opened, record)
     found = run_queries(
         opened,
@@ -227,7 +233,7 @@ def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ConfigError(f"--record is {limit:g} seconds; give a number above 0, or none")
     microphone = Microphone()
-    _ = index.listener  # loads the model
+    index.speech_encoders()  # loads them
     print_message(
         f"speak now {'and then be silent' if limit is None else f'for {limit:g} s'}, or press Enter when done"
     )

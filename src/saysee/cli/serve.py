@@ -22,6 +22,7 @@ def serve(
     images_from: str | None = None,
     recognizer: str | None = None,
     language: str | None = None,
+    speech: Literal["direct", "transcribed", "both"] | None = None,
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     queue: int = 64,
@@ -47,6 +48,8 @@ def serve(
         images_from: address of the server that has the images of the index; its key is in SAYSEE_IMAGES_KEY
         recognizer: transcribe speech and search for the text: a size of Whisper such as small, or its folder
         language: of the speech, such as en, for the recognizer (default: detected)
+        speech: unless a client chooses, search by the model's speech encoder (direct), by the transcript (transcribed),
+            or both rankings fused (default: transcribed with --recognizer, else direct)
         model: the model of the index, if it has moved
         device: device to compute on
         queue: maximum number of requests accepted at once
@@ -84,4 +87,5 @@ def serve(
         print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
 
     heard_by = open_recognizer(recognizer, language, device)
-    serve(Index.open(index, model=model, device=device, recognizer=heard_by), settings, ready)
+    opened = Index.open(index, model=model, device=device, recognizer=heard_by, speech=speech)
+    serve(opened, settings, ready)

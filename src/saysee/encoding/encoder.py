@@ -18,7 +18,7 @@ from saysee.encoding.features import CachedFeatures, CachedSide, Missing
 from saysee.encoding.inputs import NAMES, checked
 from saysee.encoding.precision import Precision, attention_kernel
 from saysee.encoding.reading import or_error, read_ahead
-from saysee.encoding.recognizer import SpeechRecognizer, TranscribedSide
+from saysee.encoding.recognizer import SpeechRecognizer, TranscribedSide, Transcript
 from saysee.encoding.sides import ImageSide, Kind, Side, SpeechSide
 from saysee.encoding.streams import streams
 from saysee.encoding.texts import TextSide
@@ -149,6 +149,7 @@ class Encoder:
         sampling_rate: int = SAMPLE_RATE,
         bad: dict[int, MediaError] | None = None,
         progress: bool = True,
+        transcripts: dict[int, Transcript] | None = None,
     ) -> Any:
         """Items of one kind to vectors or features, in the order given.
 
@@ -163,6 +164,7 @@ class Encoder:
             batch_size, sampling_rate, progress: as for :meth:`encode_speech`.
             bad: collects the errors of items that cannot be used by position; the vector of such an item is NaN. None
                 raises the first error.
+            transcripts: collects what the recognizer heard in each clip, by position.
 
         Raises:
             InputTypeError: as for :meth:`encode_speech`; also with ``bad``.
@@ -197,6 +199,8 @@ class Encoder:
                         raise result
                     else:
                         bad[position] = result
+                if transcripts is not None and isinstance(side, TranscribedSide):
+                    transcripts |= prepared
                 if prepared:
                     vectors[list(prepared)] = self.encode_prepared(kind, list(prepared.values()))
                 bar.advance(len(positions))

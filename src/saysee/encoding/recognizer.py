@@ -119,9 +119,14 @@ class TranscribedSide:
 
     def prepare(self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS) -> Transcript:
         """A path, the contents of an audio file or samples [T] to the transcript; an error if it is empty."""
-        found = self.recognizer.hear(waveform_of(item, sampling_rate, max_seconds))
+        name = printable(item) if isinstance(item, str | os.PathLike) else None
+        return self.of_waveform(waveform_of(item, sampling_rate, max_seconds), name)
+
+    def of_waveform(self, waveform: Waveform, name: str | None = None) -> Transcript:
+        """What :meth:`prepare` makes of a decoded clip [T] at 16 kHz, which messages call ``name``."""
+        found = self.recognizer.hear(waveform)
         if not found.text:
-            name = printable(item) if isinstance(item, str | os.PathLike) else f"clip of {found.seconds:.1f} s"
+            name = name or f"clip of {found.seconds:.1f} s"
             noise = f" ({found.suppressed!r} was written where nobody speaks)" if found.suppressed else ""
             raise MediaError("no-speech", f"{name}: no words were recognized{noise}; speak closer to the microphone")
         return found

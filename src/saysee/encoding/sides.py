@@ -182,7 +182,11 @@ class SpeechSide(Side):
         self, item: Any, *, sampling_rate: int = SAMPLE_RATE, max_seconds: float = MAX_SECONDS
     ) -> NDArray[np.float32]:
         """A path, the contents of an audio file, samples [T], or samples with their rate, to samples at 16 kHz."""
-        return self.processor.prepare_speech(waveform_of(item, sampling_rate, max_seconds))
+        return self.of_waveform(waveform_of(item, sampling_rate, max_seconds))
+
+    def of_waveform(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What :meth:`prepare` makes of a decoded clip [T] at 16 kHz."""
+        return self.processor.prepare_speech(waveform)
 
     def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
         """See :meth:`Side.passes`.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from service_tools import run_apart
+from service_tools import metric, run_apart
 from starlette.requests import Request
 
 from media_files import clip
@@ -59,6 +59,7 @@ def test_every_kind_of_query_finds_what_the_index_finds(ask, index, photos):
         "name": answer["hits"][0]["name"],
         "folder": answer["hits"][0]["folder"],
         "score": answer["hits"][0]["score"],
+        "measure": "cosine",
         "copies": 1,
         "metadata": {},
         "url": f"/images/{answer['hits'][0]['id']}",
@@ -84,17 +85,18 @@ def test_queries_in_one_batch_get_what_each_gets_alone(make_service, index, phot
     service = make_service()
     encoder = index.encoder
     queries = [
-        Query("clip", encoder.prepare("clip", photos / "clips/0.wav"), 2),
-        Query("text", "two green stars", 1),
-        Query("clip", encoder.prepare("clip", clip(photos.parent / "long.wav", 9)), 5, "clip"),
-        Query("image", encoder.prepare("image", photos / "work/5.png"), 3),
-        Query("vector", np.eye(1, encoder.dimension, dtype=np.float32)[0], 4, "image"),
+        Query([("clip", encoder.prepare("clip", photos / "clips/0.wav"))], 2),
+        Query([("text", "two green stars")], 1),
+        Query([("clip", encoder.prepare("clip", clip(photos.parent / "long.wav", 9)))], 5, "clip"),
+        Query([("clip", encoder.prepare("clip", photos / "clips/1.wav")), ("text", "two green stars")], 5),
+        Query([("image", encoder.prepare("image", photos / "work/5.png"))], 3),
+        Query([("vector", np.eye(1, encoder.dimension, dtype=np.float32)[0])], 4, "image"),
     ]
     for query, together in zip(queries, service.answer(queries), strict=True):
         (alone,) = service.answer([query])
         assert [item.id for item, _ in together.hits] == [item.id for item, _ in alone.hits]
         assert len(together.hits) == min(query.k, 3 if query.find == "clip" else 6)
-        np.testing.assert_allclose(together.vector, alone.vector, atol=1e-5)
+        np.testing.assert_allclose(together.vectors, alone.vectors, atol=1e-5)
 
 
 def test_filters_limit_the_hits(ask):
@@ -116,7 +118,7 @@ def test_filters_limit_the_hits(ask):
 def test_queries_with_different_filters_share_a_batch(make_service):
     service = make_service()
     filters = [parse_filters([text]) for text in ("folder:work", "folder:holiday", "folder:work")]
-    answers = service.answer([Query("text", "a dog", 3, "image", one) for one in filters])
+    answers = service.answer([Query([("text", "a dog")], 3, "image", one) for one in filters])
     assert [{item.path.split("/")[0] for item, _ in answer.hits} for answer in answers] == [
         {"work"},
         {"holiday"},
@@ -222,7 +224,7 @@ def test_clips_of_another_speech_encoder_are_not_searched(ask, index, monkeypatc
     assert client.post("/search", files={"text": (None, "a")}).status_code == 200
 
 
-def test_about_health_metrics_and_docs(ask):
+def test_about_health_metrics_and_docs(ask, photos):
     client = ask()
     about = client.get("/about").json()
     assert (about["name"], about["images"], about["clips"]) == ("index", 6, 3)
@@ -238,6 +240,11 @@ def test_about_health_metrics_and_docs(ask):
     assert 'saysee_index_rows{kind="image"} 6.0' in metrics
     assert "saysee_places_taken 0.0" in metrics
     assert "/no/such" not in metrics
+    parts = {part: f'saysee_query_part_seconds_count{{part="{part}"}}' for part in ("decode", "encode", "search")}
+    assert {part: name in metrics for part, name in parts.items()} == {"decode": False, "encode": True, "search": True}
+    client.post("/search", files={"image": ("x", (photos / "work/4.png").read_bytes())})
+    metrics = client.get("/metrics").text
+    assert {part: metric(metrics, name) for part, name in parts.items()} == {"decode": 1, "encode": 2, "search": 2}
     docs = client.get("/docs")
     assert docs.status_code == 200
     assert "https://" not in docs.text
@@ -248,6 +255,8 @@ def test_about_health_metrics_and_docs(ask):
         "image",
         "text",
         "vector",
+        "speech",
+        "transcript",
         "k",
         "offset",
         "kind",

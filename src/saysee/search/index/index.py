@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,13 +16,14 @@ from numpy.typing import ArrayLike
 from saysee.errors import MediaError, SaySeeError, extra_needed
 from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter, parse_filters
+from saysee.search.index.ranking import Measure, Speech, measure, nearest
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.sqlite import SqliteStore
 from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
-    from saysee.encoding.recognizer import SpeechRecognizer
+    from saysee.encoding.recognizer import SpeechRecognizer, Transcript
     from saysee.model.retriever import ImageInput, SpeechImageModel, SpeechInput
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,10 @@ class Hit:
         id: of the row; it stays the same while the file is in the index.
         kind: "image" or "clip".
         path: of the file, absolute.
-        score: cosine similarity with the query, −1 to 1.
+        score: cosine similarity with the query, −1 to 1; of speech searched for in both ways the fused score.
         metadata: further columns of the manifest or table that the index was created from.
         copies: rows of the index with this content, this one included.
+        measure: what the score is: "cosine" or "reciprocal-rank".
     """
 
     id: int
@@ -51,6 +53,12 @@ class Hit:
     score: float
     metadata: dict[str, Any]
     copies: int = 1
+    measure: Measure = "cosine"
+
+    @property
+    def shown_score(self) -> str:
+        """The score for people."""
+        return f"{self.score:.3f}" if self.measure == "cosine" else f"{self.score:.4f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -67,6 +75,7 @@ class Index:
         folder: of an index on this machine; None for one in a database.
         store: what holds its rows and vectors.
         about: model, dimension and so on, as they were when it was opened.
+        speech: how spoken queries are searched for.
     """
 
     def __init__(
@@ -75,10 +84,16 @@ class Index:
         model: SpeechImageModel | str | None = None,
         device: str = "cpu",
         recognizer: SpeechRecognizer | str | None = None,
+        speech: Speech | None = None,
     ) -> None:
         self.store, self.place, self.folder = store, store.place, store.folder
         self.about = store.about()
         self._model, self._device, self._recognizer = model, device, recognizer
+        self.speech: Speech = speech or ("direct" if recognizer is None else "transcribed")
+        if self.speech not in get_args(Speech):
+            raise SaySeeError(f"speech is {speech!r}; it is one of {', '.join(get_args(Speech))}")
+        if self.speech != "direct" and recognizer is None:
+            raise SaySeeError(f"speech {speech!r} requires a recognizer; give one, such as --recognizer small")
 
     @classmethod
     def open(
@@ -88,6 +103,7 @@ class Index:
         model: SpeechImageModel | str | None = None,
         device: str = "cpu",
         recognizer: SpeechRecognizer | str | None = None,
+        speech: Speech | None = None,
     ) -> Index:
         """Opens an index.
 
@@ -96,14 +112,17 @@ class Index:
             model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
                 first query that needs it.
             device: of a model that is loaded here, as torch names it.
-            recognizer: transcribes spoken queries, whose texts are then searched for; also its size, folder or hub
-                name, see :class:`saysee.encoding.recognizer.SpeechRecognizer`. Without it the model's own speech
-                encoder encodes them.
+            recognizer: transcribes spoken queries; also its size, folder or hub name, see
+                :class:`saysee.encoding.recognizer.SpeechRecognizer`.
+            speech: how spoken queries are searched for: "direct", by the model's own speech encoder; "transcribed", by
+                the model's text encoder, for what the recognizer heard; or "both", the two rankings fused, see
+                :mod:`saysee.search.index.ranking`. By default transcribed with a recognizer, direct without.
 
         Raises:
-            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it.
+            SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it;
+                another way than direct without a recognizer.
         """
-        return cls(open_store(path), model, device, recognizer)
+        return cls(open_store(path), model, device, recognizer, speech)
 
     def __len__(self) -> int:
         return sum(self.counts().values())
@@ -140,6 +159,7 @@ class Index:
         filters: Sequence[str | Filter] = (),
         kind: Kind | None = None,
         bad: dict[int, MediaError] | None = None,
+        transcripts: dict[int, Transcript] | None = None,
     ) -> list[list[Hit]]:
         """The rows nearest to each of several queries of one kind.
 
@@ -158,6 +178,7 @@ class Index:
             kind: what to find; by default as :meth:`kind_to_find` says.
             bad: collects the error of each query that cannot be used by its position; such a query has no hits. None
                 raises the first error.
+            transcripts: collects what was recognized in each clip by its position.
 
         Returns:
             for each query up to ``k`` hits of different content, the best first; of equal scores the earlier row.
@@ -180,19 +201,19 @@ class Index:
         if kind is None:
             kind = self.kind_to_find(by_image=images is not None)
         if vectors is not None:
-            queries = self._checked(vectors)
+            queries = self._checked(vectors)[None]
         else:
             if kind == "clip":  # another process may have gone over to another model meanwhile
                 self.store.about().check(self.encoder, self.place, kind)
-            encoder = self.encoder if speech is None else self.listener
-            queries = encoder.encode(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad=bad)
-        good = [position for position in range(len(queries)) if not bad or position not in bad]
-        found = self.store.nearest(queries[good], kind, k, where, parsed, offset)
+            queries = self._encoded(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad, transcripts)
+        good = [position for position in range(queries.shape[1]) if not bad or position not in bad]
+        found = nearest(self.store, queries[:, good], kind, k, where, parsed, offset)
         root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
-        hits: list[list[Hit]] = [[] for _ in queries]
+        hits: list[list[Hit]] = [[] for _ in range(queries.shape[1])]
+        scored = measure(len(queries))
         for position, rows in zip(good, found, strict=True):
             hits[position] = [
-                Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies) for row, score in rows
+                Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies, scored) for row, score in rows
             ]
         return hits
 
@@ -212,29 +233,56 @@ class Index:
             logger.warning("%s: %s", self.place, encoder.warning)
         return encoder
 
-    @property
-    def transcribes(self) -> bool:
-        """Whether spoken queries are transcribed."""
-        return self._recognizer is not None
-
     @cached_property
-    def listener(self) -> Encoder:
-        """What encodes spoken queries: the index's model, or a recognizer and the model's text encoder.
-
-        Raises:
-            SaySeeError: as for :attr:`encoder`; there is no such recognizer; the model has no text encoder.
-        """
-        if self._recognizer is None:
-            return self.encoder
+    def _transcriber(self) -> Encoder:
         from saysee.encoding.encoder import Encoder
         from saysee.encoding.recognizer import SpeechRecognizer
 
         recognizer = self._recognizer
+        assert recognizer is not None
         if not isinstance(recognizer, SpeechRecognizer):
             recognizer = SpeechRecognizer(recognizer, device=self.encoder.model.device)
-        listener = Encoder(self.encoder.model, recognizer=recognizer)
-        listener.side("clip")  # an error comes before anybody speaks
-        return listener
+        transcriber = Encoder(self.encoder.model, recognizer=recognizer)
+        transcriber.side("clip")  # an error comes before anybody speaks
+        return transcriber
+
+    @property
+    def ways(self) -> tuple[Speech, ...]:
+        """How spoken queries can be searched for; loads the model."""
+        if self._recognizer is None:
+            return ("direct",) if self.encoder.has_speech else ()
+        return get_args(Speech) if self.encoder.has_speech else ("transcribed",)
+
+    def speech_encoders(self, speech: Speech | None = None) -> list[Encoder]:
+        """What encodes spoken queries: the model's speech encoder, a recognizer and the text encoder, or both so.
+
+        Args:
+            speech: by default that of the index.
+
+        Raises:
+            SaySeeError: as for :attr:`encoder`; there is no such recognizer; the model does not have this encoder.
+        """
+        speech = speech or self.speech
+        if speech not in self.ways:
+            fix = "a recognizer" if self._recognizer is None else "--speech transcribed"
+            raise SaySeeError(f"the model {self.encoder.name} has no speech encoder; give {fix}, or use a SaySee model")
+        of_model, of_text = speech != "transcribed", speech != "direct"
+        return [self.encoder] * of_model + ([self._transcriber] if of_text else [])
+
+    def _encoded(
+        self,
+        kind: Any,
+        items: Sequence[Any],
+        bad: dict[int, MediaError] | None,
+        transcripts: dict[int, Transcript] | None,
+    ) -> Vectors:
+        """Queries of one kind to unit vectors [W, Q, D]: of a clip one for each way."""
+        encoders = self.speech_encoders() if kind == "clip" else [self.encoder]
+        if len(encoders) > 1:  # a file that is open can be read once
+            from saysee.encoding.inputs import checked
+
+            items = [item.read() if hasattr(item, "read") else item for item in checked(items, kind)]
+        return np.stack([encoder.encode(kind, items, bad=bad, transcripts=transcripts) for encoder in encoders])
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
         queries = np.asarray(vectors, np.float32)

@@ -50,6 +50,9 @@ async function start() {
   element("link").addEventListener("click", copyLink);
   element("hear").addEventListener("click", hear);
   element("find").addEventListener("change", (event) => change({ find: event.target.value }));
+  element("speech").addEventListener("change", () => {
+    if (shown.query?.audio) ask(new Query("audio", shown.query.content, shown.query.title), { find: shown.find });
+  });
   listenToFilters(() => (shown.query ? change({ filter: filterText() }) : showLibrary()));
   const linked = queryInAddress(); // before any request: the address may contain the token
   listenToInputs((query, note) => ask(query, { note }), showError, announce);
@@ -65,6 +68,8 @@ async function start() {
 
 function showAbout() {
   showFormats();
+  element("speech-choice").hidden = served.speech.length < 2;
+  if (served.speech.length) [element("speech").value] = served.speech;
   element("text").maxLength = served.limits.text;
   const kinds = [["image", served.images], ["clip", served.clips]];
   const counts = kinds.filter(([, count]) => count).map(([kind, count]) => counted(count, kind));
@@ -123,14 +128,15 @@ async function ask(query, { note = "", find = null, filter = filterText() } = {}
   element("results").setAttribute("aria-busy", "true"); // the previous results stay until there are others
   showStatus([note, "Searching…"].filter(Boolean).join(" "));
   const filters = splitFilters(filter);
+  if (served.speech.length > 1 && ["audio", "file"].includes(query.kind)) query.speech ??= element("speech").value;
   try {
-    const answer = await search({ [query.kind]: query.content }, { find, filters }, request.signal);
+    const answer = await search(query.fields(), { find, filters }, request.signal);
     await leaving;
     if (request.signal.aborted) return;
     queries.add(query);
     const view = { find: answer.kind, filters };
     query.keep(answer, filter, async (offset) => {
-      return (await search({ [query.kind]: query.content }, { ...view, offset })).hits;
+      return (await search(query.fields(), { ...view, offset })).hits;
     });
     go(query, query.latest, note);
   } catch (error) {
@@ -209,6 +215,7 @@ function show(query, { find, filter }, note = "") {
   showQuery(query, filter);
   const found = query.answer({ find, filter });
   const { hits, milliseconds } = found;
+  const { speech, transcript } = found.query;
   element("results").removeAttribute("aria-busy");
   results.show(found);
   element("find").hidden = !(served.images && served.clips);
@@ -217,11 +224,11 @@ function show(query, { find, filter }, note = "") {
   queries.show(query);
   const kind = NOUNS[find][1];
   const line = `${kind[0].toUpperCase()}${kind.slice(1)}, best first, in ${Math.round(milliseconds)} ms`;
+  const way = served.speech.length > 1 && speech && `By ${element("speech").querySelector(`[value=${speech}]`).textContent}`;
   const limited = filter && `Filter: ${filter}`;
-  const { transcript } = found.query;
   if (transcript) element("text").value = transcript;
   const heard = transcript && `Heard “${transcript}”: correct it in the text field`;
-  if (hits.length) showStatus([note, heard, line, limited].filter(Boolean).join(" · "));
+  if (hits.length) showStatus([note, heard, way, line, limited].filter(Boolean).join(" · "));
   else showNothingFound(find, filter);
   showUnused(found.query, transcript ?? query.content);
 }

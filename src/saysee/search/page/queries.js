@@ -17,7 +17,7 @@ export class Query {
    * @param {string} title its name on the page
    */
   constructor(kind, content, title) {
-    Object.assign(this, { kind, content, title, audio: null, preview: null });
+    Object.assign(this, { kind, content, title, audio: null, preview: null, speech: null, transcript: null });
     this.key = "";
     /** What was found by kind of hits and filter. */
     this.answers = new Map();
@@ -30,6 +30,12 @@ export class Query {
     this.kind = kind;
     if (kind === "audio") this.audio ??= new ClipAudio(this.content);
     if (kind === "image") this.preview ??= URL.createObjectURL(this.content);
+  }
+
+  /** The fields of the form that ask it. What was recognized once is not recognized again. */
+  fields() {
+    const spoken = Object.entries({ speech: this.speech, transcript: this.transcript }).filter(([, value]) => value);
+    return { [this.kind]: this.content, ...Object.fromEntries(spoken) };
   }
 
   /** The last answer for this kind of hits and filter. */
@@ -45,7 +51,7 @@ export class Query {
    */
   keep(answer, filter, load) {
     this.#be(answer.query.kind);
-    if (answer.query.transcript) this.title = answer.query.transcript;
+    if (answer.query.transcript) this.title = this.transcript = answer.query.transcript;
     this.answers.set(`${answer.kind} ${filter}`, { ...answer, complete: answer.hits.length === 0, load });
     this.latest = { find: answer.kind, filter };
   }

@@ -10,6 +10,7 @@ export const served = {
   trained_on: null,
   images: 0,
   clips: 0,
+  speech: [],
   limits: { bytes: Infinity, seconds: 60, pixels: Infinity, k: 100, text: 1000 },
   formats: { image: [], clip: [] },
 };
@@ -29,6 +30,7 @@ const MESSAGES = {
   "no-speech": (name) => `No words were recognized in ${name}. Speak closer to the microphone.`,
   "no-speech-encoder": () =>
     "The model of this index does not understand speech. Type, or start the service with --recognizer.",
+  "no-recognizer": () => "This service has no speech recognizer. Start it with --recognizer.",
   "no-text-encoder": () => "The model of this index does not understand text. Speak, or choose a file.",
   "not-finite": (name) => `The model cannot encode ${name}. Record or save it again.`,
   silent: (name) => `${name} is silent. Check the microphone, or choose another file.`,
@@ -81,7 +83,8 @@ export async function loadAbout() {
 }
 
 /**
- * @param {{file?: Blob, audio?: Blob, image?: Blob, text?: string, vector?: string}} query exactly one of them
+ * @param {{file?: Blob, audio?: Blob, image?: Blob, text?: string, vector?: string, speech?: string, transcript?: string}}
+ *   query exactly one of the first five
  * @param {object} view
  * @param {"image" | "clip" | null} view.find kind of the hits; null for the default
  * @param {string[]} view.filters each name:value

@@ -228,7 +228,8 @@ function download(blob, name) {
 }
 
 function metadata(hit) {
-  const score = hit.score === undefined ? {} : { similarity: `${hit.score.toFixed(3)} (cosine)` };
+  const cosine = hit.measure === "cosine" ? { similarity: `${hit.score.toFixed(3)} (cosine)` } : {};
+  const score = hit.measure === "reciprocal-rank" ? { "rank score": `${hit.score.toFixed(4)} (no similarity)` } : cosine;
   const rows = { ...score, name: hit.name, ...(hit.folder && hit.folder !== "." ? { folder: hit.folder } : {}), ...hit.metadata };
   return Object.entries(rows)
     .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value))

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from saysee.encoding.attention import attend, attention_source
-from saysee.encoding.encoder import Encoder
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
@@ -31,6 +30,7 @@ from saysee.media.formats import (
 )
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
+from saysee.search.index.ranking import measure, nearest
 from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
@@ -49,23 +49,23 @@ QueryKind = Literal["clip", "image", "text", "vector"]
 QUERY_FIELDS = ("file", "audio", "image", "text", "vector")
 _KINDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
 _DECODERS = min(4, os.cpu_count() or 1)  # an image at the limit of pixels takes half a gigabyte while it is decoded
+_NOT_SPOKEN = {"speech": None, "seconds": None, "transcript": None}
 _WEIGHT_DIGITS = 4  # decimals of attention weights in JSON: a uniform share of 256 patches is 0.0039
 
 
 class Query(NamedTuple):
-    """A query for ``k`` hits: its content is what ``Encoder.prepare`` returns, or a unit vector [D]."""
+    """A query for ``k`` hits. Each part gives a vector: what ``Encoder.prepare`` returned, or a unit vector [D]."""
 
-    kind: QueryKind
-    content: Any
+    parts: Sequence[tuple[QueryKind, Any]]
     k: int
     find: Kind | None = None
     filters: tuple[Filter, ...] = ()
 
 
 class Answer(NamedTuple):
-    """The unit vector [D] of a query, the kind of its hits, and the hits with their scores, best first."""
+    """The unit vectors [W, D] of a query's parts, the kind of its hits, and the hits with their scores, best first."""
 
-    vector: Vectors
+    vectors: Vectors
     kind: Kind
     hits: list[tuple[Item, float]]
 
@@ -81,14 +81,19 @@ class Service:
         self.index, self.settings, self.encoder = index, settings, index.encoder
         self.metrics, self.items = Metrics(index.counts), Items(index, _uploads(index, settings), settings.images_from)
         self.access_log = None if settings.access_log is None else AccessLog(settings.access_log)
+        if index.ways:
+            index.speech_encoders()  # an error comes before the first client
         self._warm_up()
         self._threads = ThreadPoolExecutor(_DECODERS, "saysee-decoder")
+        # Alone: a recognizer uses all cores, and several at a time would keep the decoders from other queries.
+        self._recognizing = ThreadPoolExecutor(1, "saysee-recognizer")
         self.model = ModelThread(settings.batch, settings.wait_ms / 1_000, lambda: self.places.taken, self.metrics)
         self.places = Places(settings.places, settings.buffer_bytes, self.model.retry_after, self.metrics)
 
     def close(self) -> None:
         """Finishes the jobs of the model and ends all threads."""
         self.model.close()
+        self._recognizing.shutdown()
         self._threads.shutdown()
         self.items.thumbnails.close()
         if self.access_log is not None:
@@ -113,6 +118,7 @@ class Service:
             clips=counts["clip"],
             writable=self.settings.write,
             attention=attention_source(self.encoder.model) if self.encoder.has_speech else None,
+            speech=sorted(self.index.ways, key=lambda way: way != self.index.speech),
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             trained_on=self.encoder.trained_on,
@@ -131,26 +137,24 @@ class Service:
             value = await value.read()
             if field == "file":
                 field = "image" if _file_kind(value).kind == "image" else "audio"
-        kind = _KINDS[field]
-        content = await self._prepare(kind, value)
-        query = Query(kind, content, form.offset + form.k, form.kind, filters)
+        if field == "audio":
+            spoken, parts = await self._hear(value, form)
+        else:
+            spoken, parts = _NOT_SPOKEN, await self._prepare(_KINDS[field], value)
+        text = value if field == "text" else spoken["transcript"]
+        query = Query(parts, form.offset + form.k, form.kind, filters)
         answer = await self._run("search", query, self.answer)
-        seconds, text = None, value if kind == "text" else None
-        if kind == "clip":
-            seconds = content.seconds if self.index.transcribes else len(content) / SAMPLE_RATE
-            text = content.text if self.index.transcribes else None
         return {
             "query": {
                 "kind": field,
-                "seconds": seconds,
-                "transcript": text if kind == "clip" else None,
+                **spoken,
                 "used_text": None if text is None else self.encoder.used_text(text),
-                "vector": to_text(answer.vector),
+                "vector": to_text(answer.vectors),
                 "unknown_words": [] if text is None else self.encoder.unknown_words(text),
             },
             "kind": answer.kind,
             "hits": [
-                {**schemas.item_answer(item), "score": score, "copies": item.copies}
+                {**schemas.item_answer(item), "score": score, "measure": measure(len(parts)), "copies": item.copies}
                 for item, score in answer.hits[form.offset :]
             ],
         }
@@ -175,43 +179,42 @@ class Service:
         item = await self.in_thread(self.items.find, kind, name, form.metadata)
         if item is not None:
             return schemas.item_answer(item), False
-        prepared = await self.in_thread(self._decode, self.encoder, kind, content)
-        vector = await self._run(
-            f"encode {kind}", prepared, lambda batch: list(self._encode(self.encoder, kind, batch))
-        )
+        prepared = await self.in_thread(self._decode, kind, content)
+        vector = await self._run(f"encode {kind}", prepared, lambda batch: list(self._encode(kind, batch)))
         metadata = client_name(form.file.filename) | (form.metadata or {})
         item = await self.in_thread(self.items.add, kind, content, name + suffix, vector, metadata)
         return schemas.item_answer(item), True
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers a batch: encodes queries of one kind together, and searches for those with the same filters together.
+        """Answers a batch: encodes parts of one kind together, and searches for those with the same filters together.
 
         Raises:
             RequestError: the model has no vector for one, or the index cannot be searched.
         """
-        vectors = np.empty((len(queries), self.encoder.dimension), np.float32)
-        for kind, positions in _groups(query.kind for query in queries):
-            contents = [queries[position].content for position in positions]
-            vectors[positions] = contents if kind == "vector" else self._encode(self._of_query(kind), kind, contents)
+        parts = [part for query in queries for part in query.parts]
+        encoded = np.empty((len(parts), self.encoder.dimension), np.float32)
+        with self.metrics.part.labels("encode").time():
+            for kind, numbers in _groups(kind for kind, _ in parts):
+                contents = [parts[number][1] for number in numbers]
+                encoded[numbers] = contents if kind == "vector" else self._encode(kind, contents)
+        vectors = np.split(encoded, np.cumsum([len(query.parts) for query in queries])[:-1])
         answers: dict[int, Answer] = {}
-        for (find, filters), positions in _groups((self._find(query), query.filters) for query in queries):
-            k = max(queries[position].k for position in positions)
-            for position, hits in zip(positions, self._nearest(vectors[positions], find, k, filters), strict=True):
-                answers[position] = Answer(vectors[position], find, hits[: queries[position].k])
+        with self.metrics.part.labels("search").time():
+            alike = ((len(query.parts), self._find(query), query.filters) for query in queries)
+            for (_, find, filters), positions in _groups(alike):
+                k = max(queries[position].k for position in positions)
+                of_queries = np.stack([vectors[position] for position in positions], axis=1)
+                for position, hits in zip(positions, self._nearest(of_queries, find, k, filters), strict=True):
+                    answers[position] = Answer(vectors[position], find, hits[: queries[position].k])
         return [answers[position] for position in range(len(queries))]
 
     def _find(self, query: Query) -> Kind:
         if query.find is not None:
             return query.find
-        return self.index.kind_to_find(by_image=query.kind == "image")
+        return self.index.kind_to_find(by_image=query.parts[0][0] == "image")
 
-    def _of_query(self, kind: QueryKind) -> Encoder:
-        """What encodes queries of a kind: a recognizer's transcripts, if the index has one, in place of speech."""
-        return self.index.listener if kind == "clip" else self.encoder
-
-    @staticmethod
-    def _encode(encoder: Encoder, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
-        vectors: Vectors = encoder.encode_prepared(kind, prepared)
+    def _encode(self, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
+        vectors: Vectors = self.encoder.encode_prepared(kind, prepared)
         if not np.isfinite(vectors).all():
             raise RequestError(422, "not-finite", "The model has no finite vector for this; record or save it again.")
         return vectors
@@ -224,44 +227,70 @@ class Service:
             about = store.about()
             with index_errors(409, "other-model", place):  # another process may have written it with another model
                 about.check(self.encoder, place, find)
-            return store.nearest(vectors, find, k, filters=filters)
+            return nearest(store, vectors, find, k, filters=filters)
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
         """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""
         result: T = await asyncio.wrap_future(self.model.submit(kind, content, run))
         return result
 
-    async def _prepare(self, kind: QueryKind, value: bytes | str) -> Any:
-        """The value of a field as :class:`Query` takes it."""
-        if kind == "clip" and not (self.index.transcribes or self.encoder.has_speech):
-            message = "The model has no speech encoder; start the service with --recognizer."
-            raise RequestError(422, "no-speech-encoder", message)
+    async def _hear(self, audio: bytes, form: schemas.SearchForm) -> tuple[dict[str, Any], list[tuple[QueryKind, Any]]]:
+        """What an answer has of a spoken query, and a part of it for each way in which it is searched for."""
+        speech = form.speech or self.index.speech
+        if speech not in self.index.ways:
+            missing = "speech encoder" if speech != "transcribed" and not self.encoder.has_speech else "recognizer"
+            fix = "send speech=transcribed" if "transcribed" in self.index.ways else "start it with --recognizer"
+            raise RequestError(422, f"no-{missing.replace(' ', '-')}", f"The service has no {missing}; {fix}.")
+        waveform = await self.in_thread(
+            self._timed, "decode", load_audio, audio, max_seconds=self.settings.limits.seconds
+        )
+        parts: list[tuple[QueryKind, Any]] = []
+        if speech != "transcribed":
+            parts.append(("clip", self.encoder.side("clip").of_waveform(waveform)))
+        transcript = form.transcript if speech != "direct" else None
+        if speech != "direct" and transcript is None:
+            side = self.index.speech_encoders("transcribed")[0].side("clip")
+            heard = self._recognizing.submit(self._timed, "recognize", side.of_waveform, waveform)
+            transcript = (await asyncio.wrap_future(heard)).text
+        if transcript is not None:
+            parts += await self._prepare("text", transcript)
+        return {"speech": speech, "seconds": len(waveform) / SAMPLE_RATE, "transcript": transcript}, parts
+
+    async def _prepare(self, kind: QueryKind, value: bytes | str) -> list[tuple[QueryKind, Any]]:
+        """The parts of a query from the value of a field."""
         if isinstance(value, bytes):
-            return await self.in_thread(self._decode, self._of_query(kind), kind, value)
+            return [(kind, await self.in_thread(self._timed, "decode", self._decode, kind, value))]
         if kind == "vector":
-            return from_text(value, self.encoder.dimension)
+            return [(kind, vector) for vector in from_text(value, self.encoder.dimension)]
         if not value.strip():
             raise RequestError(422, "empty-text", "The text is empty; write what you want to see.")
         if not self.encoder.has_text:
             raise RequestError(422, "no-text-encoder", "The model has no text encoder; send audio or an image.")
-        return self.encoder.prepare("text", value)
+        return [(kind, self.encoder.prepare("text", value))]
 
-    def _decode(self, encoder: Encoder, kind: Any, content: bytes) -> Any:
+    def _decode(self, kind: Any, content: bytes) -> Any:
         limits = self.settings.limits
         limit = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
         with client_errors():
-            return encoder.prepare(kind, content, **limit)
+            return self.encoder.prepare(kind, content, **limit)
+
+    def _timed(self, part: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a part of a query on a client's file, for the metrics."""
+        with self.metrics.part.labels(part).time(), client_errors():
+            return function(*args, **kwargs)
 
     def _warm_up(self) -> None:
         noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
         items: dict[Any, Any] = {"image": Image.new("RGB", (64, 64), "gray")}
         if self.encoder.has_text:
             items["text"] = "an image"
-        if self.index.transcribes:
-            self.index.listener.side("clip").recognizer.hear(noise)
-        elif self.encoder.has_speech:
+        if self.encoder.has_speech:
             items["clip"] = noise
-        self.answer([Query(kind, self.encoder.prepare(kind, item), 1, "image") for kind, item in items.items()])
+        if "transcribed" in self.index.ways:
+            self.index.speech_encoders("transcribed")[0].side("clip").recognizer.hear(noise)
+        parts = [(kind, self.encoder.prepare(kind, item)) for kind, item in items.items()]
+        self.answer([Query([part], 1, "image") for part in parts])
+        self.metrics.part.clear()  # no client waited for it
 
 
 def _file_kind(content: bytes) -> FileKind:
@@ -274,13 +303,20 @@ def _file_kind(content: bytes) -> FileKind:
     return found
 
 
-def to_text(vector: Vectors) -> str:
-    """A vector [D] as base64 of little-endian float16."""
-    return base64.b64encode(vector.astype("<f2").tobytes()).decode()
+def to_text(vectors: Vectors) -> str:
+    """Vectors [W, D], each as base64 of little-endian float16, separated by commas."""
+    return ",".join(base64.b64encode(vector.astype("<f2").tobytes()).decode() for vector in vectors)
 
 
-def from_text(text: str, dimension: int) -> Vectors:
-    """The unit vector [D] of a text by :func:`to_text`; RequestError if it is not one of this dimension."""
+def from_text(text: str, dimension: int) -> list[Vectors]:
+    """The unit vectors [D] of a text by :func:`to_text`; RequestError if they are not one or two of this dimension."""
+    parts = text.split(",")
+    if len(parts) > 2:
+        raise RequestError(422, "invalid-vector", f"There are {len(parts)} vectors; send those of one answer.")
+    return [_vector_of(part, dimension) for part in parts]
+
+
+def _vector_of(text: str, dimension: int) -> Vectors:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

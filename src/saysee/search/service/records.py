@@ -50,6 +50,12 @@ class Metrics:
             "saysee_batch_size", "Jobs in one batch of the model", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.model_seconds = Histogram("saysee_model_seconds", "One batch of the model", registry=registry)
+        self.part = Histogram(
+            "saysee_query_part_seconds",
+            "Parts of a query: decode, recognize; and of the batch that it is in: encode, search",
+            ("part",),
+            registry=registry,
+        )
         rows = Gauge("saysee_index_rows", "Rows of the index", ("kind",), registry=registry)
         for kind in counts():
             rows.labels(kind).set_function(partial(lambda kind: counts()[kind], kind))

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonVal
 from pydantic.json_schema import SkipJsonSchema
 
 from saysee.media.formats import Kind
+from saysee.search.index.ranking import FUSED, Measure, Speech
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
 from saysee.search.index.store import Item
 from saysee.search.service.settings import Limits
@@ -50,6 +51,12 @@ class SearchForm(_Form):
     image: OptionalFile = Field(None, description="an image file", json_schema_extra=_FILE)
     text: OptionalText = Field(None, description="a written query")
     vector: OptionalText = Field(None, description="the vector of the answer to an earlier query")
+    speech: Speech | SkipJsonSchema[None] = Field(
+        None, description="how a spoken query is searched for, one of GET /about's speech; by default its first"
+    )
+    transcript: OptionalText = Field(
+        None, description="of a spoken query, from an earlier answer to it: it is not recognized again"
+    )
     k: int = Field(DEFAULT_K, ge=1, description="largest number of hits")
     offset: int = Field(0, ge=0, le=MAX_OFFSET, description="so many of the best hits are skipped")
     kind: Kind | SkipJsonSchema[None] = Field(
@@ -103,6 +110,7 @@ class AboutAnswer(BaseModel):
     attention: Literal["fusion", "similarity"] | None = Field(
         description="what POST /attention is computed from; null without a speech encoder"
     )
+    speech: list[Speech] = Field(description="how speech can be searched for, the default first")
     limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
     trained_on: str | None = Field(description="what the image encoder knows, if that is not photographs in general")
@@ -125,7 +133,8 @@ class ItemAnswer(BaseModel):
 class HitAnswer(ItemAnswer):
     """An item that was found."""
 
-    score: float = Field(description="cosine similarity, -1 to 1")
+    score: float = Field(description="cosine similarity, -1 to 1; of speech by both ways the fused score: see measure")
+    measure: Measure = Field(description=f"what the score is: a cosine similarity; or the {FUSED}, which is no cosine")
     copies: int = Field(description="items of the index with this content, this one included")
 
 
@@ -139,10 +148,13 @@ class QueryAnswer(BaseModel):
     """The query as it was understood."""
 
     kind: Literal["audio", "image", "text", "vector"]
+    speech: Speech | None = Field(description="how a spoken query was searched for")
     seconds: float | None = Field(description="duration of a spoken query")
-    transcript: str | None = Field(description="what was recognized in a spoken query, where the service transcribes")
+    transcript: str | None = Field(description="what was recognized in a spoken query, if it was searched for")
     used_text: str | None = Field(description="start of a text or transcript longer than the model takes, as used")
-    vector: str = Field(description="base64 of little-endian float16; a later query may send it")
+    vector: str = Field(
+        description="base64 of little-endian float16; a later query may send it. For both ways two, with a comma"
+    )
     unknown_words: list[str] = Field(description="words of the text that the text encoder does not know")
 
 

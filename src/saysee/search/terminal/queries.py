@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,18 @@ from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
+from saysee.search.index.ranking import FUSED, Speech
 from saysee.search.index.store import is_database
 from saysee.search.terminal.microphone import NAME
+
+if TYPE_CHECKING:
+    from saysee.encoding.recognizer import Transcript
 
 QueryKind = Literal["image", "clip", "text"]
 
 _CHUNK = 256  # queries that are decoded, encoded and searched for together
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories that end a line, control a terminal or cannot be written
-_OF_TEXTS = ("transcript", "used_text", "unknown_words")  # of a result, where there are any
+_OF_QUERY = ("speech", "transcript", "used_text", "unknown_words")  # of a result, where there are any
 _SIDES: dict[QueryKind, str] = {"image": "images", "clip": "speech", "text": "texts"}  # arguments of Index.search
 
 
@@ -37,6 +41,7 @@ class QueryResult:
     Attributes:
         name: path of a file, or the text, or "microphone".
         recording: [T] samples at 16 kHz of a recorded query.
+        speech: how a clip was searched for.
         transcript: what a recognizer heard in a clip.
         used_text: the start of a text that is longer than the model takes, as far as it was used.
         unknown_words: of a text or transcript, that the model does not know.
@@ -46,19 +51,27 @@ class QueryResult:
     kind: QueryKind
     hits: list[Hit]
     recording: NDArray[np.float32] | None = None
+    speech: Speech | None = None
     transcript: str | None = None
     used_text: str | None = None
     unknown_words: list[str] = field(default_factory=list)
 
+    @property
+    def notes(self) -> list[str]:
+        """How the query was understood, in lines for people."""
+        notes = [] if self.speech is None else [f"speech: {self.speech}"]
+        if self.speech == "both":
+            notes[0] += f"; the score is the {FUSED}, not a cosine"
+        notes += [f"heard: {self.transcript}"] if self.transcript is not None else []
+        return notes + ([f"not known to the model: {', '.join(self.unknown_words)}"] if self.unknown_words else [])
+
     def to_table(self) -> Table:
         """A table of the hits, titled with the query's name."""
         table = Table("score", "path", title=Text(_one_line(self.name)), title_justify="left")
-        notes = [f"heard: {self.transcript}"] if self.transcript is not None else []
-        notes += [f"not known to the model: {', '.join(self.unknown_words)}"] if self.unknown_words else []
-        table.caption, table.caption_justify = Text("\n".join(map(_one_line, notes))), "left"
+        table.caption, table.caption_justify = Text("\n".join(map(_one_line, self.notes))), "left"
         for hit in self.hits:
             name = _one_line(hit.path) + (f" ({hit.copies} copies)" if hit.copies > 1 else "")
-            table.add_row(f"{hit.score:.3f}", Text(name))  # not markup: a name may have [brackets]
+            table.add_row(hit.shown_score, Text(name))  # not markup: a name may have [brackets]
         return table
 
 
@@ -78,7 +91,7 @@ class SearchResults:
         """Plain values for JSON."""
         results = [
             {"query": result.name, "hits": [hit.to_dict() for hit in result.hits]}
-            | {name: value for name in _OF_TEXTS if (value := getattr(result, name))}
+            | {name: value for name in _OF_QUERY if (value := getattr(result, name))}
             for result in self.results
         ]
         return {"results": results, "refused": self.skipped}
@@ -121,54 +134,42 @@ def run_queries(
     files = _expand(places)
     queries = _read(files, texts, recording, found.skipped)
     while chunk := list(itertools.islice(queries, _CHUNK)):
-        hits: dict[int, list[Hit]] = {}
-        errors: dict[int, MediaError] = {}
-        transcripts: dict[int, str] = {}
+        outcomes: dict[int, QueryResult | MediaError] = {}
         for query_kind, side in _SIDES.items():
             positions = [position for position, query in enumerate(chunk) if query.kind == query_kind]
-            if positions:
-                contents = [chunk[position].content for position in positions]
-                bad: dict[int, MediaError] = {}
-                if query_kind == "clip" and index.transcribes:
-                    heard, vectors = _transcribe(index, contents, bad)
-                    transcripts |= {positions[number]: text for number, text in heard.items()}
-                    asked: dict[str, Any] = {"vectors": vectors}
-                else:
-                    asked = {side: contents}
-                results = index.search(**asked, k=k, where=where, filters=filters, kind=kind, bad=bad)
-                hits |= dict(zip(positions, results, strict=True))
-                errors |= {positions[number]: error for number, error in bad.items()}
+            bad: dict[int, MediaError] = {}
+            heard: dict[int, Transcript] = {}
+            asked: dict[str, Any] = {side: [chunk[position].content for position in positions]}
+            asked |= {"bad": bad, "transcripts": heard}
+            hits = index.search(**asked, k=k, where=where, filters=filters, kind=kind) if positions else ()
+            for number, position in enumerate(positions):
+                transcript = heard[number].text if number in heard else None
+                result = _result(index, chunk[position], hits[number], transcript)
+                outcomes[position] = bad.get(number, result)
         for position, query in enumerate(chunk):
-            if (error := errors.get(position)) is None:
-                samples = recording if query.content is recording else None
-                result = QueryResult(query.name, query.kind, hits[position], samples, transcripts.get(position))
-                if (text := query.content if query.kind == "text" else result.transcript) is not None:
-                    used, unknown = index.encoder.used_text(text), index.encoder.unknown_words(text)
-                    result = replace(result, used_text=used, unknown_words=unknown)
-                found.results.append(result)
+            if isinstance(outcome := outcomes[position], QueryResult):
+                found.results.append(outcome)
             elif files.get(query.name, True):  # named itself
-                raise error
+                raise outcome
             else:
-                found.skipped.append(str(error))
+                found.skipped.append(str(outcome))
     if not found.results:
         raise SaySeeError(f"none of {len(found.skipped)} files can be used as a query; the first: {found.skipped[0]}")
     return found
 
 
-def _transcribe(
-    index: Index, clips: Sequence[Any], bad: dict[int, MediaError]
-) -> tuple[dict[int, str], NDArray[np.float32]]:
-    """The transcripts of clips by position, and vectors [N, D] of all; a clip that cannot be used goes to ``bad``."""
-    heard = {}
-    for position, content in enumerate(clips):
-        try:
-            heard[position] = index.listener.prepare("clip", content)
-        except MediaError as error:
-            bad[position] = error
-    vectors = np.ones((len(clips), index.about.dimension), np.float32)
-    if heard:
-        vectors[list(heard)] = index.listener.encode_prepared("clip", list(heard.values()))
-    return {position: transcript.text for position, transcript in heard.items()}, vectors
+def _result(index: Index, query: _Query, hits: list[Hit], transcript: str | None) -> QueryResult:
+    text = query.content if query.kind == "text" else transcript
+    return QueryResult(
+        query.name,
+        query.kind,
+        hits,
+        recording=query.content if isinstance(query.content, np.ndarray) else None,
+        speech=index.speech if query.kind == "clip" else None,
+        transcript=transcript,
+        used_text=None if text is None else index.encoder.used_text(text),
+        unknown_words=[] if text is None else index.encoder.unknown_words(text),
+    )
 
 
 def _expand(places: Sequence[str]) -> dict[str, bool]:
