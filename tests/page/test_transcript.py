@@ -33,3 +33,28 @@ def test_a_recording_without_words_is_named(visit, transcribing, tmp_path):
     page = visit(transcribing)
     page.set_input_files("#file", tmp_path / "hum.wav")
     expect(page.locator("#notice-text")).to_have_text(re.compile("No words were recognized in hum.wav"))
+
+
+def test_the_way_of_speech_is_chosen_and_a_fused_score_is_no_similarity(visit, transcribing):
+    page = visit(transcribing)
+    expect(page.get_by_label("Search speech by")).to_have_value("transcribed")
+    page.set_input_files("#file", FLITE / SAID)
+    expect(page.locator("#status")).to_have_text(re.compile("By the words"))
+    by_words = names(page)
+    page.get_by_label("Search speech by").select_option("direct")
+    expect(page.locator("#status")).to_have_text(re.compile("By the sound"))
+    expect(page.locator("#status")).not_to_have_text(re.compile("Heard"))
+    expect(page.locator("#text")).to_have_value("")
+    assert names(page) != by_words
+    page.get_by_label("Search speech by").select_option("both")
+    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*yellow ring.*By words and sound"))
+    expect(page.locator("#text")).to_have_value(re.compile("yellow ring"))
+    page.locator("#results button").first.click()
+    page.locator("#viewer-more summary").click()
+    expect(page.locator("#viewer-metadata")).to_contain_text("rank score")
+    expect(page.locator("#viewer-metadata")).not_to_contain_text("cosine")
+
+
+def test_no_way_is_chosen_where_there_is_one(visit):
+    page = visit()
+    expect(page.get_by_label("Search speech by")).to_be_hidden()
