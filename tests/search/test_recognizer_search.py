@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,7 @@ def test_recognition_keeps_no_other_query_waiting(library, client_of, monkeypatc
         assert {each["query"]["speech"] for each in await asyncio.gather(*spoken)} == {"transcribed"}
 
     try:
-        asyncio.run(ask())
+        with ThreadPoolExecutor(1) as thread:  # Playwright may have a loop in this one
+            thread.submit(lambda: asyncio.run(ask())).result()
     finally:
         release.set()
