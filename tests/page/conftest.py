@@ -80,6 +80,9 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     # A format that browsers cannot show, and of which the model sees only the middle.
     Image.open(folder / "scenes" / rows[-1].image).resize((256, 128)).save(folder / "scenes" / "wide.tiff")
     rows[-1] = replace(rows[-1], image="wide.tiff", image_id="wide")
+    examples = ["clip", "clip", "image"]
+    rows = [replace(row, extra={**row.extra, "example": None}) for row in rows]
+    rows[:3] = [replace(row, extra={**row.extra, "example": kind}) for row, kind in zip(rows, examples, strict=False)]
     Manifest(rows, manifest.root).write(folder / "scenes" / "indexed.jsonl")
     (folder / "one").mkdir()
     shutil.copy(folder / "scenes" / rows[0].image, folder / "one")
@@ -212,12 +215,12 @@ def visit(launch, corpus: Corpus, heard: Row, services: Services) -> Iterator[Ca
     def visited(
         address: str = services.open,
         *,
-        hears: Row | None = heard,
+        hears: Row | Path | None = heard,
         allowed: bool = True,
         known: bool = True,
         **settings: object,
     ) -> Page:
-        browser = launch(None if hears is None else corpus.spoken(hears))
+        browser = launch(corpus.spoken(hears) if isinstance(hears, Row) else hears)
         context = browser.new_context(**{"viewport": DESK, **settings})
         contexts.append(context)
         if allowed:

@@ -40,11 +40,25 @@ def test_a_page_without_microphone_access(visit):
     expect(notice(page)).to_have_text(re.compile("https"))
 
 
-def test_a_microphone_that_hears_nothing(visit):
-    page = visit()
-    page.evaluate("() => { AnalyserNode.prototype.getFloatTimeDomainData = (samples) => { samples.fill(0) } }")
+def test_a_microphone_that_hears_nothing_is_named_and_can_be_searched_with_anyway(visit, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000 * 5), 16_000)
+    page, asked = visit(hears=tmp_path / "silence.wav"), []
+    page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/search") else None)
+    label = page.evaluate(
+        "navigator.mediaDevices.getUserMedia({ audio: true }).then((stream) => stream.getAudioTracks()[0].label)"
+    )
     page.click("#microphone")
-    expect(page.locator("#microphone-hint")).to_have_text(re.compile("Nothing is heard"))
+    heard = re.compile(f"Nothing is heard from the microphone “{re.escape(label)}”")
+    expect(page.locator("#microphone-hint")).to_have_text(heard)
+    expect(page.locator("#announcement")).to_have_text(heard)
+    page.click("#microphone")
+    expect(notice(page)).to_have_text(re.compile(f"Nothing was heard from the microphone “{re.escape(label)}”.*closer"))
+    assert asked == []
+    expect(page.locator("#answer")).to_be_hidden()
+    page.get_by_role("button", name="Search anyway").click()
+    expect(page.locator("#notice-action")).to_be_hidden()  # the service finds it silent too
+    expect(notice(page)).to_have_text(re.compile("Nothing was heard"))
+    assert len(asked) == 1
 
 
 def test_files_that_cannot_be_queries(visit, tmp_path):

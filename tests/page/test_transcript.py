@@ -33,6 +33,13 @@ def test_a_recording_without_words_is_named(visit, transcribing, tmp_path):
     page = visit(transcribing)
     page.set_input_files("#file", tmp_path / "hum.wav")
     expect(page.locator("#notice-text")).to_have_text(re.compile("No words were recognized in hum.wav"))
+    page = visit(transcribing, hears=tmp_path / "hum.wav")
+    page.click("#microphone")
+    page.wait_for_timeout(2_000)
+    page.click("#microphone")
+    expect(page.locator("#notice-text")).to_have_text(
+        re.compile("No words were recognized from the microphone “.+”.*closer")
+    )
 
 
 def test_the_way_of_speech_is_chosen_and_a_fused_score_is_no_similarity(visit, transcribing):

@@ -7,15 +7,19 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from markupsafe import escape
 
+from saysee import Index
 from saysee.errors import SaySeeError
 from saysee.studies import demo as demo_module
 from saysee.studies.demo import DemoSettings, run_demo
 from saysee.studies.report import DemoResult
+from saysee.studies.visit import choose_examples
 from saysee.training.trainer import Trainer
 
 SMALL = DemoSettings(
@@ -127,6 +131,35 @@ def test_other_queries_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResu
     for each in result.others:
         assert str(escape(each.way)) in text
         assert 0 <= each.recall_at_1 <= each.recall_at_10 <= 100
+
+
+def test_the_test_split_is_indexed_with_examples_of_queries(demo: tuple[Path, DemoResult]) -> None:
+    folder, result = demo
+    index = Index.open(folder)  # as saysee serve does
+    assert index.counts() == {"image": 20, "clip": 100}
+    assert index.about.model == str(folder / "runs" / result.best / "best")
+    examples = index.examples()
+    kinds = [item.kind for item in examples]
+    assert (kinds.count("clip"), kinds.count("image")) == (6, 2)
+    assert len({item.metadata["image_id"] for item in examples}) == 8, "each of another scene"
+    found = result.results[result.best]
+    assert found.speech is not None
+    row = next(number for number, row in enumerate(result.test.rows) if f"scenes/{row.clip}" == examples[0].path)
+    hits = index.search(vectors=found.speech[row : row + 1], k=1, kind="clip")[0]
+    assert hits[0].path == str(folder / examples[0].path)
+
+
+@pytest.mark.parametrize(("right", "expected"), [(0, 0), (60, 4), (100, 6)])
+def test_as_many_examples_are_answered_right_as_of_the_whole_split(
+    demo: tuple[Path, DemoResult], right: int, expected: int
+) -> None:
+    test = demo[1].test
+    answered = np.arange(len(test)) * 7 % 100 < right  # 7 and 100 have no common factor
+    clips, images = choose_examples(test, answered, Random(0))
+    place = {row.clip: number for number, row in enumerate(test.rows)}
+    assert [bool(answered[place[clip]]) for clip in clips] == [True] * expected + [False] * (6 - expected)
+    assert len(images) == 2
+    assert (clips, images) == choose_examples(test, answered, Random(0))
 
 
 def test_a_folder_of_another_seed_is_an_error(demo: tuple[Path, DemoResult]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import webbrowser
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +41,10 @@ def serve(
 ) -> None:
     """Answer searches over HTTP, with a web page to speak to.
 
+    In a terminal on a desktop, the page is opened in the browser, unless other machines are admitted.
+
     Args:
-        index: folder of the index, or its postgresql:// address
+        index: folder of the index or of a demo, or a postgresql:// address
         host: address to listen on; the default admits this machine only
         port: port to listen on; 0 takes a free one
         token: secret that clients must send (default: SAYSEE_TOKEN); required if other machines can connect
@@ -85,7 +90,16 @@ def serve(
 
     def ready(address: str) -> None:
         print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
+        if not json and settings.token is None and _has_desktop():
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # it may wait for its end
 
     heard_by = open_recognizer(recognizer, language, device)
     opened = Index.open(index, model=model, device=device, recognizer=heard_by, speech=speech)
     serve(opened, settings, ready)
+
+
+def _has_desktop() -> bool:
+    """Whether a person sits at this machine who can see a browser: not in a script, over SSH or without a display."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or "SSH_CONNECTION" in os.environ:
+        return False
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())

@@ -59,13 +59,15 @@ def ablate(
 
 
 def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
-    """Make a corpus, train the baseline and CMD on it, evaluate both, and write a report.
+    """Make a corpus, train the baseline and CMD on it, evaluate both, write a report, and index the test split.
 
     Args:
-        to: folder of the corpus, the models and the report
+        to: folder of the corpus, the models, the report and the index
         seed: seed of the corpus and of the training
     """
     from saysee.studies.demo import DemoSettings, run_demo
 
     result = run_demo(to, DemoSettings(seed=seed))
-    return Result(result.to_dict(), [result.to_table(), f"report: {result.report}"])
+    return Result(
+        result.to_dict(), [result.to_table(), f"report: {result.report}", f"search it by voice: saysee serve {to}"]
+    )

@@ -1,4 +1,4 @@
-"""The demo: scenes, features of frozen encoders, baseline and CMD trained from one start, evaluation, one report.
+"""The demo: scenes, features of frozen encoders, baseline and CMD trained from one start, scores, a report, an index.
 
 Each step keeps its result in the folder and is not repeated, so an interrupted demo resumes.
 """
@@ -27,6 +27,7 @@ from saysee.studies.ablation_runs import BREAKDOWN
 from saysee.studies.other_queries import score_other_queries
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoResult, write_report
+from saysee.studies.visit import index_test_split
 from saysee.training.data import cache_features, feature_cache
 from saysee.training.trainer import Trainer
 
@@ -58,7 +59,7 @@ class DemoSettings:
 
 
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
-    """Does the missing steps, and writes ``report.html``; all that it makes is in ``folder``.
+    """Does the missing steps, and writes ``report.html`` and the index ``index``; all that it makes is in ``folder``.
 
     Raises:
         SaySeeError: a step failed, or the folder holds a demo of another seed.
@@ -94,7 +95,8 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
             runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
 
     logger.info("5/5 scoring on the test split")
-    steps.seconds.pop("scoring", None)  # every call repeats it
+    for repeated in ("scoring", "index"):  # by every call
+        steps.seconds.pop(repeated, None)
     with steps.timed("scoring"):
         models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
         cache = feature_cache(features, manifest.root)
@@ -118,6 +120,8 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
         runs=runs,
         seconds=steps.seconds,
     )
+    with steps.timed("index"):
+        index_test_split(demo)
     write_report(demo)
     return demo
 

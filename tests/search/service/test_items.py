@@ -19,6 +19,7 @@ from saysee.data.manifest import Row
 from saysee.files import fingerprint
 from saysee.media import web
 from saysee.media.web import ImageServer
+from saysee.search.index.sources import find_source
 from saysee.search.index.updating import update_index
 from saysee.search.service.items import Items
 
@@ -300,3 +301,15 @@ def test_a_server_of_images_that_misbehaves(ask, index, library, monkeypatch, mo
     assert client.get("/health").status_code == 200
     if mode == "elsewhere":
         assert library.asked == []
+
+
+def test_examples_are_part_of_what_is_served(encoder, photos, tmp_path, ask):
+    rows = [Row("clips/0.wav", "work/4.png", "4", "test", text="a star", extra={"example": "clip"})]
+    Manifest(rows, photos).write(photos / "rows.jsonl")
+    update_index(encoder, find_source(photos / "rows.jsonl"), tmp_path / "demo" / "index")
+    client = ask(Index.open(tmp_path / "demo", model=encoder.model))
+    about = client.get("/about").json()
+    assert about["name"] == "demo"
+    [example] = about["examples"]
+    assert (example["kind"], example["metadata"]["text"]) == ("clip", "a star")
+    assert client.get(example["url"]).content == (photos / "clips/0.wav").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from service_tools import multipart, running
+from service_tools import multipart, running, wait_until
 
 from saysee.cli import main
 from saysee_process import start_saysee
@@ -111,3 +112,35 @@ def test_a_missing_extra_is_named(index):
     words = [sys.executable, "-c", program, "serve", str(index.folder)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, "pip install 'saysee[serve]'" in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own needs a pty")
+@pytest.mark.parametrize(
+    ("display", "words", "opened"),
+    [(":9", (), True), (None, (), False), (":9", ("--json",), False), (":9", ("--token", TOKEN), False)],
+)
+def test_the_page_is_opened_for_a_person_at_a_desktop(index, tmp_path, display, words, opened):
+    import pty
+
+    browser, seen = tmp_path / "browser", tmp_path / "seen"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.new && mv {seen}.new {seen}\n')
+    browser.chmod(0o755)
+    hidden = {"DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"BROWSER": str(browser)} | ({"DISPLAY": display} if display else {})
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-m", "saysee", "serve", str(index.folder), "--port", "0", *words]
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.PIPE, env=environment)
+    os.close(inner)
+    try:
+        line = os.read(terminal, 4096).decode()
+        if opened:
+            wait_until(seen.exists)
+            assert f"served at {seen.read_text().strip()}" in line
+        else:
+            time.sleep(0.5)  # a browser that is opened writes long before
+            assert not seen.exists()
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(terminal)

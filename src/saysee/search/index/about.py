@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
 for both kinds, from which those of each kind do not follow."""
+EXAMPLES = "examples"
+"""The note with the keys of the items that a visitor may try as queries."""
+MAX_EXAMPLES = 24
+INDEX_FOLDER = "index"
+"""A folder with an index in it may be named in place of that, such as that of a demo."""
 
 
 @dataclass(frozen=True, slots=True)

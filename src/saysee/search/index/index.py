@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike
 
 from saysee.errors import MediaError, SaySeeError, extra_needed
 from saysee.media.formats import Kind
+from saysee.search.index.about import EXAMPLES, INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.ranking import Measure, Speech, measure, nearest
 from saysee.search.index.sources import model_of, root_of
-from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.sqlite import ITEMS_FILE, SqliteStore
 from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class Index:
         """Opens an index.
 
         Args:
-            path: its folder, or ``postgresql://user@host/database?schema=name``.
+            path: its folder, a folder that holds it as ``index``, such as a demo's, or
+                ``postgresql://user@host/database?schema=name``.
             model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
                 first query that needs it.
             device: of a model that is loaded here, as torch names it.
@@ -122,6 +124,9 @@ class Index:
             SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it;
                 another way than direct without a recognizer.
         """
+        if not is_database(path) and not (Path(path) / ITEMS_FILE).is_file():
+            inner = Path(path) / INDEX_FOLDER
+            path = inner if (inner / ITEMS_FILE).is_file() else path
         return cls(open_store(path), model, device, recognizer, speech)
 
     def __len__(self) -> int:
@@ -136,6 +141,12 @@ class Index:
         """The rows of ids, by id; missing ones are skipped."""
         with self.store.reading() as tables:
             return tables.rows(ids)
+
+    def examples(self) -> list[Item]:
+        """The rows that a visitor may try as queries: clips and images whose metadata ``example`` is their kind."""
+        with self.store.reading() as tables:
+            keys = tables.noted(EXAMPLES) or []
+            return [item for key in keys for item in tables.items("WHERE kind = ? AND path = ?", *key)]
 
     def kind_to_find(self, *, by_image: bool) -> Kind:
         """What a query finds that does not say: images; an image finds clips where the index has clips alone."""

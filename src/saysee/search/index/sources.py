@@ -21,8 +21,8 @@ from saysee.errors import MediaError, SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import Kind, file_kind, kind_by_suffix
 from saysee.media.source import opened, printable
-from saysee.search.index.about import About, IndexReport, counted
-from saysee.search.index.store import KINDS, Item, Key, is_database, storable
+from saysee.search.index.about import MAX_EXAMPLES, About, IndexReport, counted
+from saysee.search.index.store import KINDS, Item, Key, Vectors, is_database, storable
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Source:
         exclude: patterns of files and folders that are not indexed, beside the usual ones.
         ignored: how many files of each suffix are neither image nor clip.
         excluded, unreadable: as of a :class:`saysee.media.folders.Listing`.
+        vectors: unit vectors [D] of items that the index's model has encoded already.
     """
 
     root: Path
@@ -66,6 +67,7 @@ class Source:
     ignored: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    vectors: Mapping[Key, Vectors] = field(default_factory=dict)
 
     @property
     def is_folder(self) -> bool:
@@ -271,6 +273,12 @@ def without_clips(source: Source) -> tuple[Source, int]:
     if not images:
         raise SaySeeError(f"{source.place}: no image there, and this model cannot encode clips; give a SaySee model")
     return replace(source, items=images, ignored=source.ignored + clips), clips.total()
+
+
+def examples_of(items: Iterable[Item]) -> list[Key]:
+    """The items that a visitor may try as queries, whose metadata ``example`` is their kind: clips, then images."""
+    keys = [item.key for item in items if item.metadata.get("example") == item.kind]
+    return sorted(keys, key=lambda key: key[0])[:MAX_EXAMPLES]
 
 
 def is_upload(item: Item) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
-from saysee.search.index.about import FORMAT, About
+from saysee.search.index.about import FORMAT, INDEX_FOLDER, About
 from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
 
 KINDS: tuple[Kind, ...] = ("image", "clip")
@@ -384,7 +384,8 @@ def is_database(place: str | os.PathLike[str]) -> bool:
 
 def no_index(place: str) -> SaySeeError:
     """The error where there is no index."""
-    return SaySeeError(f"{place}: no index there; create one with 'saysee index MODEL FOLDER --to {place}'")
+    to = os.path.join(place, INDEX_FOLDER) if os.path.isdir(place) else place
+    return SaySeeError(f"{place}: no index there; create one with 'saysee index MODEL FOLDER --to {to}'")
 
 
 def condition_error(where: str, reason: str) -> SaySeeError:

@@ -24,12 +24,13 @@ from saysee.log import progress_bar
 from saysee.media.formats import Kind, audio_container, kind_by_suffix
 from saysee.media.metadata import EXIF_KEYS, is_video, read_exif
 from saysee.media.source import printable, reason
-from saysee.search.index.about import About, IndexReport, counted
+from saysee.search.index.about import EXAMPLES, About, IndexReport, counted
 from saysee.search.index.index import open_store
 from saysee.search.index.sources import (
     NO_SUFFIX,
     Source,
     beside,
+    examples_of,
     find_source,
     is_upload,
     root_of,
@@ -92,6 +93,7 @@ def update_index(
         run = _Run(writer, encoder, about, replace(source, items=items), known, report)
         run.go(batch_size, workers or encoder.workers)
         run.remove(allow_removals)
+        writer.note(EXAMPLES, examples_of(items))
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
@@ -301,7 +303,7 @@ class _Run:
                     item.hash = fingerprint(file)
                     if self._examine(item, file) is None and not is_upload(item):
                         return _VIDEO
-                if item.content in self.contents:
+                if item.content in self.contents or item.key in self.source.vectors:
                     return None
             return self.encoder.prepare(item.kind, path)
         except UnicodeEncodeError:
@@ -338,7 +340,8 @@ class _Run:
         copied, new = [], []
         for item, content in contents:
             item.encoded_by = self.about.fingerprints[item.kind]
-            vector = self.writer.vector_of(item) if content is None else None
+            known = self.source.vectors.get(item.key)
+            vector = self.writer.vector_of(item) if known is None and content is None else known
             if vector is not None:
                 copied.append((item, vector))
                 continue

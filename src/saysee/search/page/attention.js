@@ -51,15 +51,16 @@ export class Attention {
 }
 
 /**
- * Draws a moment over an image that is shown whole and centered behind the canvas.
+ * Draws a moment over an image that is shown centered behind the canvas.
  * @param {HTMLCanvasElement} canvas
  * @param {HTMLImageElement} image
  * @param {Attention} attention
  * @param {number} seconds the moment
+ * @param {(...scales: number[]) => number} fit Math.min where the image is shown whole, Math.max where it is cut
  */
-export function drawAttention(canvas, image, attention, seconds) {
+export function drawAttention(canvas, image, attention, seconds, fit = Math.min) {
   const context = clear(canvas);
-  const scale = Math.min(canvas.width / image.naturalWidth, canvas.height / image.naturalHeight);
+  const scale = fit(canvas.width / image.naturalWidth, canvas.height / image.naturalHeight);
   const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
   const [x, y] = [(canvas.width - width) / 2, (canvas.height - height) / 2];
   const [left, top, right, bottom] = attention.box;

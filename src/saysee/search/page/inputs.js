@@ -142,7 +142,7 @@ class Microphone {
       recorder.stream.getAudioTracks()[0].addEventListener("ended", () => {
         if (this.recorder === recorder) this.#finish("The microphone was disconnected; searching with the recording.");
       });
-      this.loudest = 0;
+      Object.assign(this, { loudest: 0, quiet: false });
       this.meter.clear();
       this.#show(true);
       this.announce("Recording");
@@ -162,8 +162,10 @@ class Microphone {
     this.button.style.setProperty("--level", level.toFixed(3));
     const { seconds } = recorder;
     const quiet = seconds > QUIET.seconds && this.loudest < QUIET.level;
+    if (quiet && !this.quiet) this.announce(unheard("Nothing is heard", recorder.name));
+    this.quiet = quiet;
     element("microphone-hint").textContent = quiet
-      ? "Nothing is heard. Is the microphone muted, or is another one selected?"
+      ? unheard("Nothing is heard", recorder.name)
       : `Recording, ${clock(seconds)}. ${this.held ? "Release to search." : "Click again to search."}`;
     const limit = served.limits.seconds;
     if (seconds > Math.max(limit - MARGIN, MARGIN)) {
@@ -179,8 +181,10 @@ class Microphone {
     this.recorder = null;
     this.held = false;
     this.#show(false);
-    const blob = await recorder.finish();
-    this.ask(new Query("audio", blob, `Your recording, ${seconds} s`), note);
+    const query = new Query("audio", await recorder.finish(), `Your recording, ${seconds} s`);
+    query.microphone = recorder.name;
+    if (this.loudest >= QUIET.level) this.ask(query, note);
+    else this.showError(new PageError(unheard("Nothing was heard", recorder.name)), () => this.ask(query, note), "Search anyway");
   }
 
   /** Stops, and drops the recording. */
@@ -204,5 +208,9 @@ class Microphone {
     }
   }
 }
+
+/** What to do where nothing, or no word, was heard from the microphone of this name, which may be empty. */
+export const unheard = (what, name) =>
+  `${what} from the microphone${name && ` “${name}”`}. Check that it is the right one and not muted, and speak closer to it.`;
 
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;

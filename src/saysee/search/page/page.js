@@ -2,8 +2,10 @@
 
 import { pauseAll } from "./audio.js";
 import { element, labelPlayer } from "./elements.js";
+import { Examples } from "./examples.js";
 import { filterText, listenToFilters, showFilter, splitFilters } from "./filters.js";
-import { listenToInputs, showFormats } from "./inputs.js";
+import { listenToInputs, showFormats, unheard } from "./inputs.js";
+import { light, readyToLight, showTitle } from "./lights.js";
 import { Query, queryInAddress, QueryList } from "./queries.js";
 import { Grid } from "./results.js";
 import { loadAbout, newest, PageError, search, served, user } from "./service.js";
@@ -16,6 +18,7 @@ const EMPTY = "This index is empty. Add images (saysee index MODEL FOLDER --to I
 /** What is shown: a query, the kind of its hits, the filter, and the request in progress. */
 const shown = { query: null, find: null, filter: "", request: null };
 const queries = new QueryList((query) => go(query, query.latest));
+const examples = new Examples(tryExample);
 const results = new Grid(element("results"), openResult, (error) => showError(error, () => results.grow()));
 const library = new Grid(element("library-list"), openItem, (error) => showError(error, () => library.grow()));
 /** Browsers go back later than asked: set from the closing of the viewer until its history entry is left. */
@@ -70,6 +73,7 @@ function showAbout() {
   showFormats();
   element("speech-choice").hidden = served.speech.length < 2;
   if (served.speech.length) [element("speech").value] = served.speech;
+  examples.fill();
   element("text").maxLength = served.limits.text;
   const kinds = [["image", served.images], ["clip", served.clips]];
   const counts = kinds.filter(([, count]) => count).map(([kind, count]) => counted(count, kind));
@@ -144,10 +148,33 @@ async function ask(query, { note = "", find = null, filter = filterText() } = {}
     if (before.query === null) showStart();
     else showStatus(status);
     showFilter(filter);
-    const name = query.kind === "audio" && query.title.startsWith("Your recording") ? "Your recording" : query.title;
-    showError(error, error.retry ? () => ask(query, { find, filter }) : null, "Try again", name);
+    const act = error.retry ? () => ask(query, { find, filter }) : null;
+    showError(error, act, "Try again", reason(error, query));
   } finally {
     if (shown.request === request) element("results").removeAttribute("aria-busy");
+  }
+}
+
+/** Why a query failed; of a recording without speech, what to do about the microphone. */
+function reason(error, { microphone, title }) {
+  if (microphone === null) return error.about?.(title);
+  const what = { silent: "Nothing was heard", "no-speech": "No words were recognized" }[error.code];
+  return what ? unheard(what, microphone) : error.about?.("Your recording");
+}
+
+/** Searches with an example, and plays it. */
+async function tryExample(chosen, find) {
+  try {
+    const query = await chosen;
+    if (query.latest) go(query, query.latest);
+    else await ask(query, { find });
+    if (query !== shown.query || !query.audio) return;
+    await readyToLight(query, results.found.hits);
+    if (query !== shown.query) return;
+    await query.audio.seek(0);
+    await hear();
+  } catch (error) {
+    showError(error);
   }
 }
 
@@ -222,6 +249,7 @@ function show(query, { find, filter }, note = "") {
   element("find").querySelector(`[value=${find}]`).checked = true;
   element("link").hidden = false;
   queries.show(query);
+  examples.show(query);
   const kind = NOUNS[find][1];
   const line = `${kind[0].toUpperCase()}${kind.slice(1)}, best first, in ${Math.round(milliseconds)} ms`;
   const way = served.speech.length > 1 && speech && `By ${element("speech").querySelector(`[value=${speech}]`).textContent}`;
@@ -267,7 +295,7 @@ function showQuery(query, filter) {
   element("library").hidden = true;
   document.title = `${query.title} – SaySee`;
   element("answer").hidden = false;
-  element("answer-title").textContent = query.kind === "text" ? `“${query.title}”` : query.title;
+  showTitle(query);
   element("hear").hidden = query.audio === null;
   element("query-image").hidden = query.preview === null;
   if (query.preview) element("query-image").src = query.preview;
@@ -285,13 +313,19 @@ function showStart() {
   element("answer").hidden = true;
   showFilter("");
   queries.show(null);
+  examples.show(null);
   if (library.found) element("library").hidden = false;
   else if (served.name) showLibrary();
 }
 
 async function hear() {
   const { query } = shown;
-  query.audio.watch("header", (playing) => query === shown.query && labelPlayer(element("hear"), playing));
+  const isShown = () => query === shown.query;
+  query.audio.watch("header", (playing) => {
+    if (!isShown()) return;
+    labelPlayer(element("hear"), playing);
+    if (playing && results.found) light(query, results.found.hits, element("results"), isShown);
+  });
   try {
     await query.audio.toggle();
   } catch {
@@ -301,9 +335,9 @@ async function hear() {
 
 const counted = (count, kind) => `${count.toLocaleString("en")} ${NOUNS[kind][count === 1 ? 0 : 1]}`;
 
-/** Shows what went wrong with `name`, and a button for `act` if given. */
-function showError(error, act = null, label = "Try again", name = "The query") {
-  element("notice-text").textContent = error.about?.(name) ?? error.message;
+/** Shows what went wrong, and a button for `act` if given. */
+function showError(error, act = null, label = "Try again", text = error.about?.("The query")) {
+  element("notice-text").textContent = text ?? error.message;
   element("notice").dataset.code = error.code ?? "";
   const button = element("notice-action");
   button.hidden = act === null;

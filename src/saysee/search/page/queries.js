@@ -1,8 +1,9 @@
 /** The queries of this visit, and queries in the address of the page. */
 
+import { Attention } from "./attention.js";
 import { ClipAudio } from "./audio.js";
 import { element, icon, make } from "./elements.js";
-import { keepToken } from "./service.js";
+import { attention, keepToken } from "./service.js";
 
 const ICONS = { file: "image", audio: "microphone", text: "text", vector: "link", image: "image" };
 // Distinguishes the history entries of this load of the page from those of an earlier one.
@@ -18,10 +19,14 @@ export class Query {
    */
   constructor(kind, content, title) {
     Object.assign(this, { kind, content, title, audio: null, preview: null, speech: null, transcript: null });
+    /** The item of the index that it is, and the words of a clip with their times, where it is an example. */
+    Object.assign(this, { example: null, words: [] });
+    /** The name of the microphone that recorded it; null for another query. */
+    this.microphone = null;
     this.key = "";
     /** What was found by kind of hits and filter. */
     this.answers = new Map();
-    /** Attention by the id of an image. */
+    /** Promises of attention by the id of an image. */
     this.attention = new Map();
     this.#be(kind);
   }
@@ -43,6 +48,16 @@ export class Query {
     return this.answers.get(`${find} ${filter}`);
   }
 
+  /** Which regions of an image each moment attends to. */
+  attentionTo({ id }, signal) {
+    if (!this.attention.has(id)) {
+      const found = attention(this.content, id, signal).then((answer) => new Attention(answer));
+      this.attention.set(id, found);
+      found.catch(() => this.attention.delete(id));
+    }
+    return this.attention.get(id);
+  }
+
   /**
    * Keeps an answer.
    * @param {object} answer of the service
@@ -52,7 +67,12 @@ export class Query {
   keep(answer, filter, load) {
     this.#be(answer.query.kind);
     if (answer.query.transcript) this.title = this.transcript = answer.query.transcript;
-    this.answers.set(`${answer.kind} ${filter}`, { ...answer, complete: answer.hits.length === 0, load });
+    this.answers.set(`${answer.kind} ${filter}`, {
+      ...answer,
+      right: this.example?.metadata.image_id,
+      complete: answer.hits.length === 0,
+      load,
+    });
     this.latest = { find: answer.kind, filter };
   }
 
@@ -97,10 +117,11 @@ export class QueryList {
     return this.queries.find((query) => query.key === state?.key) ?? null;
   }
 
-  /** Draws the list and marks the current query. */
+  /** Draws the list, without examples, which have their own, and marks the current query. */
   show(current) {
-    element("visit").hidden = this.queries.length < 2;
-    const items = this.queries.map((query) => make("li", {}, this.#button(query, query === current))).reverse();
+    const queries = this.queries.filter((query) => !query.example);
+    element("visit").hidden = queries.length + this.queries.length < 3; // not the current one alone
+    const items = queries.map((query) => make("li", {}, this.#button(query, query === current))).reverse();
     element("queries").replaceChildren(...items);
   }
 

@@ -40,8 +40,14 @@ export class Recorder {
     this.analyser.fftSize = 1024;
     this.samples = new Float32Array(this.analyser.fftSize);
     this.context.createMediaStreamSource(stream).connect(this.analyser);
+    this.context.resume(); // some browsers start it only on request
     this.recorder.start();
     this.started = performance.now();
+  }
+
+  /** Of the microphone, as the browser calls it; empty if it does not say. */
+  get name() {
+    return this.stream.getAudioTracks()[0]?.label ?? "";
   }
 
   /** Duration of the recording. */

@@ -33,7 +33,8 @@ export class Grid {
 
   /**
    * Shows what was found; images appear as they are loaded.
-   * @param {{hits: object[], complete: boolean, load: (offset: number) => Promise<object[]>}} found `hits` grows
+   * @param {object} found `hits`, which grows; `load` for more of them, until it is `complete`; for an example, the
+   *     `right` value of image_id
    */
   show(found) {
     Object.assign(this, { found, growing: null });
@@ -72,13 +73,14 @@ export class Grid {
   }
 
   #item(hit, place) {
-    return make("li", {}, hit.kind === "image" ? imageTile(hit, () => this.open(place)) : clipTile(hit));
+    const right = Boolean(this.found.right) && hit.metadata.image_id === this.found.right;
+    return make("li", {}, hit.kind === "image" ? imageTile(hit, () => this.open(place), right) : clipTile(hit, right));
   }
 }
 
-function imageTile(hit, open) {
+function imageTile(hit, open, right) {
   const frame = make("span", { className: "frame" });
-  const tile = make("button", { type: "button", className: "tile" }, frame, ...caption(hit));
+  const tile = make("button", { type: "button", className: "tile" }, frame, ...caption(hit, right));
   tile.addEventListener("click", open);
   loadImage(hit.thumbnail, frame);
   return tile;
@@ -96,9 +98,9 @@ async function loadImage(url, frame) {
   }
 }
 
-function clipTile(hit) {
+function clipTile(hit, right) {
   const frame = make("span", { className: "frame" }, icon("play"));
-  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit));
+  const tile = make("button", { type: "button", className: "tile clip" }, frame, ...caption(hit, right));
   tile.prepend(make("span", { className: "hidden" }, "Play "));
   let audio = null;
   tile.addEventListener("click", async () => {
@@ -116,10 +118,11 @@ function clipTile(hit) {
   return tile;
 }
 
-/** When and where an image was taken, else its name; and the words that belong to it. */
-function caption(hit) {
+/** When and where an image was taken, else its name; the words that belong to it; whether it is the right answer. */
+function caption(hit, right) {
   const lines = [make("span", { className: "name", title: hit.name }, dateOf(hit) ?? hit.name)];
   const more = [placeOf(hit), hit.copies > 1 ? `${hit.copies} copies` : null].filter(Boolean).join(" · ");
+  if (right) lines.push(make("span", { className: "right" }, hit.kind === "image" ? "The image described" : "Said of this image"));
   if (more) lines.push(make("span", { className: "place" }, more));
   const { text } = hit.metadata;
   if (typeof text === "string" && text) lines.push(make("span", { className: "transcript", title: text }, text));

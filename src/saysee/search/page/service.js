@@ -11,6 +11,8 @@ export const served = {
   images: 0,
   clips: 0,
   speech: [],
+  attention: null,
+  examples: [],
   limits: { bytes: Infinity, seconds: 60, pixels: Infinity, k: 100, text: 1000 },
   formats: { image: [], clip: [] },
 };

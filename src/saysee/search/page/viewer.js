@@ -1,10 +1,10 @@
 /** An image result, large. While the query plays, the regions that each moment attends to are highlighted. */
 
-import { Attention, clear, drawAttention } from "./attention.js";
+import { clear, drawAttention } from "./attention.js";
 import { drawWaveform } from "./audio.js";
 import { element, labelPlayer, make } from "./elements.js";
 import { dateOf, placeOf } from "./results.js";
-import { attention, file, small } from "./service.js";
+import { file, small } from "./service.js";
 import { Zoom } from "./zoom.js";
 
 const PEAKS = 160;
@@ -125,11 +125,8 @@ export class Viewer {
       this.#note("Search by speaking to see which regions each moment of your words attends to.");
       return;
     }
-    if (!query.attention.has(hit.id)) {
-      this.#note("Computing which regions each moment of your words attends to…");
-      query.attention.set(hit.id, new Attention(await attention(query.content, hit.id, signal)));
-    }
-    this.attention = query.attention.get(hit.id);
+    this.#note("Computing which regions each moment of your words attends to…");
+    this.attention = await query.attentionTo(hit, signal);
     this.slider.max = String(this.attention.seconds);
     const seen = this.attention.whole ? "" : " The model sees only the part within the dashed line.";
     const how = "Play or drag to highlight the regions that each moment attends to.";

@@ -28,6 +28,7 @@ from saysee.media.formats import (
     Kind,
     file_kind,
 )
+from saysee.search.index.about import INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
 from saysee.search.index.ranking import measure, nearest
@@ -111,9 +112,9 @@ class Service:
 
     def about(self) -> schemas.AboutAnswer:
         """What is served."""
-        counts, folder = self.index.counts(), self.index.store.folder
+        counts = self.index.counts()
         return schemas.AboutAnswer(
-            name=self.index.place.rpartition("/")[2] if folder is None else folder.absolute().name,
+            name=_name(self.index),
             images=counts["image"],
             clips=counts["clip"],
             writable=self.settings.write,
@@ -122,6 +123,7 @@ class Service:
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             trained_on=self.encoder.trained_on,
+            examples=[schemas.ItemAnswer(**schemas.item_answer(item)) for item in self.index.examples()],
             version=__version__,
         )
 
@@ -337,6 +339,14 @@ def _groups(keys: Iterable[K]) -> Iterable[tuple[K, list[int]]]:
     for position, key in enumerate(keys):
         groups.setdefault(key, []).append(position)
     return groups.items()
+
+
+def _name(index: Index) -> str:
+    """The last part of the index's address, or of its folder, or for a demo's that of the demo."""
+    if index.folder is None:
+        return index.place.rpartition("/")[2]
+    folder = index.folder.absolute()
+    return folder.parent.name if folder.name == INDEX_FOLDER else folder.name
 
 
 def _uploads(index: Index, settings: ServiceSettings) -> Path | None:

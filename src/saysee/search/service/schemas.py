@@ -100,6 +100,19 @@ class ErrorAnswer(BaseModel):
     request_id: str = Field(description="as in the header X-Request-ID and in the access log")
 
 
+class ItemAnswer(BaseModel):
+    """An image or clip of the index."""
+
+    id: int
+    kind: Kind
+    name: str
+    folder: str = Field(description="relative to the indexed folder")
+    metadata: dict[str, Any]
+    url: str = Field(description="address of its file")
+    thumbnail: str | None = Field(description="address of an image's thumbnail")
+    preview: str | None = Field(description="address of an image in the size of a screen")
+
+
 class AboutAnswer(BaseModel):
     """What is served."""
 
@@ -114,20 +127,8 @@ class AboutAnswer(BaseModel):
     limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
     trained_on: str | None = Field(description="what the image encoder knows, if that is not photographs in general")
+    examples: list[ItemAnswer] = Field(description="items to try as queries")
     version: str
-
-
-class ItemAnswer(BaseModel):
-    """An image or clip of the index."""
-
-    id: int
-    kind: Kind
-    name: str
-    folder: str = Field(description="relative to the indexed folder")
-    metadata: dict[str, Any]
-    url: str = Field(description="address of its file")
-    thumbnail: str | None = Field(description="address of an image's thumbnail")
-    preview: str | None = Field(description="address of an image in the size of a screen")
 
 
 class HitAnswer(ItemAnswer):
