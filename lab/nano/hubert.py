@@ -1,16 +1,19 @@
 """hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesized English.
 
-    python -m lab.nano.hubert --to runs/hubert-nano
+    python -m lab.nano.hubert --to runs/espeak --voices espeak --loop.steps 4000 --loop.lr 1.5e-3
+    python -m lab.nano.hubert --to runs/hubert-nano --start runs/espeak/model
 
-HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector, and the transformer predicts
-the label of every frame, those of masked frames from their context. The labels are the synthesizer's phones with their
-times, which HuBERT's clusters approximate where phones are unknown; clusters are available too. In addition the mean of
-a word's frames predicts the word. ``docs/nano.md`` reports what each part is worth.
+The first run hears espeak-ng alone, the second voices of other synthesizers beside it. HuBERT's objective (arXiv
+2106.07447): spans of frames are replaced by a learned vector, and the transformer predicts the label of every frame,
+those of masked frames from their context. The labels are the synthesizer's phones with their times, which HuBERT's
+clusters approximate where phones are unknown; clusters are available too. In addition the mean of a word's frames
+predicts the word. ``docs/nano.md`` reports what each part is worth.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -18,18 +21,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 from transformers import HubertConfig
 
 from lab.nano.labels import FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
 from lab.nano.loop import LoopSettings, run_steps
 from lab.nano.probe import frame_middles, probe_phones
 from lab.nano.running import run
-from lab.nano.speech import SpeechPool, SpokenItem, augmented, vocal_tract
+from lab.nano.speech import ESPEAK, MANY, UNHEARD_VOICES, SpeechPool, SpokenItem, augmented, vocal_tract
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_folder
 from saysee.model.configuration import HeadConfig
+from saysee.model.loading import load_hubert
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
@@ -51,6 +57,8 @@ class HubertNanoSettings:
         clusters: number of clusters, if clusters are the labels.
         mask_share: share of the frames at which a masked span begins.
         seen_weight: weight of the frames that are not masked (HuBERT's 1 - alpha over alpha).
+        voices: who speaks: "espeak" for espeak-ng alone, or "many" for the other synthesizers' voices too.
+        start: folder or packaged name of the HuBERT that training starts from; empty for random weights.
         words: number of words that are classified; rarer ones are ignored.
         word_weight: weight of the loss on words.
         loop: see :class:`lab.nano.loop.LoopSettings`.
@@ -64,6 +72,8 @@ class HubertNanoSettings:
     clusters: int = 100
     mask_share: float = 0.08
     seen_weight: float = 0.5
+    voices: str = MANY
+    start: str = ""
     words: int = 2_000
     word_weight: float = 0.5
     loop: LoopSettings = field(
@@ -74,6 +84,8 @@ class HubertNanoSettings:
         """Raises ConfigError for a size that no network can have."""
         if self.width < 32 or self.width % 32:
             raise ConfigError(f"width is {self.width}; it must be a multiple of 32")
+        if self.voices not in (ESPEAK, MANY):
+            raise ConfigError(f"voices is {self.voices!r}; it must be {ESPEAK} or {MANY}")
         for name in ("layers", "utterances", "held_out", "clusters", "words"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -94,16 +106,20 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
         MissingExtraError: the synthesizer is not installed.
         SaySeeError: as :func:`lab.nano.loop.run_steps` does.
     """
-    pool = SpeechPool(folder / "speech", settings.utterances, settings.loop.seed, "train")
-    held_out = SpeechPool(folder / "held-out", settings.held_out, settings.loop.seed + 1, "val")
-    torch.manual_seed(settings.loop.seed)
+    seed = settings.loop.seed
+    pool = SpeechPool(folder / "speech", settings.utterances, seed, "train", settings.voices)
+    held_out = {"held_out": SpeechPool(folder / "held-out", settings.held_out, seed + 1, "val")}
+    if settings.voices == MANY:
+        held_out["unheard"] = SpeechPool(folder / "unheard", settings.held_out, seed + 2, "val", UNHEARD_VOICES)
+    torch.manual_seed(seed)
     training = _Training(settings, _labels(settings, pool), pool, held_out)
     metrics = run_steps(
         "hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
     )
     hubert, extractor = training.encoder.hubert, training.processor.feature_extractor
     hubert.config.apply_spec_augment = False  # the mask is for pre-training only
-    metrics |= probe_phones(training.encoder.to("cpu").eval(), pool, held_out).to_dict()
+    encoder = training.encoder.to("cpu").eval()
+    metrics["probe"] = {name: probe_phones(encoder, pool, each).to_dict() for name, each in held_out.items()}
 
     def save(temporary: Path) -> None:
         hubert.to("cpu", torch.float16).save_pretrained(temporary)
@@ -155,16 +171,51 @@ def _labels(settings: HubertNanoSettings, pool: SpeechPool) -> FrameLabels:
         ) from None
 
 
+_Batch = tuple[list[int], list[NDArray[np.float32]], list[float], int]
+"""Numbers of the utterances, clips as they are heard, the speed of each, and the seed of what is masked."""
+
+
+class _Batches(Dataset[_Batch]):
+    """The batch of each step, made by another process while the step before is computed."""
+
+    def __init__(self, pool: SpeechPool, settings: LoopSettings) -> None:
+        self._pool, self._settings = pool, settings
+
+    def __getitem__(self, step: int) -> _Batch:
+        draw = Random(f"{self._settings.seed} {step}")
+        numbers = self._numbers(step)
+        babble = [self._pool.waveform(draw.randrange(len(self._pool.items))) for _ in range(6)]
+        clips, speeds = [], []
+        for number in numbers:
+            clip, speed = vocal_tract(self._pool.waveform(number), draw)
+            clips.append(augmented(clip, babble, draw))
+            speeds.append(speed)
+        return numbers, clips, speeds, draw.getrandbits(63)
+
+    def _numbers(self, step: int) -> list[int]:
+        """Utterances of similar length, each at most once an epoch."""
+        size, items = self._settings.batch_size, self._pool.items
+        batches = max(1, len(items) // size)
+        rng = Random(f"{self._settings.seed} epoch {step // batches}")
+        length = [item.length * (1 + 0.1 * rng.random()) for item in items]
+        order = sorted(range(len(length)), key=length.__getitem__)
+        place = rng.sample(range(batches), batches)[step % batches] * size
+        place += rng.randrange(max(1, len(order) - batches * size + 1))  # otherwise the longest would never be dropped
+        return order[place : place + size]
+
+
 class _Training:
     """The parts that are trained, and their data."""
 
     def __init__(
-        self, settings: HubertNanoSettings, labels: FrameLabels, pool: SpeechPool, held_out: SpeechPool
+        self, settings: HubertNanoSettings, labels: FrameLabels, pool: SpeechPool, held_out: dict[str, SpeechPool]
     ) -> None:
         self.settings, self.labels, self.pool, self.held_out = settings, labels, pool, held_out
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.words = numbered((name for item in pool.items for name, _, _ in item.words), settings.words)
         self.encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
+        if settings.start:
+            self.encoder.hubert.load_state_dict(load_hubert(settings.start).state_dict())
         self.encoder.hubert.config.apply_spec_augment = True  # or transformers ignores mask_time_indices
         self.parts = nn.ModuleDict(
             {
@@ -175,18 +226,16 @@ class _Training:
         ).to(self.device)
         self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
         self.middles = frame_middles(self.encoder)
+        self._batches: Iterator[_Batch] | None = None
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of labels and words on the batch of this step."""
-        draw = Random(f"{self.settings.loop.seed} {step}")
-        numbers = self._batch(step)
-        babble = [self.pool.waveform(draw.randrange(len(self.pool.items))) for _ in range(6)]
-        clips, speeds = [], []
-        for number in numbers:
-            clip, speed = vocal_tract(self.pool.waveform(number), draw)
-            clips.append(augmented(clip, babble, draw))
-            speeds.append(speed)
-        hidden, frames = self._encode(clips, np.random.default_rng(draw.getrandbits(63)))
+        if self._batches is None:  # its process must start after the synthesizers' processes have ended
+            batches = _Batches(self.pool, self.settings.loop)
+            order = range(step, self.settings.loop.steps)
+            self._batches = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4))
+        numbers, clips, speeds, noise_seed = next(self._batches)
+        hidden, frames = self._encode(clips, np.random.default_rng(noise_seed))
         labels = self._labels_at(self.pool, numbers, speeds, frames.shape[1])
         scores = self.parts["label"](hidden).float()
         masked = self._masked & frames
@@ -206,29 +255,22 @@ class _Training:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Percent of held-out frames, nothing masked, and of held-out words that are classified right."""
+        """Percent of held-out frames, nothing masked, and of held-out words that are classified right, by pool."""
+        return {name: value for pool in self.held_out for name, value in self._evaluated(pool).items()}
+
+    def _evaluated(self, name: str) -> dict[str, float]:
+        pool = self.held_out[name]
         right, counted, words = 0.0, 0, []
-        for start in range(0, len(self.held_out.items), 25):
-            numbers = list(range(start, min(start + 25, len(self.held_out.items))))
-            hidden, frames = self._encode([self.held_out.waveform(number) for number in numbers], None)
+        for start in range(0, len(pool.items), 25):
+            numbers = list(range(start, min(start + 25, len(pool.items))))
+            hidden, frames = self._encode([pool.waveform(number) for number in numbers], None)
             plain = [1.0] * len(numbers)
-            labels = self._labels_at(self.held_out, numbers, plain, frames.shape[1])
+            labels = self._labels_at(pool, numbers, plain, frames.shape[1])
             counts = frames & (labels >= self.labels.least)
             right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[counts].sum())
             counted += int(counts.sum())
-            words.append(self._word_loss(hidden, [self.held_out.items[number] for number in numbers], plain)[1])
-        return {"held_out_labels_right": 100 * right / counted, "held_out_words_right": 100 * sum(words) / len(words)}
-
-    def _batch(self, step: int) -> list[int]:
-        """Utterances of similar length, each at most once an epoch."""
-        size = self.settings.loop.batch_size
-        batches = max(1, len(self.pool.items) // size)
-        rng = Random(f"{self.settings.loop.seed} epoch {step // batches}")
-        length = [item.length * (1 + 0.1 * rng.random()) for item in self.pool.items]
-        order = sorted(range(len(length)), key=length.__getitem__)
-        place = rng.sample(range(batches), batches)[step % batches] * size
-        place += rng.randrange(max(1, len(order) - batches * size + 1))  # otherwise the longest would never be dropped
-        return order[place : place + size]
+            words.append(self._word_loss(hidden, [pool.items[number] for number in numbers], plain)[1])
+        return {f"{name}_labels_right": 100 * right / counted, f"{name}_words_right": 100 * sum(words) / len(words)}
 
     def _encode(self, clips: list[Any], noise: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, F, S] and the mask of real frames [B, F]; with ``noise``, spans are masked."""
