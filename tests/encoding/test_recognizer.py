@@ -18,7 +18,7 @@ from saysee.encoding.recognizer import SpeechRecognizer, Transcript
 from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
 from saysee.evaluation.word_errors import count_word_errors
 from saysee.media.audio import load_audio
-from saysee.studies.other_queries import FLITE
+from saysee.studies.other_queries import VOICES
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def whisper():
 
 @pytest.fixture(scope="module")
 def spoken():
-    """Paths and texts of six captions by flite."""
-    clips = json.loads((FLITE / "clips.json").read_text())[:6]
-    return [FLITE / clip["file"] for clip in clips], [clip["text"] for clip in clips]
+    """Paths and texts of six captions by a flite voice."""
+    clips = json.loads((VOICES / "clips.json").read_text())[:6]
+    return [VOICES / clip["file"] for clip in clips], [clip["text"] for clip in clips]
 
 
 def test_whisper_writes_what_was_said(whisper, spoken):

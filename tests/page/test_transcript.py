@@ -10,14 +10,14 @@ import soundfile
 from page_steps import names
 from playwright.sync_api import expect
 
-from saysee.studies.other_queries import FLITE
+from saysee.studies.other_queries import VOICES
 
-SAID = json.loads((FLITE / "clips.json").read_text())[0]["file"]  # "here is a small dotted yellow ring with …"
+SAID = json.loads((VOICES / "clips.json").read_text())[0]["file"]  # "here is a small dotted yellow ring with …"
 
 
 def test_what_was_heard_can_be_corrected_and_searched_for(visit, transcribing):
     page = visit(transcribing)
-    page.set_input_files("#file", FLITE / SAID)
+    page.set_input_files("#file", VOICES / SAID)
     expect(page.locator("#text")).to_have_value(re.compile("yellow ring"))
     expect(page.locator("#answer-title")).to_have_text(re.compile("yellow ring"))
     expect(page.locator("#status")).to_have_text(re.compile("Heard “.*yellow ring.*best first"))

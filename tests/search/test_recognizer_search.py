@@ -29,11 +29,11 @@ from saysee.search.service.app import make_app
 from saysee.search.service.core import Service
 from saysee.search.service.schemas import SearchForm
 from saysee.search.service.settings import ServiceSettings
-from saysee.studies.other_queries import FLITE
+from saysee.studies.other_queries import VOICES
 
 WHISPER = str(get_model_path())
 WAYS = ("direct", "transcribed", "both")
-SAID = json.loads((FLITE / "clips.json").read_text())[0]  # "here is a small dotted yellow ring with …"
+SAID = json.loads((VOICES / "clips.json").read_text())[0]  # "here is a small dotted yellow ring with …"
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_clips_are_ignored_and_counted_where_the_model_has_no_speech_encoder(lib
 
 def test_the_command_line_finds_what_the_transcript_finds(library, capsys) -> None:
     _, index = library
-    found = answer(capsys, "search", index, FLITE / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
+    found = answer(capsys, "search", index, VOICES / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
     assert "ring" in found["transcript"]
     written = answer(capsys, "search", index, "--text", found["transcript"], "-k", 3)["results"][0]
     assert found["hits"] == written["hits"]
-    assert main(["search", str(index), str(FLITE / SAID["file"]), "--recognizer", WHISPER]) == 0
+    assert main(["search", str(index), str(VOICES / SAID["file"]), "--recognizer", WHISPER]) == 0
     assert "heard:" in capsys.readouterr().out
 
 
@@ -105,23 +105,23 @@ def test_python_finds_the_same_and_names_a_clip_without_words(library) -> None:
     photos, folder = library
     index = Index.open(folder, recognizer=WHISPER)
     heard: dict[int, Any] = {}
-    found = index.search(speech=[FLITE / SAID["file"]], transcripts=heard)
+    found = index.search(speech=[VOICES / SAID["file"]], transcripts=heard)
     assert found == index.search(texts=[heard[0].text])
     with pytest.raises(MediaError, match=r"noise\.wav") as error:
         index.search(speech=[photos / "noise.wav"])
     assert error.value.code == "no-speech"
     bad: dict[int, MediaError] = {}
-    hits = index.search(speech=[photos / "noise.wav", FLITE / SAID["file"]], bad=bad)
+    hits = index.search(speech=[photos / "noise.wav", VOICES / SAID["file"]], bad=bad)
     assert (list(bad), hits[0], len(hits[1])) == ([0], [], 10)
 
 
 def test_the_service_answers_with_the_transcript(library, client_of) -> None:
     photos, folder = library
     client = client_of(Index.open(folder, recognizer=WHISPER))
-    spoken = client.post("/search", files={"audio": (FLITE / SAID["file"]).read_bytes()}).json()
+    spoken = client.post("/search", files={"audio": (VOICES / SAID["file"]).read_bytes()}).json()
     assert "ring" in spoken["query"]["transcript"]
     assert spoken["query"]["speech"] == "transcribed"
-    assert spoken["query"]["seconds"] == pytest.approx(soundfile.info(FLITE / SAID["file"]).duration, abs=0.01)
+    assert spoken["query"]["seconds"] == pytest.approx(soundfile.info(VOICES / SAID["file"]).duration, abs=0.01)
     written = client.post("/search", files={"text": (None, spoken["query"]["transcript"])}).json()
     assert spoken["hits"] == written["hits"]
     assert (written["query"]["transcript"], written["query"]["speech"]) == (None, None)
@@ -129,20 +129,20 @@ def test_the_service_answers_with_the_transcript(library, client_of) -> None:
     assert (silent.status_code, silent.json()["code"]) == (422, "no-speech")
     about = client.get("/about").json()
     assert (about["attention"], about["speech"]) == (None, ["transcribed"])
-    form = {"audio": (FLITE / SAID["file"]).read_bytes(), "speech": (None, "both")}
+    form = {"audio": (VOICES / SAID["file"]).read_bytes(), "speech": (None, "both")}
     assert client.post("/search", files=form).json()["code"] == "no-speech-encoder"
 
 
 def test_without_a_recognizer_speech_to_a_plain_clip_is_an_error_that_names_it(library, client_of, capsys) -> None:
     _, folder = library
     with pytest.raises(SaySeeError, match="recognizer"):
-        Index.open(folder).search(speech=[FLITE / SAID["file"]])
-    assert main(["search", str(folder), str(FLITE / SAID["file"])]) == 2
+        Index.open(folder).search(speech=[VOICES / SAID["file"]])
+    assert main(["search", str(folder), str(VOICES / SAID["file"])]) == 2
     assert "recognizer" in capsys.readouterr().err
     assert main(["search", str(folder), "--text", "a ring", "--language", "en"]) == 2
     assert "--recognizer" in capsys.readouterr().err
     client = client_of(Index.open(folder))
-    sent = client.post("/search", files={"audio": (FLITE / SAID["file"]).read_bytes()})
+    sent = client.post("/search", files={"audio": (VOICES / SAID["file"]).read_bytes()})
     assert (sent.status_code, sent.json()["code"]) == (422, "no-speech-encoder")
     assert client.get("/about").json()["speech"] == []
 
@@ -155,15 +155,15 @@ def test_vectors_that_the_user_has_are_searched_by_voice(library, recognizer, tm
     own = tmp_path / "own"
     words = ("--from-vectors", tmp_path / "vectors.npy", "--ids", tmp_path / "ids.txt", "--model", "saysee/clip-nano")
     assert answer(capsys, "index", *words, "--to", own)["images"] == 12
-    found = answer(capsys, "search", own, FLITE / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
-    same = answer(capsys, "search", folder, FLITE / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
+    found = answer(capsys, "search", own, VOICES / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
+    same = answer(capsys, "search", folder, VOICES / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
     assert [hit["path"] for hit in found["hits"]] == [hit["path"] for hit in same["hits"]]
     assert found["transcript"] == same["transcript"]
 
 
 def test_both_ways_are_fused_and_each_alone_is_as_ever(library, recognizer, model) -> None:
     _, folder = library
-    said = [FLITE / SAID["file"]]
+    said = [VOICES / SAID["file"]]
     indexes = {way: Index.open(folder, model=model, recognizer=recognizer, speech=way) for way in WAYS}
     found = {way: index.search(speech=said, k=12)[0] for way, index in indexes.items()}
     assert found["direct"] == Index.open(folder, model=model).search(speech=said, k=12)[0]
@@ -182,7 +182,7 @@ def test_both_ways_are_fused_and_each_alone_is_as_ever(library, recognizer, mode
 
 def test_the_command_line_chooses_a_way_and_names_it(library, model, capsys) -> None:
     _, folder = library
-    words = ("search", folder, FLITE / SAID["file"], "--model", model, "-k", 3)
+    words = ("search", folder, VOICES / SAID["file"], "--model", model, "-k", 3)
     heard = ("--recognizer", WHISPER)
     for further, way in (((), "direct"), (heard, "transcribed"), ((*heard, "--speech", "both"), "both")):
         found = answer(capsys, *words, *further)["results"][0]
@@ -207,14 +207,14 @@ def test_a_client_chooses_the_way_and_sends_a_transcript_back(library, recognize
     assert client.get("/about").json()["speech"] == ["both", "direct", "transcribed"]
 
     def ask(**fields: str) -> dict[str, Any]:
-        files = {"audio": (FLITE / SAID["file"]).read_bytes()} | {name: (None, text) for name, text in fields.items()}
+        files = {"audio": (VOICES / SAID["file"]).read_bytes()} | {name: (None, text) for name, text in fields.items()}
         found: dict[str, Any] = client.post("/search", files=files).json()
         return found
 
     found = {way: ask(speech=way) for way in WAYS}
     for way, each in found.items():
         (expected,) = Index.open(folder, model=model, recognizer=recognizer, speech=way).search(
-            speech=[FLITE / SAID["file"]], k=12
+            speech=[VOICES / SAID["file"]], k=12
         )
         assert [hit["id"] for hit in each["hits"]] == [hit.id for hit in expected]
         assert {hit["measure"] for hit in each["hits"]} == {expected[0].measure}
@@ -242,7 +242,7 @@ def test_a_way_that_does_not_exist_is_an_error_at_the_start_or_of_the_query(
         client_of(Index.open(folder, recognizer=recognizer, speech="both"))
     client = client_of(Index.open(folder, model=model))
     assert client.get("/about").json()["speech"] == ["direct"]
-    form = {"audio": (FLITE / SAID["file"]).read_bytes(), "speech": (None, "transcribed")}
+    form = {"audio": (VOICES / SAID["file"]).read_bytes(), "speech": (None, "transcribed")}
     sent = client.post("/search", files=form)
     assert (sent.status_code, sent.json()["code"]) == (422, "no-recognizer")
 
@@ -264,7 +264,7 @@ def test_recognition_keeps_no_other_query_waiting(library, client_of, monkeypatc
         return SearchForm(**{name: UploadFile(io.BytesIO(path.read_bytes())) for name, path in files.items()})
 
     async def ask() -> None:
-        spoken = [asyncio.ensure_future(service.search(form(audio=FLITE / SAID["file"]))) for _ in range(8)]
+        spoken = [asyncio.ensure_future(service.search(form(audio=VOICES / SAID["file"]))) for _ in range(8)]
         await asyncio.sleep(0.3)
         for other in (form(image=next(photos.glob("*.png"))), SearchForm(text="a ring")):
             assert len((await asyncio.wait_for(service.search(other), 60))["hits"]) == 12

@@ -20,11 +20,10 @@ from saysee.data.scenes.speakers import Speaker
 from saysee.data.scenes.speech import synthesize
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.recall import retrieval_measures, retrieval_ranks
-from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 
-FLITE = Path(__file__).with_name("flite")
-"""Captions of the demo's test split by another synthesizer (flite 2.2, voice slt), with ``clips.json``."""
+VOICES = Path(__file__).with_name("voices")
+"""Captions of the demo's test split by voices of other synthesizers that no training heard, with ``clips.json``."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,10 @@ def score_other_queries(
         spoken("the same, high", "pitch 90 of 100; training: 30 to 70", changed(pitch=90)),
         spoken("a German voice reading English", "German sounds; training: eight accents of English", german),
     ]
-    if flite := _flite_rows(test):
-        vectors = encoder.encode_speech([load_audio(FLITE / file) for file, _ in flite], progress=False)
-        note = "flite 2.2, voice slt: units of recorded speech; training: formants of espeak-ng"
-        found.append(score("another synthesizer", [row for _, row in flite], vectors, note))
+    for voice, clips in _packaged_clips(test).items():
+        vectors = encoder.encode_speech([VOICES / file for file, _ in clips], progress=False)
+        note = "made of a person's recordings, and in no training; training of the head: espeak-ng alone"
+        found.append(score(voice, [row for _, row in clips], vectors, note))
     return found
 
 
@@ -102,8 +101,11 @@ def parse_speaker(name: str) -> Speaker:
     return Speaker(accent, variant, int(pitch.removeprefix("p")), int(rate.removeprefix("r")))
 
 
-def _flite_rows(test: Manifest) -> list[tuple[str, Row]]:
-    """The packaged clips and the rows of their captions; none for another corpus."""
-    clips = json.loads((FLITE / "clips.json").read_text(encoding="utf-8"))
+def _packaged_clips(test: Manifest) -> dict[str, list[tuple[str, Row]]]:
+    """By voice the packaged clips and the rows of their captions; none for another corpus."""
     rows = {(row.image_id, row.text): row for row in test.rows}
-    return [(clip["file"], rows[key]) for clip in clips if (key := (clip["image_id"], clip["text"])) in rows]
+    found: dict[str, list[tuple[str, Row]]] = {}
+    for clip in json.loads((VOICES / "clips.json").read_text(encoding="utf-8")):
+        if row := rows.get((clip["image_id"], clip["text"])):
+            found.setdefault(clip["voice"], []).append((clip["file"], row))
+    return found

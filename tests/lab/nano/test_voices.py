@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from ctypes.util import find_library
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_words_and_phones_lie_in_the_sound(voice: Voice):
     assert [word.name.lower().replace("'", "") for word in once.words] == WORDS
     for found in (once.words, once.phones):
         assert all(each.start < each.end <= once.seconds + 1e-6 for each in found)
-        assert all(before.end <= after.start + 1e-6 for before, after in zip(found, found[1:], strict=False))
+        assert all(before.end <= after.start + 1e-6 for before, after in pairwise(found))
     assert [phone.name for phone in once.phones][:4] == ["D", "@", "b", "OI"]
     # Speech where the words are, and near silence before the first.
     first = round(once.words[0].start * SAMPLE_RATE)
