@@ -50,7 +50,10 @@ def trained(tmp_path_factory):
         def recorded(name, folder, model, settings, loss_of, evaluate, *rest):
             metrics = run_steps(name, folder, model, settings, loss_of, evaluate, *rest)
             # A copy, because saving makes it fp16, and says that nothing is to be hidden any more.
-            training = kept["training"] = copy.deepcopy(loss_of.__self__)
+            training = loss_of.__self__
+            del training._loader  # a process, which cannot be copied
+            training._step = None
+            training = kept["training"] = copy.deepcopy(training)
             clips = [training.pool.waveform(number) for number in range(3)]
             with torch.no_grad():
                 kept["states"], kept["frames"] = training._encode(clips, None)

