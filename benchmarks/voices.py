@@ -91,7 +91,7 @@ def measure(options: argparse.Namespace) -> str:
         ways["transcribed"] = Encoder(encoder.model, recognizer=recognizer)
     numbers = {row.image_id: number for number, row in enumerate(manifest.images())}
     own = np.array([numbers[row.image_id] for row in rows])
-    images = encoder.encode_images([row.image for row in manifest.images()])
+    images = encoder.encode_images([manifest.image_path(row) for row in manifest.images()], progress=False)
     results = _Results(options.to / "results.json", own)
     if not results.has("written", CLEAN):
         text = encoder.encode_text([row.text or "" for row in rows], progress=False)

@@ -1,10 +1,11 @@
 """hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesized English.
 
-    python -m lab.nano.hubert --to runs/espeak --voices espeak --loop.steps 4000 --loop.lr 1.5e-3
-    python -m lab.nano.hubert --to runs/hubert-nano --start runs/espeak/model
+    python -m lab.nano.hubert --to runs/espeak --voices espeak --utterances 24000 --loop.steps 4000
+    python -m lab.nano.hubert --to runs/many --start runs/espeak/model --align_weight 0 --loop.steps 1400
+    python -m lab.nano.hubert --to runs/hubert-nano --start runs/many/model
 
-The first run hears espeak-ng alone, the second voices of other synthesizers beside it. HuBERT's objective (arXiv
-2106.07447): spans of frames are replaced by a learned vector, and the transformer predicts the label of every frame,
+The first run hears espeak-ng alone, the second voices of other synthesizers beside it, and the third brings what it
+makes of both closer together. HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector, and the transformer predicts the label of every frame,
 those of masked frames from their context. The labels are the synthesizer's phones with their times, which HuBERT's
 clusters approximate where phones are unknown; clusters are available too. In addition the mean of a word's frames
 predicts the word. ``docs/nano.md`` reports what each part is worth.
@@ -13,7 +14,7 @@ predicts the word. ``docs/nano.md`` reports what each part is worth.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -61,6 +62,7 @@ class HubertNanoSettings:
         start: folder or packaged name of the HuBERT that training starts from; empty for random weights.
         words: number of words that are classified; rarer ones are ignored.
         word_weight: weight of the loss on words.
+        align_weight: weight of the distance between synthesizers, see :func:`synthesizer_distance`; with many voices.
         loop: see :class:`lab.nano.loop.LoopSettings`.
     """
 
@@ -76,6 +78,7 @@ class HubertNanoSettings:
     start: str = ""
     words: int = 2_000
     word_weight: float = 0.5
+    align_weight: float = 1.0
     loop: LoopSettings = field(
         default_factory=lambda: LoopSettings(steps=4000, batch_size=48, lr=1.5e-3, warmup_steps=200, evaluate_every=250)
     )
@@ -178,8 +181,10 @@ _Batch = tuple[list[int], list[NDArray[np.float32]], list[float], int]
 class _Batches(Dataset[_Batch]):
     """The batch of each step, made by another process while the step before is computed."""
 
-    def __init__(self, pool: SpeechPool, settings: LoopSettings) -> None:
+    def __init__(self, pool: SpeechPool, settings: LoopSettings, paired: bool) -> None:
         self._pool, self._settings = pool, settings
+        self._groups: Sequence[tuple[int, ...]] = pool.pairs if paired else []
+        self._groups = self._groups or [(number,) for number in range(len(pool.items))]
 
     def __getitem__(self, step: int) -> _Batch:
         draw = Random(f"{self._settings.seed} {step}")
@@ -193,15 +198,16 @@ class _Batches(Dataset[_Batch]):
         return numbers, clips, speeds, draw.getrandbits(63)
 
     def _numbers(self, step: int) -> list[int]:
-        """Utterances of similar length, each at most once an epoch."""
-        size, items = self._settings.batch_size, self._pool.items
-        batches = max(1, len(items) // size)
+        """Utterances of similar length, each at most once an epoch; or pairs of one sentence."""
+        groups = self._groups
+        size = max(1, self._settings.batch_size // len(groups[0]))
+        batches = max(1, len(groups) // size)
         rng = Random(f"{self._settings.seed} epoch {step // batches}")
-        length = [item.length * (1 + 0.1 * rng.random()) for item in items]
+        length = [self._pool.items[first].length * (1 + 0.1 * rng.random()) for first, *_ in groups]
         order = sorted(range(len(length)), key=length.__getitem__)
         place = rng.sample(range(batches), batches)[step % batches] * size
         place += rng.randrange(max(1, len(order) - batches * size + 1))  # otherwise the longest would never be dropped
-        return order[place : place + size]
+        return [number for each in order[place : place + size] for number in groups[each]]
 
 
 class _Training:
@@ -239,14 +245,24 @@ class _Training:
         masked_loss = functional.cross_entropy(scores[masked], labels[masked])
         seen_loss = functional.cross_entropy(scores[frames & ~masked], labels[frames & ~masked])
         loss = masked_loss + self.settings.seen_weight * seen_loss
-        word_loss, words_right = self._word_loss(hidden, [self.pool.items[number] for number in numbers], speeds)
+        means, words, rows = self._word_means(hidden, [self.pool.items[number] for number in numbers], speeds)
+        word_loss, words_right = self._word_loss(means, words)
         if self.settings.word_weight:
             loss = loss + self.settings.word_weight * word_loss
+        distance = torch.zeros((), device=self.device)
+        if self.pool.pairs and self.settings.align_weight:
+            espeak = torch.arange(len(numbers), device=self.device) % 2 == 0
+            of_frame = espeak[:, None].expand_as(frames)[frames]
+            for state in (hidden, self._state_before):
+                distance = distance + synthesizer_distance(state[frames].float(), labels[frames], of_frame)
+            distance = distance + synthesizer_distance(means, words, espeak[rows])
+            loss = loss + self.settings.align_weight * distance
         right = (scores.detach().argmax(dim=-1) == labels)[masked].float().mean()
         return loss, {
             "masked": masked_loss.detach(),
             "seen": seen_loss.detach(),
             "word": word_loss.detach(),
+            "distance": distance.detach(),
             "masked_right": right,
             "words_right": words_right,
         }
@@ -266,12 +282,13 @@ class _Training:
             counts = frames & (labels >= self.labels.least)
             right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[counts].sum())
             counted += int(counts.sum())
-            words.append(self._word_loss(hidden, [pool.items[number] for number in numbers], plain)[1])
+            means, spoken, _ = self._word_means(hidden, [pool.items[number] for number in numbers], plain)
+            words.append(self._word_loss(means, spoken)[1])
         return {f"{name}_labels_right": 100 * right / counted, f"{name}_words_right": 100 * sum(words) / len(words)}
 
     def _batch(self, step: int) -> _Batch:
         if step != self._step:  # the first; its process starts here, when the synthesizers' processes have ended
-            batches = _Batches(self.pool, self.settings.loop)
+            batches = _Batches(self.pool, self.settings.loop, paired=self.settings.align_weight > 0)
             order = range(step, max(step + 1, self.settings.loop.steps))
             self._loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4))
         self._step = step + 1
@@ -293,7 +310,9 @@ class _Training:
             waveforms.to(self.device),
             attention_mask=mask.long().to(self.device),
             mask_time_indices=self._masked if noise is not None else torch.zeros_like(self._masked),
+            output_hidden_states=True,
         )
+        self._state_before = output.hidden_states[-2]
         return output.last_hidden_state, frames.to(self.device)
 
     def _labels_at(self, pool: SpeechPool, numbers: list[int], speeds: list[float], frames: int) -> Tensor:
@@ -304,8 +323,10 @@ class _Training:
         ]
         return torch.from_numpy(np.stack(labels)).to(self.device)
 
-    def _word_loss(self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]) -> tuple[Tensor, float]:
-        """Cross-entropy of the words, each classified by the mean of its frames, and the share that is right."""
+    def _word_means(
+        self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean of the frames of each known word [W, S], the words' numbers [W] and their clips' places [W]."""
         sums = functional.pad(hidden.float().cumsum(dim=1), (0, 0, 1, 0))
         rows, firsts, lasts, names = [], [], [], []
         for row, (item, speed) in enumerate(zip(items, speeds, strict=True)):
@@ -317,14 +338,42 @@ class _Training:
                     firsts.append(int(first))
                     lasts.append(last)
                     names.append(self.words[name])
-        if not names:
-            return hidden.sum() * 0, 0.0
-        length = torch.tensor(lasts, device=self.device) - torch.tensor(firsts, device=self.device)
-        means = (sums[rows, lasts] - sums[rows, firsts]) / length[:, None]
-        target = torch.tensor(names, device=self.device)
+        place, first, last, word = (
+            torch.tensor(each, dtype=torch.long, device=self.device) for each in (rows, firsts, lasts, names)
+        )
+        return (sums[place, last] - sums[place, first]) / (last - first)[:, None], word, place
+
+    def _word_loss(self, means: Tensor, words: Tensor) -> tuple[Tensor, float]:
+        """Cross-entropy of the words, each classified by the mean of its frames, and the share that is right."""
+        if not len(words):
+            return means.sum() * 0, 0.0
         scores = self.parts["word"](means).float()
-        right = float((scores.detach().argmax(dim=-1) == target).float().mean())
-        return functional.cross_entropy(scores, target), right
+        right = float((scores.detach().argmax(dim=-1) == words).float().mean())
+        return functional.cross_entropy(scores, words), right
+
+
+def synthesizer_distance(vectors: Tensor, classes: Tensor, espeak: Tensor) -> Tensor:
+    """How far apart espeak-ng and the other synthesizers are; a head that is trained on the one should know the others.
+
+    The squared distance of the means of both, for each class that both have, in variances of each dimension; the mean
+    over dimensions and classes, which count by the vectors of the side that has fewer.
+
+    Args:
+        vectors: [N, S] frames or words.
+        classes: [N] the phone or word of each.
+        espeak: [N] which are by espeak-ng.
+    """
+    count = int(classes.max()) + 1 if len(classes) else 0
+    sums = [
+        vectors.new_zeros(count, vectors.shape[1]).index_add(0, classes[each], vectors[each])
+        for each in (espeak, ~espeak)
+    ]
+    counts = [torch.bincount(classes[each], minlength=count).to(vectors) for each in (espeak, ~espeak)]
+    weights = torch.minimum(*counts)
+    means = [total / number.clamp_min(1)[:, None] for total, number in zip(sums, counts, strict=True)]
+    variances = vectors.var(dim=0, correction=0) + 1e-6  # with its gradient: or shrinking all vectors would do
+    distances = ((means[0] - means[1]).square() / variances).mean(dim=1)
+    return (weights * distances).sum() / weights.sum().clamp_min(1)
 
 
 if __name__ == "__main__":

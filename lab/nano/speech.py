@@ -62,6 +62,7 @@ class SpeechPool:
     Attributes:
         samples: int16 samples at 16 kHz of all utterances, one after the other.
         items: one for each utterance.
+        pairs: numbers of utterances of one sentence, by espeak-ng and by another synthesizer; of "many" voices only.
 
     Raises:
         MissingExtraError: the synthesizer is not installed.
@@ -72,8 +73,12 @@ class SpeechPool:
         chunks = chunks_of(folder, utterances, CHUNK, seed)
         make_missing("speaking sentences", chunks, partial(_speak_chunk, seed, split, voices))
         self.items: list[SpokenItem] = []
+        self.pairs: list[tuple[int, int]] = []
         offset = 0
         for chunk in chunks:
+            if voices == MANY:
+                first, espeak = len(self.items), -(-chunk.count // 2)
+                self.pairs += [(first + each, first + espeak + each) for each in range(chunk.count // 2)]
             for item in json.loads((chunk.folder / "items.json").read_text(encoding="utf-8")):
                 self.items.append(SpokenItem(offset, item["length"], item["phones"], item["words"]))
                 offset += item["length"]
@@ -89,18 +94,18 @@ class SpeechPool:
 def _speak_chunk(seed: int, split: str, voices: str, chunk: Chunk) -> None:
     rng = Random(f"saysee pretraining speakers {seed} {chunk.number}")
     spoken: list[Utterance] = []
-    if voices != UNHEARD_VOICES:
-        pool = speaker_pools()[split]
-        for text in sentences(seed, chunk.number, chunk.count if voices == ESPEAK else -(-chunk.count // 2)):
-            voice = pool[rng.randrange(len(pool))]
-            speaker = Speaker(voice.accent, voice.variant, rng.randint(*PITCHES), rng.randint(*RATES))
-            spoken.append(synthesize(text, speaker))
-    if voices != ESPEAK:
-        texts = sentences(seed, chunk.number, chunk.count - len(spoken) or 1)
-        spoken += speak(texts, UNHEARD if voices == UNHEARD_VOICES else TRAINED, rng)
+    by_espeak = {ESPEAK: chunk.count, MANY: -(-chunk.count // 2), UNHEARD_VOICES: 0}[voices]
+    texts = sentences(seed, chunk.number, by_espeak or chunk.count)
+    pool = speaker_pools()[split]
+    for text in texts[:by_espeak]:
+        voice = pool[rng.randrange(len(pool))]
+        speaker = Speaker(voice.accent, voice.variant, rng.randint(*PITCHES), rng.randint(*RATES))
+        spoken.append(synthesize(text, speaker))
+    if left := texts[: chunk.count - by_espeak]:
+        spoken += speak(left, UNHEARD if voices == UNHEARD_VOICES else TRAINED, rng)
     items: list[dict[str, Any]] = []
     samples: list[NDArray[np.int16]] = []
-    for utterance in spoken[: chunk.count]:
+    for utterance in spoken:
         samples.append(np.clip(np.rint(utterance.samples * 32768), -32768, 32767).astype(np.int16))
         items.append(
             {

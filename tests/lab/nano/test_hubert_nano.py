@@ -15,7 +15,7 @@ import torch
 from lab.nano.hubert import MASK_SPAN, HubertNanoSettings, hubert_nano_config, pretrain_hubert_nano
 from lab.nano.loop import LoopSettings
 from lab.nano.probe import frame_middles
-from lab.nano.speech import SpokenItem
+from lab.nano.speech import SpeechPool, SpokenItem
 from safetensors.torch import load_file
 
 from lab.nano import hubert as hubert_nano
@@ -143,11 +143,13 @@ def test_a_word_is_classified_by_the_mean_of_its_frames(trained, monkeypatch):
     before = training.parts["word"]
     training.parts["word"] = Telling(recorded)
     try:
-        loss, right = training._word_loss(hidden, items, [1.0, 1.0])
+        vectors, words, rows = training._word_means(hidden, items, [1.0, 1.0])
+        loss, right = training._word_loss(vectors, words)
     finally:
         training.parts["word"] = before
     assert torch.allclose(means[0][0], hidden[0, 1:3].mean(dim=0))
     assert torch.allclose(means[0][1], hidden[1, 2:6].mean(dim=0))
+    assert (words.tolist(), rows.tolist()) == ([one, two], [0, 1])
     assert right == 0.5  # the first was told rightly, the second taken for the first
     assert float(loss) == pytest.approx(15, abs=0.1)
     assert two != one
@@ -165,7 +167,8 @@ class Telling(torch.nn.Module):
 def test_a_batch_without_a_known_word_has_no_loss_of_words_and_is_no_failure(trained):
     training = trained[2]["training"]
     hidden = torch.ones(1, 6, 64, requires_grad=True)
-    loss, right = training._word_loss(hidden, [item(words=[("never met", 0.0, 0.1)])], [1.0])
+    means, words, _ = training._word_means(hidden, [item(words=[("never met", 0.0, 0.1)])], [1.0])
+    loss, right = training._word_loss(means, words)
     assert (float(loss.detach()), right) == (0, 0)
     loss.backward()
 
@@ -236,7 +239,7 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
         patch.setattr(training.pool, "items", [SpokenItem(0, length, [], []) for length in lengths])
         left_out = set()
         for epoch in range(6):
-            batches = hubert_nano._Batches(training.pool, training.settings.loop)
+            batches = hubert_nano._Batches(training.pool, training.settings.loop, paired=False)
             taken = [batches._numbers(epoch * 10 + step) for step in range(10)]
             assert all(len(batch) == 4 for batch in taken)
             flat = [number for batch in taken for number in batch]
@@ -244,6 +247,35 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
             left_out |= set(range(43)) - set(flat)
             assert all(max(lengths[i] for i in b) < 1.6 * min(lengths[i] for i in b) + 8000 for b in taken)
         assert len(left_out) > 5  # not always the longest
+
+
+def test_the_distance_of_synthesizers_is_that_of_the_means_of_each_class_in_variances():
+    vectors = torch.tensor([[0.0, 0], [2, 0], [1, 4], [1, 8], [9, 9]])
+    classes = torch.tensor([1, 1, 2, 2, 3])  # the last has one side only
+    espeak = torch.tensor([True, False, True, False, True])
+    variances = vectors.var(dim=0, correction=0)
+    expected = float((4 / variances[0] / 2 + 16 / variances[1] / 2) / 2)
+    assert float(hubert_nano.synthesizer_distance(vectors, classes, espeak)) == pytest.approx(expected, rel=1e-5)
+    same = hubert_nano.synthesizer_distance(vectors[[0, 0]], torch.tensor([1, 1]), torch.tensor([True, False]))
+    assert float(same) == 0
+    shrunk = hubert_nano.synthesizer_distance(0.1 * vectors, classes, espeak)
+    assert float(shrunk) == pytest.approx(expected, rel=1e-3)  # smaller vectors are not closer
+    assert float(hubert_nano.synthesizer_distance(vectors[:0], classes[:0], espeak[:0])) == 0
+
+
+@needs_voices
+def test_both_speakers_of_a_sentence_are_in_one_batch(tmp_path):
+    pool = SpeechPool(tmp_path, 9, 0, "train", "many")
+    assert pool.pairs == [(0, 5), (1, 6), (2, 7), (3, 8)]
+    for one, other in pool.pairs:
+        assert pool.items[one].words[0][0] == pool.items[other].words[0][0]
+    batches = hubert_nano._Batches(pool, TINY.loop, paired=True)
+    for step in range(4):
+        numbers = batches._numbers(step)
+        assert list(zip(numbers[::2], numbers[1::2], strict=True)) == [
+            pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair in pool.pairs
+        ]
+        assert len(numbers) == TINY.loop.batch_size
 
 
 @pytest.mark.nightly  # 48 steps; every other test takes three
