@@ -45,7 +45,7 @@ def test_a_recording_without_words_is_named(visit, transcribing, tmp_path):
 def test_the_way_of_speech_is_chosen_and_a_fused_score_is_no_similarity(visit, transcribing):
     page = visit(transcribing)
     expect(page.get_by_label("Search speech by")).to_have_value("transcribed")
-    page.set_input_files("#file", FLITE / SAID)
+    page.set_input_files("#file", VOICES / SAID)
     expect(page.locator("#status")).to_have_text(re.compile("By the words"))
     by_words = names(page)
     page.get_by_label("Search speech by").select_option("direct")
