@@ -12,15 +12,15 @@ from playwright.sync_api import expect
 
 from saysee.studies.other_queries import VOICES
 
-SAID = json.loads((VOICES / "clips.json").read_text())[0]["file"]  # "here is a small dotted yellow ring with …"
+SAID = json.loads((VOICES / "clips.json").read_text())[3]["file"]  # "here is a brown shape below a small …"
 
 
 def test_what_was_heard_can_be_corrected_and_searched_for(visit, transcribing):
     page = visit(transcribing)
     page.set_input_files("#file", VOICES / SAID)
-    expect(page.locator("#text")).to_have_value(re.compile("yellow ring"))
-    expect(page.locator("#answer-title")).to_have_text(re.compile("yellow ring"))
-    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*yellow ring.*best first"))
+    expect(page.locator("#text")).to_have_value(re.compile("brown shape"))
+    expect(page.locator("#answer-title")).to_have_text(re.compile("brown shape"))
+    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*brown shape.*best first"))
     found = names(page)
     page.fill("#text", "a large green house")
     page.press("#text", "Enter")
@@ -54,8 +54,8 @@ def test_the_way_of_speech_is_chosen_and_a_fused_score_is_no_similarity(visit, t
     expect(page.locator("#text")).to_have_value("")
     assert names(page) != by_words
     page.get_by_label("Search speech by").select_option("both")
-    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*yellow ring.*By words and sound"))
-    expect(page.locator("#text")).to_have_value(re.compile("yellow ring"))
+    expect(page.locator("#status")).to_have_text(re.compile("Heard “.*brown shape.*By words and sound"))
+    expect(page.locator("#text")).to_have_value(re.compile("brown shape"))
     page.locator("#results button").first.click()
     page.locator("#viewer-more summary").click()
     expect(page.locator("#viewer-metadata")).to_contain_text("rank score")

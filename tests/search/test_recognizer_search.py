@@ -33,7 +33,7 @@ from saysee.studies.other_queries import VOICES
 
 WHISPER = str(get_model_path())
 WAYS = ("direct", "transcribed", "both")
-SAID = json.loads((VOICES / "clips.json").read_text())[0]  # "here is a small dotted yellow ring with …"
+SAID = json.loads((VOICES / "clips.json").read_text())[3]  # "here is a brown shape below a small plain red flower"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_clips_are_ignored_and_counted_where_the_model_has_no_speech_encoder(lib
 def test_the_command_line_finds_what_the_transcript_finds(library, capsys) -> None:
     _, index = library
     found = answer(capsys, "search", index, VOICES / SAID["file"], "--recognizer", WHISPER, "-k", 3)["results"][0]
-    assert "ring" in found["transcript"]
+    assert "flower" in found["transcript"]
     written = answer(capsys, "search", index, "--text", found["transcript"], "-k", 3)["results"][0]
     assert found["hits"] == written["hits"]
     assert main(["search", str(index), str(VOICES / SAID["file"]), "--recognizer", WHISPER]) == 0
@@ -119,7 +119,7 @@ def test_the_service_answers_with_the_transcript(library, client_of) -> None:
     photos, folder = library
     client = client_of(Index.open(folder, recognizer=WHISPER))
     spoken = client.post("/search", files={"audio": (VOICES / SAID["file"]).read_bytes()}).json()
-    assert "ring" in spoken["query"]["transcript"]
+    assert "flower" in spoken["query"]["transcript"]
     assert spoken["query"]["speech"] == "transcribed"
     assert spoken["query"]["seconds"] == pytest.approx(soundfile.info(VOICES / SAID["file"]).duration, abs=0.01)
     written = client.post("/search", files={"text": (None, spoken["query"]["transcript"])}).json()
