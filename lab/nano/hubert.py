@@ -8,7 +8,7 @@ The first run hears espeak-ng alone, the second voices of other synthesizers bes
 makes of both closer together. HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector,
 and the transformer predicts the label of every frame, those of masked frames from their context. The labels are the
 synthesizer's phones with their times, which HuBERT's clusters approximate where phones are unknown; clusters are
-available too. In addition the mean of a word's frames predicts the word. ``docs/nano.md`` reports what each part is worth.
+available too. In addition the mean of a word's frames predicts the word. ``docs/nano.md`` reports what each is worth.
 """
 
 from __future__ import annotations
