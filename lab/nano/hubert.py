@@ -1,14 +1,14 @@
 """hubert-nano: a small HuBERT, pre-trained by masked prediction of frame labels on synthesized English.
 
-    python -m lab.nano.hubert --to runs/espeak --voices espeak --utterances 24000 --loop.steps 4000 --loop.lr 1.5e-3
-    python -m lab.nano.hubert --to runs/many --start runs/espeak/model --align_weight 0 --loop.steps 1400
     python -m lab.nano.hubert --to runs/hubert-nano --start runs/many/model
 
-The first run hears espeak-ng alone, the second voices of other synthesizers beside it, and the third brings what it
-makes of both closer together. HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector,
-and the transformer predicts the label of every frame, those of masked frames from their context. The labels are the
-synthesizer's phones with their times, which HuBERT's clusters approximate where phones are unknown; clusters are
-available too. In addition the mean of a word's frames predicts the word. ``docs/nano.md`` reports what each is worth.
+is the last of three runs; ``hubert.yaml`` has the commands. The first hears espeak-ng alone, the second voices of
+other synthesizers beside it, and the third brings what it makes of both closer together.
+
+HuBERT's objective (arXiv 2106.07447): spans of frames are replaced by a learned vector, and a transformer predicts the
+label of every frame, those of masked frames from their context. The labels are the synthesizer's phones with their
+times, which HuBERT's clusters approximate where phones are unknown; clusters are available too. In addition the mean of
+a word's frames predicts the word. ``docs/nano.md`` reports what each part is worth.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class HubertNanoSettings:
 
     width: int = 192
     layers: int = 4
-    utterances: int = 24_000
+    utterances: int = 16_000
     held_out: int = 250
     labels: str = "phones"
     clusters: int = 100
@@ -80,7 +80,7 @@ class HubertNanoSettings:
     word_weight: float = 0.5
     align_weight: float = 1.0
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=4000, batch_size=48, lr=1.5e-3, warmup_steps=200, evaluate_every=250)
+        default_factory=lambda: LoopSettings(steps=400, batch_size=48, lr=1e-3, warmup_steps=40, evaluate_every=200)
     )
 
     def __post_init__(self) -> None:
