@@ -37,13 +37,13 @@ from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import MediaError, SaySeeError
 from saysee.evaluation.statistics import image_interval
 from saysee.files import write_folder, write_text
+from saysee.search.index.ranking import DEPTH, RANK_CONSTANT
 from saysee.studies.other_queries import parse_speaker
 
 Clip = NDArray[np.float32]
 CLEAN = "clean"
 DECIBELS = (20, 10, 5, 0)
 """Of white noise below the speech."""
-RANK_CONSTANT = 60  # of reciprocal rank fusion (Cormack et al. 2009)
 
 
 def main() -> int:
@@ -125,7 +125,7 @@ class _Results:
         places = {way: (-each).argsort(axis=1, kind="stable").argsort(axis=1) for way, (each, _) in scores.items()}
         seconds = {way: taken for way, (_, taken) in scores.items()}
         if len(places) > 1:
-            fused = np.sum([1 / (RANK_CONSTANT + 1 + each) for each in places.values()], axis=0)
+            fused = np.sum([(each < DEPTH) / (RANK_CONSTANT + 1 + each) for each in places.values()], axis=0)
             places["both"] = (-fused).argsort(axis=1, kind="stable").argsort(axis=1)
         for way, each in places.items():
             place = each[np.arange(len(each)), self._own]
