@@ -2,8 +2,7 @@
 
 The contents of an epoch follow from the seed and its number alone: shuffle the rows, sort by length within chunks of
 several batches, cut into batches, shuffle these. So a position is two numbers, the epoch and the batch within it:
-resuming needs no state of any worker or random generator, and the number of workers may change. (torchdata's
-StatefulDataLoader keeps a state for each worker and requires the same number of them when it resumes.)
+resuming needs no state of any worker or random generator, and the number of workers may change.
 
 Shapes: B batch, T samples, H height, W width.
 """
@@ -66,8 +65,7 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Some of its pairs, padded as they are."""
-        waveforms, speech_mask = self.waveforms[rows], self.speech_mask[rows]
-        return Batch(waveforms, speech_mask, self.pixels[rows], self.image_ids[rows], self.rows[rows])
+        return Batch(*(getattr(self, name)[rows] for name in self.__slots__))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -212,8 +210,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
 
     Args:
         manifest: the rows, of one split. Lengths are read from its column ``seconds``, else from each file's header.
-        prepare_speech: [T] waveform to [T] waveform, such as its normalization; picklable.
-        prepare_image: RGB image to [3, H, W] pixels, the same size for every image; picklable.
+        prepare_speech, prepare_image: waveform [T] to [T], RGB image to pixels [3, H, W], all of one size; picklable.
         batch_size: clips per batch, over all processes together.
         seed: of the order and the crops; not negative.
         workers: processes that decode; 0 decodes in this one.
@@ -222,8 +219,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         on_bad_file: "stop" raises the file's MediaError; "skip" skips the row and lists the file in ``bad_files``.
         drop_last: drop the last rows of an epoch's order that do not fill a batch.
         cache_images: bytes of prepared pixels that each worker may keep, for models that are faster than decoding.
-        rank: which of ``world_size`` processes this is; each loads its share of every batch.
-        world_size: processes that train together.
+        rank, world_size: of the processes that train together; each loads its share of every batch.
 
     Raises:
         ConfigError: a setting is out of range, or cannot be combined with another.
