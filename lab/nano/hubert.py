@@ -183,8 +183,8 @@ class _Batches(Dataset[_Batch]):
 
     def __init__(self, pool: SpeechPool, settings: LoopSettings, paired: bool) -> None:
         self._pool, self._settings = pool, settings
-        self._groups: Sequence[tuple[int, ...]] = pool.pairs if paired else []
-        self._groups = self._groups or [(number,) for number in range(len(pool.items))]
+        alone: Sequence[tuple[int, ...]] = [(number,) for number in range(len(pool.items))]
+        self._groups = pool.pairs if paired else alone
 
     def __getitem__(self, step: int) -> _Batch:
         draw = Random(f"{self._settings.seed} {step}")
@@ -232,6 +232,7 @@ class _Training:
         ).to(self.device)
         self.processor = SpeechImageProcessor.from_sources(None, None, image_size=8, text=False)
         self.middles = frame_middles(self.encoder)
+        self.aligns = bool(pool.pairs) and settings.align_weight > 0
         self._step: int | None = None
         self._loader: Iterator[_Batch]
 
@@ -250,7 +251,7 @@ class _Training:
         if self.settings.word_weight:
             loss = loss + self.settings.word_weight * word_loss
         distance = torch.zeros((), device=self.device)
-        if self.pool.pairs and self.settings.align_weight:
+        if self.aligns:
             espeak = torch.arange(len(numbers), device=self.device) % 2 == 0
             of_frame = espeak[:, None].expand_as(frames)[frames]
             for state in (hidden, self._state_before):
@@ -288,7 +289,7 @@ class _Training:
 
     def _batch(self, step: int) -> _Batch:
         if step != self._step:  # the first; its process starts here, when the synthesizers' processes have ended
-            batches = _Batches(self.pool, self.settings.loop, paired=self.settings.align_weight > 0)
+            batches = _Batches(self.pool, self.settings.loop, paired=self.aligns)
             order = range(step, max(step + 1, self.settings.loop.steps))
             self._loader = iter(DataLoader(batches, batch_size=None, sampler=order, num_workers=1, prefetch_factor=4))
         self._step = step + 1
