@@ -75,9 +75,11 @@ def score_other_queries(
         back = to_speech["R@1"] if to_speech and len(np.unique(own)) == len(images) else None
         return OtherQueries(way, len(rows), to_image["R@1"], to_image["R@10"], back, note)
 
+    def said(rows: Sequence[Row], speakers: Sequence[Speaker]) -> list[NDArray[np.float32]]:
+        return [synthesize(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
+
     def spoken(way: str, note: str, speakers: Sequence[Speaker]) -> OtherQueries:
-        clips = [synthesize(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
-        return score(way, rows, encoder.encode_speech(clips, progress=False), note)
+        return score(way, rows, encoder.encode_speech(said(rows, speakers), progress=False), note)
 
     def changed(**changes: Any) -> list[Speaker]:
         return [replace(speaker, **changes) for speaker in speakers]
@@ -92,17 +94,18 @@ def score_other_queries(
         spoken("the same, high", "pitch 90 of 100; training: 30 to 70", changed(pitch=90)),
         spoken("a German voice reading English", "German sounds; training: eight accents of English", german),
     ]
-    heard = {"the split's own voices": [(_spoken(row), row) for row in rows[:TRANSCRIBED]]}
-    for voice, clips in _packaged_clips(test).items():
+    heard = _packaged_clips(test)
+    for voice, clips in heard.items():
         vectors = encoder.encode_speech([clip for clip, _ in clips], progress=False)
         note = "from a person's recordings; no training has heard it"
         found.append(score(voice, [row for _, row in clips], vectors, note))
-        heard[voice] = clips[:TRANSCRIBED]
     if recognizer := _recognizer():
-        for voice, clips in heard.items():
-            texts = [recognizer.hear(clip).text for clip, _ in clips]
+        first = rows[:TRANSCRIBED]
+        own = list(zip(said(first, speakers[:TRANSCRIBED]), first, strict=True))
+        for voice, clips in {"the split's own voices": own, **heard}.items():
+            texts = [recognizer.hear(clip).text for clip, _ in clips[:TRANSCRIBED]]
             vectors, note = encoder.encode_text(texts, progress=False), f"by {WHISPER}, then CLIP's text encoder"
-            found.append(score(f"{voice}, transcribed", [row for _, row in clips], vectors, note))
+            found.append(score(f"{voice}, transcribed", [row for _, row in clips[:TRANSCRIBED]], vectors, note))
     return found
 
 
@@ -111,10 +114,6 @@ def parse_speaker(name: str) -> Speaker:
     voice, pitch, rate = name.rsplit("-", 2)
     accent, _, variant = voice.partition("+")
     return Speaker(accent, variant, int(pitch.removeprefix("p")), int(rate.removeprefix("r")))
-
-
-def _spoken(row: Row) -> NDArray[np.float32]:
-    return synthesize(row.text or "", parse_speaker(row.speaker or "")).samples
 
 
 def _packaged_clips(test: Manifest) -> dict[str, list[tuple[NDArray[np.float32], Row]]]:
