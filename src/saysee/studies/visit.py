@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from saysee.data.manifest import Manifest, Row
@@ -71,14 +71,10 @@ def choose_examples(test: Manifest, right: Any, draw: random.Random) -> tuple[li
             chosen[found].append(row)
             seen |= new
     others = (row.image_id for number in order if (row := test.rows[number]).image_id not in seen)
-    return [row.clip for row in chosen[True] + chosen[False]], set(_distinct(others, IMAGES))
+    return [row.clip for row in chosen[True] + chosen[False]], set(islice(dict.fromkeys(others), IMAGES))
 
 
 def _first_object(row: Row) -> list[str]:
     """Shape and color of the object that is named first."""
     named = next(word["objects"][0] for word in row.extra["words"] if word["objects"])
     return [row.extra["objects"][named][key] for key in ("shape", "color")]
-
-
-def _distinct(values: Iterator[str], count: int) -> list[str]:
-    return list(dict.fromkeys(values))[:count]
