@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,7 +63,8 @@ class HubertNanoSettings:
         start: folder or packaged name of the HuBERT that training starts from; empty for random weights.
         words: number of words that are classified; rarer ones are ignored.
         word_weight: weight of the loss on words.
-        align_weight: weight of the distance between synthesizers, see :func:`synthesizer_distance`; with many voices.
+        align_weight: weight of the distance between two speakers of a sentence, see :func:`pair_distance`; with many
+            voices.
         loop: see :class:`lab.nano.loop.LoopSettings`.
     """
 
@@ -246,17 +248,16 @@ class _Training:
         masked_loss = functional.cross_entropy(scores[masked], labels[masked])
         seen_loss = functional.cross_entropy(scores[frames & ~masked], labels[frames & ~masked])
         loss = masked_loss + self.settings.seen_weight * seen_loss
-        means, words, rows = self._word_means(hidden, [self.pool.items[number] for number in numbers], speeds)
+        means, words = self._word_means(hidden, [self.pool.items[number] for number in numbers], speeds)
         word_loss, words_right = self._word_loss(means, words)
         if self.settings.word_weight:
             loss = loss + self.settings.word_weight * word_loss
         distance = torch.zeros((), device=self.device)
         if self.aligns:
-            espeak = torch.arange(len(numbers), device=self.device) % 2 == 0
-            of_frame = espeak[:, None].expand_as(frames)[frames]
+            row, frame, share = self._same_phones(numbers, speeds, frames.shape[1])
             for state in (hidden, self._state_before):
-                distance = distance + synthesizer_distance(state[frames].float(), labels[frames], of_frame)
-            distance = distance + synthesizer_distance(means, words, espeak[rows])
+                before, after = state[row, frame].float(), state[row, frame + 1].float()
+                distance = distance + pair_distance(*before.lerp(after, share[..., None]))
             loss = loss + self.settings.align_weight * distance
         right = (scores.detach().argmax(dim=-1) == labels)[masked].float().mean()
         return loss, {
@@ -283,7 +284,7 @@ class _Training:
             counts = frames & (labels >= self.labels.least)
             right += float((self.parts["label"](hidden).argmax(dim=-1) == labels)[counts].sum())
             counted += int(counts.sum())
-            means, spoken, _ = self._word_means(hidden, [pool.items[number] for number in numbers], plain)
+            means, spoken = self._word_means(hidden, [pool.items[number] for number in numbers], plain)
             words.append(self._word_loss(means, spoken)[1])
         return {f"{name}_labels_right": 100 * right / counted, f"{name}_words_right": 100 * sum(words) / len(words)}
 
@@ -324,10 +325,35 @@ class _Training:
         ]
         return torch.from_numpy(np.stack(labels)).to(self.device)
 
-    def _word_means(
-        self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean of the frames of each known word [W, S], the words' numbers [W] and their clips' places [W]."""
+    def _same_phones(self, numbers: list[int], speeds: list[float], frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The middles of the phones that both speakers of a sentence have, in the order of the sentence.
+
+        Returns:
+            The rows of the batch, the frames before the middles, and the shares of the way to the next frame, all
+            [2, N], espeak-ng first.
+        """
+        rows: list[tuple[int, int]] = []
+        times: list[list[float]] = []
+        for row in range(0, len(numbers), 2):
+            said = [self.pool.items[number].phones for number in numbers[row : row + 2]]
+            names = [[name for name, _, _ in phones] for phones in said]
+            middles = [
+                [(start + end) / 2 / speed for _, start, end in phones]
+                for phones, speed in zip(said, speeds[row : row + 2], strict=True)
+            ]
+            for first, second, count in SequenceMatcher(a=names[0], b=names[1], autojunk=False).get_matching_blocks():
+                rows += [(row, row + 1)] * count
+                times += [[middles[0][first + each], middles[1][second + each]] for each in range(count)]
+        places = (np.reshape(times, (-1, 2)) - self.middles[0]) / self.encoder.frame_seconds
+        before = np.clip(places.astype(np.int64), 0, max(0, frames - 2))
+        share = np.clip(places - before, 0, 1).astype(np.float32)
+        row_of, frame, rest = (
+            torch.from_numpy(each.T.copy()).to(self.device) for each in (np.reshape(rows, (-1, 2)), before, share)
+        )
+        return row_of, frame, rest
+
+    def _word_means(self, hidden: Tensor, items: list[SpokenItem], speeds: list[float]) -> tuple[Tensor, Tensor]:
+        """Mean of the frames of each known word [W, S], and the words' numbers [W]."""
         sums = functional.pad(hidden.float().cumsum(dim=1), (0, 0, 1, 0))
         rows, firsts, lasts, names = [], [], [], []
         for row, (item, speed) in enumerate(zip(items, speeds, strict=True)):
@@ -342,7 +368,7 @@ class _Training:
         place, first, last, word = (
             torch.tensor(each, dtype=torch.long, device=self.device) for each in (rows, firsts, lasts, names)
         )
-        return (sums[place, last] - sums[place, first]) / (last - first)[:, None], word, place
+        return (sums[place, last] - sums[place, first]) / (last - first)[:, None], word
 
     def _word_loss(self, means: Tensor, words: Tensor) -> tuple[Tensor, float]:
         """Cross-entropy of the words, each classified by the mean of its frames, and the share that is right."""
@@ -353,28 +379,20 @@ class _Training:
         return functional.cross_entropy(scores, words), right
 
 
-def synthesizer_distance(vectors: Tensor, classes: Tensor, espeak: Tensor) -> Tensor:
-    """How far apart espeak-ng and the other synthesizers are; a head that is trained on the one should know the others.
+def pair_distance(first: Tensor, second: Tensor) -> Tensor:
+    """How far apart two speakers are in the same sounds: 0 where they are equal, 2 where they have nothing in common.
 
-    The squared distance of the means of both, for each class that both have, in variances of each dimension; the mean
-    over dimensions and classes, which count by the vectors of the side that has fewer.
+    The mean square of their differences, in variances of each dimension (as 1 - correlation is, but for the factor),
+    so that shrinking all vectors does not help. What a head learns from one speaker then holds for the other.
 
     Args:
-        vectors: [N, S] frames or words.
-        classes: [N] the phone or word of each.
-        espeak: [N] which are by espeak-ng.
+        first: [N, S] vectors of one speaker.
+        second: [N, S] vectors of another in the same places of the sentence.
     """
-    count = int(classes.max()) + 1 if len(classes) else 0
-    sums = [
-        vectors.new_zeros(count, vectors.shape[1]).index_add(0, classes[each], vectors[each])
-        for each in (espeak, ~espeak)
-    ]
-    counts = [torch.bincount(classes[each], minlength=count).to(vectors) for each in (espeak, ~espeak)]
-    weights = torch.minimum(*counts)
-    means = [total / number.clamp_min(1)[:, None] for total, number in zip(sums, counts, strict=True)]
-    variances = vectors.var(dim=0, correction=0) + 1e-6  # with its gradient: or shrinking all vectors would do
-    distances = ((means[0] - means[1]).square() / variances).mean(dim=1)
-    return (weights * distances).sum() / weights.sum().clamp_min(1)
+    if not len(first):
+        return first.sum()
+    variances = torch.cat([first, second]).var(dim=0, correction=0) + 1e-6
+    return ((first - second).square().mean(dim=0) / variances).mean()
 
 
 if __name__ == "__main__":

@@ -143,13 +143,13 @@ def test_a_word_is_classified_by_the_mean_of_its_frames(trained, monkeypatch):
     before = training.parts["word"]
     training.parts["word"] = Telling(recorded)
     try:
-        vectors, words, rows = training._word_means(hidden, items, [1.0, 1.0])
+        vectors, words = training._word_means(hidden, items, [1.0, 1.0])
         loss, right = training._word_loss(vectors, words)
     finally:
         training.parts["word"] = before
     assert torch.allclose(means[0][0], hidden[0, 1:3].mean(dim=0))
     assert torch.allclose(means[0][1], hidden[1, 2:6].mean(dim=0))
-    assert (words.tolist(), rows.tolist()) == ([one, two], [0, 1])
+    assert words.tolist() == [one, two]
     assert right == 0.5  # the first was told rightly, the second taken for the first
     assert float(loss) == pytest.approx(15, abs=0.1)
     assert two != one
@@ -167,7 +167,7 @@ class Telling(torch.nn.Module):
 def test_a_batch_without_a_known_word_has_no_loss_of_words_and_is_no_failure(trained):
     training = trained[2]["training"]
     hidden = torch.ones(1, 6, 64, requires_grad=True)
-    means, words, _ = training._word_means(hidden, [item(words=[("never met", 0.0, 0.1)])], [1.0])
+    means, words = training._word_means(hidden, [item(words=[("never met", 0.0, 0.1)])], [1.0])
     loss, right = training._word_loss(means, words)
     assert (float(loss.detach()), right) == (0, 0)
     loss.backward()
@@ -249,18 +249,32 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
         assert len(left_out) > 5  # not always the longest
 
 
-def test_the_distance_of_synthesizers_is_that_of_the_means_of_each_class_in_variances():
-    vectors = torch.tensor([[0.0, 0], [2, 0], [1, 4], [1, 8], [9, 9]])
-    classes = torch.tensor([1, 1, 2, 2, 3])  # the last has one side only
-    espeak = torch.tensor([True, False, True, False, True])
-    variances = vectors.var(dim=0, correction=0)
-    expected = float((4 / variances[0] / 2 + 16 / variances[1] / 2) / 2)
-    assert float(hubert_nano.synthesizer_distance(vectors, classes, espeak)) == pytest.approx(expected, rel=1e-5)
-    same = hubert_nano.synthesizer_distance(vectors[[0, 0]], torch.tensor([1, 1]), torch.tensor([True, False]))
-    assert float(same) == 0
-    shrunk = hubert_nano.synthesizer_distance(0.1 * vectors, classes, espeak)
-    assert float(shrunk) == pytest.approx(expected, rel=1e-3)  # smaller vectors are not closer
-    assert float(hubert_nano.synthesizer_distance(vectors[:0], classes[:0], espeak[:0])) == 0
+def test_the_distance_of_a_pair_is_that_of_its_vectors_in_variances():
+    first, second = torch.tensor([[0.0, 0], [2, 2]]), torch.tensor([[2.0, 0], [2, 6]])
+    variances = torch.cat([first, second]).var(dim=0, correction=0)
+    expected = float((2 / variances[0] + 8 / variances[1]) / 2)
+    assert float(hubert_nano.pair_distance(first, second)) == pytest.approx(expected, rel=1e-5)
+    assert float(hubert_nano.pair_distance(first, first)) == 0
+    assert float(hubert_nano.pair_distance(0.1 * first, 0.1 * second)) == pytest.approx(expected, rel=1e-3)
+    noise = torch.randn(2, 20_000, 3, generator=torch.Generator().manual_seed(0))
+    assert float(hubert_nano.pair_distance(*noise)) == pytest.approx(2, abs=0.05)  # nothing in common
+    assert float(hubert_nano.pair_distance(first[:0], first[:0])) == 0
+
+
+def test_speakers_are_compared_where_both_have_the_same_phones(trained):
+    training = trained[2]["training"]
+    hop, start = training.encoder.frame_seconds, training.middles[0]
+    # The second says the same but for one phone, at half the pace, and is played twice as fast.
+    said = [("a", start, 0), ("b", start + 4 * hop, 0), ("c", start + 6.5 * hop, 0)]
+    one = SpokenItem(0, 0, [(name, time, time) for name, time, _ in said], [])
+    slow = [(name, 2 * time, 2 * time) for name, time, _ in said]
+    other = SpokenItem(0, 0, [slow[0], ("x", *slow[1][1:]), slow[2]], [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.pool, "items", [one, other, other, one])
+        rows, frames, shares = training._same_phones([0, 1, 2, 3], [1, 2, 2, 1], 20)
+    assert rows.tolist() == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    assert frames.tolist() == [[0, 6, 0, 6]] * 2
+    assert torch.allclose(shares, torch.tensor([0, 0.5, 0, 0.5]), atol=1e-4)
 
 
 @needs_voices
