@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saysee.model.features import ImageFeatures, SpeechFeatures
-from saysee.tasks.contrastive import ContrastiveTask, info_nce
+from saysee.tasks.contrastive import AllImages, ContrastiveTask, info_nce
 
 
 def features(a, b):
@@ -51,6 +51,23 @@ def test_pairs_of_one_image_are_no_negatives_of_each_other(ids, seed):
     a, b = (torch.randn(len(ids), 5, generator=draw) for _ in range(2))
     loss = info_nce(a, b, 3.0, torch.tensor(ids))
     assert loss.item() == pytest.approx(by_hand(a, b, 3.0, ids), abs=1e-5)
+
+
+def test_a_clip_is_compared_with_all_images_and_an_image_with_the_clips_of_the_batch():
+    draw = torch.Generator().manual_seed(0)
+    clips, images = torch.randn(3, 5, generator=draw), torch.randn(6, 5, generator=draw)
+    all_images, ids = AllImages(images, torch.tensor([0, 2, 3, 5, 8, 9])), torch.tensor([8, 2, 8])
+    own = images[[4, 1, 4]]
+    task = ContrastiveTask(temperature=0.25)
+    in_batch = info_nce(clips, own, 4.0, ids)
+    task.among = all_images
+    loss = task(*features(clips, own), ids)["contrastive_loss"]
+    cosines = torch.nn.functional.cosine_similarity(clips[:, None], images[None], dim=-1)
+    of_clips = torch.nn.functional.cross_entropy(4.0 * cosines, torch.tensor([4, 1, 4]))
+    of_images = torch.tensor([math.log(1 + math.exp(4 * float(cosines[1, 4] - cosines[row, 4]))) for row in (0, 2)])
+    of_images = (of_images.sum() + torch.logsumexp(4 * cosines[:, 1], dim=0) - 4 * cosines[1, 1]) / 3
+    assert loss.item() == pytest.approx(float(of_clips + of_images) / 2, abs=1e-5)
+    assert loss > in_batch
 
 
 def test_a_batch_of_one_image_has_no_negatives():

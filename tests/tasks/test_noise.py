@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saysee.tasks.noise import corrupt
+from saysee.settings.recipe import SpeechNoiseSettings
+from saysee.tasks.noise import corrupt, with_gaps
 
 PAD = -1.0
 
@@ -123,3 +124,39 @@ def test_the_type_stays(source):
     tokens = torch.randn(3, 4, 2).bfloat16()
     noisy, _ = corrupt(tokens, torch.ones(3, 4).bool(), torch.arange(3), 0.5, source, tokens[:, 0])
     assert noisy.dtype == torch.bfloat16
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches(["clip", "zeros"]), st.booleans(), st.integers(1, 5))
+def test_gaps_are_filled_by_one_clip_of_another_image_in_its_own_order(batch, every, span):
+    tokens, mask, ids, share, source, _ = batch
+    wanted = SpeechNoiseSettings(clips=float(every), share=min(share, 0.9), seconds=0.04 * span, source=source)
+    noisy = with_gaps(tokens, mask, ids, wanted, 0.04)
+    changed = (noisy != tokens).any(dim=-1)
+    assert not (changed & ~mask).any()
+    if not every or share == 0:
+        assert not changed.any()
+    if source == "zeros":
+        assert not noisy[changed].any()
+        return
+    for item in range(len(tokens)):
+        donors = noisy[item][changed[item]]
+        assert len(donors[:, 0].unique()) <= 1
+        assert all(ids[int(donor)] != ids[item] for donor in donors[:, 0])
+        assert (donors[:, 2] == 1).all(), "padding fills a gap"
+        for place in (changed[item, 1:] & changed[item, :-1]).nonzero()[:, 0].tolist():
+            before, after = noisy[item, place, 1], noisy[item, place + 1, 1]
+            assert after == (before + 1) % int(mask[int(noisy[item, place, 0])].sum())
+
+
+def test_gaps_have_their_share_and_length():
+    torch.manual_seed(0)
+    wanted = SpeechNoiseSettings(clips=0.5, share=0.3, seconds=0.2, source="zeros")
+    gaps = with_gaps(torch.ones(400, 300, 1), torch.ones(400, 300, dtype=torch.bool), torch.arange(400), wanted, 0.04)
+    gaps = gaps[..., 0] == 0
+    noisy = gaps.any(dim=1)
+    assert abs(float(noisy.float().mean()) - 0.5) < 0.08
+    assert abs(float(gaps[noisy].float().mean()) - 0.3) < 0.02
+    starts = gaps[:, 5:] & ~gaps[:, 4:-1]
+    for clip, place in starts.nonzero()[:200].tolist():
+        assert gaps[clip, place + 5 : place + 10].all(), "a gap is shorter than its length"

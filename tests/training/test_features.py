@@ -17,12 +17,13 @@ from saysee.data.loader import Plan, SpeechImageLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.precision import arithmetic_of
-from saysee.errors import MediaError
+from saysee.errors import ConfigError, MediaError
 from saysee.evaluation.protocols import evaluate
 from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe, resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings, Recipe
+from saysee.tasks.contrastive import ContrastiveTask
 from saysee.training.data import FeatureLoader, cache_features, feature_cache, why_recomputed
 from saysee.training.objective import build_model
 from saysee.training.records import read_metrics
@@ -236,6 +237,30 @@ def test_a_run_whose_features_cannot_be_kept_says_why_and_keeps_none(
     Trainer(resolve_recipe(frozen_settings, ["--model.speech_trainable=1", "--training.steps=1"])).fit()
     assert encoded() == (0, 0)
     assert not Path(frozen_settings["features"]["folder"]).exists()
+
+
+def test_all_images_of_the_split_are_negatives(frozen_settings: dict[str, Any], corpus: Manifest) -> None:
+    trainer = Trainer(resolve_recipe(frozen_settings, ["--contrastive.negatives=all"]))
+    trainer.cache_features()
+    task = trainer.objective.tasks["contrastive"]
+    assert isinstance(task, ContrastiveTask)
+    assert task.among is not None
+    train = trainer.data.train_rows
+    assert task.among.ids.tolist() == list(range(len(train.images())))
+    batch = next(iter(trainer.loader))
+    assert torch.equal(task.among.vectors[batch.image_ids], batch.to("cpu").vectors)
+    for flag in ("--features.keep=off", "--model.image_trainable=1"):
+        with pytest.raises(ConfigError, match=r"contrastive\.negatives.*(features\.keep|image_trainable)"):
+            Trainer(resolve_recipe(frozen_settings, ["--contrastive.negatives=all", flag])).cache_features()
+
+
+def test_clips_have_gaps_in_training_alone(frozen_settings: dict[str, Any]) -> None:
+    flags = ["--speech_noise.clips=1", "--speech_noise.share=0.9", "--speech_noise.source=zeros"]
+    trainer = Trainer(resolve_recipe(frozen_settings, flags))
+    batch = trainer.data.val_batch()
+    plain = Trainer(resolve_recipe(frozen_settings)).objective.eval().features(batch)[0].vector
+    assert torch.equal(trainer.objective.eval().features(batch)[0].vector, plain)
+    assert not torch.allclose(trainer.objective.train().features(batch)[0].vector, plain, rtol=1e-2)
 
 
 def test_bad_files_are_refused_by_name_or_left_out_as_the_file_loader_does(

@@ -152,6 +152,24 @@ class ContrastiveSettings:
     """Temperature of the softmax at the start."""
     learn_temperature: bool = False
     """Learn the temperature (SpeechCLIP large does, base does not)."""
+    negatives: Literal["batch", "all"] = "batch"
+    """The images that a clip must tell from its own: those of its batch, or all of the training split. All needs
+    cached features (features.keep); each image is compared with the clips of the batch in both cases."""
+
+
+@dataclass
+class SpeechNoiseSettings:
+    """Clips with gaps, in training only: spans of what HuBERT gives for a clip are replaced before the head, which must
+    find the image by the rest."""
+
+    clips: float = setting(0.0, at_least=0, at_most=1)
+    """Share of the clips that get gaps; 0 turns them off."""
+    share: float = setting(0.3, at_least=0, below=1)
+    """Share of such a clip's frames that is replaced, on average."""
+    seconds: float = setting(0.2, above=0)
+    """Length of a gap; gaps may overlap."""
+    source: Literal["clip", "zeros"] = "clip"
+    """What fills the gaps: frames of a clip of another image of the batch, or zeros."""
 
 
 @dataclass
@@ -260,6 +278,7 @@ class Recipe:
     features: FeatureSettings = field(default_factory=FeatureSettings)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
+    speech_noise: SpeechNoiseSettings = field(default_factory=SpeechNoiseSettings)
     denoising: DenoisingSettings = field(default_factory=DenoisingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)

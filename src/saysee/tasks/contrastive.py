@@ -41,12 +41,16 @@ class ContrastiveTask(Task):
         weight: weight of the loss.
         temperature: temperature at the start.
         learn_temperature: learn the logarithm of one over the temperature, without a bound, as SpeechCLIP does.
+
+    Attributes:
+        among: what each clip is compared with in place of the images of its batch; None by default.
     """
 
     name = "contrastive"
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.07, learn_temperature: bool = False) -> None:
         super().__init__(weight)
+        self.among: AllImages | None = None
         scale = torch.tensor(math.log(1 / temperature))
         if learn_temperature:
             self.log_scale: Tensor = nn.Parameter(scale)
@@ -103,7 +107,8 @@ class ContrastiveTask(Task):
     def _compare(self, speech: Tensor, images: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
         scale = self.log_scale.float().exp()
         compare = info_nce_over_processes if _in_several_processes() else info_nce
-        return {"contrastive_loss": compare(speech, images, scale, image_ids), "temperature": 1 / scale.detach()}
+        loss = compare(speech, images, scale, image_ids, self.among)
+        return {"contrastive_loss": loss, "temperature": 1 / scale.detach()}
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,24 @@ class _Draws:
             yield
 
 
-def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class AllImages:
+    """The images of a whole training split, which each clip is compared with in place of those of its batch.
+
+    Attributes:
+        vectors: [M, D], of any length, without gradient.
+        ids: [M] int, ascending.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+
+    def to(self, device: torch.device) -> AllImages:
+        """On a device."""
+        return AllImages(self.vectors.to(device), self.ids.to(device))
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor, among: AllImages | None = None) -> Tensor:
     """The mean of InfoNCE in both directions, in fp32.
 
     Row i of ``a`` belongs to row i of ``b``. Rows that share an id are neither positives nor negatives of each other.
@@ -176,20 +198,21 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor
         b: [B, D], of any length.
         scale: one over the temperature.
         ids: [B] int.
+        among: what ``a`` is compared with instead of ``b``; it has every id.
 
     Returns:
         A scalar, 0 at best.
     """
     with torch.autocast(a.device.type, enabled=False):
-        logits = scale * functional.normalize(a.float(), dim=-1) @ functional.normalize(b.float(), dim=-1).T
-        same = ids[:, None] == ids[None, :]
-        same.fill_diagonal_(False)
-        logits = logits.masked_fill(same, -torch.inf)
-        target = torch.arange(len(logits), device=logits.device)
-        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
+        rows = torch.arange(len(ids), device=ids.device)
+        found = _find(own_a, own_b, scale, ids, ids, rows) if among is None else _find_among(own_a, among, scale, ids)
+        return (found + _find(own_b, own_a, scale, ids, ids, rows)) / 2
 
 
-def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor) -> Tensor:
+def info_nce_over_processes(
+    a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor, among: AllImages | None = None
+) -> Tensor:
     """This process's share of :func:`info_nce` over the rows of all W processes: its own rows against all.
 
     The mean over processes is the loss of all rows in one process, and so is the mean of the gradients of parameters,
@@ -197,19 +220,32 @@ def info_nce_over_processes(a: Tensor, b: Tensor, scale: Tensor | float, ids: Te
     same B.
 
     Args:
-        a, b, scale, ids: as for :func:`info_nce`; ids number the same images in every process.
+        a, b, scale, ids, among: as for :func:`info_nce`; ids number the same images in every process.
     """
     with torch.autocast(a.device.type, enabled=False):
         own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
         all_a, all_b = _gather(torch.cat([own_a, own_b], dim=1)).chunk(2, dim=1)
         all_ids = _gather(ids)
-        rows = torch.arange(len(ids), device=ids.device)
-        target = rows + distributed.get_rank() * len(ids)
-        same = ids[:, None] == all_ids[None, :]
-        same[rows, target] = False
-        a_to_b = (scale * own_a @ all_b.T).masked_fill(same, -torch.inf)
-        b_to_a = (scale * own_b @ all_a.T).masked_fill(same, -torch.inf)
-        return (functional.cross_entropy(a_to_b, target) + functional.cross_entropy(b_to_a, target)) / 2
+        rows = torch.arange(len(ids), device=ids.device) + distributed.get_rank() * len(ids)
+        if among is None:
+            found = _find(own_a, all_b, scale, ids, all_ids, rows)
+        else:
+            found = _find_among(own_a, among, scale, ids)
+        return (found + _find(own_b, all_a, scale, ids, all_ids, rows)) / 2
+
+
+def _find(
+    queries: Tensor, candidates: Tensor, scale: Tensor | float, ids: Tensor, candidate_ids: Tensor, places: Tensor
+) -> Tensor:
+    """Cross-entropy of each query's own candidate, which is at its place, without the others of the same id."""
+    same = ids[:, None] == candidate_ids[None, :]
+    same[torch.arange(len(ids), device=ids.device), places] = False
+    return functional.cross_entropy((scale * queries @ candidates.T).masked_fill(same, -torch.inf), places)
+
+
+def _find_among(queries: Tensor, among: AllImages, scale: Tensor | float, ids: Tensor) -> Tensor:
+    candidates = functional.normalize(among.vectors.float(), dim=-1)
+    return _find(queries, candidates, scale, ids, among.ids, torch.searchsorted(among.ids, ids))
 
 
 def _in_several_processes() -> bool:

@@ -1,4 +1,4 @@
-"""Noisy features: some tokens of each item are replaced, by default by tokens of other images of the batch."""
+"""Noisy features: some tokens are replaced, by default by tokens of other images of the batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from saysee.settings.recipe import SpeechNoiseSettings
 
 NoiseSource = Literal["same_position", "any_position", "alike", "zeros", "gaussian"]
 
@@ -53,6 +55,35 @@ def corrupt(
             positions = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
         replacement = tokens[donors, positions % lengths[donors]]
     return torch.where(replaced[..., None], replacement, tokens), replaced
+
+
+def with_gaps(
+    states: Tensor, mask: Tensor, image_ids: Tensor, settings: SpeechNoiseSettings, frame_seconds: float
+) -> Tensor:
+    """Replaces spans of some clips, each clip's by one clip of another image. Draws from torch's global generator.
+
+    Args:
+        states: [B, F, S] frames.
+        mask: [B, F] bool, True on real frames; only these are replaced and only these replace.
+        image_ids: [B] int; without another image a clip stays as it is.
+        settings: see :class:`saysee.settings.recipe.SpeechNoiseSettings`.
+        frame_seconds: from one frame to the next.
+
+    Returns:
+        The noisy frames [B, F, S].
+    """
+    span = max(1, round(settings.seconds / frame_seconds))
+    # A frame is kept if none of the ``span`` frames up to it begins a gap.
+    begins = torch.rand(mask.shape, device=mask.device) < 1 - (1 - settings.share) ** (1 / span)
+    gap = functional.max_pool1d(functional.pad(begins.float(), (span - 1, 0)), span, stride=1) > 0
+    gap = gap & mask & (torch.rand(len(mask), 1, device=mask.device) < settings.clips)
+    if settings.source == "zeros":
+        return states.masked_fill(gap[..., None], 0)
+    donors, has_donor = _draw_donors(image_ids, 1)
+    lengths = mask.sum(dim=1)[donors]
+    first = (torch.rand(len(mask), 1, device=mask.device) * lengths).long()
+    positions = (first + torch.arange(mask.shape[1], device=mask.device)) % lengths
+    return torch.where((gap & has_donor[:, None])[..., None], states[donors, positions], states)
 
 
 def _most_alike(vectors: Tensor, image_ids: Tensor, count: int) -> tuple[Tensor, Tensor]:

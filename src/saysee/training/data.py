@@ -26,6 +26,7 @@ from saysee.encoding.reading import read_ahead
 from saysee.errors import MediaError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FeatureSettings, Recipe
+from saysee.tasks.contrastive import AllImages
 from saysee.training.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,11 @@ class TrainingData:
         rank, count = self._processes.rank, self._processes.count
         self._feature_loader = FeatureLoader(self.files.plan, self.train_rows, train, rank, count)
         return self.cache.folder
+
+    def all_images(self) -> AllImages:
+        """The cached images of the training split, but those whose file cannot be used."""
+        assert self._feature_loader is not None
+        return self._feature_loader.all_images()
 
     def check_validation(self) -> dict[str, str]:
         """Drops the rows of the validation split whose files cannot be used, before any step waits for them.
@@ -296,6 +302,16 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         self._images = [str(rows.image_path(row)) for row in rows]
         numbers: dict[str, int] = {}
         self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
+
+    def all_images(self) -> AllImages:
+        """The images of the rows, once each, but those whose file cannot be used."""
+        firsts: dict[int, int] = {}
+        for row, (number, path) in enumerate(zip(self._image_ids, self._images, strict=True)):
+            if path not in self._features.bad:
+                firsts.setdefault(number, row)
+        rows = list(firsts.values())
+        parts = [self._features.images.gather(rows[start : start + 256])[0] for start in range(0, len(rows), 256)]
+        return AllImages(torch.cat(parts).float(), torch.tensor(list(firsts)))
 
     def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[FeatureBatch]]:
         del epoch  # features have no random crops

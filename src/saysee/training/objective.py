@@ -15,10 +15,11 @@ from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe
+from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe, SpeechNoiseSettings
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
+from saysee.tasks.noise import with_gaps
 from saysee.training.data import FeatureBatch
 
 TrainingBatch = Batch | FeatureBatch
@@ -30,11 +31,15 @@ class Objective(nn.Module):
     Args:
         model: the model.
         tasks: the tasks by name.
+        speech_noise: gaps in clips; None for none.
     """
 
-    def __init__(self, model: SpeechImageModel, tasks: Mapping[str, Task]) -> None:
+    def __init__(
+        self, model: SpeechImageModel, tasks: Mapping[str, Task], speech_noise: SpeechNoiseSettings | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.speech_noise = speech_noise or SpeechNoiseSettings()
         self.tasks = nn.ModuleDict(dict(tasks))
 
     def forward(
@@ -65,12 +70,17 @@ class Objective(nn.Module):
         return {**results, "loss": loss}
 
     def features(self, batch: TrainingBatch) -> tuple[SpeechFeatures, ImageFeatures]:
-        """The features of both sides, from waveforms and pixels or from cached features."""
+        """The features of both sides, from waveforms and pixels or from cached features; in training, with gaps."""
+        speech = self.model.speech_encoder
         if isinstance(batch, FeatureBatch):
-            speech = self.model.speech_encoder.from_layer_states(batch.states, batch.frame_mask)
-            return speech, ImageFeatures(vector=batch.vectors, patches=batch.patches)
-        features: tuple[SpeechFeatures, ImageFeatures] = self.model(batch.waveforms, batch.speech_mask, batch.pixels)
-        return features
+            states, mask = speech.layer_mix(batch.states), batch.frame_mask
+            images = ImageFeatures(vector=batch.vectors, patches=batch.patches)
+        else:
+            hidden, mask = speech.layer_states(batch.waveforms, batch.speech_mask)
+            states, images = speech.layer_mix(hidden), self.model.image_encoder(batch.pixels)
+        if self.model.training and self.speech_noise.clips:
+            states = with_gaps(states, mask, batch.image_ids, self.speech_noise, speech.frame_seconds)
+        return speech.head(states, mask), images
 
     def cache(self, chunks: Sequence[TrainingBatch]) -> list[CachedChunk]:
         """The first pass over a batch in chunks: see :meth:`ContrastiveTask.cache`."""
@@ -100,7 +110,7 @@ def build_objective(recipe: Recipe) -> Objective:
         SaySeeError: as for :func:`build_model`.
     """
     model = build_model(recipe)
-    return Objective(model, build_tasks(recipe, model))
+    return Objective(model, build_tasks(recipe, model), recipe.speech_noise)
 
 
 def build_model(recipe: Recipe) -> SpeechImageModel:

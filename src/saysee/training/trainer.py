@@ -27,7 +27,7 @@ from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
-from saysee.tasks.contrastive import CachedChunk
+from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find_checkpoints, save_checkpoint
 from saysee.training.data import FeatureBatch, TrainingData
 from saysee.training.objective import TrainingBatch, build_objective, learning_rate_factor, parameter_groups
@@ -91,11 +91,16 @@ class Trainer:
 
     def cache_features(self) -> None:
         """Computes what is missing of the features that can be cached, to read them from disk at each step."""
-        if self.data.recomputed is not None:
-            logger.info("%s: features are recomputed at each step: %s", self.name, self.data.recomputed)
+        if (why := self.data.recomputed) is not None:
+            if self.recipe.contrastive.negatives == "all":
+                raise ConfigError(f"contrastive.negatives is 'all', which needs cached features, but {why}")
+            logger.info("%s: features are recomputed at each step: %s", self.name, why)
             return
         folder = self.data.cache_features()
         logger.info("%s: features of the frozen encoders are read from %s", self.name, folder)
+        for task in self.objective.tasks.values():
+            if isinstance(task, ContrastiveTask) and self.recipe.contrastive.negatives == "all":
+                task.among = self.data.all_images().to(self.accelerator.device)
 
     def fit(self, resume: str = "never") -> dict[str, Any]:
         """Trains to the end.
