@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import os
 import re
@@ -20,10 +21,10 @@ import yaml
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
-from saysee.settings.reading import RECIPES, load_recipe, recipe_names
+from saysee.settings.reading import load_recipe, recipe_names
 from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation
-from saysee.studies.ablation_runs import DEFAULT_GRID, read_grid, share_of_images
+from saysee.studies.ablation_runs import GRIDS, grid_file, read_grid, share_of_images
 from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
 from saysee.training import trainer as trainer_module
 from saysee.training.checkpoint import save_checkpoint
@@ -431,12 +432,15 @@ def test_two_runs_at_once_give_what_runs_in_turn_give_also_after_a_kill(
     assert "image_to_speech_R@10" in found[0]["CMD"]
 
 
-def test_the_packages_grid_is_no_recipe() -> None:
-    grid = read_grid(DEFAULT_GRID)
+def test_the_packages_grids_have_names_and_are_no_recipes(recipe: Path, tmp_path: Path) -> None:
+    grid = read_grid(grid_file("cmd"))
     assert list(grid) == ["contrastive alone", "CMD paper", "image noise with image query", "speech noise", "both"]
     assert grid["contrastive alone"] == {"denoising.weight": 0.0}
-    assert "default" not in recipe_names()
-    assert (RECIPES / "ablation" / "default.yaml").is_file()
+    assert not {path.stem for path in GRIDS.glob("*.yaml")} & set(recipe_names())
+    assert grid_file("cmd.yaml") == Path("cmd.yaml")
+    ladder = _Study(recipe, tmp_path / "study", AblationSettings(grid="ladder"))
+    rungs = [set(ladder.grid[row].items()) for row in ladder.rows]
+    assert all(lower < higher for lower, higher in itertools.pairwise(rungs)), "a rung does not stand on the one below"
 
 
 def test_a_row_overrides_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:

@@ -32,11 +32,11 @@ from saysee.files import write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation_runs import (
-    DEFAULT_GRID,
     cache_features,
     check_overrides,
     choose_rows,
     flatten,
+    grid_file,
     is_frozen,
     read_grid,
     score_run,
@@ -66,7 +66,7 @@ class AblationSettings:
         overrides: dotted flags that override the recipe, for every row.
         seeds: number of seeds, from the recipe's ``training.seed`` on.
         rows: names of the rows to run besides the baseline; None is all.
-        grid: a YAML file of rows; None is the package's.
+        grid: a YAML file of rows, or the name of one of the package's: ``cmd`` or ``ladder``.
         sizes: shares of the training images to train on too, each above 0 and at most 1.
         split: the split to score; ``val`` to choose between rows.
         equal_time: train slower rows again, for the baseline's time.
@@ -77,7 +77,7 @@ class AblationSettings:
     overrides: tuple[str, ...] = ()
     seeds: int = 5
     rows: tuple[str, ...] | None = None
-    grid: Path | None = None
+    grid: str | Path = "cmd"
     sizes: tuple[float, ...] = ()
     split: str = "test"
     equal_time: bool = True
@@ -145,11 +145,11 @@ class _Study:
     def __init__(self, recipe: str | Path, folder: Path, settings: AblationSettings) -> None:
         self.folder, self.settings, self.recipe_name = folder, settings, str(recipe)
         self.base = load_recipe(recipe, settings.overrides)
-        grid_file = settings.grid or DEFAULT_GRID
-        self.grid = read_grid(grid_file)
-        check_overrides(self.grid, settings.overrides, grid_file)
+        file = grid_file(settings.grid)
+        self.grid = read_grid(file)
+        check_overrides(self.grid, settings.overrides, file)
         self.baseline = next(iter(self.grid))
-        self.rows = choose_rows(self.grid, settings.rows, grid_file)
+        self.rows = choose_rows(self.grid, settings.rows, file)
         if not self.base.data.manifest:
             raise ConfigError("data.manifest is not set; give the path of a manifest: --data.manifest PATH")
         self.manifest = Manifest.read(self.base.data.manifest)

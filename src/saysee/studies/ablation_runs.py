@@ -20,13 +20,20 @@ from saysee.studies.ablation_table import RECALLS, images_in_share
 from saysee.training.records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
-DEFAULT_GRID = RECIPES / "ablation" / "default.yaml"
+GRIDS = RECIPES / "ablation"
+"""The packaged grids: what denoising is worth (``cmd``), and each part of SaySee's recipe (``ladder``)."""
 BASELINE = "baseline"
 """A row of this name is the baseline; if there is none, the first row is."""
 ROW_SECTIONS = ("model", "head", "data", "fusion", "contrastive", "speech_noise", "denoising", "optimizer")
 """What a row may set. Rows that set model, head or data have a start or batches of their own."""
 SHARED = ("data.manifest", "data.train_split", "data.val_split", "optimizer.accumulate")
 """What all rows share: the corpus, and the clips of a step."""
+
+
+def grid_file(grid: str | Path) -> Path:
+    """The file of a packaged grid, by its name, or the path itself."""
+    packaged = GRIDS / f"{grid}.yaml"
+    return packaged if packaged.is_file() else Path(grid)
 
 
 def read_grid(path: Path) -> dict[str, dict[str, Any]]:

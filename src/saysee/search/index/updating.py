@@ -83,7 +83,7 @@ def update_index(
     if not encoder.has_speech:
         source, count = without_clips(source)
         if count:
-            report.notes.append(f"{count:,} clips are ignored: the model {encoder.name} has no speech encoder")
+            report.notes.append(f"clips ignored: {count:,}; the model {encoder.name} has no speech encoder")
     with store.writing() as writer:
         about, known = begin(writer, encoder, source.root, source.name)
         others = Counter(row.kind for row in known.values() if row.encoded_by != about.fingerprints[row.kind])
