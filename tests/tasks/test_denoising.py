@@ -411,3 +411,10 @@ def test_the_task_does_not_own_the_fusion_encoder(features):
     task = build()
     assert {name.split(".")[0] for name, _ in task.named_parameters()} == {"rebuild"}
     assert dataclasses.is_dataclass(task.settings)
+
+
+@pytest.mark.parametrize(("loss", "chance"), [("contrastive", math.log(4)), ("cosine", 1.0)])
+def test_chance_is_the_loss_of_a_rebuilding_that_says_nothing(loss, chance, features):
+    diagnosis = build(noise="image", query="speech", loss=loss).diagnose(*features, torch.arange(len(IDS)))
+    assert len(IDS) == 4
+    assert diagnosis["reconstruction_chance"] == pytest.approx(chance, abs=1e-5)

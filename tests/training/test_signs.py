@@ -28,3 +28,11 @@ def test_attention_is_not_judged_before_half_of_the_training() -> None:
 
 def test_a_baseline_without_denoising_is_not_judged_on_it() -> None:
     assert find_signs({"contrastive_loss": 1.0}, 2.0, 1.0) == {}
+
+
+def test_a_task_is_trivial_when_it_is_solved_early_and_stays_so() -> None:
+    solved = {"reconstruction_loss": 0.3, "reconstruction_chance": 4.0}
+    assert set(find_signs(solved, None, 0.3)) == {"task_trivial"}
+    assert find_signs(solved | {"reconstruction_loss": 0.5}, None, 0.3) == {}
+    assert find_signs(solved, None, 0.9) == {}
+    assert set(find_signs(solved, None, 0.9, ["task_trivial"])) == {"task_trivial"}

@@ -142,15 +142,18 @@ class DenoisingTask(Task):
 
         ``reconstruction_loss`` is the loss as trained, ``reconstruction_without_clean`` the loss when each item sees
         another image's clean side instead of its own, ``reconstruction_without_noisy`` when its noisy side is another
-        image's. If one of the two is no higher, the fusion encoder does not use that side.
+        image's. If one of the two is no higher, the fusion encoder does not use that side. ``reconstruction_chance`` is
+        the loss of zeros, which say nothing.
         """
-        metrics = {"reconstruction_loss": 0.0, "reconstruction_without_clean": 0.0, "reconstruction_without_noisy": 0.0}
+        metrics = {f"reconstruction_{name}": 0.0 for name in ("loss", "without_clean", "without_noisy", "chance")}
         device = speech.vector.device
         for side in self.noisy_sides:
-            for key, swap in zip(metrics, (None, "clean", "noisy"), strict=True):
+            for key, swap in zip(metrics, (None, "clean", "noisy", None), strict=True):
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(DIAGNOSIS_SEED)
                     rebuilt, clean, ids, _ = self.reconstruct(side, speech, images, image_ids, swap)
+                    if key == "reconstruction_chance":
+                        rebuilt = torch.zeros_like(rebuilt)
                     metrics[key] += float(self.compare(rebuilt, clean, ids)) / len(self.noisy_sides)
         return metrics
 

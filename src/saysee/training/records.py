@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ FUSION_MARGIN = 0.02
 """The reconstruction loss must be lower by this share than with another image's features."""
 PLATEAU_FALL = 0.01
 """Between two evaluations the contrastive loss must fall by this share."""
+TRIVIAL = 0.1
+"""The reconstruction loss must stay above this share of chance in the first half of the training."""
 ATTENTION_LIFT = 1.05
 """Attention on the object spoken of must be this many times what uniform attention would put there."""
 
@@ -67,17 +69,22 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
     return metrics
 
 
-def find_signs(metrics: Mapping[str, float], previous_contrastive: float | None, progress: float) -> dict[str, str]:
+def find_signs(
+    metrics: Mapping[str, float], previous_contrastive: float | None, progress: float, before: Collection[str] = ()
+) -> dict[str, str]:
     """Signs of failure: what to look at in a run that goes wrong without an error.
 
-    They are the three that the method's authors name: a reconstruction no better than without the other modality, a
-    contrastive loss that has stopped falling, and attention that is not on the region spoken of.
+    Three are those that the method's authors name: a reconstruction no better than without the other modality, a
+    contrastive loss that has stopped falling, and attention that is not on the region spoken of. The fourth is a
+    reconstruction that is solved so early that it teaches nothing.
 
     Args:
         metrics: of an evaluation: ``reconstruction_*``, ``contrastive_loss`` (mean since the previous evaluation),
             ``attention_lift``; what is missing is not judged.
         previous_contrastive: ``contrastive_loss`` at the previous evaluation.
-        progress: share of the steps that is done, 0 to 1. Attention is judged from one half on.
+        progress: share of the steps that is done, 0 to 1. Attention is judged from one half on, and whether the task
+            is trivial up to then.
+        before: signs of the previous evaluation; a task that was trivial stays so.
 
     Returns:
         Sign to one sentence of explanation.
@@ -91,9 +98,17 @@ def find_signs(metrics: Mapping[str, float], previous_contrastive: float | None,
                 f"the reconstruction loss ({loss:.3f}) is hardly lower than with the {side} side of another image "
                 f"({without:.3f}): the fusion encoder makes little use of {other}"
             )
-    contrastive, before = metrics.get("contrastive_loss"), previous_contrastive
-    if contrastive is not None and before is not None and before - contrastive < PLATEAU_FALL * before:
-        signs["contrastive_plateau"] = f"the contrastive loss has stopped falling ({before:.3f}, now {contrastive:.3f})"
+    chance = metrics.get("reconstruction_chance")
+    if "task_trivial" in before or (
+        loss is not None and chance is not None and progress <= 0.5 and loss < TRIVIAL * chance
+    ):
+        signs["task_trivial"] = (
+            "rebuilding was nearly solved in the first half of the training (a loss below a tenth of chance): it has "
+            "little left to teach; make the noise harder"
+        )
+    contrastive, last = metrics.get("contrastive_loss"), previous_contrastive
+    if contrastive is not None and last is not None and last - contrastive < PLATEAU_FALL * last:
+        signs["contrastive_plateau"] = f"the contrastive loss has stopped falling ({last:.3f}, now {contrastive:.3f})"
     lift = metrics.get("attention_lift")
     if lift is not None and progress >= 0.5 and lift < ATTENTION_LIFT:
         signs["attention_off_object"] = (

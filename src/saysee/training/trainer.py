@@ -259,7 +259,7 @@ class Trainer:
         state, settings = self.state, self.recipe.training
         measured = self.processes.on_rank_0(lambda: validate(self.objective, self.data, self.recipe))
         metrics = {**measured, **state.take_interval_means()}
-        signs = find_signs(metrics, state.previous_contrastive, state.step / settings.steps)
+        signs = find_signs(metrics, state.previous_contrastive, state.step / settings.steps, state.signs)
         for sign, explanation in signs.items():
             if sign not in state.signs:
                 logger.warning("%s: step %d: %s", self.name, state.step, explanation)
