@@ -82,7 +82,7 @@ class HubertNanoSettings:
     word_weight: float = 0.5
     align_weight: float = 1.0
     loop: LoopSettings = field(
-        default_factory=lambda: LoopSettings(steps=400, batch_size=48, lr=1e-3, warmup_steps=40, evaluate_every=200)
+        default_factory=lambda: LoopSettings(steps=1600, batch_size=48, lr=1e-3, warmup_steps=100, evaluate_every=400)
     )
 
     def __post_init__(self) -> None:
