@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from saysee.data.tables import arrow_values
 from saysee.errors import ManifestError
 from saysee.files import atomic_write
+from saysee.media.source import reason
 
 REQUIRED = ("clip", "image", "image_id", "split")
 OPTIONAL = ("text", "speaker", "language")
@@ -92,8 +93,7 @@ class Manifest:
         except ManifestError as error:
             raise ManifestError(f"{path}: {error}") from None
         except (OSError, pa.ArrowException) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ManifestError(f"{path}: cannot be read ({why}); copy or make it again") from None
+            raise ManifestError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from None
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as ``.parquet`` or ``.jsonl``, atomically.
@@ -121,7 +121,7 @@ class Manifest:
         rows = tuple(row for row in self.rows if row.split == split)
         if not rows:
             have = ", ".join(f"{name} ({count:,})" for name, count in self.splits().items())
-            near = _did_you_mean(split, self.splits())
+            near = did_you_mean(split, self.splits())
             raise ManifestError(f"no split {split!r}{near}; set {option} to one of those there are: {have}")
         chosen = object.__new__(Manifest)  # rows of a checked manifest need no second check
         chosen.rows, chosen.root, chosen.extra_columns = rows, self.root, self.extra_columns
@@ -153,7 +153,7 @@ class Manifest:
         if name in self.extra_columns:
             return [row.extra[name] for row in self.rows]
         have = self._columns()
-        raise ManifestError(f"no column {name!r}{_did_you_mean(name, have)}; there are: {', '.join(have)}")
+        raise ManifestError(f"no column {name!r}{did_you_mean(name, have)}; there are: {', '.join(have)}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -287,7 +287,7 @@ def _different_columns(columns: Iterable[str], first: Iterable[str], number: int
     added, absent = [name for name in columns if name not in first], [name for name in first if name not in columns]
     parts = [f"does not have {', '.join(map(repr, absent))}"] * bool(absent)
     parts += [f"adds {', '.join(map(repr, added))}"] * bool(added)
-    hint = _did_you_mean(added[0], absent) if added else ""
+    hint = did_you_mean(added[0], absent) if added else ""
     return ManifestError(f"row {number} {' and '.join(parts)}{hint}; give every row the columns of row 1")
 
 
@@ -297,7 +297,8 @@ def _leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> ManifestEr
     )
 
 
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A suggestion to append to the message that a name is unknown; empty if no other resembles it."""
     near = difflib.get_close_matches(name, list(names), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

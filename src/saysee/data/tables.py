@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from saysee.errors import ManifestError
+from saysee.media.source import reason
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "clip": ("clip", "audio", "wav", "sound", "speech"),
@@ -156,8 +157,7 @@ def open_table(path: str | os.PathLike[str], without: Callable[[pa.DataType], bo
         text, notes = read_text(path)
         return (_open_json_lines if suffix in _JSON_SUFFIXES else _open_delimited)(path, text, notes)
     except (OSError, pa.ArrowException) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ManifestError(f"{path}: cannot be read ({why:.120}); check the file") from None
+        raise ManifestError(f"{path}: cannot be read ({reason(error)}); check the file") from None
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -249,8 +249,8 @@ def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise TypeError(f"{type(record).__name__}, not an object")
-        except (ValueError, TypeError, RecursionError) as reason:
-            error = ManifestError(f"{path}: line {number}: not an object of JSON ({reason}); fix or delete it")
+        except (ValueError, TypeError, RecursionError) as why:
+            error = ManifestError(f"{path}: line {number}: not an object of JSON ({why}); fix or delete it")
             break
         records.append((number, record))
     titles = tuple(dict.fromkeys(title for _, record in records for title in record))
@@ -319,8 +319,8 @@ def arrow_values(column: pa.ChunkedArray, place: str) -> list[Any]:
             column = column.cast(pa.timestamp("us", column.type.tz))
         return [plain_value(value) for value in column.to_pylist()]
     except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ManifestError(f"{place} is of the type {column.type!s:.60}, which is not read ({why:.80})") from None
+        what = f"{place} is of the type {column.type!s:.60}"
+        raise ManifestError(f"{what}, which is not read ({reason(error):.80})") from None
 
 
 def plain_value(value: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,10 @@ from rich.text import Text
 from saysee.data.manifest import Manifest, check_suffix
 from saysee.errors import ConfigError, MediaCode, MediaError
 from saysee.hardware import usable_cores
-from saysee.log import ProgressBar, progress_bar
+from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.formats import Kind
-from saysee.media.images import MAX_PIXELS, load_image
+from saysee.media.images import load_image
 
 _INLINE = 500  # files: fewer take about 5 s, and starting processes costs more than it saves
 _CHUNK = 32  # files passed to a process at a time
@@ -57,9 +57,7 @@ _Opened = Problem | float
 def verify(
     manifest: Manifest,
     *,
-    min_seconds: float = 0.0,
     max_seconds: float = MAX_SECONDS,
-    max_pixels: int = MAX_PIXELS,
     workers: int | None = None,
     to: str | os.PathLike[str] | None = None,
 ) -> list[Problem]:
@@ -67,8 +65,7 @@ def verify(
 
     Args:
         manifest: of the files.
-        min_seconds, max_seconds: limits of a clip; one shorter than a frame (25 ms) is always a problem.
-        max_pixels: limit of an image.
+        max_seconds: limit of a clip; one shorter than a frame (25 ms) is a problem too.
         workers: number of processes; by default one per core. Small manifests are read in this process.
         to: a manifest to write, of the rows whose files can be used, with the length of each clip in the column
             ``seconds``, so that training need not read the header of every clip.
@@ -76,20 +73,17 @@ def verify(
     Returns the problems in order of the rows.
 
     Raises:
-        ConfigError: the limits exclude each other, or ``workers`` is less than 1.
+        ConfigError: ``max_seconds`` is not above 0, or ``workers`` less than 1.
         ManifestError: no row can be used, or ``to`` cannot be written.
     """
     if to is not None:
         check_suffix(to)  # before the long work
-    if not 0 <= min_seconds < max_seconds:
-        raise ConfigError(
-            f"min_seconds {min_seconds:g} and max_seconds {max_seconds:g} allow no clip; set 0 <= min < max"
-        )
+    if not max_seconds > 0:
+        raise ConfigError(f"max_seconds is {max_seconds:g}; set it above 0")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; set it to at least 1")
     files = list(_files(manifest))
-    check = partial(_open, min_seconds=min_seconds, max_seconds=max_seconds, max_pixels=max_pixels)
-    opened = _open_all(files, check, workers or usable_cores())
+    opened = _open_all(files, partial(_open, max_seconds=max_seconds), workers or usable_cores())
     problems = [found for found in opened if isinstance(found, Problem)]
     if to is not None:
         bad = bad_rows(manifest, problems)
@@ -133,22 +127,19 @@ def problems_to_dict(manifest: Manifest, problems: Sequence[Problem]) -> dict[st
 
 
 def _open_all(files: Sequence[_File], check: Callable[[_File], _Opened], processes: int) -> list[_Opened]:
-    with progress_bar("opening files", len(files)) as bar:
-        if processes == 1 or len(files) < _INLINE:
-            return list(_counted(map(check, files), bar))
-        # Spawned, not forked: the caller may hold threads or a GPU.
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                return list(_counted(pool.map(check, files, chunksize=_CHUNK), bar))
-            except BaseException:  # includes Ctrl-C: do not open the other files first
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _counted(results: Iterable[_Opened], bar: ProgressBar) -> Iterator[_Opened]:
-    for found in results:
-        bar.advance()
-        yield found
+    opened: list[_Opened] = []
+    with progress_bar("opening files", len(files)) as bar, ExitStack() as stack:
+        results: Iterator[_Opened] = map(check, files)
+        if processes > 1 and len(files) >= _INLINE:
+            # Spawned, not forked: the caller may hold threads or a GPU.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context))
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # after Ctrl-C, open no other files first
+            results = pool.map(check, files, chunksize=_CHUNK)
+        for found in results:
+            opened.append(found)
+            bar.advance()
+    return opened
 
 
 def _files(manifest: Manifest) -> Iterator[_File]:
@@ -161,18 +152,13 @@ def _files(manifest: Manifest) -> Iterator[_File]:
             yield number, "image", os.fspath(image)
 
 
-def _open(file: _File, min_seconds: float, max_seconds: float, max_pixels: int) -> _Opened:
+def _open(file: _File, max_seconds: float) -> _Opened:
     """Opens one file. An error is returned as plain values, which travel between processes."""
     row, column, path = file
-    seconds = 0.0
     try:
-        if column == "image":
-            load_image(path, max_pixels=max_pixels)
-        else:
-            seconds = load_audio(path, max_seconds=max_seconds).size / SAMPLE_RATE
-            if seconds < min_seconds and not math.isclose(seconds, min_seconds, abs_tol=1e-4):
-                what = f"is {seconds:.2f} s long, less than {min_seconds:g} s"
-                raise MediaError("too-short", f"{path}: {what}; record it again or lower min_seconds")
+        if column == "clip":
+            return load_audio(path, max_seconds=max_seconds).size / SAMPLE_RATE
+        load_image(path)
+        return 0.0
     except MediaError as error:
         return Problem(row, column, path, error.code, str(error))
-    return seconds

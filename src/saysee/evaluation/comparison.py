@@ -146,7 +146,9 @@ class Comparison:
                 line = head | {"queries": queries, "clips": measures[0].clips, "images": measures[0].images}
                 if (line["clips"], line["images"]) != first.setdefault(queries, (line["clips"], line["images"])):
                     raise SaySeeError(f"{line['model']} was scored on other queries than the first model")
-                resampled = _resampled(measures)
+                resampled = {
+                    name: np.mean([each.resampled[name] for each in measures], axis=0) for name in measures[0].resampled
+                }
                 line |= _statistics(values, resampled)
                 baseline = first.setdefault(f"{queries} values", (line, resampled))
                 yield line | (_differences(line, resampled, *baseline) if baseline[0] is not line else {})
@@ -245,11 +247,6 @@ def _others(result: EvaluationResult) -> dict[str, float]:
     if twins := result.twin_accuracy:
         found |= {"hard_twins": twins.accuracy, "twin_is_nearest_picture": twins.nearest}
     return found | ({"word_error_rate": result.word_errors.rate} if result.word_errors else {})
-
-
-def _resampled(measures: Sequence[RetrievalMeasures]) -> dict[str, Any]:
-    """[R] resampled means over runs, by measure."""
-    return {name: np.mean([each.resampled[name] for each in measures], axis=0) for name in measures[0].resampled}
 
 
 def _statistics(values: Sequence[Mapping[str, float]], resampled: Mapping[str, Any]) -> dict[str, float]:

@@ -101,12 +101,6 @@ class Run:
     budget: str = EQUAL_STEPS
     share: float = 1.0
 
-    @property
-    def folder_name(self) -> str:
-        """Name of the run's folder."""
-        what = self.budget.replace(" ", "-") if self.share == 1 else f"share-{self.share:g}"
-        return f"{slug(self.row)}.seed-{self.seed}.{what}"
-
     def __str__(self) -> str:
         share = "" if self.share == 1 else f", {self.share:g} of the images"
         return f"{self.row}, seed {self.seed}, {self.budget}{share}"
@@ -203,7 +197,8 @@ class _Study:
 
     def path(self, run: Run) -> Path:
         """Folder of a run."""
-        return self.folder / RUNS / run.folder_name
+        what = run.budget.replace(" ", "-") if run.share == 1 else f"share-{run.share:g}"
+        return self.folder / RUNS / f"{slug(run.row)}.seed-{run.seed}.{what}"
 
     def scores_file(self, run: Run) -> Path:
         """The scores of a run on the study's split."""
@@ -249,7 +244,9 @@ class _Study:
             "processors": os.cpu_count(),
         }
         # A call that finds everything done is not recorded.
-        calls = before["calls"] if file.exists() and self._is_done() else [*before["calls"], call]
+        runs = (run for runs in self.stages(self.seeds) for run in runs)
+        done = file.exists() and all(self.scores_file(run).exists() for run in runs)
+        calls = before["calls"] if done else [*before["calls"], call]
         content = {**self._identity(), "grid": {**before["grid"], **self.grid}, "calls": calls}
         write_text(file, json.dumps(content, indent=2) + "\n")
         for share in self.shares:
@@ -272,10 +269,6 @@ class _Study:
             names = ("row", "seed", "budget", "share", "measures", "evaluation")
             found.append(RunScores(**{name: content[name] for name in names}, environment=environment))
         return found
-
-    def _is_done(self) -> bool:
-        """Whether every run of this call is scored."""
-        return all(self.scores_file(run).exists() for runs in self.stages(self.seeds) for run in runs)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change in a folder."""

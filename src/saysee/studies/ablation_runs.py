@@ -185,7 +185,5 @@ def _measures(evaluation: Mapping[str, Any], result: Mapping[str, Any], lift: fl
 
 def _attention_lift(folder: Path, result: Mapping[str, Any]) -> float | None:
     """The lift on validation images at the best step; None without a fusion encoder."""
-    for line in read_metrics(folder):
-        if line["kind"] == "val" and line["step"] == result["best_step"]:
-            return line.get("attention_lift")
-    return None
+    lines = (line for line in read_metrics(folder) if line["kind"] == "val" and line["step"] == result["best_step"])
+    return next(lines, {}).get("attention_lift")

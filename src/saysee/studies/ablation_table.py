@@ -137,7 +137,13 @@ class AblationResult:
         title = f"{self.study['split']} split, percent; mean ± half of the 95 % interval over seeds"
         tables = [_main_table(title, self.rows)]
         if self.sizes:
-            tables.append(_size_table("Gain in mean R@1 by training images", self))
+            lines = [
+                [row, f"{share:g}", str(self.images_in(share)), str(summary.seeds), *summary.cells()]
+                for row, shares in self.sizes.items()
+                for share, summary in shares.items()
+            ]
+            headings = ["row", "share", "images", "seeds", "mean R@1", "difference"]
+            tables.append(Table("Gain in mean R@1 by training images", headings, lines))
         return tables
 
 
@@ -239,15 +245,6 @@ def _main_table(title: str, rows: Mapping[str, Mapping[str, Summary]]) -> Table:
             line += [f"{time.values['steps'].mean:.0f}", *time.cells()] if time else [NONE] * 3
         cells.append(line)
     return Table(title, header, cells)
-
-
-def _size_table(title: str, result: AblationResult) -> Table:
-    lines = [
-        [row, f"{share:g}", str(result.images_in(share)), str(summary.seeds), *summary.cells()]
-        for row, shares in result.sizes.items()
-        for share, summary in shares.items()
-    ]
-    return Table(title, ["row", "share", "images", "seeds", "mean R@1", "difference"], lines)
 
 
 def _cell(found: Estimate | None, decimals: int, sign: bool = False) -> str:

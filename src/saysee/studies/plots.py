@@ -49,17 +49,15 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
     return _svg(axes, title, x_axis, y_axis)
 
 
-def attention_image(
-    image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), size: int = 132
-) -> Image.Image:
-    """A square image, overlaid with attention and with outlined boxes, of ``size`` pixels a side.
+def attention_image(image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]]) -> Image.Image:
+    """A square image of 132 pixels a side, overlaid with attention and with outlined boxes.
 
     Args:
         image: RGB, square as the model sees it.
         attention: [P] weights over a square grid of patches, row by row from the top left.
         boxes: ``[left, top, right, bottom]`` as shares of the sides.
     """
-    side = round(len(attention) ** 0.5)
+    side, size = round(len(attention) ** 0.5), 132
     heat = attention.reshape(side, side).astype(np.float32)
     heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
     smooth = Image.fromarray((heat * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)

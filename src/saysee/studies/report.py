@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from saysee.evaluation.table import Table
 from saysee.files import write_text
 from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
+from saysee.search.terminal.sheet import data_url, image_url
 from saysee.studies.other_queries import OtherQueries
 from saysee.studies.plots import attention_image, curves_svg
 from saysee.training.records import read_metrics
@@ -137,7 +136,7 @@ def _queries(demo: DemoResult) -> list[dict[str, Any]]:
         rank = next(rank for rank, number in enumerate(order, start=1) if images[number].image_id == row.image_id)
         answers = [
             {
-                "image": _image_url(
+                "image": image_url(
                     load_image(demo.test.image_path(images[number])).resize(THUMBNAIL, Image.Resampling.LANCZOS)
                 ),
                 "score": float(scores[number]),
@@ -165,7 +164,7 @@ def _attention(demo: DemoResult) -> list[dict[str, Any]]:
         words = []
         for word, weights in zip(spoken, word_maps(attention, spoken, frame_seconds), strict=True):
             boxes = [objects[number]["box"] for number in word["objects"]]
-            words.append({"word": word["word"], "image": _image_url(attention_image(image, weights, boxes))})
+            words.append({"word": word["word"], "image": image_url(attention_image(image, weights, boxes))})
         clips.append(
             {"model": name, "clip": _clip(demo.test, row), "lift": on_object and on_object.lift, "words": words}
         )
@@ -173,14 +172,4 @@ def _attention(demo: DemoResult) -> list[dict[str, Any]]:
 
 
 def _clip(test: Manifest, row: Row) -> dict[str, Any]:
-    return {"text": row.text, "audio": _data_url(test.clip_path(row).read_bytes(), "audio/flac")}
-
-
-def _image_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return _data_url(buffer.getvalue(), "image/jpeg")
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return {"text": row.text, "audio": data_url(test.clip_path(row).read_bytes(), "audio/flac")}

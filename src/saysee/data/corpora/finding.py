@@ -6,6 +6,7 @@ accents (NFC), and an audio or image file may have another suffix than the list 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -218,8 +219,7 @@ def can_be_english(texts: Iterable[str | None]) -> bool:
 
 def read_lines(path: Path) -> list[str]:
     """The stripped lines of a text file (see :func:`read_utf8`) that are not blank, whatever its line ends."""
-    text = read_utf8(path).replace("\r\n", "\n").replace("\r", "\n")
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [line.strip() for line in io.StringIO(read_utf8(path), newline=None) if line.strip()]
 
 
 def read_utf8(path: Path) -> str:

@@ -230,7 +230,7 @@ def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[
     ignored: list[str] = []
     found = map(Path, listing.files((".csv", ".tsv", ".jsonl", ".parquet")))
     for path in found if pair_by in ("auto", "csv") else ():
-        if _is_same(path, target):
+        if target.exists() and target.samefile(path):
             continue
         if path.suffix.lower() not in (".csv", ".tsv") and path.stem != "metadata":
             ignored.append(f"ignored {path}, which may be a manifest; if it is a table of pairs, name it by --csv")
@@ -250,10 +250,6 @@ def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[
         raise SaySeeError(f"{listing.folder}: no table with the columns clip and image{reasons}; name it by --csv")
     more = len(ignored) - _SHOWN
     return tables, ignored[:_SHOWN] + [f"ignored {more:,} more tables"] * (more > 0)
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    return other.exists() and path.samefile(other)
 
 
 def _columns_of(table: Table) -> tuple[dict[str, int], list[str]]:

@@ -21,6 +21,7 @@ from saysee.data.corpora.finding import split_word
 from saysee.data.tables import arrow_values, open_table, plain_column
 from saysee.errors import ManifestError, SaySeeError, extra_needed
 from saysee.media.folders import Listing
+from saysee.media.source import reason
 
 _FORMS = {
     ".parquet": "parquet",
@@ -116,7 +117,7 @@ class Part:
                 return dict.fromkeys(self._text.titles, "text")
             found = {field.name: str(field.type) for field in self._schema}
         except Exception as error:  # of pyarrow, fsspec or the network
-            raise BrokenPartError(first_line(error)) from None
+            raise BrokenPartError(reason(error)) from None
         types = {column: feature.get("_type") for column, feature in self.features.items()}
         return {column: types[column] if types.get(column) in _MEDIA else kind for column, kind in found.items()}
 
@@ -149,13 +150,16 @@ class Part:
                 for column, flag in words.items():
                     found = arrow_values(batch[column], f"{self.name} row {number}: column {column!r} ({flag})")
                     labels = self.features.get(column, {}).get("names")
-                    values[column] = [_label(value, labels) for value in found] if labels else found
+                    if labels:  # -1 is none
+                        known = dict(enumerate(labels))
+                        found = [known.get(value) if isinstance(value, int) else value for value in found]
+                    values[column] = found
                 yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
                 number += len(batch)
         except ManifestError:
             raise
         except Exception as error:  # of pyarrow, fsspec or the network
-            raise BrokenPartError(first_line(error)) from None
+            raise BrokenPartError(reason(error)) from None
 
     def _batches(self, columns: list[str]) -> Iterator[Any]:
         """The rows as tables of Arrow."""
@@ -179,12 +183,6 @@ def open_file(path: str) -> BinaryIO:
     return opened
 
 
-def _label(value: Any, labels: Sequence[str]) -> Any:
-    if not isinstance(value, int):
-        return value
-    return labels[value] if 0 <= value < len(labels) else None
-
-
 def find_parts(sources: Sequence[str], config: str | None) -> tuple[list[Part], list[Path], list[str]]:
     """The parts of a data set in order, the folders of relative paths in it, and the names of missing files."""
     names = [name for pattern in sources for name in _expand(pattern)]
@@ -206,10 +204,8 @@ def find_parts(sources: Sequence[str], config: str | None) -> tuple[list[Part], 
             except SaySeeError:
                 raise
             except Exception as error:  # of datasets, the hub client or the network
-                raise SaySeeError(
-                    f"{name}: not a folder, and not a data set of the hub that can be read ({first_line(error)}); "
-                    "check the name"
-                ) from None
+                what = f"not a folder, and not a data set of the hub that can be read ({reason(error)})"
+                raise SaySeeError(f"{name}: {what}; check the name") from None
     if not parts:
         raise SaySeeError(f"{', '.join(sources)}: none of its files exists; check the path")
     roots = [path for source in sources for path in (Path(source), Path(source).parent) if path.is_dir()]
@@ -308,8 +304,3 @@ def _gaps(parts: Sequence[Part]) -> list[str]:
     series = dict.fromkeys((folder, split, found[1], int(found[2])) for folder, split, found in shards)
     names = [(at, split, f"{stem}-{n:05d}-of-{total:05d}") for at, split, stem, total in series for n in range(total)]
     return [f"{name}: no such file" for folder, split, name in names if (folder, split, name) not in have]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error message, at most 80 characters."""
-    return f"{(str(error).strip().splitlines() or [type(error).__name__])[0]:.80}"

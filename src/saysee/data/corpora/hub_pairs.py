@@ -11,13 +11,11 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from saysee.data.corpora.hub_files import BrokenPartError, Part
-from saysee.data.corpora.hub_rows import FLAGS, OF_CLIP, Values, choose_columns, read_columns
-from saysee.data.corpora.preparing import Problems
+from saysee.data.corpora.hub_rows import FLAGS, OF_CLIP, TYPES, Rows, Values, choose_columns, read_columns
 from saysee.data.tables import role_of, word
 from saysee.errors import ManifestError
 
@@ -29,21 +27,6 @@ _SCORE = ("score", "relevance", "label")
 _IDS = ("id", "_id", "name")
 _NUMBER = re.compile(r"\d+")
 _NO_SPLITS = ("corpus", "query", "queries", "qrels", "default", "")
-
-
-class Rows(Protocol):
-    """What takes the joined rows."""
-
-    problems: Problems
-
-    def reading(self, part: Part) -> AbstractContextManager[None]:
-        """While a part is read: a damaged one becomes a problem."""
-
-    def store(self, value: Any, kind: Any, place: str) -> Any:
-        """Makes a file of a clip or an image; None, and a problem, if it cannot be used."""
-
-    def add(self, place: str, values: Values, split: str | None) -> None:
-        """Adds the captions of a row."""
 
 
 @dataclass
@@ -89,14 +72,13 @@ def _kind(part: Part) -> str:
         titles = {_plain(column) for column in part.kinds}
     except BrokenPartError:
         return ""
-    media = [kind for kind in ("clip", "image") if _has(part, kind)]
+    media = [
+        kind
+        for kind, media_type in TYPES.items()
+        if any(found == media_type or role_of(column) == kind for column, found in part.kinds.items())
+    ]
     pairs = (titles & {*_QUERY} and titles & {*_CORPUS}) or (titles & {*_CLIP} and titles & {*_IMAGE})
     return "pairs" if pairs and not media else f"{media[0]}s" if len(media) == 1 else ""
-
-
-def _has(part: Part, kind: str) -> bool:
-    wanted = {"clip": "Audio", "image": "Image"}[kind]
-    return any(found == wanted or role_of(column) == kind for column, found in part.kinds.items())
 
 
 def _plain(column: str) -> str:

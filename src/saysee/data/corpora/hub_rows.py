@@ -1,18 +1,26 @@
-"""The rows of a table, as values by role: clip, image, text and so on.
+"""The rows of a table, as values by role (clip, image, text and so on), and from these values to captions and files.
 
 A row may have several clips of one image: in a list, or in columns ``audio_0``, ``audio_1``, … with ``caption_0``, ….
 """
 
 from __future__ import annotations
 
-import difflib
+import io
+import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from saysee.data.corpora.hub_files import Part
-from saysee.data.tables import role_of
+from saysee.data.corpora.hub_files import BrokenPartError, Part
+from saysee.data.corpora.preparing import Caption, Problems
+from saysee.data.manifest import did_you_mean
+from saysee.data.tables import role_of, word
 from saysee.errors import ManifestError
+from saysee.files import fingerprint, write_bytes
+from saysee.media.folders import Listing
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind, kind_by_suffix
 
 FLAGS = {
     "clip": "--audio-column",
@@ -29,7 +37,7 @@ Values = dict[str, Any]
 """The values of a row by role. Media are bytes, paths or ``{"bytes": …, "path": …}``. "clip" may be a list of them;
 then "text", "speaker" and "language" may be lists too, with a value for each clip."""
 
-_TYPES = {"clip": "Audio", "image": "Image"}
+TYPES = {"clip": "Audio", "image": "Image"}
 OF_CLIP = ("clip", "text", "speaker", "language")
 """The roles of which each clip of a row has its own value."""
 _NUMBERED = re.compile(r"^(.*?)[\s_-]*(\d+)$")
@@ -44,7 +52,7 @@ def read_table(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Valu
         BrokenPartError: the file is damaged.
         ManifestError: a column is missing or of a wrong type, or several could be meant.
     """
-    columns = choose_columns(part, names, _TYPES)
+    columns = choose_columns(part, names, TYPES)
     clips = columns["clip"]
     for place, row in read_columns(part, columns):
         values = {
@@ -59,8 +67,8 @@ def read_table(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Valu
 
 def read_columns(part: Part, columns: Mapping[str, list[str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The values of each row in the columns of all roles, with its place."""
-    media = [column for role, found in columns.items() if role in _TYPES for column in found]
-    words = {each: FLAGS[role] for role, found in columns.items() if role not in _TYPES for each in found}
+    media = [column for role, found in columns.items() if role in TYPES for column in found]
+    words = {each: FLAGS[role] for role, found in columns.items() if role not in TYPES for each in found}
     for number, row in enumerate(part.rows(media, words), 1):
         yield f"{part.name} row {number}", row
 
@@ -74,14 +82,13 @@ def choose_columns(part: Part, names: Mapping[str, str | None], needed: Collecti
     have = ", ".join(f"{column} ({kind})" for column, kind in part.kinds.items())
     for role, flag in FLAGS.items():
         name = names.get(role)
-        if role in _TYPES and role not in needed:
+        if role in TYPES and role not in needed:
             continue
         if name and name not in part.kinds:
-            near = difflib.get_close_matches(name, part.kinds, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(name, part.kinds)
             raise ManifestError(f"{part.name}: no column {name!r}{hint} ({flag}); there are: {have}")
         found = [name] if name else [] if name == "" else _columns_of(role, part.kinds)
-        if role in _TYPES and len(found) != 1 and not (found and role == "clip" and _numbers(found)):
+        if role in TYPES and len(found) != 1 and not (found and role == "clip" and _numbers(found)):
             which = "more than one column" if found else "no column"
             raise ManifestError(f"{part.name}: {which} for the {role}; name one by {flag} (there are: {have})")
         if found:
@@ -98,13 +105,15 @@ def choose_columns(part: Part, names: Mapping[str, str | None], needed: Collecti
 
 def _columns_of(role: str, kinds: Mapping[str, str]) -> list[str]:
     called = [column for column in kinds if role_of(column) == role]
-    numbered = [column for column in kinds if (found := _NUMBERED.match(column)) and role_of(found[1]) == role]
-    typed = [column for column, kind in kinds.items() if kind == _TYPES.get(role)]
+    named = ((column, _NUMBERED.match(column)) for column in kinds)
+    numbers = {column: int(found[2]) for column, found in named if found and role_of(found[1]) == role}
+    numbered = sorted(numbers, key=numbers.__getitem__)
+    typed = [column for column, kind in kinds.items() if kind == TYPES.get(role)]
     if len(typed) > 1:
         typed = [column for column in typed if column in called] or [c for c in typed if c in numbered] or typed
     if typed and set(typed) <= set(called) and numbered:  # both "audio" and "audio_0": which is meant?
         return [*typed, *numbered]
-    return typed or (called if not numbered else [*called, *sorted(numbered, key=_number)])
+    return typed or [*called, *numbered]
 
 
 def _numbers(columns: Collection[str]) -> list[int] | None:
@@ -115,9 +124,128 @@ def _numbers(columns: Collection[str]) -> list[int] | None:
     return numbers if same and len(columns) == len(numbers) == len(set(numbers)) > 1 else None
 
 
-def _number(column: str) -> int:
-    return int(re.sub(r".*?(\d+)$", r"\1", column))
-
-
 def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and value.get("bytes") is None and not value.get("path"))
+
+
+class _Stored(NamedTuple):
+    """A clip or an image that is a file: its path, and the fingerprint of its contents."""
+
+    path: str
+    digest: str
+
+
+class Rows:
+    """Turns rows into captions, and their clips and images into files of ``folder``.
+
+    Files are named by their contents, in ``clips/`` and ``images/``, each with up to 256 folders by the first two
+    digits of the name. Existing files stay.
+    """
+
+    def __init__(self, folder: Path, roots: Sequence[Path], language: str | None) -> None:
+        self.folder = folder
+        self.captions: list[Caption] = []
+        self.problems = Problems()
+        self._roots, self._language = roots, language
+        self._image_of_clip: dict[str, str] = {}  # fingerprint of a clip → id of its first image
+        self.bar: Any = None
+
+    @contextmanager
+    def reading(self, part: Part) -> Iterator[None]:
+        """While a part is read: a damaged one becomes a problem."""
+        try:
+            yield
+        except BrokenPartError as error:
+            broken = self.problems.missing.setdefault("shards", [])
+            broken.append(f"{part.name}: damaged or cut short: {error}")
+        self.bar.advance()
+
+    def add(self, place: str, values: Values, split: str | None) -> None:
+        """Adds the captions of a row, and to the problems the clips and images that cannot be used."""
+        clips, images = _as_list(values["clip"]), _as_list(values["image"])
+        if len(images) > 1:
+            raise ManifestError(f"{place}: {len(images)} images in one row; name a column of one by {FLAGS['image']}")
+        texts, speakers, languages = (_of_clips(values, role, len(clips), place) for role in OF_CLIP[1:])
+        image = images[0] if isinstance(images[0], _Stored) else self.store(images[0], "image", place)
+        image_id = word(values.get("image_id"), place, FLAGS["image_id"]) or (image.digest if image else "")
+        split = word(values.get("split"), place, FLAGS["split"]) or split
+        for number, value in enumerate(clips):
+            clip = self.store(value, "clip", place if len(clips) == 1 else f"{place} ({number + 1})")
+            # A manifest has each clip once, so the same audio for another image becomes a file of its own.
+            if clip and image and self._image_of_clip.setdefault(clip.digest, image_id) != image_id:
+                clip = self.store(value, "clip", place, image_id)
+            if clip and image:
+                self.captions.append(
+                    Caption(
+                        clip=clip.path,
+                        image=image.path,
+                        image_id=image_id,
+                        split=split or "",
+                        text=texts[number],
+                        speaker=speakers[number],
+                        language=languages[number] or self._language,
+                    )
+                )
+
+    def find_extra(self) -> None:
+        """Adds to the problems the files of earlier runs that no caption uses."""
+        if self.folder.is_dir():
+            used = {path for caption in self.captions for path in (caption.clip, caption.image)}
+            listing = Listing(self.folder, "--to")
+            for what, suffixes in (("clips", AUDIO_SUFFIXES), ("images", IMAGE_SUFFIXES)):
+                extra = [listing.relative(path) for path in listing.files(suffixes) if path not in used]
+                self.problems.extra[what] += extra
+
+    def store(self, value: Any, kind: Kind, place: str, other: str = "") -> _Stored | None:
+        """A clip or an image as a file; None, and a problem, if it cannot be used."""
+        fields = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
+        data, name = fields.get("bytes"), fields.get("path")
+        if data is not None:
+            return self._write(data, name, kind, place, other)
+        if not isinstance(name, str) or not name:
+            return self._problem("missing", kind, place, "no bytes and no path")
+        path = next((root / name for root in self._roots if (root / name).is_file()), None)
+        if path is None:
+            why = f"{name:.60} is a URL, not a file" if "://" in name else f"no bytes, no file {name}"
+            return self._problem("missing", kind, place, why)
+        if path.stat().st_size == 0:
+            return self._problem("empty", kind, place, f"{name} has no bytes")
+        with path.open("rb") as file:
+            return _Stored(os.fspath(path), fingerprint(file))
+
+    def _problem(self, state: str, kind: Kind, place: str, why: str) -> _Stored | None:
+        self.problems.names()[state][f"{kind}s"].append(f"{place}: {why}")
+        return None
+
+    def _write(self, data: bytes, name: str | None, kind: Kind, place: str, other: str) -> _Stored | None:
+        if not data:
+            return self._problem("empty", kind, place, "no bytes")
+        found = file_kind(io.BytesIO(data))
+        suffix = found.suffix if found else os.path.splitext(name or "")[1].lower()
+        if kind_by_suffix(f"x{suffix}") != kind:
+            what = "audio" if kind == "clip" else "an image"
+            return self._problem("missing", kind, place, f"the bytes are not {what}")
+        digest = fingerprint(data)
+        name = f"{digest}-{fingerprint(other.encode())[:8]}{suffix}" if other else digest + suffix
+        path = self.folder / f"{kind}s" / name[:2] / name
+        # The name tells the contents. After a power cut a file may exist without them, so its size is checked.
+        if not path.exists() or path.stat().st_size != len(data):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data, durable=False)
+        return _Stored(os.fspath(path), digest)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return (value if isinstance(value, list) else [value]) or [None]
+
+
+def _of_clips(values: Values, role: str, count: int, place: str) -> list[str | None]:
+    """The text, speaker or language of each clip of a row."""
+    found = values.get(role)
+    each = found if isinstance(found, list) else [found] * count
+    if len(each) != count or any(isinstance(value, list | dict) for value in each):
+        raise ManifestError(
+            f"{place}: {role} {found!r:.60} does not fit {count} clips; name its column by {FLAGS[role]}, or omit it "
+            f"by {FLAGS[role]} ''"
+        )
+    return [word(value, place, FLAGS[role]) for value in each]

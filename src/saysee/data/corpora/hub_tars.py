@@ -23,11 +23,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from saysee.data.corpora.hub_files import BrokenPartError, Part, first_line, open_file
+from saysee.data.corpora.hub_files import BrokenPartError, Part, open_file
 from saysee.data.corpora.hub_rows import FLAGS, Values
 from saysee.data.tables import role_of
 from saysee.errors import ManifestError
 from saysee.media.formats import Kind, kind_by_suffix
+from saysee.media.source import reason
 
 _TAR_BLOCK = 512
 _COMPRESSIONS: Mapping[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -91,7 +92,7 @@ def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                 raise ManifestError(f"{part}: two members {name!r}; make the tar again with one of each name")
             members[suffix] = data
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise BrokenPartError(first_line(error)) from None
+        raise BrokenPartError(reason(error)) from None
     if key:
         yield key[1], members
 

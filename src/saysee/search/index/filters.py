@@ -6,7 +6,7 @@ A filter may come from anyone: no part of it becomes SQL, and matching takes tim
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
@@ -79,6 +79,9 @@ class Filter:
         if not self.is_numeric:
             return False
         return (low is None or _to_number(low) <= value) and (high is None or value <= _to_number(high))
+
+
+Filters = Sequence[Filter]
 
 
 def parse_filters(texts: Iterable[str | Filter]) -> tuple[Filter, ...]:

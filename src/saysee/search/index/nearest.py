@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -265,14 +265,8 @@ def _read(tables: Tables, kind: Kind, path: Path, approximate: bool) -> Faiss:
     return Faiss(current_stamp(tables, kind), index, approximate, nothing.ids, 0, nothing)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A faiss index of one moment: what it was made of, before it is published.
-
-    Attributes:
-        base: of the stamp of its moment.
-        last: number of the last change before.
-    """
+class Copy(NamedTuple):
+    """A faiss index before it is published, the base of the stamp of its moment, and the number of the last change."""
 
     index: Any
     approximate: bool
@@ -281,10 +275,36 @@ class Copy:
 
 
 def build(tables: Tables, kind: Kind) -> Copy:
-    """Builds a fast copy of the rows that these tables show; others may write meanwhile."""
+    """Builds a fast copy of the rows that these tables show, the same for the same rows; others may write meanwhile.
+
+    The vectors are in fp16: flat, or in clusters, of which as many are searched as the recall takes.
+    """
+    import faiss
+
     last = tables.execute("SELECT max(number) FROM outdated").fetchone()[0] if _has_outdated(tables) else None
     approximate = tables.counts()[kind] > EXACT_ROWS
-    return Copy(_build(tables, kind, approximate), approximate, _base(current_stamp(tables, kind)), last or 0)
+    cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
+    ids = np.fromiter((row[0] for row in cursor), np.int64)
+    clusters = 2 ** round(float(np.log2(2 * np.sqrt(len(ids)))))
+    layout = f"IVF{clusters},SQfp16" if approximate else "IDMap,SQfp16"
+    index = faiss.index_factory(tables.existing_about().dimension, layout, faiss.METRIC_INNER_PRODUCT)
+    rng = np.random.default_rng(0)
+    seen = np.sort(rng.choice(ids, min(len(ids), _TRAINING_ROWS * clusters), replace=False))
+    if approximate:
+        index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
+        index.train(tables.vectors_of(seen.tolist())[1])
+    for numbers, vectors in blocks(tables, kind):
+        index.add_with_ids(vectors, numbers)
+    if approximate:
+        chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
+        order, vectors = tables.vectors_of(chosen.tolist())
+        queries = trial_queries(vectors[np.searchsorted(order, chosen)], rng)
+        index.nprobe = index.nlist
+        truth = index.search(queries, RECALL_K)[1]
+        index.nprobe = min(8, index.nlist)
+        while index.nprobe < index.nlist and recall(index.search(queries, RECALL_K)[1], truth) < RECALL:
+            index.nprobe = min(2 * index.nprobe, index.nlist)
+    return Copy(index, approximate, _base(current_stamp(tables, kind)), last or 0)
 
 
 def publish(tables: Tables, kind: Kind, copy: Copy) -> None:
@@ -314,38 +334,6 @@ def publish(tables: Tables, kind: Kind, copy: Copy) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return fingerprint(file)
-
-
-def _build(tables: Tables, kind: Kind, approximate: bool) -> Any:
-    """A faiss index of a kind in fp16, the same for the same rows: flat, or in clusters, of which some are searched."""
-    import faiss
-
-    cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
-    ids = np.fromiter((row[0] for row in cursor), np.int64)
-    clusters = 2 ** round(float(np.log2(2 * np.sqrt(len(ids)))))
-    layout = f"IVF{clusters},SQfp16" if approximate else "IDMap,SQfp16"
-    index = faiss.index_factory(tables.existing_about().dimension, layout, faiss.METRIC_INNER_PRODUCT)
-    rng = np.random.default_rng(0)
-    seen = np.sort(rng.choice(ids, min(len(ids), _TRAINING_ROWS * clusters), replace=False))
-    if approximate:
-        index.cp.niter = 10  # faiss's own choice; more iterations hardly move the clusters
-        index.train(tables.vectors_of(seen.tolist())[1])
-    for numbers, vectors in blocks(tables, kind):
-        index.add_with_ids(vectors, numbers)
-    if approximate:
-        chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
-        order, vectors = tables.vectors_of(chosen.tolist())
-        _calibrate(index, trial_queries(vectors[np.searchsorted(order, chosen)], rng))
-    return index
-
-
-def _calibrate(index: Any, queries: Vectors) -> None:
-    """Sets how many clusters are searched: as many as the recall takes."""
-    index.nprobe = index.nlist
-    truth = index.search(queries, RECALL_K)[1]
-    index.nprobe = min(8, index.nlist)
-    while index.nprobe < index.nlist and recall(index.search(queries, RECALL_K)[1], truth) < RECALL:
-        index.nprobe = min(2 * index.nprobe, index.nlist)
 
 
 def trial_queries(vectors: Vectors, rng: np.random.Generator) -> Vectors:

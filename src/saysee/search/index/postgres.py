@@ -24,10 +24,10 @@ from psycopg.conninfo import conninfo_to_dict
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
-from saysee.search.index.filters import Filter
+from saysee.search.index.filters import Filters
 from saysee.search.index.postgres_search import hnsw_problem, searcher, update_hnsw
 from saysee.search.index.ranking import ranked
-from saysee.search.index.store import UNIT_TOLERANCE, Item, Store, Tables, Vectors
+from saysee.search.index.store import UNIT_TOLERANCE, Hits, Store, Tables, Vectors
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -192,14 +192,8 @@ class PostgresStore(Store):
             yield PostgresTables(self, connection)
 
     def nearest(
-        self,
-        queries: Vectors,
-        kind: Kind,
-        k: int,
-        where: str | None = None,
-        filters: Sequence[Filter] = (),
-        offset: int = 0,
-    ) -> list[list[tuple[Item, float]]]:
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
+    ) -> Hits:
         """See :meth:`Store.nearest`."""
         with self.reading() as tables:
             tables.existing_about()
@@ -239,6 +233,7 @@ class PostgresTables(Tables):
     _among = "id = ANY(translate(?, '[]', '{}')::bigint[])"  # a list in JSON as one of PostgreSQL
     _vector_column = ("vector",)
     with_vectors = "items"
+    make_ready, copy_problem = update_hnsw, hnsw_problem
 
     def __init__(self, store: PostgresStore, connection: Connection) -> None:
         super().__init__(store.place, None)
@@ -306,14 +301,6 @@ class PostgresTables(Tables):
 
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
         """See :meth:`Tables.touch`. The server keeps its HNSW indexes up to date itself."""
-
-    def make_ready(self) -> dict[Kind, str]:
-        """See :meth:`Tables.make_ready`."""
-        return update_hnsw(self)
-
-    def copy_problem(self, kind: Kind) -> str | None:
-        """See :meth:`Tables.copy_problem`."""
-        return hnsw_problem(self, kind)
 
     def _damage(self) -> Iterator[str]:
         self.execute("SET LOCAL statement_timeout = 0")

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from saysee.media.formats import Kind
-from saysee.search.index.filters import Filter
-from saysee.search.index.store import Ids, Item, Store, Tables, Vectors
+from saysee.search.index.filters import Filter, Filters
+from saysee.search.index.store import Hits, Ids, Item, Store, Tables, Vectors
 
 Search = Callable[[int], Sequence[Ids]]
 """Gives for a number the ids of so many of each query's nearest rows, or of all there are; maybe a few more."""
@@ -41,14 +41,8 @@ def measure(ways: int) -> Measure:
 
 
 def nearest(
-    store: Store,
-    vectors: Vectors,
-    kind: Kind,
-    k: int,
-    where: str | None = None,
-    filters: Sequence[Filter] = (),
-    offset: int = 0,
-) -> list[list[tuple[Item, float]]]:
+    store: Store, vectors: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
+) -> Hits:
     """The rows nearest to queries with one or more unit vectors each, [W, Q, D].
 
     With one it is :meth:`Store.nearest`. With more the rankings by each, all of one moment, are fused: of equal scores
@@ -73,7 +67,7 @@ def _fused(rankings: Sequence[Sequence[tuple[Item, float]]]) -> list[tuple[Item,
     return [(items[content], scores[content]) for content in order]
 
 
-def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int = 0) -> list[list[tuple[Item, float]]]:
+def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int = 0) -> Hits:
     """For each query of [Q, D] the hits that :meth:`saysee.search.index.store.Store.nearest` gives.
 
     Candidates that were removed meanwhile are skipped.
@@ -109,7 +103,7 @@ def _best(tables: Tables, queries: Vectors, found: Sequence[Ids], count: int) ->
     return best
 
 
-def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Sequence[Filter] = ()) -> list[Item]:
+def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Filters = ()) -> list[Item]:
     """Up to ``k`` rows of a kind for which all filters hold, after ``offset`` others: the newest files first.
 
     Rows without a time are those added last, or of imported vectors.

@@ -29,14 +29,14 @@ from saysee.files import write_text
 from saysee.media.formats import Kind
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.about import About
-from saysee.search.index.filters import Filter, compose_condition
+from saysee.search.index.filters import Filter, Filters, compose_condition
 from saysee.search.index.ranking import ranked
 from saysee.search.index.store import (
     KINDS,
     UNIT_TOLERANCE,
     WHERE_SECONDS,
+    Hits,
     Ids,
-    Item,
     Store,
     Tables,
     Vectors,
@@ -152,24 +152,16 @@ class SqliteStore(Store):
             return "another process"
 
     def nearest(
-        self,
-        queries: Vectors,
-        kind: Kind,
-        k: int,
-        where: str | None = None,
-        filters: Sequence[Filter] = (),
-        offset: int = 0,
-    ) -> list[list[tuple[Item, float]]]:
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
+    ) -> Hits:
         """See :meth:`Store.nearest`."""
         allowed = None
         if where is not None or filters:
             with self.reading() as tables:
                 allowed = _chosen_ids(tables, kind, where, filters)
                 if len(allowed) <= fast_copy.MEMORY_ROWS:
-                    chosen = tables.vectors_of(allowed.tolist())
-                    return ranked(
-                        tables, queries, lambda depth: fast_copy.best_rows(queries, *chosen, depth), k, offset
-                    )
+                    chosen = partial(fast_copy.best_rows, queries, *tables.vectors_of(allowed.tolist()))
+                    return ranked(tables, queries, chosen, k, offset)
         searcher = self.searcher(kind)
         with self.reading() as tables:
             return ranked(tables, queries, lambda depth: searcher.search(queries, depth, allowed), k, offset)
@@ -211,9 +203,10 @@ class SqliteTables(Tables):
     """A connection to the SQLite file."""
 
     folder: Path
+    with_vectors = "items JOIN vectors ON item = id"
     _among = "id IN (SELECT value FROM json_each(?))"
     _vector_column = ()
-    with_vectors = "items JOIN vectors ON item = id"
+    make_ready, copy_problem = fast_copy.write_all, fast_copy.damage
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         super().__init__(os.fspath(folder), folder)
@@ -267,10 +260,6 @@ class SqliteTables(Tables):
             self.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?)", (number, vector.tobytes()))
             yield number
 
-    def make_ready(self) -> dict[Kind, str]:
-        """See :meth:`Tables.make_ready`."""
-        return fast_copy.write_all(self)
-
     def size_in_bytes(self) -> int:
         """See :meth:`Tables.size_in_bytes`."""
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
@@ -284,10 +273,6 @@ class SqliteTables(Tables):
         self.execute("VACUUM")
         self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def copy_problem(self, kind: Kind) -> str | None:
-        """See :meth:`Tables.copy_problem`."""
-        return fast_copy.damage(self, kind)
-
     def _damage(self) -> Iterator[str]:
         yield from (line for (line,) in self.execute("PRAGMA integrity_check") if line != "ok")
         for kind, count in self.counts().items():
@@ -300,7 +285,7 @@ class SqliteTables(Tables):
                 yield f"{count - read} {kind}s have no vector"
 
 
-def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Sequence[Filter]) -> Ids:
+def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Filters) -> Ids:
     """The ids [N] of a kind for which the condition and all filters hold, ascending.
 
     The condition is the user's own SQL: the connection only reads, and cannot load code or open other files.

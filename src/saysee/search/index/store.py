@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.about import FORMAT, INDEX_FOLDER, About
-from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
+from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filters
 
 KINDS: tuple[Kind, ...] = ("image", "clip")
 Key = tuple[Kind, str]
@@ -90,6 +90,8 @@ class Item:
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
+Hits = list[list[tuple[Item, float]]]
+"""For each query rows with their scores, the best first."""
 _ITEM = ", ".join(column.name for column in fields(Item) if column.compare)
 
 
@@ -229,10 +231,6 @@ class Tables(ABC):
         """All rows, by kind and path."""
         return {item.key: item for item in self.items()}
 
-    def item_of(self, kind: Kind, content: str) -> Item | None:
-        """The first row of this content hash; None where there is none."""
-        return next(self.items("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
-
     def items(self, condition: str = "", *values: Any) -> Iterator[Item]:
         """The rows for which the end of an SQL statement, from WHERE on, holds."""
         return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
@@ -341,18 +339,12 @@ class Store(ABC):
 
     @abstractmethod
     def nearest(
-        self,
-        queries: Vectors,
-        kind: Kind,
-        k: int,
-        where: str | None = None,
-        filters: Sequence[Filter] = (),
-        offset: int = 0,
-    ) -> list[list[tuple[Item, float]]]:
+        self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
+    ) -> Hits:
         """For each unit vector of [Q, D] the up to ``k`` nearest rows of a kind, after the ``offset`` nearest.
 
-        Each comes with its cosine similarity, the best first, of equal scores the earlier row, and of rows of equal
-        content one. The condition and all filters must hold.
+        The score is the cosine; of equal scores the earlier row comes first, and of rows of equal content one. The
+        condition and all filters must hold.
 
         Raises:
             SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.

@@ -119,11 +119,14 @@ def begin(
     if before is not None:
         before.check(encoder, writer.place)
         _check_same_source(writer, before, root, source, known)
+    fingerprints: dict[Kind, str] = {kind: encoder.fingerprint(kind) for kind in KINDS}
+    if before is not None and not encoder.has_speech:  # a CLIP leaves clips as another model encoded them
+        fingerprints["clip"] = before.fingerprints["clip"]
     local = os.path.isdir(encoder.name)
     about = About(
         model=os.path.abspath(encoder.name) if local else encoder.name,
         model_beside=beside(Path(encoder.name), writer.folder) if local else None,
-        fingerprints=_fingerprints(encoder, before),
+        fingerprints=fingerprints,
         dimension=encoder.dimension,
         precision=before.precision if before else precision,
         root=os.fspath(root),
@@ -132,14 +135,6 @@ def begin(
     )
     writer.set_about(replace(about, fingerprints=before.fingerprints) if before else about)
     return about, known
-
-
-def _fingerprints(encoder: Encoder, before: About | None) -> dict[Kind, str]:
-    """Of the model by kind; a CLIP leaves the clips of an index as another model encoded them."""
-    found: dict[Kind, str] = {kind: encoder.fingerprint(kind) for kind in KINDS}
-    if before is not None and not encoder.has_speech:
-        found["clip"] = before.fingerprints["clip"]
-    return found
 
 
 def finish(writer: Tables, about: About, report: IndexReport) -> None:

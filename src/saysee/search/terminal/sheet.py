@@ -14,6 +14,7 @@ import soundfile
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from numpy.typing import NDArray
+from PIL import Image
 
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import write_text
@@ -35,7 +36,8 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
     """
     place = Path(tempfile.mkdtemp(prefix="saysee-")) / "search.html" if path is None else Path(path).absolute()
     environment = Environment(loader=PackageLoader("saysee", "search"), autoescape=select_autoescape())
-    environment.filters["css"] = _css
+    # The style sheets are those of the page of ``saysee serve``, so that both look alike.
+    environment.filters["css"] = lambda name: Markup((_PAGE / name).read_text(encoding="utf-8"))
     environment.globals.update(media_url=functools.cache(_media_url), audio_url=_audio_url, name=_name, link=_link)
     text = environment.get_template("terminal/sheet.html").render(
         results=results.results[:MAX_QUERIES],
@@ -49,11 +51,6 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
             f"{place}: the sheet cannot be written ({error.strerror}); name another file with --sheet"
         ) from None
     return place
-
-
-def _css(name: str) -> Markup:
-    """A style sheet of the page of ``saysee serve``, so that both look alike."""
-    return Markup((_PAGE / name).read_text(encoding="utf-8"))
 
 
 def _name(path: str) -> str:
@@ -74,23 +71,27 @@ def _is_web(path: str) -> bool:
 def _media_url(kind: str, path: str) -> str | None:
     """A file's content as a data URL; None if it cannot be read."""
     try:
-        return None if _is_web(path) else _image_url(path) if kind == "image" else _audio_url(load_audio(path))
+        if _is_web(path):
+            return None
+        return image_url(load_thumbnail(path, _SIDE)) if kind == "image" else _audio_url(load_audio(path))
     except MediaError:
         return None
 
 
-def _image_url(path: str) -> str:
+def image_url(image: Image.Image) -> str:
+    """An image as a data URL of a JPEG."""
     buffer = io.BytesIO()
-    load_thumbnail(path, _SIDE).save(buffer, "JPEG", quality=80)
-    return _data_url(buffer.getvalue(), "image/jpeg")
+    image.save(buffer, "JPEG", quality=80)
+    return data_url(buffer.getvalue(), "image/jpeg")
 
 
 def _audio_url(samples: NDArray[np.float32]) -> str:
     """As MP3, which every browser plays, in a fifth of the size of the samples."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="MP3")
-    return _data_url(buffer.getvalue(), "audio/mpeg")
+    return data_url(buffer.getvalue(), "audio/mpeg")
 
 
-def _data_url(content: bytes, media_type: str) -> str:
+def data_url(content: bytes, media_type: str) -> str:
+    """A file's content as an address."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
