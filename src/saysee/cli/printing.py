@@ -16,19 +16,12 @@ _SKIPPED_SHOWN = 20  # further skipped files are only counted
 
 @dataclass
 class Result:
-    """The result of a verb.
+    """The result of a verb."""
 
-    Attributes:
-        values: printed by ``--json``.
-        text: for people: lines, tables of rich, or functions that print.
-        skipped: a line for each file that was skipped, with the reason.
-        failures: problems that the verb found; with any, the exit code is 2.
-    """
-
-    values: Mapping[str, Any]
-    text: Sequence[Any]
-    skipped: Sequence[str] = ()
-    failures: Sequence[str] = ()
+    values: Mapping[str, Any]  # printed by ``--json``
+    text: Sequence[Any]  # for people: lines, tables of rich, or functions that print
+    skipped: Sequence[str] = ()  # a line for each file that was skipped, with the reason
+    failures: Sequence[str] = ()  # problems that the verb found; with any, the exit code is 2
 
 
 def print_result(result: Result, as_json: bool) -> int:

@@ -42,21 +42,13 @@ BUCKET_BATCHES = 50
 
 @dataclass(slots=True)
 class Batch:
-    """Some clips with their images.
+    """Some clips with their images."""
 
-    Attributes:
-        waveforms: [B, T] float32, 16 kHz, zero where a clip has ended.
-        speech_mask: [B, T] bool, True on the samples of the clip.
-        pixels: [B, 3, H, W] float32.
-        image_ids: [B] int64, one number for each distinct image of the manifest; equal for captions of one image.
-        rows: [B] indices into ``manifest.rows``.
-    """
-
-    waveforms: Tensor
-    speech_mask: Tensor
-    pixels: Tensor
-    image_ids: Tensor
-    rows: list[int]
+    waveforms: Tensor  # [B, T] float32, 16 kHz, zero where a clip has ended
+    speech_mask: Tensor  # [B, T] bool, True on the samples of the clip
+    pixels: Tensor  # [B, 3, H, W] float32
+    image_ids: Tensor  # [B] int64, one number for each distinct image of the manifest; equal for captions of one image
+    rows: list[int]  # [B] indices into ``manifest.rows``
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on ``device``."""
@@ -73,33 +65,21 @@ class Batch:
 
 @dataclass(slots=True)
 class Loaded(Generic[BatchT]):
-    """The result of loading a batch.
+    """The result of loading a batch."""
 
-    Attributes:
-        batch: None when none of its files could be read.
-        bad: path and reason of each file that was skipped.
-        error: to raise in the main process; raised in a worker it would arrive as a traceback.
-    """
-
-    batch: BatchT | None
-    bad: dict[str, str]
-    error: MediaError | None = None
+    batch: BatchT | None  # None when none of its files could be read
+    bad: dict[str, str]  # path and reason of each file that was skipped
+    error: MediaError | None = None  # to raise in the main process; raised in a worker it would arrive as a traceback
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows make which batch of which epoch.
+    """Which rows make which batch of which epoch."""
 
-    Attributes:
-        clips: path of each row's clip.
-        seconds: [rows] length of each clip.
-        checksum: of the rows' files and image ids, from :func:`files_checksum`.
-        batch_size, seed, bucket_batches, drop_last, crop_seconds: as for :class:`SpeechImageLoader`.
-    """
-
-    clips: list[str]
-    seconds: NDArray[np.float64]
-    checksum: int
+    clips: list[str]  # path of each row's clip
+    seconds: NDArray[np.float64]  # [rows] length of each clip
+    checksum: int  # of the rows' files and image ids, from :func:`files_checksum`
+    # batch_size, seed, bucket_batches, drop_last, crop_seconds: as for :class:`SpeechImageLoader`
     batch_size: int
     seed: int
     bucket_batches: int
@@ -297,8 +277,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         return iter(self._batches)
 
 
-_Request = tuple[int, list[int]]
-"""An epoch, and this process's rows of one of its batches."""
+_Request = tuple[int, list[int]]  # An epoch, and this process's rows of one of its batches
 
 
 @dataclass

@@ -85,19 +85,12 @@ def split_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose header has been read, so that it is known what it is of. :meth:`rows` reads the rest.
+    """A table whose header has been read, so that it is known what it is of. :meth:`rows` reads the rest."""
 
-    Attributes:
-        path: the file.
-        titles: of its columns, in order.
-        unit: what its rows are counted in: "line" of a text file, or "row".
-        notes: what was guessed or dropped, for the user.
-    """
-
-    path: Path
-    titles: tuple[str, ...]
-    unit: str
-    notes: tuple[str, ...]
+    path: Path  # the file
+    titles: tuple[str, ...]  # of its columns, in order
+    unit: str  # what its rows are counted in: "line" of a text file, or "row"
+    notes: tuple[str, ...]  # what was guessed or dropped, for the user
     _rows: Iterable[tuple[int, Sequence[Any]]]
 
     def rows(self) -> Iterator[tuple[int, Sequence[Any]]]:

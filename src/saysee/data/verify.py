@@ -30,28 +30,18 @@ _CHUNK = 32  # files passed to a process at a time
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that cannot be used.
+    """A file that cannot be used."""
 
-    Attributes:
-        row: the first row that names it, from 1.
-        column: "clip" or "image".
-        path: the file.
-        kind: one of ``MediaError.CODES``.
-        message: what is wrong, where, and how to fix it, in one line.
-    """
-
-    row: int
-    column: Kind
-    path: str
-    kind: MediaCode
-    message: str
+    row: int  # the first row that names it, from 1
+    column: Kind  # "clip" or "image"
+    path: str  # the file
+    kind: MediaCode  # one of ``MediaError.CODES``
+    message: str  # what is wrong, where, and how to fix it, in one line
 
 
-_File = tuple[int, Kind, str]
-"""Row, column and path of a file to open."""
+_File = tuple[int, Kind, str]  # Row, column and path of a file to open
 
-_Opened = Problem | float
-"""What is wrong with a file; or the length of a clip in seconds, 0 for an image."""
+_Opened = Problem | float  # What is wrong with a file; or the length of a clip in seconds, 0 for an image
 
 
 def verify(

@@ -46,34 +46,22 @@ _TEXT = [("clips", "clips_with_text", 0), ("texts", "texts", 0), *_recalls("spee
 
 @dataclass(frozen=True)
 class System:
-    """A model or a cascade with its results.
+    """A model or a cascade with its results."""
 
-    Attributes:
-        name: in the tables.
-        results: one for each corpus.
-        about: what it is, for JSON: ``model`` or ``cascade``.
-        facts: about the run that trained it, as ``SpeechImageModel.trained``; None is a row of its own.
-    """
-
-    name: str
-    results: Sequence[EvaluationResult]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # in the tables
+    results: Sequence[EvaluationResult]  # one for each corpus
+    about: Mapping[str, Any] = field(default_factory=dict)  # what it is, for JSON: ``model`` or ``cascade``
+    # about the run that trained it, as ``SpeechImageModel.trained``; None is a row of its own
     facts: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of systems on corpora.
+    """The results of systems on corpora."""
 
-    Attributes:
-        corpora: their names.
-        systems: in order; the first row is the one that the others are compared with.
-        mteb: with MTEB's measures, under its names.
-    """
-
-    corpora: Sequence[str]
-    systems: Sequence[System]
-    mteb: bool = False
+    corpora: Sequence[str]  # their names
+    systems: Sequence[System]  # in order; the first row is the one that the others are compared with
+    mteb: bool = False  # with MTEB's measures, under its names
 
     @cached_property
     def rows(self) -> list[list[System]]:

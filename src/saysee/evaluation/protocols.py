@@ -51,19 +51,13 @@ class RetrievalModel(Protocol):
 
 @dataclass(frozen=True)
 class TwinAccuracy:
-    """Discrimination of hard twins, images that differ in one thing.
+    """Discrimination of hard twins, images that differ in one thing."""
 
-    Attributes:
-        accuracy: percent of clips that score their own image above its twin; a tie is an error. Chance is 50.
-        interval: its 95 % bootstrap interval over images, (low, high); None if not asked for.
-        clips: number of clips of images whose twin is in the split too.
-        nearest: percent of these images whose twin is the nearest other image of the gallery: whether the image
-            vectors place twins next to each other.
-    """
-
-    accuracy: float
-    interval: tuple[float, float] | None
-    clips: int
+    accuracy: float  # percent of clips that score their own image above its twin; a tie is an error. Chance is 50
+    interval: tuple[float, float] | None  # its 95 % bootstrap interval over images, (low, high); None if not asked for
+    clips: int  # number of clips of images whose twin is in the split too
+    # percent of these images whose twin is the nearest other image of the gallery: whether the image vectors place
+    # twins next to each other
     nearest: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,19 +77,15 @@ class SpeechText:
 
     Each text is in the gallery once: texts that differ in case and punctuation alone are one. Clips without a text are
     neither queries nor in the gallery.
-
-    Attributes:
-        speech_to_text: measures in percent, named as in ``RetrievalMeasures``: the right answer is the clip's own text.
-        text_to_speech: the same names: right is any clip of the text.
-        clips, texts: number of queries, and size of the gallery, of either direction.
-        clips_without_text: number of clips that are skipped.
     """
 
+    # measures in percent, named as in ``RetrievalMeasures``: the right answer is the clip's own text
     speech_to_text: dict[str, float]
-    text_to_speech: dict[str, float]
+    text_to_speech: dict[str, float]  # the same names: right is any clip of the text
+    # clips, texts: number of queries, and size of the gallery, of either direction
     clips: int
     texts: int
-    clips_without_text: int
+    clips_without_text: int  # number of clips that are skipped
 
 
 @dataclass(frozen=True)

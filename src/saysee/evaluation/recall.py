@@ -58,20 +58,14 @@ NO_LABEL = "(none)"
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """The places of the right answers, from 1.
+    """The places of the right answers, from 1."""
 
-    Attributes:
-        speech_to_image: [N] rank of each clip's own image among all M images.
-        clip_positions: [N] place of each clip among all N clips in the list that its own image retrieves. Clips of one
-            image have distinct places.
-        image_of_clip: [N] index of each clip's image.
-        gallery_images: M.
-    """
-
-    speech_to_image: Integers
+    speech_to_image: Integers  # [N] rank of each clip's own image among all M images
+    # [N] place of each clip among all N clips in the list that its own image retrieves. Clips of one image have
+    # distinct places
     clip_positions: Integers
-    image_of_clip: Integers
-    gallery_images: int
+    image_of_clip: Integers  # [N] index of each clip's image
+    gallery_images: int  # M
 
     @property
     def gallery_clips(self) -> int:
@@ -98,29 +92,23 @@ class RetrievalRanks:
 
 @dataclass(frozen=True)
 class RetrievalMeasures:
-    """The measures of a set of queries against the full gallery, in percent except ``median_rank``.
+    """The measures of a set of queries against the full gallery, in percent except ``median_rank``."""
 
-    Attributes:
-        speech_to_image: by name: ``R@k`` and ``shared_recall@k`` for k of ``CUTOFFS``, ``nDCG@10``, ``median_rank``.
-        image_to_speech: the same names; None if no image is a query (see ``group_measures``).
-        mean_recall_at_1: mean ``R@1`` of both directions; None without image queries.
-        chance_mean_recall_at_1: that of a random order; None without image queries.
-        interval: 95 % bootstrap intervals over images, [low, high] by the keys of ``to_dict``; None if not asked for.
-        clips, images: number of speech queries and of image queries.
-        gallery_clips, gallery_images: N and M.
-        resampled: [R] values of each measure of ``named`` in the resamples of the bootstrap. Measures of the same
-            queries by another model, with the same seed, are of the same resamples: their differences are paired.
-    """
-
+    # by name: ``R@k`` and ``shared_recall@k`` for k of ``CUTOFFS``, ``nDCG@10``, ``median_rank``
     speech_to_image: dict[str, float]
-    image_to_speech: dict[str, float] | None
-    mean_recall_at_1: float | None
-    chance_mean_recall_at_1: float | None
+    image_to_speech: dict[str, float] | None  # the same names; None if no image is a query (see ``group_measures``)
+    mean_recall_at_1: float | None  # mean ``R@1`` of both directions; None without image queries
+    chance_mean_recall_at_1: float | None  # that of a random order; None without image queries
+    # 95 % bootstrap intervals over images, [low, high] by the keys of ``to_dict``; None if not asked for
     interval: dict[str, Any] | None
+    # clips, images: number of speech queries and of image queries
     clips: int
     images: int
+    # gallery_clips, gallery_images: N and M
     gallery_clips: int
     gallery_images: int
+    # [R] values of each measure of ``named`` in the resamples of the bootstrap. Measures of the same queries by another
+    # model, with the same seed, are of the same resamples: their differences are paired
     resampled: dict[str, Floats] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

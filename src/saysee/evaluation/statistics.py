@@ -19,10 +19,8 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Counts: TypeAlias = npt.NDArray[np.int32]
 
-MIN_RESAMPLES = 100
-"""Fewer resamples do not determine the percentiles 2.5 and 97.5."""
-_MAX_ELEMENTS = 4_000_000
-"""Numbers that the bootstrap holds at once: 32 MB in float64."""
+MIN_RESAMPLES = 100  # Fewer resamples do not determine the percentiles 2.5 and 97.5
+_MAX_ELEMENTS = 4_000_000  # Numbers that the bootstrap holds at once: 32 MB in float64
 
 
 def image_interval(
@@ -98,17 +96,11 @@ def percentile_interval(resampled: Floats) -> list[float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, and the interval of the mean over all seeds.
+    """A mean over seeds, and the interval of the mean over all seeds."""
 
-    Attributes:
-        mean: over the seeds.
-        interval: 95 % t-interval (low, high); None for one seed.
-        seeds: number of seeds.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    seeds: int
+    mean: float  # over the seeds
+    interval: tuple[float, float] | None  # 95 % t-interval (low, high); None for one seed
+    seeds: int  # number of seeds
 
     @property
     def half_width(self) -> float | None:

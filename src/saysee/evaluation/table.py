@@ -23,23 +23,14 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; rich prints it.
+    """Rows of text; rich prints it."""
 
-    Attributes:
-        title: what it shows.
-        headings: of the columns.
-        rows: a cell for each column.
-        labels: number of first columns that hold words; the others hold numbers.
-        notes: sentences below it.
-        sections: numbers of the rows that begin a new section.
-    """
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    labels: int = 1
-    notes: Sequence[str] = ()
-    sections: Sequence[int] = ()
+    title: str  # what it shows
+    headings: Sequence[str]  # of the columns
+    rows: Sequence[Sequence[str]]  # a cell for each column
+    labels: int = 1  # number of first columns that hold words; the others hold numbers
+    notes: Sequence[str] = ()  # sentences below it
+    sections: Sequence[int] = ()  # numbers of the rows that begin a new section
 
     def __rich__(self) -> RichTable:
         table = RichTable(title=self.title, caption="\n".join(self.notes) or None, caption_justify="left")

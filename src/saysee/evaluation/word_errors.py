@@ -14,17 +14,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class WordErrors:
-    """The word errors of a set of clips.
+    """The word errors of a set of clips."""
 
-    Attributes:
-        errors: substitutions, deletions and insertions, the fewest that turn the reference into the hypothesis.
-        words: number of reference words.
-        clips: number of clips with a reference.
-    """
-
-    errors: int
-    words: int
-    clips: int
+    errors: int  # substitutions, deletions and insertions, the fewest that turn the reference into the hypothesis
+    words: int  # number of reference words
+    clips: int  # number of clips with a reference
 
     @property
     def rate(self) -> float:

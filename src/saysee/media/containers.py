@@ -46,21 +46,13 @@ _BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"meta", b"free", b"skip", b"wide"
 
 
 class Samples(NamedTuple):
-    """Where the samples of a file of chunks lie.
+    """Where the samples of a file of chunks lie."""
 
-    Attributes:
-        position: in bytes.
-        announced: bytes of samples by the header; None if it does not know.
-        total: bytes of the whole file by the header; None if it does not know.
-        unpadded: where a chunk of odd size before them lacks its byte of padding.
-        order: of the bytes in sizes.
-    """
-
-    position: int
-    announced: int | None
-    total: int | None
-    unpadded: list[int]
-    order: _Order
+    position: int  # in bytes
+    announced: int | None  # bytes of samples by the header; None if it does not know
+    total: int | None  # bytes of the whole file by the header; None if it does not know
+    unpadded: list[int]  # where a chunk of odd size before them lacks its byte of padding
+    order: _Order  # of the bytes in sizes
 
 
 def how_cut(file: BinaryIO, form: str, start: int = 0) -> str | None:

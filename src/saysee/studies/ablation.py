@@ -60,46 +60,28 @@ STUDY_FILE, RUNS = "study.json", "runs"
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """Extent of a study.
+    """Extent of a study."""
 
-    Attributes:
-        overrides: dotted flags that override the recipe, for every row.
-        seeds: number of seeds, from the recipe's ``training.seed`` on.
-        rows: names of the rows to run besides the baseline; None is all.
-        grid: a YAML file of rows, or the name of one of the package's: ``cmd`` or ``ladder``.
-        sizes: shares of the training images to train on too, each above 0 and at most 1.
-        split: the split to score; ``val`` to choose between rows.
-        equal_time: train slower rows again, for the baseline's time.
-        devices: one run at a time on each: ``cpu``, ``cuda`` or ``cuda:N``, also several times; empty is one at a time.
-        command: how the study was started, for the table.
-    """
-
-    overrides: tuple[str, ...] = ()
-    seeds: int = 5
-    rows: tuple[str, ...] | None = None
-    grid: str | Path = "cmd"
-    sizes: tuple[float, ...] = ()
-    split: str = "test"
-    equal_time: bool = True
+    overrides: tuple[str, ...] = ()  # dotted flags that override the recipe, for every row
+    seeds: int = 5  # number of seeds, from the recipe's ``training.seed`` on
+    rows: tuple[str, ...] | None = None  # names of the rows to run besides the baseline; None is all
+    grid: str | Path = "cmd"  # a YAML file of rows, or the name of one of the package's: ``cmd`` or ``ladder``
+    sizes: tuple[float, ...] = ()  # shares of the training images to train on too, each above 0 and at most 1
+    split: str = "test"  # the split to score; ``val`` to choose between rows
+    equal_time: bool = True  # train slower rows again, for the baseline's time
+    # one run at a time on each: ``cpu``, ``cuda`` or ``cuda:N``, also several times; empty is one at a time
     devices: tuple[str, ...] = ()
-    command: str = "run_ablation(...)"
+    command: str = "run_ablation(...)"  # how the study was started, for the table
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the study.
+    """One training of the study."""
 
-    Attributes:
-        row: name of the row.
-        seed: of the weights, the order of the data, the noise and the dropout.
-        budget: ``EQUAL_STEPS`` or ``EQUAL_TIME``.
-        share: of the training images.
-    """
-
-    row: str
-    seed: int
-    budget: str = EQUAL_STEPS
-    share: float = 1.0
+    row: str  # name of the row
+    seed: int  # of the weights, the order of the data, the noise and the dropout
+    budget: str = EQUAL_STEPS  # ``EQUAL_STEPS`` or ``EQUAL_TIME``
+    share: float = 1.0  # of the training images
 
     def __str__(self) -> str:
         share = "" if self.share == 1 else f", {self.share:g} of the images"

@@ -39,37 +39,23 @@ TABLE_MD = "table.md"
 
 @dataclass(frozen=True)
 class RunScores:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        row: name of the row.
-        seed: its seed.
-        budget: ``EQUAL_STEPS`` or ``EQUAL_TIME``.
-        share: of the training images.
-        measures: those of ``MEASURES`` that the corpus and the row have.
-        evaluation: from ``EvaluationResult.to_dict``.
-        environment: the run's ``environment.json``.
-    """
-
-    row: str
-    seed: int
-    budget: str
-    share: float
-    measures: Mapping[str, float]
-    evaluation: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    row: str  # name of the row
+    seed: int  # its seed
+    budget: str  # ``EQUAL_STEPS`` or ``EQUAL_TIME``
+    share: float  # of the training images
+    measures: Mapping[str, float]  # those of ``MEASURES`` that the corpus and the row have
+    evaluation: Mapping[str, Any]  # from ``EvaluationResult.to_dict``
+    environment: Mapping[str, Any]  # the run's ``environment.json``
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One row with one budget and one share of the training images.
+    """One row with one budget and one share of the training images."""
 
-    Attributes:
-        values: mean over seeds by measure.
-        differences: mean difference to the baseline with the same seed, by measure; empty for the baseline.
-    """
-
-    values: Mapping[str, Estimate]
+    values: Mapping[str, Estimate]  # mean over seeds by measure
+    # mean difference to the baseline with the same seed, by measure; empty for the baseline
     differences: Mapping[str, Estimate]
 
     @property
@@ -98,20 +84,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class AblationResult:
-    """The result of a study.
+    """The result of a study."""
 
-    Attributes:
-        folder: of the study.
-        study: contents of ``study.json``, with the split and the number of training images.
-        runs: every finished run.
-        rows: summaries by row, the baseline first, and budget.
-        sizes: summaries by row and share of the training images; empty if there are only runs on all of them.
-    """
-
-    folder: Path
-    study: Mapping[str, Any]
-    runs: Sequence[RunScores]
-    rows: Mapping[str, Mapping[str, Summary]]
+    folder: Path  # of the study
+    study: Mapping[str, Any]  # contents of ``study.json``, with the split and the number of training images
+    runs: Sequence[RunScores]  # every finished run
+    rows: Mapping[str, Mapping[str, Summary]]  # summaries by row, the baseline first, and budget
+    # summaries by row and share of the training images; empty if there are only runs on all of them
     sizes: Mapping[str, Mapping[float, Summary]]
 
     @property

@@ -33,22 +33,16 @@ WHISPER, TRANSCRIBED = "Whisper tiny", 40
 
 @dataclass(frozen=True)
 class OtherQueries:
-    """The scores of one kind of queries.
+    """The scores of one kind of queries."""
 
-    Attributes:
-        way: name of the kind.
-        queries: number of queries.
-        recall_at_1, recall_at_10: percent of the queries whose image is first, or among the first ten.
-        back_at_1: percent of the images that find one of their queries first; None if some images have no query.
-        note: description for the report.
-    """
-
-    way: str
-    queries: int
+    way: str  # name of the kind
+    queries: int  # number of queries
+    # recall_at_1, recall_at_10: percent of the queries whose image is first, or among the first ten
     recall_at_1: float
     recall_at_10: float
+    # percent of the images that find one of their queries first; None if some images have no query
     back_at_1: float | None
-    note: str
+    note: str  # description for the report
 
 
 def score_other_queries(

@@ -34,31 +34,18 @@ THUMBNAIL = (132, 132)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The result of the demo.
+    """The result of the demo."""
 
-    Attributes:
-        folder: of the demo; ``runs/ROW`` in it is the training of a row.
-        seed: of the demo, and of the choice of queries that the report shows.
-        settings: of the demo, by name.
-        test: rows of the test split.
-        models: best model by row; attention is that of one with a fusion encoder.
-        results: evaluation by row, with vectors.
-        best: the row whose model is best on the validation split.
-        others: other kinds of queries to that model.
-        runs: ``result.json`` of the training by row.
-        seconds: seconds by step, of the call that did it.
-    """
-
-    folder: Path
-    seed: int
-    settings: Mapping[str, Any]
-    test: Manifest
-    models: Mapping[str, SpeechImageModel]
-    results: Mapping[str, EvaluationResult]
-    best: str
-    others: Sequence[OtherQueries]
-    runs: Mapping[str, Mapping[str, Any]]
-    seconds: Mapping[str, float]
+    folder: Path  # of the demo; ``runs/ROW`` in it is the training of a row
+    seed: int  # of the demo, and of the choice of queries that the report shows
+    settings: Mapping[str, Any]  # of the demo, by name
+    test: Manifest  # rows of the test split
+    models: Mapping[str, SpeechImageModel]  # best model by row; attention is that of one with a fusion encoder
+    results: Mapping[str, EvaluationResult]  # evaluation by row, with vectors
+    best: str  # the row whose model is best on the validation split
+    others: Sequence[OtherQueries]  # other kinds of queries to that model
+    runs: Mapping[str, Mapping[str, Any]]  # ``result.json`` of the training by row
+    seconds: Mapping[str, float]  # seconds by step, of the call that did it
 
     @property
     def report(self) -> Path:

@@ -38,8 +38,7 @@ from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_tar
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
-ALLOW_MISSING = 10
-"""In known copies a few clips are missing or empty; a failed download lacks hundreds."""
+ALLOW_MISSING = 10  # In known copies a few clips are missing or empty; a failed download lacks hundreds
 
 EXPECTED = Expected(
     "Flickr8k",
@@ -110,24 +109,18 @@ def prepare_flickr8k(
 
 @dataclass
 class _Lists:
-    """The contents of the lists; images by ``stem_key``, captions by image and number.
-
-    Attributes:
-        unproven: texts whose numbers are unknown.
-        translated: whether the clips are named ``<speaker>_<image stem>_<n>``, as in copies of other languages.
-        published: whether a list of the English corpus has the clips.
-        sources: names of the files and folders that were used.
-    """
+    """The contents of the lists; images by ``stem_key``, captions by image and number."""
 
     splits: dict[str, str] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
     texts: dict[tuple[str, int], str] = field(default_factory=dict)
-    unproven: list[str] = field(default_factory=list)
+    unproven: list[str] = field(default_factory=list)  # texts whose numbers are unknown
     clips: dict[tuple[str, int], str] = field(default_factory=dict)
     speakers: dict[str, str] = field(default_factory=dict)
+    # whether the clips are named ``<speaker>_<image stem>_<n>``, as in copies of other languages
     translated: bool = False
-    published: bool = False
-    sources: set[str] = field(default_factory=set)
+    published: bool = False  # whether a list of the English corpus has the clips
+    sources: set[str] = field(default_factory=set)  # names of the files and folders that were used
     notes: list[str] = field(default_factory=list)
 
     def add(self, image: str, split: str, source: Path) -> str:

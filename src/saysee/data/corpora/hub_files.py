@@ -47,21 +47,13 @@ class BrokenPartError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a data set, or ("split") one split of ``save_to_disk``.
+    """A file of a data set, or ("split") one split of ``save_to_disk``."""
 
-    Attributes:
-        path: path or URL; of a split, its folder.
-        form: "parquet", "arrow", "tar", "text" or "split".
-        split: by its place or name, if that says one.
-        config: the configuration that it belongs to, if there are several.
-        saved: the ``datasets.Dataset`` of a split.
-    """
-
-    path: str
-    form: str
-    split: str | None = None
-    config: str = ""
-    saved: Any = None
+    path: str  # path or URL; of a split, its folder
+    form: str  # "parquet", "arrow", "tar", "text" or "split"
+    split: str | None = None  # by its place or name, if that says one
+    config: str = ""  # the configuration that it belongs to, if there are several
+    saved: Any = None  # the ``datasets.Dataset`` of a split
 
     @property
     def name(self) -> str:

@@ -105,19 +105,14 @@ class Problems:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A manifest that was written, with the numbers of clips and images in each split.
-
-    Attributes:
-        problems_file: JSON file with all names in ``problems``; None if there are none.
-        notes: what a user should know, one line each.
-    """
+    """A manifest that was written, with the numbers of clips and images in each split."""
 
     manifest: Path
     clips: dict[str, int]
     images: dict[str, int]
     problems: Problems
-    problems_file: Path | None
-    notes: tuple[str, ...]
+    problems_file: Path | None  # JSON file with all names in ``problems``; None if there are none
+    notes: tuple[str, ...]  # what a user should know, one line each
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""

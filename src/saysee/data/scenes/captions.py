@@ -29,12 +29,9 @@ SPOKEN_RELATIONS = {
 SPOKEN_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 WITH_RELATIONS = {"left of": "to {} left", "right of": "to {} right", "above": "above {}", "below": "below {}"}
 
-Group = tuple[int, ...]
-"""Indices of objects."""
-Description = tuple[tuple[str, str], ...]
-"""Attributes with their values, in the order of ``ATTRIBUTES``."""
-Word = tuple[str, Group]
-"""A word with the objects that it describes."""
+Group = tuple[int, ...]  # Indices of objects
+Description = tuple[tuple[str, str], ...]  # Attributes with their values, in the order of ``ATTRIBUTES``
+Word = tuple[str, Group]  # A word with the objects that it describes
 
 
 @dataclass(frozen=True)
@@ -66,21 +63,14 @@ class NounPhrase:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it claims.
+    """A sentence and what it claims."""
 
-    Attributes:
-        words: in order, each with the objects that it describes; a comma belongs to the word before it.
-        phrases: the noun phrases.
-        relations: (phrase, relation, phrase) by index: each object of the first has the relation to each of the second.
-        places: (phrase, place): each object of the phrase is in that half of the image.
-        total: the number of objects in the image, if the sentence says it.
-    """
-
-    words: tuple[Word, ...]
-    phrases: tuple[NounPhrase, ...]
+    words: tuple[Word, ...]  # in order, each with the objects that it describes; a comma belongs to the word before it
+    phrases: tuple[NounPhrase, ...]  # the noun phrases
+    # (phrase, relation, phrase) by index: each object of the first has the relation to each of the second
     relations: tuple[tuple[int, str, int], ...] = ()
-    places: tuple[tuple[int, str], ...] = ()
-    total: int | None = None
+    places: tuple[tuple[int, str], ...] = ()  # (phrase, place): each object of the phrase is in that half of the image
+    total: int | None = None  # the number of objects in the image, if the sentence says it
 
     @property
     def text(self) -> str:

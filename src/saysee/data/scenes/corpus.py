@@ -31,8 +31,7 @@ from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
 
-GENERATOR_VERSION = 2
-"""Increased by any change that gives other images, captions or clips for the same seed."""
+GENERATOR_VERSION = 2  # Increased by any change that gives other images, captions or clips for the same seed
 
 MARKER = "scenes.json"
 MANIFEST = "manifest.parquet"

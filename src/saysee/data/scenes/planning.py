@@ -35,10 +35,8 @@ TWIN_SHARE = 0.2  # of the test scenes, counting both twins
 ECHO_SHARE = 0.4  # of the objects after the first: they share attributes with an earlier one, so that there are counts
 CHANGES = ("shape", "color", "size", "fill", "place")
 
-Pairs = Sequence[tuple[str, str]]
-"""Pairs of color and shape."""
-Attributes = tuple[str, str, str, str]
-"""Size, fill, color and shape of an object."""
+Pairs = Sequence[tuple[str, str]]  # Pairs of color and shape
+Attributes = tuple[str, str, str, str]  # Size, fill, color and shape of an object
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,14 @@ CORPUS_LOOK = Look()
 
 @dataclass(frozen=True)
 class PlannedScene:
-    """A scene of a corpus.
+    """A scene of a corpus."""
 
-    Attributes:
-        index: its position in the corpus, from 0.
-        split: ``train``, ``val`` or ``test``.
-        novel_pair: whether an object has a pair of color and shape that is not in training.
-        captions: true of the scene, and false of its twin, if it has one.
-        twin_index: index of its hard twin, if it has one.
-    """
-
-    index: int
-    split: str
+    index: int  # its position in the corpus, from 0
+    split: str  # ``train``, ``val`` or ``test``
     scene: Scene
-    novel_pair: bool
-    captions: tuple[Caption, ...]
-    twin_index: int | None = None
+    novel_pair: bool  # whether an object has a pair of color and shape that is not in training
+    captions: tuple[Caption, ...]  # true of the scene, and false of its twin, if it has one
+    twin_index: int | None = None  # index of its hard twin, if it has one
 
 
 def image_id(index: int) -> str:

@@ -27,28 +27,19 @@ VARIANTS = (
     "steph", "steph3", "travis", "victor", "zac", "edward2",
 )  # fmt: skip
 
-PITCHES = (30, 70)
-"""Lowest and highest pitch in the pools, of 0 to 100; 50 is the pitch of the variant itself."""
-RATES = (140, 200)
-"""Slowest and fastest rate in the pools, in words per minute."""
+PITCHES = (30, 70)  # Lowest and highest pitch in the pools, of 0 to 100; 50 is the pitch of the variant itself
+RATES = (140, 200)  # Slowest and fastest rate in the pools, in words per minute
 POOL_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of the synthesizer.
+    """A voice of the synthesizer."""
 
-    Attributes:
-        accent: the synthesizer's name of a language or accent, such as "en-us" or "fr".
-        variant: its name of a voice variant, such as "f3"; empty for the default voice of the accent.
-        pitch: see ``PITCHES``.
-        rate: in words per minute.
-    """
-
-    accent: str = "en-us"
-    variant: str = ""
-    pitch: int = 50
-    rate: int = 175
+    accent: str = "en-us"  # the synthesizer's name of a language or accent, such as "en-us" or "fr"
+    variant: str = ""  # its name of a voice variant, such as "f3"; empty for the default voice of the accent
+    pitch: int = 50  # see ``PITCHES``
+    rate: int = 175  # in words per minute
 
     @property
     def voice(self) -> str:

@@ -69,17 +69,11 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Synthesized speech.
+    """Synthesized speech."""
 
-    Attributes:
-        samples: [T] float32 at 16 kHz, between -1 and 1.
-        words: one for each part of ``text.split()``, in order, without punctuation around it.
-        phones: by the synthesizer's own names ("I2", "t#"), in order, without pauses.
-    """
-
-    samples: NDArray[np.float32]
-    words: tuple[Spoken, ...]
-    phones: tuple[Spoken, ...]
+    samples: NDArray[np.float32]  # [T] float32 at 16 kHz, between -1 and 1
+    words: tuple[Spoken, ...]  # one for each part of ``text.split()``, in order, without punctuation around it
+    phones: tuple[Spoken, ...]  # by the synthesizer's own names ("I2", "t#"), in order, without pauses
 
     @property
     def seconds(self) -> float:

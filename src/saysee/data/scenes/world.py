@@ -30,30 +30,23 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLACES = ("left", "right", "top", "bottom")
 
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, as fractions of the image side."""
+Box = tuple[float, float, float, float]  # Left, top, right, bottom, as fractions of the image side
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene.
-
-    Attributes:
-        x, y: the center of its box, as fractions of the image side.
-        diameter: the longer side of its box before rotation, as a fraction of the image side.
-        angle: rotation in degrees, clockwise.
-        texture_angle: rotation of the stripes or dots in degrees; never described.
-    """
+    """One object of a scene."""
 
     shape: str
     color: str
     size: str
     fill: str
+    # x, y: the center of its box, as fractions of the image side
     x: float
     y: float
-    diameter: float
-    angle: int
-    texture_angle: int
+    diameter: float  # the longer side of its box before rotation, as a fraction of the image side
+    angle: int  # rotation in degrees, clockwise
+    texture_angle: int  # rotation of the stripes or dots in degrees; never described
 
     @property
     def attributes(self) -> tuple[str, str, str, str]:

@@ -18,37 +18,25 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
 for both kinds, from which those of each kind do not follow."""
-EXAMPLES = "examples"
-"""The note with the keys of the items that a visitor may try as queries."""
+EXAMPLES = "examples"  # The note with the keys of the items that a visitor may try as queries
 MAX_EXAMPLES = 24
-INDEX_FOLDER = "index"
-"""A folder with an index in it may be named in place of that, such as that of a demo."""
+INDEX_FOLDER = "index"  # A folder with an index in it may be named in place of that, such as that of a demo
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What holds for the whole index.
+    """What holds for the whole index."""
 
-    Attributes:
-        model: folder or hub name of the model, as the user last named it.
-        model_beside: that folder relative to the index; None for a hub name and for an index in a database.
-        fingerprints: by kind, of what makes its vectors: one side of the model and its preprocessing. While another
-            model encodes the rows of a kind again, still the previous one.
-        dimension: D of the vectors, which are unit vectors.
-        precision: "float32" or "float16", of the stored vectors.
-        root: folder that relative paths start from.
-        root_beside: the same relative to the index; None on another drive and for an index in a database.
-        source: what is indexed below the root: "." for the folder itself, else the name of a manifest or table.
-    """
-
-    model: str
-    model_beside: str | None
+    model: str  # folder or hub name of the model, as the user last named it
+    model_beside: str | None  # that folder relative to the index; None for a hub name and for an index in a database
+    # by kind, of what makes its vectors: one side of the model and its preprocessing. While another model encodes the
+    # rows of a kind again, still the previous one
     fingerprints: dict[Kind, str]
-    dimension: int
-    precision: str
-    root: str
-    root_beside: str | None
-    source: str
+    dimension: int  # D of the vectors, which are unit vectors
+    precision: str  # "float32" or "float16", of the stored vectors
+    root: str  # folder that relative paths start from
+    root_beside: str | None  # the same relative to the index; None on another drive and for an index in a database
+    source: str  # what is indexed below the root: "." for the folder itself, else the name of a manifest or table
     format: int = FORMAT
     normalisation: str = "unit"  # spelled as format 2 stores it
     written_by: str = __version__
@@ -78,40 +66,27 @@ class About:
 
 @dataclass(slots=True)
 class IndexReport:
-    """What an indexing run did.
+    """What an indexing run did."""
 
-    Attributes:
-        index: its folder or address.
-        images, clips: rows of the index after the run.
-        encoded: files that the model encoded.
-        imported: rows whose vector or metadata was imported.
-        kept: files, or imported vectors, that had not changed.
-        moved: files found at a new place, which keep their vectors.
-        removed: rows whose file no longer exists or can no longer be used.
-        missing: rows that were kept although their files are out of reach, by folder.
-        refused: path and reason of each file that cannot be used.
-        unreadable: path and reason of each folder or link that cannot be read.
-        ignored: files that are neither image nor clip, by suffix; also videos.
-        excluded: files and folders that a pattern excluded, by pattern.
-        search: how the index is searched, by kind.
-        notes: warnings, such as of what could not be checked.
-    """
-
-    index: str
+    index: str  # its folder or address
+    # images, clips: rows of the index after the run
     images: int = 0
     clips: int = 0
-    encoded: int = 0
-    imported: int = 0
-    kept: int = 0
-    moved: int = 0
-    removed: int = 0
+    encoded: int = 0  # files that the model encoded
+    imported: int = 0  # rows whose vector or metadata was imported
+    kept: int = 0  # files, or imported vectors, that had not changed
+    moved: int = 0  # files found at a new place, which keep their vectors
+    removed: int = 0  # rows whose file no longer exists or can no longer be used
+    # rows that were kept although their files are out of reach, by folder
     missing: Counter[str] = field(default_factory=Counter)
-    refused: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)  # path and reason of each file that cannot be used
+    # path and reason of each folder or link that cannot be read
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    # files that are neither image nor clip, by suffix; also videos
     ignored: Counter[str] = field(default_factory=Counter)
-    excluded: Counter[str] = field(default_factory=Counter)
-    search: dict[Kind, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    excluded: Counter[str] = field(default_factory=Counter)  # files and folders that a pattern excluded, by pattern
+    search: dict[Kind, str] = field(default_factory=dict)  # how the index is searched, by kind
+    notes: list[str] = field(default_factory=list)  # warnings, such as of what could not be checked
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

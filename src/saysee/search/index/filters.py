@@ -29,21 +29,13 @@ _RANGE = re.compile(r"(?P<low>|.*[^/\\])\.\.(?P<high>|[^/\\].*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One condition on a column or on a key of the metadata. Texts are in Unicode NFC and compare case-sensitively.
+    """One condition on a column or on a key of the metadata. Texts are in Unicode NFC and compare case-sensitively."""
 
-    Attributes:
-        name: a column of ``NUMBER_COLUMNS`` or ``TEXT_COLUMNS``, else a key of the metadata.
-        equal: the whole value, for an equality.
-        parts: the texts between the ``*`` of a wildcard, at least two.
-        low: inclusive lower bound of a range; None where it is open.
-        high: inclusive upper bound of a range; None where it is open.
-    """
-
-    name: str
-    equal: str | None = None
-    parts: tuple[str, ...] = ()
-    low: str | None = None
-    high: str | None = None
+    name: str  # a column of ``NUMBER_COLUMNS`` or ``TEXT_COLUMNS``, else a key of the metadata
+    equal: str | None = None  # the whole value, for an equality
+    parts: tuple[str, ...] = ()  # the texts between the ``*`` of a wildcard, at least two
+    low: str | None = None  # inclusive lower bound of a range; None where it is open
+    high: str | None = None  # inclusive upper bound of a range; None where it is open
 
     @property
     def is_column(self) -> bool:

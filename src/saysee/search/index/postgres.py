@@ -32,8 +32,7 @@ from saysee.search.index.store import UNIT_TOLERANCE, Hits, Store, Tables, Vecto
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 EXTENSION = "vector"
-OLDEST_SERVER, OLDEST_VECTOR = 13, (0, 5)
-"""PostgreSQL and pgvector, which brought HNSW with 0.5."""
+OLDEST_SERVER, OLDEST_VECTOR = 13, (0, 5)  # PostgreSQL and pgvector, which brought HNSW with 0.5
 
 _DEFAULT_SCHEMA = "saysee"
 _SCHEMA_NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
@@ -41,8 +40,7 @@ _SHAPE = "postgresql://user@host:port/database?schema=name"
 _CONNECT_SECONDS = 10
 _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 """Most time of a statement that reads; most time that a batch waits for others'."""
-_EXTENSION_LOCK = 0x5A75EE
-"""A lock of the whole database."""
+_EXTENSION_LOCK = 0x5A75EE  # A lock of the whole database
 
 Reasons = tuple[tuple[tuple[type[psycopg.Error], ...], str], ...]
 """What the first class that fits an error means to users, with a place for its message."""

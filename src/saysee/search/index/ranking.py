@@ -19,16 +19,14 @@ from saysee.search.index.store import Hits, Ids, Item, Store, Tables, Vectors
 Search = Callable[[int], Sequence[Ids]]
 """Gives for a number the ids of so many of each query's nearest rows, or of all there are; maybe a few more."""
 
-_SPARE = 2
-"""Times as many candidates are taken at first as hits are asked for: a fast copy has rounded vectors."""
+_SPARE = 2  # Times as many candidates are taken at first as hits are asked for: a fast copy has rounded vectors
 
 Speech = Literal["direct", "transcribed", "both"]
 """How speech is searched for: by the model's speech encoder, by a recognizer's transcript, or by both, fused."""
 Measure = Literal["cosine", "reciprocal-rank"]
 """What a score is: a cosine similarity, −1 to 1; or a sum of 1 / (60 + rank), which orders hits and says no more."""
 
-RANK_CONSTANT = 60
-"""k of the paper, which chose it in a pilot and found results to change little with it."""
+RANK_CONSTANT = 60  # k of the paper, which chose it in a pilot and found results to change little with it
 DEPTH = 500
 """Best rows of each ranking that are fused; rows of neither are not found. With spare candidates it is the most that
 pgvector's HNSW gives."""

@@ -26,10 +26,8 @@ from saysee.search.index.store import KINDS, Item, Key, Vectors, is_database, st
 
 logger = logging.getLogger(__name__)
 
-UPLOADS_FOLDER = "uploads"
-"""In the folder of the index, where no other is named."""
-NO_SUFFIX = "without suffix"
-"""The name under which such files are counted."""
+UPLOADS_FOLDER = "uploads"  # In the folder of the index, where no other is named
+NO_SUFFIX = "without suffix"  # The name under which such files are counted
 _RAW = """.3fr .aae .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw
     .rw2 .rwl .sr2 .srf .srw .thm .x3f .xmp"""
 """Raw images, which look like TIFF, and what cameras and programs write beside images."""
@@ -46,27 +44,18 @@ _WATCH_SECONDS, _WATCH_SHARE = 2.0, 10
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is to be indexed.
+    """What is to be indexed."""
 
-    Attributes:
-        root: folder that relative paths start from, absolute.
-        name: "." for the folder itself, else the manifest's name in it.
-        items: the images and clips, each once.
-        place: the folder or manifest as the user named it, for messages.
-        exclude: patterns of files and folders that are not indexed, beside the usual ones.
-        ignored: how many files of each suffix are neither image nor clip.
-        excluded, unreadable: as of a :class:`saysee.media.folders.Listing`.
-        vectors: unit vectors [D] of items that the index's model has encoded already.
-    """
-
-    root: Path
-    name: str
-    items: list[Item]
-    place: str
-    exclude: Sequence[str] = ()
-    ignored: Counter[str] = field(default_factory=Counter)
+    root: Path  # folder that relative paths start from, absolute
+    name: str  # "." for the folder itself, else the manifest's name in it
+    items: list[Item]  # the images and clips, each once
+    place: str  # the folder or manifest as the user named it, for messages
+    exclude: Sequence[str] = ()  # patterns of files and folders that are not indexed, beside the usual ones
+    ignored: Counter[str] = field(default_factory=Counter)  # how many files of each suffix are neither image nor clip
+    # excluded, unreadable: as of a :class:`saysee.media.folders.Listing`
     excluded: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    # unit vectors [D] of items that the index's model has encoded already
     vectors: Mapping[Key, Vectors] = field(default_factory=dict)
 
     @property

@@ -30,8 +30,7 @@ Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
-UNIT_TOLERANCE = 0.01
-"""How far a stored vector's length may be from 1: fp16 is within 0.001."""
+UNIT_TOLERANCE = 0.01  # How far a stored vector's length may be from 1: fp16 is within 0.001
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
@@ -42,28 +41,17 @@ _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET v
 
 @dataclass(slots=True)
 class Item:
-    """One image or clip.
+    """One image or clip."""
 
-    Attributes:
-        kind: "image" or "clip".
-        path: with forward slashes, relative to the index's root, or absolute.
-        size: in bytes; None where only the vector was imported.
-        mtime_ns: time of the last change in ns; None where it is too recent to be trusted, or unknown.
-        hash: of the content.
-        metadata: further columns.
-        id: of the row; 0 for one that has none yet.
-        encoded_by: the fingerprint of what made the vector; empty for one that has none yet.
-        copies: of a row that was searched for: how many rows of the index have its content, this one included.
-    """
-
-    kind: Kind
-    path: str
-    size: int | None = None
-    mtime_ns: int | None = None
-    hash: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-    id: int = 0
-    encoded_by: str = ""
+    kind: Kind  # "image" or "clip"
+    path: str  # with forward slashes, relative to the index's root, or absolute
+    size: int | None = None  # in bytes; None where only the vector was imported
+    mtime_ns: int | None = None  # time of the last change in ns; None where it is too recent to be trusted, or unknown
+    hash: str | None = None  # of the content
+    metadata: dict[str, Any] = field(default_factory=dict)  # further columns
+    id: int = 0  # of the row; 0 for one that has none yet
+    encoded_by: str = ""  # the fingerprint of what made the vector; empty for one that has none yet
+    # of a row that was searched for: how many rows of the index have its content, this one included
     copies: int = field(default=1, compare=False)
 
     @property
@@ -90,18 +78,15 @@ class Item:
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
-Hits = list[list[tuple[Item, float]]]
-"""For each query rows with their scores, the best first."""
+Hits = list[list[tuple[Item, float]]]  # For each query rows with their scores, the best first
 _ITEM = ", ".join(column.name for column in fields(Item) if column.compare)
 
 
 class Tables(ABC):
     """One connection to the tables of an index, to read or write; ``place`` and ``folder`` as in :class:`Store`."""
 
-    with_vectors: ClassVar[str]
-    """SQL: the rows joined with their vectors."""
-    _among: ClassVar[str]
-    """SQL: whether an id is in a list, which one parameter gives as JSON."""
+    with_vectors: ClassVar[str]  # SQL: the rows joined with their vectors
+    _among: ClassVar[str]  # SQL: whether an id is in a list, which one parameter gives as JSON
     _vector_column: ClassVar[tuple[str, ...]]
     """The further column of the rows, where they hold their vectors themselves."""
 

@@ -39,37 +39,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """Settings of a service.
+    """Settings of a service."""
 
-    Attributes:
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        token: what clients must send; None is allowed on a loopback address only.
-        write: whether clients may add and remove images and clips.
-        uploads: folder of added files; None for ``uploads`` in the index.
-        images_from: server of the images that have an address there.
-        limits: of one request.
-        places: most requests with a form that are worked on; further ones get 503.
-        wait_ms: longest time that a query waits for others to share its batch, in milliseconds.
-        batch: most queries that are encoded together.
-        access_log: file with a line for each request; None for none.
-        buffer_bytes: most memory of the bodies of all requests in progress together.
-        body_seconds: longest time that a request may take to arrive.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8765
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 8765  # port to listen on; 0 takes a free one
+    # what clients must send; None is allowed on a loopback address only
     token: str | None = field(default=None, repr=False)
-    write: bool = False
-    uploads: Path | None = None
-    images_from: ImageServer | None = None
-    limits: Limits = field(default_factory=Limits)
-    places: int = 64
-    wait_ms: float = 5.0
-    batch: int = 16
-    access_log: Path | None = None
-    buffer_bytes: int = 256 * 2**20
-    body_seconds: float = 60.0
+    write: bool = False  # whether clients may add and remove images and clips
+    uploads: Path | None = None  # folder of added files; None for ``uploads`` in the index
+    images_from: ImageServer | None = None  # server of the images that have an address there
+    limits: Limits = field(default_factory=Limits)  # of one request
+    places: int = 64  # most requests with a form that are worked on; further ones get 503
+    wait_ms: float = 5.0  # longest time that a query waits for others to share its batch, in milliseconds
+    batch: int = 16  # most queries that are encoded together
+    access_log: Path | None = None  # file with a line for each request; None for none
+    buffer_bytes: int = 256 * 2**20  # most memory of the bodies of all requests in progress together
+    body_seconds: float = 60.0  # longest time that a request may take to arrive
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:

@@ -36,25 +36,16 @@ _SIDES: dict[QueryKind, str] = {"image": "images", "clip": "speech", "text": "te
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """One query and its hits, best first.
+    """One query and its hits, best first."""
 
-    Attributes:
-        name: path of a file, or the text, or "microphone".
-        recording: [T] samples at 16 kHz of a recorded query.
-        speech: how a clip was searched for.
-        transcript: what a recognizer heard in a clip.
-        used_text: the start of a text that is longer than the model takes, as far as it was used.
-        unknown_words: of a text or transcript, that the model does not know.
-    """
-
-    name: str
+    name: str  # path of a file, or the text, or "microphone"
     kind: QueryKind
     hits: list[Hit]
-    recording: NDArray[np.float32] | None = None
-    speech: Speech | None = None
-    transcript: str | None = None
-    used_text: str | None = None
-    unknown_words: list[str] = field(default_factory=list)
+    recording: NDArray[np.float32] | None = None  # [T] samples at 16 kHz of a recorded query
+    speech: Speech | None = None  # how a clip was searched for
+    transcript: str | None = None  # what a recognizer heard in a clip
+    used_text: str | None = None  # the start of a text that is longer than the model takes, as far as it was used
+    unknown_words: list[str] = field(default_factory=list)  # of a text or transcript, that the model does not know
 
     @property
     def notes(self) -> list[str]:
@@ -77,15 +68,11 @@ class QueryResult:
 
 @dataclass(slots=True)
 class SearchResults:
-    """The results of all queries of a command.
+    """The results of all queries of a command."""
 
-    Attributes:
-        results: of a recording, then of files in the order given, then of texts.
-        skipped: reason for each file that cannot be used.
-    """
-
+    # of a recording, then of files in the order given, then of texts
     results: list[QueryResult] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # reason for each file that cannot be used
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

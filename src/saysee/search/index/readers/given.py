@@ -59,23 +59,14 @@ class GivenVectors:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a reader has read.
+    """What a reader has read."""
 
-    Attributes:
-        items: the rows, each with a path of its own.
-        vectors: of the rows, in the same order.
-        root: folder that relative paths start from.
-        source: name of a table in it, or a database's address without a password.
-        notes: what was guessed or dropped, for the user.
-        clip: what a library's own settings say of the CLIP that made the vectors, for error messages.
-    """
-
-    items: list[Item]
-    vectors: GivenVectors
-    root: Path
-    source: str
-    notes: Sequence[str]
-    clip: str = ""
+    items: list[Item]  # the rows, each with a path of its own
+    vectors: GivenVectors  # of the rows, in the same order
+    root: Path  # folder that relative paths start from
+    source: str  # name of a table in it, or a database's address without a password
+    notes: Sequence[str]  # what was guessed or dropped, for the user
+    clip: str = ""  # what a library's own settings say of the CLIP that made the vectors, for error messages
 
 
 def path_column(titles: Sequence[str], place: str) -> int:
