@@ -123,12 +123,9 @@ class Verb:
     def _take(self, left: deque[str], most: int) -> list[str]:
         """Takes the values of a flag off the words after it. A value may begin with a dash, but not be a flag."""
         values: list[str] = []
-        while left and len(values) < most and not self._is_flag(left[0]):
+        while left and len(values) < most and not (left[0][:2] == "--" or left[0].partition("=")[0] in self._flags):
             values.append(left.popleft())
         return values
-
-    def _is_flag(self, word: str) -> bool:
-        return word.startswith("--") or word.partition("=")[0] in self._flags
 
     def _assign(self, values: dict[str, Any], argument: _Argument, given: list[str]) -> None:
         if not argument.least <= len(given) <= argument.most:
@@ -165,46 +162,33 @@ class Verb:
 
 
 class _Argument:
-    """A parameter as the command line has it.
-
-    Attributes:
-        flag: such as ``--batch-size``; None for a positional argument.
-        shown: the flag, or the name of a positional argument.
-        usage: how it is given, such as ``--batch-size N``.
-        help: what it means, and its default.
-        required: whether it must be given.
-        least: number of values that it needs.
-        most: number of values that it takes.
-        is_list: whether its values are collected.
-        is_mapping: whether they are NAME=VALUE.
-        expected: what a value must be.
-    """
+    """A parameter as the command line has it."""
 
     def __init__(self, parameter: Parameter, kind: Any, text: str) -> None:
         self.name, self.help, default = parameter.name, text, parameter.default
         words = self.name.rstrip("_").replace("_", "-")
-        self.flag = None
+        self.flag = None  # such as --batch-size; None for a positional argument
         if parameter.kind is Parameter.KEYWORD_ONLY:
             self.flag = f"-{words}" if len(words) == 1 else f"--{words}"
-        self.shown = self.flag or words.upper()
+        self.shown = self.flag or words.upper()  # the flag, or the name of a positional argument
         self.required = default is Parameter.empty
         if isinstance(default, int | float | str | Path) and not isinstance(default, bool):
             self.help += f" (default: {default})"
         kind = _first(kind)
-        self.is_mapping = get_origin(kind) is collections.abc.Mapping
+        self.is_mapping = get_origin(kind) is collections.abc.Mapping  # whether its values are NAME=VALUE
+        # Whether its values are collected.
         self.is_list = self.is_mapping or get_origin(kind) in (tuple, collections.abc.Sequence)
         many = get_origin(kind) is (tuple if self.flag else collections.abc.Sequence)
-        self.least = 0 if isinstance(default, bool) else 1
-        self.most = 0 if kind is bool else sys.maxsize if many else 1
+        self.least = 0 if isinstance(default, bool) else 1  # number of values that it needs
+        self.most = 0 if kind is bool else sys.maxsize if many else 1  # number that it takes
         kind = _first(get_args(kind)[0]) if self.is_list else kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        self.expected = " or ".join(choices) or ("a whole number" if kind is int else "a number")
+        self.expected = " or ".join(choices) or ("a whole number" if kind is int else "a number")  # of a value
+        metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")
         if self.is_mapping:
-            self.expected = f"NAME={words.upper()}"
-        metavar = (
-            self.expected if self.is_mapping else f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")
-        )
+            self.expected = metavar = f"NAME={words.upper()}"
         metavar = f"[{metavar}]" if metavar and not self.least else metavar
+        # How it is given, such as --batch-size N.
         self.usage = " ".join(filter(None, [self.shown, metavar if self.flag else "", "..." if many else ""]))
 
 
