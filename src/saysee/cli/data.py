@@ -39,7 +39,8 @@ class Reader:
     def load(self) -> Callable[..., Result]:
         """The verb: all parameters of the function are flags, except for the positional one."""
         prepare = getattr(import_module(f"saysee.data.corpora.{self.name}"), f"prepare_{self.name}")
-        names = {self._flags.get(name, name): name for name in inspect.signature(prepare).parameters}
+        given = inspect.signature(prepare).parameters
+        names = {self._flags.get(name, name): name for name in given}
 
         @functools.wraps(prepare)
         def verb(**values: Any) -> Result:
@@ -52,15 +53,8 @@ class Reader:
             verb.__doc__ = re.sub(rf"^( +){name}:", rf"\1{flag}:", verb.__doc__ or "", flags=re.MULTILINE)
         hints = verb.__annotations__
         verb.__annotations__ = {flag: hints[name] for flag, name in names.items()}
-        parameters = [
-            parameter.replace(
-                name=flag,
-                kind=Parameter.POSITIONAL_OR_KEYWORD if name == self._positional else Parameter.KEYWORD_ONLY,
-            )
-            for (flag, name), parameter in zip(
-                names.items(), inspect.signature(prepare).parameters.values(), strict=True
-            )
-        ]
+        kinds = dict.fromkeys(given, Parameter.KEYWORD_ONLY) | {self._positional: Parameter.POSITIONAL_OR_KEYWORD}
+        parameters = [given[name].replace(name=flag, kind=kinds[name]) for flag, name in names.items()]
         verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return verb
 

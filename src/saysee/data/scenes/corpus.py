@@ -115,7 +115,7 @@ def build_scenes(
 
 
 def _rows(folder: Path, images: int) -> list[Row]:
-    rows: list[Row] = []
+    rows = []
     for index in range(images):
         record = read_record(folder, index)
         if record is None:

@@ -111,8 +111,7 @@ def rotated(shape: str, angle: int) -> Outline:
 
 def box_of(shape: str, x: float, y: float, diameter: float, angle: int) -> tuple[float, float, float, float]:
     """The box (left, top, right, bottom) around a shape placed at (``x``, ``y``), rounded to 1/10,000."""
-    half_width, half_height = _half_sides(shape, angle)
-    w, h = half_width * diameter, half_height * diameter
+    w, h = (half * diameter for half in _half_sides(shape, angle))
     return (round(x - w, 4), round(y - h, 4), round(x + w, 4), round(y + h, 4))
 
 

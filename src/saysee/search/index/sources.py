@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from saysee.data.manifest import OPTIONAL, Manifest, Row
+from saysee.data.manifest import OPTIONAL, Manifest
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.folders import Listing
 from saysee.media.formats import Kind, file_kind, kind_by_suffix
@@ -214,17 +214,12 @@ def _of_manifest(manifest: Manifest) -> list[Item]:
     images: dict[str, Item] = {}
     clips = []
     for row in manifest:
-        values = _metadata(row)
+        columns = {name: getattr(row, name) for name in ("image_id", "split", *OPTIONAL)} | dict(row.extra)
+        values: dict[str, Any] = storable({name: value for name, value in columns.items() if value is not None})
         image = images.setdefault(_normal(row.image), Item("image", _normal(row.image), metadata=values))
         image.metadata = {name: value for name, value in image.metadata.items() if values.get(name) == value}
         clips.append(Item("clip", _normal(row.clip), metadata=values))
     return [*images.values(), *clips]
-
-
-def _metadata(row: Row) -> dict[str, Any]:
-    columns = {name: getattr(row, name) for name in ("image_id", "split", *OPTIONAL)} | dict(row.extra)
-    values: dict[str, Any] = storable({name: value for name, value in columns.items() if value is not None})
-    return values
 
 
 def _normal(path: str) -> str:

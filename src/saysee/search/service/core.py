@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import io
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -312,25 +311,19 @@ def to_text(vectors: Vectors) -> str:
 
 def from_text(text: str, dimension: int) -> list[Vectors]:
     """The unit vectors [D] of a text by :func:`to_text`; RequestError if they are not one or two of this dimension."""
-    parts = text.split(",")
-    if len(parts) > 2:
-        raise RequestError(422, "invalid-vector", f"There are {len(parts)} vectors; send those of one answer.")
-    return [_vector_of(part, dimension) for part in parts]
-
-
-def _vector_of(text: str, dimension: int) -> Vectors:
     try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        contents = [base64.b64decode(part, validate=True) for part in text.split(",")]
+    except ValueError:
         raise RequestError(422, "invalid-vector", "The vector is not base64; send it as in an answer.") from None
-    if len(content) != 2 * dimension:
-        message = f"The vector has {len(content)} bytes, not {2 * dimension}; send one of this index's model."
+    if len(contents) > 2 or any(len(content) != 2 * dimension for content in contents):
+        sizes = " and ".join(str(len(content)) for content in contents[:3])
+        message = f"The vectors have {sizes} bytes, not {2 * dimension} each; send the one or two of an answer."
         raise RequestError(422, "invalid-vector", message)
-    vector = np.frombuffer(content, "<f2").astype(np.float32)
-    length = float(np.linalg.norm(vector))
-    if not np.isfinite(length) or not length:
+    vectors = [np.frombuffer(content, "<f2").astype(np.float32) for content in contents]
+    lengths = [float(np.linalg.norm(vector)) for vector in vectors]
+    if not all(np.isfinite(length) and length for length in lengths):
         raise RequestError(422, "invalid-vector", "The vector is zero or not finite; send it as in an answer.")
-    return np.asarray(vector / length)
+    return [np.asarray(vector / length) for vector, length in zip(vectors, lengths, strict=True)]
 
 
 def _groups(keys: Iterable[K]) -> Iterable[tuple[K, list[int]]]:

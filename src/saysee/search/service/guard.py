@@ -57,9 +57,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
-
-        started = False
+        path, started = scope["path"], False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
@@ -67,7 +65,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers["Content-Security-Policy"] = _policy(path)
+                page = _DOCS_POLICY if path.startswith("/docs") else _PAGE_POLICY
+                is_file = path.startswith(("/images/", "/clips/"))
+                headers["Content-Security-Policy"] = _FILE_POLICY if is_file else page
                 headers.setdefault("Cache-Control", "no-cache" if path.startswith(_OPEN_FOLDERS) else "no-store")
             await send(message)
 
@@ -110,9 +110,3 @@ def _check_site(method: str, headers: Headers) -> None:
     same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin") or followed_link
     if not (same_origin and same_site):
         raise RequestError(403, "other-site", f"Pages of other sites may not use this service; {_WITH_TOKEN}.")
-
-
-def _policy(path: str) -> str:
-    if path.startswith(("/images/", "/clips/")):
-        return _FILE_POLICY
-    return _DOCS_POLICY if path.startswith("/docs") else _PAGE_POLICY

@@ -52,8 +52,9 @@ def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: Tex
         if any(row):
             png = _strip(row)
             width = len(row) * _CELL_COLUMNS
-            stream.write("".join(_kitty(png, width)) if protocol == "kitty" else _iterm(png, width))
-            stream.write("\n")
+            settings = f"inline=1;size={len(png)};width={width};preserveAspectRatio=1"
+            iterm = f"\x1b]1337;File={settings}:{base64.b64encode(png).decode()}\a"
+            stream.write(("".join(_kitty(png, width)) if protocol == "kitty" else iterm) + "\n")
     stream.flush()
 
 
@@ -85,8 +86,3 @@ def _kitty(png: bytes, columns: int) -> Iterator[str]:
         first = f"f=100,a=T,q=2,c={columns}," if start == 0 else ""
         more = int(start + _CHUNK < len(text))
         yield f"\x1b_G{first}m={more};{text[start : start + _CHUNK]}\x1b\\"
-
-
-def _iterm(png: bytes, columns: int) -> str:
-    settings = f"inline=1;size={len(png)};width={columns};preserveAspectRatio=1"
-    return f"\x1b]1337;File={settings}:{base64.b64encode(png).decode()}\a"
