@@ -4,8 +4,6 @@ Exit codes: 0 done; 2 an error of the user, explained in one line; 130 interrupt
 it is called, so that ``saysee --help`` is quick.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import deque

@@ -1,7 +1,5 @@
 """``saysee convert``: published checkpoints of other systems as SaySee models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from saysee.cli.printing import Result, print_message

@@ -1,7 +1,5 @@
 """``saysee data``: make or check a manifest. The verbs of corpora are the functions that read them."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import re

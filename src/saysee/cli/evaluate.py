@@ -1,7 +1,5 @@
 """``saysee evaluate``: score models and cascades on corpora."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from glob import glob

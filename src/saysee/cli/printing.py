@@ -1,7 +1,5 @@
 """Results on stdout, messages on stderr."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import sys

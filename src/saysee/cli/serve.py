@@ -1,7 +1,5 @@
 """``saysee serve``."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -1,7 +1,5 @@
 """``saysee ablate`` and ``demo``: whole experiments."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from saysee.cli.printing import Result

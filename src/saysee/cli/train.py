@@ -1,7 +1,5 @@
 """``saysee train`` and ``card``: make a model, and describe it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal

@@ -3,8 +3,6 @@
 What does not fit is an error that names its line or row. What is guessed or dropped is in the table's notes.
 """
 
-from __future__ import annotations
-
 import csv
 import datetime
 import decimal

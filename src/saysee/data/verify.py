@@ -1,7 +1,5 @@
 """Opening every file of a manifest, to find the bad ones before training does."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections import Counter

@@ -7,8 +7,6 @@ It is scored by the same protocol as a model. With the manifest's texts instead 
 a recognizer without errors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike

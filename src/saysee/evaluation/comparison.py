@@ -9,8 +9,6 @@
   deviation (n - 1). Its intervals are over images too, of that mean.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

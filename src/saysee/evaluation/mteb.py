@@ -10,8 +10,6 @@ It needs the optional extra ``mteb``. SaySee decodes the files, not the library.
 see docs/evaluate.md.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

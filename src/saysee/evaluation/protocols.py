@@ -7,8 +7,6 @@ Every clip of the split is a query, uncropped; the gallery holds each image once
 how right answers are counted.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence

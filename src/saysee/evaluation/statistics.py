@@ -3,8 +3,6 @@
 Shapes: N clips, Q queries, K measures, R resamples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables of results as text for the terminal, Markdown and LaTeX; and CSV of plain numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

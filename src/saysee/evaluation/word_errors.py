@@ -4,8 +4,6 @@ Both texts are normalized first: lower case; dashes and hyphens become spaces; o
 is "dogs"). Numbers and spellings stay as they are written.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ read, and for MP3, about which libsndfile writes warnings to stderr. FFmpeg is a
 follows playlists or other formats that name further files or URLs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

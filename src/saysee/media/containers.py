@@ -4,8 +4,6 @@ Only bytes that are announced and missing count. A length in seconds does not: t
 track, and a stream has none.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

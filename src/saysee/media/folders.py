@@ -1,7 +1,5 @@
 """Walking the folders of a user: the only way in which SaySee looks for files."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

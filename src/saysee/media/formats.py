@@ -3,8 +3,6 @@
 This is the only list of formats; decoders, folder walks, the service and its page all use it.
 """
 
-from __future__ import annotations
-
 import os
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 

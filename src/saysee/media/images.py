@@ -1,7 +1,5 @@
 """Image decoding: any common image file to an upright RGB image, or a :class:`MediaError` that says why not."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a file says of itself without being decoded: when, where and by what an image was taken; if it is a video."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

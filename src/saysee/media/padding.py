@@ -1,7 +1,5 @@
 """Clips of different lengths as one batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Opening the sources of media: a path, bytes or a binary file object, with the checks that audio and images share."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

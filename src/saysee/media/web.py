@@ -1,7 +1,5 @@
 """Images of another web server, such as a photo library's, fetched with a key that no client of SaySee sees."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import os

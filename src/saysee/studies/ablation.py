@@ -11,8 +11,6 @@ Each run has a process of its own. Finished runs are kept: another call does onl
 are written again from all runs in the folder.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

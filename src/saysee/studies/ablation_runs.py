@@ -3,8 +3,6 @@
 What has a process of its own imports torch when it is called.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The tables of an ablation: means over seeds and differences to the baseline, as Markdown, LaTeX, CSV and plots."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

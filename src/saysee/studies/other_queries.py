@@ -3,8 +3,6 @@
 Each kind is scored by speech-to-image R@1 over the images of the test split, on the same captions.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

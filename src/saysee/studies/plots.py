@@ -1,7 +1,5 @@
 """Plots for reports: curves and intervals as SVG, attention over an image."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

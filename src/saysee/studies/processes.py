@@ -1,7 +1,5 @@
 """Steps of a study in processes of their own, so that their memory, threads and device are their own too."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

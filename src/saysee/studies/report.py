@@ -1,7 +1,5 @@
 """The result of the demo, and its report: one self-contained HTML file."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the demo leaves for a first visit: an index of its test split, with examples of queries to click."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from itertools import islice

@@ -4,8 +4,6 @@ Copies are nested or flat, with renamed folders and changed suffixes. Names are 
 accents (NFC), and an audio or image file may have another suffix than the list says: ``.flac`` for ``.wav``.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -11,8 +11,6 @@ Copies of other languages, such as Yoruba (Olaleye et al., SLT 2022), have one c
 ``flickr_audio_yoruba_<split>/<speaker>_<image stem>_<n>.wav`` and ``Flickr8k.token.<split>_yoruba.txt``.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

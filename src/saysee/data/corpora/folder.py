@@ -5,8 +5,6 @@
 - sub-folder: each sub-folder has one image, which all clips in it describe.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import os

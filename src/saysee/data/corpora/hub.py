@@ -4,8 +4,6 @@ The ``datasets`` library finds the files of a data set with their splits, and re
 bytes of clips and images become files beside the manifest; files to which a table refers stay where they are.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Tables are read by pyarrow: ``datasets`` refuses a whole table for one column of a type that it does not know.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import os

@@ -5,8 +5,6 @@ and of an item of the corpus and a relevance, as in BEIR, or the ids of an image
 configurations, splits, folders or files; they are recognized by their columns.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import defaultdict

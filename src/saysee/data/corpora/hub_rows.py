@@ -3,8 +3,6 @@
 A row may have several clips of one image: in a list, or in columns ``audio_0``, ``audio_1``, … with ``caption_0``, ….
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

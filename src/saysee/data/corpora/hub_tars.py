@@ -9,8 +9,6 @@ Tars are not read by ``datasets``: version 5.2 needs torchcodec for audio in the
 does not have, and takes a tar that was cut between two members for complete.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import itertools

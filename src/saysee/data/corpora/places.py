@@ -9,8 +9,6 @@ The same images are described in Hindi (``PlacesHindi100k_train.json``, or ``hin
 ``<image> <clip>`` in each line). Names of images may begin with "/".
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ Missing and empty files are counted against a limit. Extra files are reported, a
 published ones. Files are not decoded; ``saysee data verify`` does that.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -7,8 +7,6 @@ already split so (``SpokenCOCO_{train,val,test}_karpathy.json``). The images may
 "Unrolled" files, with one ``caption`` in each entry, are read as well.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Each noun phrase names exactly the objects that fit it ("two small rings" if the
 there is one), so it is never in doubt which objects a word describes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product

@@ -5,8 +5,6 @@ The folder contains ``scenes.json`` (the settings, written first), ``images/``, 
 resumed with the other images, and the corpus is the same, byte for byte, as that of a run that was never killed.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import multiprocessing

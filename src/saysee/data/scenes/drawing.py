@@ -5,8 +5,6 @@ dots are wide enough to be distinguished when the image is scaled down to 64 pix
 ``random.Random``, and everything else is Pillow's integer arithmetic, so a scene gives the same pixels on any machine.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from random import Random

@@ -3,8 +3,6 @@
 It imports neither torch nor pyarrow, so a worker starts in half a second.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import multiprocessing

@@ -4,8 +4,6 @@ Sines and cosines may differ in the last digit between machines, so corners are 
 before they are used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache

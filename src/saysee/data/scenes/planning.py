@@ -4,8 +4,6 @@ Everything follows from the seed by ``random.Random`` seeded with strings, whose
 and Python version. Scenes are planned one after the other, because no two of a corpus may be alike.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

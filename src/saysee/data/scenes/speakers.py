@@ -4,8 +4,6 @@ A speaker is an accent of English in one of the synthesizer's voice variants, wi
 no pair of accent and variant, so no voice of the test split occurs in training.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random

@@ -5,8 +5,6 @@ about 1.5 ms: the samples then depend on nothing but the text, the speaker and t
 hold if another package has loaded the same library into this process, because it then cannot be unloaded.
 """
 
-from __future__ import annotations
-
 import _ctypes
 import ctypes
 import os

@@ -4,8 +4,6 @@ Pure Python and exact arithmetic on rounded numbers, so a scene is the same on a
 fractions of the image side; x points right, y points down.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

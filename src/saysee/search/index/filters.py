@@ -3,8 +3,6 @@
 A filter may come from anyone: no part of it becomes SQL, and matching takes time in proportion to the text's length.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An index of vectors that the user already has, from CLIP's image encoder: no image is encoded again."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

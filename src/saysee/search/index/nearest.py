@@ -5,8 +5,6 @@ read by mapping them into memory. How far an approximate search looks is measure
 off the indexed vectors.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ A query may have several vectors, as speech that is searched for in two ways: th
 rank (Cormack, Clarke and Büttcher, SIGIR 2009, doi 10.1145/1571941.1572114).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

@@ -4,8 +4,6 @@ The files of uploads have the hash of their content for a name. That distinguish
 bringing the index up to date with that keeps them.
 """
 
-from __future__ import annotations
-
 import logging
 import mimetypes
 import os

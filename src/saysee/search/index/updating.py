@@ -3,8 +3,6 @@
 Threads read and decode ahead while the model encodes. Each batch is one transaction.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter

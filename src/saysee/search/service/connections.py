@@ -5,8 +5,6 @@ have a time limit too. Where there are more connections than the limit, the one 
 is closed, so that a new client is answered whatever the others do.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

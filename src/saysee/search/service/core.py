@@ -1,7 +1,5 @@
 """What the service does, without HTTP: forms in, answers out; decoding in threads, the model in its own thread."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

@@ -1,7 +1,5 @@
 """Errors of the HTTP service: a status, a code for programs and one line for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -6,8 +6,6 @@ browser, so requests that another site caused are rejected: by the Host header, 
 checks are not needed: no browser sends it by itself.
 """
 
-from __future__ import annotations
-
 import logging
 import secrets
 

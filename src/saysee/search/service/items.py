@@ -4,8 +4,6 @@ Added files are named by the hash of their content, whatever the client calls th
 between leaves a file without a row, which the same upload reuses.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

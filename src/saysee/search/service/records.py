@@ -1,7 +1,5 @@
 """What is recorded of requests: metrics for Prometheus, an id for each, and the access log."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """Reading a request: within the limits of size, memory and time, until its client leaves."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar

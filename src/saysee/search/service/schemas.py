@@ -1,7 +1,5 @@
 """The fields of forms and answers; OpenAPI documents them in these words."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 

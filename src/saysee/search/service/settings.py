@@ -1,7 +1,5 @@
 """Settings of the service, with their limits and defaults."""
 
-from __future__ import annotations
-
 import ipaddress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ They lie in one SQLite file, which several processes may use at once; those used
 Where it cannot be written, they are kept in memory.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -1,7 +1,5 @@
 """A spoken query from the microphone: recorded until Enter, until silence, or for a number of seconds."""
 
-from __future__ import annotations
-
 import queue
 import select
 import sys

@@ -1,7 +1,5 @@
 """Queries of the command line: audio and image files, folders of them, texts, and a recording."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence

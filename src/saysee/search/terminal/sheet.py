@@ -1,7 +1,5 @@
 """Results as one self-contained HTML file: the queries and their hits, to see and to play."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import io

@@ -4,8 +4,6 @@ The protocol is read from the environment variables that terminals set: asking t
 for its answer. In a pipe, and within tmux or screen, which drop unknown sequences, no images are shown.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import os

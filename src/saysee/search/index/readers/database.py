@@ -1,7 +1,5 @@
 """Imported vectors from the database of a photo library, such as Immich: read by the user's query, never written."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections import Counter

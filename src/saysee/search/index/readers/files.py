@@ -1,7 +1,5 @@
 """Imported vectors from files: .npy or Parquet, with a table of their paths."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Imported vectors as every reader gives them: the rows of an index to be, and a vector for each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
