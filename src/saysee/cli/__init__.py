@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import convert, data, evaluate, search, serve, studies, train
+from saysee.cli import data, evaluate, search, serve, studies, train
 from saysee.cli.printing import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -32,7 +32,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "evaluate": evaluate.evaluate,
     "ablate": studies.ablate,
     "card": train.card,
-    "convert speechclip": convert.speechclip,
+    "convert speechclip": train.speechclip,
     "index": search.index,
     "index-check": search.index_check,
     "index-compact": search.index_compact,

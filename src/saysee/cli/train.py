@@ -1,4 +1,4 @@
-"""``saysee train`` and ``card``: make a model, and describe it."""
+"""``saysee train``, ``convert`` and ``card``: make a model, also of another system's checkpoint, and describe it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +50,25 @@ def train(
         f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
     )
     return Result({"model": model, **result}, [line])
+
+
+def speechclip(file: Path, *, to: Path, speech: str | None = None, image: str | None = None) -> Result:
+    """Make a model of a published checkpoint of SpeechCLIP parallel.
+
+    Nothing that the file names is run: it is refused if it holds more than tensors and settings.
+
+    Args:
+        file: the downloaded checkpoint
+        to: folder of the model
+        speech: folder or hub name of its HuBERT (default: the published one of its kind)
+        image: folder or hub name of its CLIP (default: the published one of its kind)
+    """
+    from saysee.model.speechclip import convert_speechclip
+
+    result = convert_speechclip(file, to, speech, image)
+    if result.unknown:
+        print_message(f"warning: {file}: ignored what no parallel SpeechCLIP has: {', '.join(result.unknown)}")
+    return Result(result.to_dict(), [result.to_line()])
 
 
 def card(

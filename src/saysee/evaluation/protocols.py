@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,10 +174,7 @@ def evaluate(
     images_end = time.perf_counter()
     speech_text = None
     if texts and getattr(model, "has_text", False):
-
-        def encode(texts: list[str]) -> npt.NDArray[Any]:
-            return model.encode_text(texts, batch_size=batch_size, progress=progress)  # type: ignore[attr-defined,no-any-return]
-
+        encode = partial(model.encode_text, batch_size=batch_size, progress=progress)  # type: ignore[attr-defined]
         speech_text = _speech_text(speech, rows, encode)
     return replace(
         evaluate_vectors(speech, images, rows, by=by, seed=seed, resamples=resamples),

@@ -72,13 +72,7 @@ def prepare_places(
     captions = [caption for split, path in files for caption in _entries(path, split)]
     captions, notes = _in_language(captions, language, clip_files)
     return prepare(
-        captions,
-        clip_files,
-        image_files,
-        target,
-        allow_missing=allow_missing,
-        expected=EXPECTED,
-        notes=[note, *notes],
+        captions, clip_files, image_files, target, allow_missing=allow_missing, expected=EXPECTED, notes=[note, *notes]
     )
 
 

@@ -27,10 +27,7 @@ from saysee.media.folders import Listing
 
 _WITHIN = 0.02  # published counts of clips are between 605,495 and 617,222
 OFFICIAL = Expected(
-    "SpokenCOCO (official split)",
-    images={"train": 82_783, "val": 40_504},
-    clips={"all": 605_495},
-    clips_within=_WITHIN,
+    "SpokenCOCO (official split)", images={"train": 82_783, "val": 40_504}, clips={"all": 605_495}, clips_within=_WITHIN
 )
 KARPATHY = Expected(
     "SpokenCOCO (Karpathy's split)",

@@ -55,11 +55,7 @@ def read_database(url: str, query: str, encoder: Encoder) -> Given:
     """
     server = Server(url)
     place = f"{server.place}: --query"
-    with (
-        server.errors_in_one_line(_REASONS),
-        closing(server.connect()) as connection,
-        tempfile.TemporaryFile() as file,
-    ):
+    with server.errors_in_one_line(_REASONS), closing(server.connect()) as connection, tempfile.TemporaryFile() as file:
         connection.execute("SET default_transaction_read_only = on")
         connection.read_only, connection.isolation_level = True, IsolationLevel.REPEATABLE_READ
         with connection.transaction():
