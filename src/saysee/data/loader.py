@@ -120,14 +120,10 @@ class ResumableLoader(Generic[BatchT]):
     An epoch that was interrupted continues where it was. Only one iteration at a time. Subclasses decide what a batch
     holds: two loaders of the same rows and settings give the same rows in the same order, and each can resume from the
     position of the other.
-
-    Attributes:
-        epoch: the current or next epoch, from 0.
-        plan: which rows make which batch.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.epoch = 0
+        self.epoch = 0  # the current or next one
         self._next_batch = 0
         self._bad: dict[str, str] = {}
         self.plan = plan

@@ -36,10 +36,6 @@ class Listing:
         exclude: patterns beside ``EXCLUDED``, as of the shell, compared without regard to case: with the name of a file
             or folder, or where they have a slash, with the end of its path below ``folder``.
 
-    Attributes:
-        excluded: for each pattern and for ``NO_MEDIA`` how many files and folders it excluded.
-        unreadable: reason for each folder, or link, that cannot be read, by its relative path.
-
     Raises:
         SaySeeError: it is not a folder, or cannot be read.
     """
@@ -51,10 +47,9 @@ class Listing:
             fix = "is a file; unpack it, or name the folder" if exists else "no such folder; check the path"
             raise SaySeeError(f"{printable(folder)}: {fix} ({option})")
         self._start = os.path.join(self.folder, "")
-        self.excluded = Counter(dict.fromkeys(exclude, 0))
-        self.unreadable: dict[str, str] = {}
-        self.by_suffix: dict[str, list[str]] = defaultdict(list)
-        """Paths by suffix, which is in lower case with its dot, or empty."""
+        self.excluded = Counter(dict.fromkeys(exclude, 0))  # files and folders by each pattern and by ``NO_MEDIA``
+        self.unreadable: dict[str, str] = {}  # reason for each folder or link that cannot be read, by relative path
+        self.by_suffix: dict[str, list[str]] = defaultdict(list)  # paths; a suffix is in lower case with its dot
         self._patterns = {each: _comparable(each).strip("/").removeprefix("**/") for each in (*EXCLUDED, *exclude)}
         # One expression for all names; the path, and which pattern it is, are looked at where that matches.
         names = (translate(pattern.rpartition("/")[2]) for pattern in self._patterns.values())

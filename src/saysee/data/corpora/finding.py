@@ -48,17 +48,11 @@ def stem_key(name: str) -> str:
 
 
 class FileIndex:
-    """Finds audio or image files of a listing by the names that a corpus lists.
-
-    Attributes:
-        listing: where the files are.
-        paths: all files of the index.
-        ambiguous: (name, chosen file, other file) of names that several files fit equally well.
-    """
+    """Finds audio or image files of a listing by the names that a corpus lists."""
 
     def __init__(self, listing: Listing, suffixes: Iterable[str], key: Callable[[str], str] = stem_key) -> None:
         self.listing, self.paths = listing, listing.files(suffixes)
-        self.ambiguous: list[tuple[str, str, str]] = []
+        self.ambiguous: list[tuple[str, str, str]] = []  # (name, chosen, other file) where several fit equally well
         self._key = key
         self._by_key: dict[str, list[str]] = defaultdict(list)
         for path in self.paths:

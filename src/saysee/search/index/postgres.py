@@ -90,15 +90,12 @@ class Server:
     Args:
         url: as of :class:`PostgresStore`.
         schema: where the address does not name one.
-
-    Attributes:
-        place: the address without a password.
-        source: the same without the user.
     """
 
     def __init__(self, url: str, schema: str = "") -> None:
         self.schema, self._options = _parsed(url, schema)
-        self.place = _shown(self.schema, self._options)
+        self.place = _shown(self.schema, self._options)  # the address without a password
+        # The same without the user.
         self.source = _shown(self.schema, {name: text for name, text in self._options.items() if name != "user"})
 
     def connect(self) -> Connection:

@@ -13,21 +13,13 @@ MIN_TOKEN = 16  # characters: a shorter token can be found by trying
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request.
+    """Limits of one request."""
 
-    Attributes:
-        bytes: of a file.
-        seconds: of a clip.
-        pixels: of an image, width times height; checked before it is decoded.
-        k: of the number of hits.
-        text: characters of a written query.
-    """
-
-    bytes: int = 32 * 2**20
-    seconds: float = MAX_SECONDS
-    pixels: int = 64_000_000  # phones take photos of 50 megapixels
-    k: int = 100
-    text: int = 1_000
+    bytes: int = 32 * 2**20  # of a file
+    seconds: float = MAX_SECONDS  # of a clip
+    pixels: int = 64_000_000  # width times height, checked before decoding; phones take photos of 50 megapixels
+    k: int = 100  # of the number of hits
+    text: int = 1_000  # characters of a written query
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
