@@ -32,7 +32,8 @@ from saysee.data.corpora.finding import (
     split_families,
     stem_key,
 )
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.manifest import Row
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
@@ -132,7 +133,7 @@ class _Lists:
         return key
 
 
-def _captions(lists: _Lists, language: str | None) -> Iterator[Caption]:
+def _captions(lists: _Lists, language: str | None) -> Iterator[Row]:
     """The captions of the images that have a split, in the order of the split lists."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for key, number in (*lists.texts, *lists.clips):
@@ -143,7 +144,7 @@ def _captions(lists: _Lists, language: str | None) -> Iterator[Caption]:
         for number in sorted(numbers[key]):
             clip = lists.clips.get((key, number)) or f"{image_id}_{number}.wav"
             text, speaker = lists.texts.get((key, number)), lists.speakers.get(stem_key(clip))
-            yield Caption(clip, image, image_id, split, text, speaker, language)
+            yield Row(clip, image, image_id, split, text, speaker, language)
 
 
 def _language(lists: _Lists) -> str | None:

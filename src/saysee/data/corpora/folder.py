@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from saysee.data.corpora.finding import FileIndex, plain, stem_key
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, prepare
+from saysee.data.manifest import Row
 from saysee.data.tables import Table, open_table, read_text, split_name, word
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.media.folders import Listing
@@ -108,7 +109,7 @@ def check_shares(val_share: float, test_share: float) -> None:
         )
 
 
-def divide(captions: Sequence[Caption], val_share: float, test_share: float, seed: int) -> tuple[list[Caption], str]:
+def divide(captions: Sequence[Row], val_share: float, test_share: float, seed: int) -> tuple[list[Row], str]:
     """The captions with splits by a hash of the image id alone, in about these shares, and a note that says so."""
 
     def split(image_id: str) -> str:
@@ -123,7 +124,7 @@ def divide(captions: Sequence[Caption], val_share: float, test_share: float, see
 
 def _pair(
     listing: Listing, clips: FileIndex, images: FileIndex, pair_by: PairBy, language: str | None
-) -> tuple[list[Caption], list[str], str]:
+) -> tuple[list[Row], list[str], str]:
     """The captions, the clips that pair with no image, and a phrase that says how they were paired."""
     clip_names = [listing.relative(path) for path in clips.paths]
     image_names = [listing.relative(path) for path in images.paths]
@@ -146,7 +147,7 @@ def _pair(
             "images, or pair them in a table (--csv)"
         )
     ids = {clip: unicodedata.normalize("NFC", fitting[0]) for clip, fitting in paired.items()}
-    captions = [Caption(clip, paired[clip][0], ids[clip], "", language=language) for clip in paired]
+    captions = [Row(clip, paired[clip][0], ids[clip], "", language=language) for clip in paired]
     unpaired = [clip for clip in clip_names if clip not in paired]
     return captions, unpaired, f"{how}: {len(paired):,} of {len(clip_names):,} clips"
 
@@ -184,7 +185,7 @@ def _pair_by_folder(clips: Sequence[str], images: Sequence[str]) -> dict[str, li
     return {clip: by_folder[at] for clip, at in folders.items() if at and len(by_folder.get(at, ())) == 1}
 
 
-def _with_texts(captions: list[Caption], listing: Listing) -> tuple[list[Caption], list[str]]:
+def _with_texts(captions: list[Row], listing: Listing) -> tuple[list[Row], list[str]]:
     """The captions, and notes; those without a text get that of the ``.txt`` file with the stem of the clip."""
     beside: dict[str, str] = {}
     by_name: dict[str, list[str]] = defaultdict(list)
@@ -267,11 +268,9 @@ def _columns_of(table: Table) -> tuple[dict[str, int], list[str]]:
     return columns, notes
 
 
-def _read_tables(
-    tables: Sequence[Table], listing: Listing, language: str | None
-) -> tuple[list[Caption], str, list[str]]:
+def _read_tables(tables: Sequence[Table], listing: Listing, language: str | None) -> tuple[list[Row], str, list[str]]:
     """The captions of all tables, with the further columns of all; a phrase that names the tables; notes."""
-    captions, notes = list[Caption](), list[str]()
+    captions, notes = list[Row](), list[str]()
     for table, split in zip(tables, _splits_of_folders(tables, listing), strict=True):
         rows, about = _read_table(table, listing, language, split)
         captions += rows
@@ -284,13 +283,13 @@ def _read_tables(
     return captions, f"the table {', '.join(str(table.path) for table in tables)}", notes
 
 
-def _read_table(table: Table, listing: Listing, language: str | None, split: str) -> tuple[list[Caption], list[str]]:
+def _read_table(table: Table, listing: Listing, language: str | None, split: str) -> tuple[list[Row], list[str]]:
     """The captions of a table, and notes. ``split`` is that of rows without a column for it."""
     columns, notes = _columns_of(table)
     further = {place: title for place, title in enumerate(table.titles) if place not in columns.values()}
     unnamed = [place for place, title in further.items() if not title]
     further = {place: title for place, title in further.items() if title}
-    captions: list[Caption] = []
+    captions: list[Row] = []
     dropped = 0
     for number, values in table.rows():
         place = table.place(number)
@@ -301,7 +300,7 @@ def _read_table(table: Table, listing: Listing, language: str | None, split: str
         dropped += sum(values[at] is not None for at in unnamed)
         image = _listed(image, table.path, listing)
         captions.append(
-            Caption(
+            Row(
                 clip=_listed(clip, table.path, listing),
                 image=image,
                 image_id=unicodedata.normalize("NFC", cell.get("image_id") or image),

@@ -14,7 +14,8 @@ from saysee.data.corpora.hub_files import Part, find_parts
 from saysee.data.corpora.hub_pairs import find_tables, join_tables
 from saysee.data.corpora.hub_rows import FLAGS, Rows, read_table
 from saysee.data.corpora.hub_tars import read_tar
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, prepare
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, prepare
+from saysee.data.manifest import Row
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.log import progress_bar
 
@@ -117,8 +118,8 @@ def _read(parts: Sequence[Part], names: Mapping[str, str], rows: Rows) -> list[s
 
 
 def _with_splits(
-    captions: list[Caption], splits: Mapping[str, str], val_share: float, test_share: float, seed: int
-) -> tuple[list[Caption], list[str]]:
+    captions: list[Row], splits: Mapping[str, str], val_share: float, test_share: float, seed: int
+) -> tuple[list[Row], list[str]]:
     """The captions, divided if asked for, and notes on their splits."""
     without = [caption for caption in captions if not caption.split]
     if without and len(without) < len(captions):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saysee.data.corpora.hub_files import BrokenPartError, Part
-from saysee.data.corpora.preparing import Caption, Problems
-from saysee.data.manifest import did_you_mean
+from saysee.data.corpora.preparing import Problems
+from saysee.data.manifest import Row, did_you_mean
 from saysee.data.tables import role_of, word
 from saysee.errors import ManifestError
 from saysee.files import fingerprint, write_bytes
@@ -141,7 +141,7 @@ class Rows:
 
     def __init__(self, folder: Path, roots: Sequence[Path], language: str | None) -> None:
         self.folder = folder
-        self.captions: list[Caption] = []
+        self.captions: list[Row] = []
         self.problems = Problems()
         self._roots, self._language = roots, language
         self._image_of_clip: dict[str, str] = {}  # fingerprint of a clip → id of its first image
@@ -173,7 +173,7 @@ class Rows:
                 clip = self.store(value, "clip", place, image_id)
             if clip and image:
                 self.captions.append(
-                    Caption(
+                    Row(
                         clip=clip.path,
                         image=image.path,
                         image_id=image_id,

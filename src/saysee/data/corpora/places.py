@@ -26,7 +26,8 @@ from saysee.data.corpora.finding import (
     read_lines,
     split_families,
 )
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.manifest import Row
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
@@ -95,7 +96,7 @@ def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[s
     return files, f"{note}; not used: {', '.join(unused)} (name files by --metadata)" if unused else note
 
 
-def _entries(path: Path, split: str) -> list[Caption]:
+def _entries(path: Path, split: str) -> list[Row]:
     """The captions of a file: one for each entry, or for each language of an entry."""
     captions = []
     for number, record in enumerate(_records(path), 1):
@@ -125,7 +126,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         yield {"image": names[0], "wav": names[1].lstrip("/")}
 
 
-def _in_language(captions: list[Caption], language: str | None, clips: FileIndex) -> tuple[list[Caption], list[str]]:
+def _in_language(captions: list[Row], language: str | None, clips: FileIndex) -> tuple[list[Row], list[str]]:
     """The captions in a language, or in those of which there are clips, and a note on those that are not used."""
     listed = Counter(caption.language for caption in captions)
     if len(listed) < 2:

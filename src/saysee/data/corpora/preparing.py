@@ -23,20 +23,6 @@ from saysee.log import progress_bar
 _SHOWN = 5  # names in one line: enough to see a pattern
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """One spoken caption: names or paths of its clip and image as the corpus lists them, the rest as in a ``Row``."""
-
-    clip: str
-    image: str
-    image_id: str
-    split: str
-    text: str | None = None
-    speaker: str | None = None
-    language: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-
 @dataclass(frozen=True)
 class Expected:
     """The published numbers of images and clips of a corpus in each split; "all" stands for the sum.
@@ -131,8 +117,8 @@ class Prepared:
         return f"{self.manifest}: {splits}"
 
 
-def listed_caption(record: Mapping[str, Any], text: str, image: object, split: str, where: str) -> Caption:
-    """A caption from an object of SpokenCOCO's or Places's JSON: ``wav``, ``speaker``, ``uttid`` and the key ``text``.
+def listed_caption(record: Mapping[str, Any], text: str, image: object, split: str, where: str) -> Row:
+    """A row from an object of SpokenCOCO's or Places's JSON: ``wav``, ``speaker``, ``uttid`` and the key ``text``.
 
     Raises:
         ManifestError: it names no clip or no image, or a value is not a string.
@@ -146,7 +132,7 @@ def listed_caption(record: Mapping[str, Any], text: str, image: object, split: s
     if not clip:
         raise ManifestError(f"{where} has no 'wav'; copy the file again")
     image_id = os.path.splitext(image.replace("\\", "/"))[0]
-    return Caption(clip, image, image_id, split, text=record.get(text), speaker=record.get("speaker"))
+    return Row(clip, image, image_id, split, text=record.get(text), speaker=record.get("speaker"))
 
 
 def check_target(to: str | os.PathLike[str], allow_missing: int) -> Path:
@@ -158,7 +144,7 @@ def check_target(to: str | os.PathLike[str], allow_missing: int) -> Path:
 
 
 def prepare(
-    captions: Iterable[Caption],
+    captions: Iterable[Row],
     clips: FileIndex | None,
     images: FileIndex | None,
     to: Path,
@@ -174,7 +160,7 @@ def prepare(
     """Write the manifest of those captions whose clip and image exist and are not empty.
 
     Args:
-        captions: what the corpus lists.
+        captions: what the corpus lists, with the names or paths of clips and images that it has.
         clips, images: the files that exist; None if captions have the paths of existing files.
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
@@ -207,18 +193,15 @@ def prepare(
         )
     relative = _relative_to(to.parent)
     rows = [
-        Row(
-            clip=relative(clip_files[caption.clip]),
-            image=relative(image_files[caption.image]),
-            image_id=caption.image_id,
-            split=caption.split,
-            text=caption.text or None,
-            speaker=caption.speaker or None,
-            language=caption.language,
-            extra=caption.extra,
+        replace(
+            row,
+            clip=relative(clip_files[row.clip]),
+            image=relative(image_files[row.image]),
+            text=row.text or None,
+            speaker=row.speaker or None,
         )
-        for caption in listed
-        if caption.clip in clip_files and caption.image in image_files
+        for row in listed
+        if row.clip in clip_files and row.image in image_files
     ]
     if not rows:
         raise SaySeeError(f"{to}: not written, because no clip has its image; check the folders")
@@ -241,7 +224,7 @@ def prepare(
     return Prepared(to, counts, image_counts, problems, problems_file, tuple(notes))
 
 
-def _with_splits(captions: Iterable[Caption], named: Mapping[str, str]) -> tuple[list[Caption], list[str]]:
+def _with_splits(captions: Iterable[Row], named: Mapping[str, str]) -> tuple[list[Row], list[str]]:
     """The captions with the splits of the manifest, and a note on those that were renamed."""
     captions = list(captions)
     splits = {name: split_name(name) for name in dict.fromkeys(caption.split for caption in captions)} | dict(named)
@@ -252,9 +235,9 @@ def _with_splits(captions: Iterable[Caption], named: Mapping[str, str]) -> tuple
     return [replace(caption, split=splits[caption.split]) for caption in captions], [note]
 
 
-def _distinct(captions: Iterable[Caption]) -> tuple[list[Caption], int]:
+def _distinct(captions: Iterable[Row]) -> tuple[list[Row], int]:
     """The captions without repeated clips, and the number of repetitions."""
-    clips: dict[str, Caption] = {}
+    clips: dict[str, Row] = {}
     splits: dict[str, str] = {}
     repeated = 0
     for caption in captions:

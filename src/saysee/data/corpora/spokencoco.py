@@ -21,7 +21,8 @@ from saysee.data.corpora.finding import (
     split_families,
     stem_key,
 )
-from saysee.data.corpora.preparing import Caption, Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
+from saysee.data.manifest import Row
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
@@ -77,7 +78,7 @@ def prepare_spokencoco(
     clip_files, image_files = index_folders(audio, images, coco_key)
     files, note = _choose_files([clip_files.listing, image_files.listing], official=splits is not None)
     notes = [note]
-    captions: list[Caption] = []
+    captions: list[Row] = []
     without_clip: list[str] = []
     outside: set[str] = set()
     for split, path in files.items():
@@ -129,7 +130,7 @@ def _choose_files(listings: Sequence[Listing], *, official: bool) -> tuple[dict[
     return files, note
 
 
-def _entries(path: Path, split: str) -> Iterator[tuple[str, Caption | None]]:
+def _entries(path: Path, split: str) -> Iterator[tuple[str, Row | None]]:
     """Each image with each of its captions; with None if it has no caption."""
     for number, record in enumerate(read_json_records(path, "data"), 1):
         where = f"{path}: entry {number}"
