@@ -273,7 +273,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         return iter(self._batches)
 
 
-_Request = tuple[int, list[int]]  # An epoch, and this process's rows of one of its batches
+_Request = tuple[int, list[int]]  # an epoch, and this process's rows of one of its batches
 
 
 @dataclass

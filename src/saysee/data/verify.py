@@ -37,9 +37,9 @@ class Problem:
     message: str  # what is wrong, where, and how to fix it, in one line
 
 
-_File = tuple[int, Kind, str]  # Row, column and path of a file to open
+_File = tuple[int, Kind, str]  # row, column and path of a file to open
 
-_Opened = Problem | float  # What is wrong with a file; or the length of a clip in seconds, 0 for an image
+_Opened = Problem | float  # what is wrong with a file; or the length of a clip in seconds, 0 for an image
 
 
 def verify(

@@ -17,8 +17,8 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Counts: TypeAlias = npt.NDArray[np.int32]
 
-MIN_RESAMPLES = 100  # Fewer resamples do not determine the percentiles 2.5 and 97.5
-_MAX_ELEMENTS = 4_000_000  # Numbers that the bootstrap holds at once: 32 MB in float64
+MIN_RESAMPLES = 100  # fewer resamples do not determine the percentiles 2.5 and 97.5
+_MAX_ELEMENTS = 4_000_000  # numbers that the bootstrap holds at once: 32 MB in float64
 
 
 def image_interval(

@@ -23,7 +23,7 @@ from saysee.media.source import Source, opened, reason
 
 SAMPLE_RATE = 16_000  # Hz; the rate on which HuBERT was pre-trained
 
-FRAME_SAMPLES = 400  # Receptive field of one HuBERT frame in samples (25 ms). A shorter waveform has no frame.
+FRAME_SAMPLES = 400  # receptive field of one HuBERT frame in samples (25 ms). A shorter waveform has no frame.
 
 MAX_SECONDS = 60.0
 """Default limit of length: captions and queries last 2 to 20 s, and the memory of HuBERT grows with its square."""

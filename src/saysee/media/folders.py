@@ -19,7 +19,7 @@ EXCLUDED = (
     *("appdata_*/preview", "thumbs", "_thumbs", "*.lrdata", "*.photoslibrary/resources"),  # of Nextcloud, Immich, ...
 )
 """Patterns of what is no file of the user's: hidden files, trash, snapshots and thumbnails."""
-NO_MEDIA = ".nomedia"  # A file with this name excludes its folder, as on Android
+NO_MEDIA = ".nomedia"  # a file with this name excludes its folder, as on Android
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 import av
 from PIL import Image
 
-EXIF_KEYS = ("taken", "camera", "lat", "lon")  # What :func:`read_exif` returns, as far as the file has it
+EXIF_KEYS = ("taken", "camera", "lat", "lon")  # what :func:`read_exif` returns, as far as the file has it
 
 _WITH_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF")
 _MAKE, _MODEL, _CHANGED, _EXIF, _GPS = 0x010F, 0x0110, 0x0132, 0x8769, 0x8825
 _TAKEN, _DIGITIZED = 0x9003, 0x9004
 _TIME = re.compile(r"(\d{4})\D(\d\d?)\D(\d\d?)\D+(\d\d?)\D(\d\d?)(?:\D(\d\d?))?")
-_CAMERA_CHARACTERS = 100  # Most of a camera's name that is kept; a choice
+_CAMERA_CHARACTERS = 100  # most of a camera's name that is kept; a choice
 _CONTAINERS_OF_VIDEO = {"matroska", "mov", "ogg"}
 
 

@@ -14,7 +14,7 @@ from saysee.media.formats import file_kind
 from saysee.media.source import printable, reason
 
 KEY_VARIABLE = "SAYSEE_IMAGES_KEY"
-_BYTES, _SECONDS = 32 * 2**20, 10.0  # Limits of one image. A choice: a preview of a photo has less than a megabyte.
+_BYTES, _SECONDS = 32 * 2**20, 10.0  # limits of one image. A choice: a preview of a photo has less than a megabyte.
 
 
 class _NoRedirects(HTTPRedirectHandler):

@@ -14,7 +14,7 @@ from saysee.search.index.updating import update_index
 from saysee.studies.report import DemoResult
 
 CLIPS, IMAGES = 6, 2
-WORDS = 9  # Most words of an example: longer ones do not fit beside each other
+WORDS = 9  # most words of an example: longer ones do not fit beside each other
 
 
 def index_test_split(demo: DemoResult) -> IndexReport:

@@ -37,7 +37,7 @@ from saysee.data.manifest import Row
 from saysee.errors import ManifestError, SaySeeError
 from saysee.media.folders import Listing
 
-ALLOW_MISSING = 10  # In known copies a few clips are missing or empty; a failed download lacks hundreds
+ALLOW_MISSING = 10  # in known copies a few clips are missing or empty; a failed download lacks hundreds
 
 EXPECTED = Expected(
     "Flickr8k",

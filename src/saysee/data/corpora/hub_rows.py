@@ -36,7 +36,7 @@ Values = dict[str, Any]
 then "text", "speaker" and "language" may be lists too, with a value for each clip."""
 
 TYPES = {"clip": "Audio", "image": "Image"}
-OF_CLIP = ("clip", "text", "speaker", "language")  # The roles of which each clip of a row has its own value
+OF_CLIP = ("clip", "text", "speaker", "language")  # the roles of which each clip of a row has its own value
 _NUMBERED = re.compile(r"^(.*?)[\s_-]*(\d+)$")
 
 

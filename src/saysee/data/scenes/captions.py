@@ -27,9 +27,9 @@ SPOKEN_RELATIONS = {
 SPOKEN_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 WITH_RELATIONS = {"left of": "to {} left", "right of": "to {} right", "above": "above {}", "below": "below {}"}
 
-Group = tuple[int, ...]  # Indices of objects
-Description = tuple[tuple[str, str], ...]  # Attributes with their values, in the order of ``ATTRIBUTES``
-Word = tuple[str, Group]  # A word with the objects that it describes
+Group = tuple[int, ...]  # indices of objects
+Description = tuple[tuple[str, str], ...]  # attributes with their values, in the order of ``ATTRIBUTES``
+Word = tuple[str, Group]  # a word with the objects that it describes
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
 
-GENERATOR_VERSION = 2  # Increased by any change that gives other images, captions or clips for the same seed
+GENERATOR_VERSION = 2  # increased by any change that gives other images, captions or clips for the same seed
 
 MARKER = "scenes.json"
 MANIFEST = "manifest.parquet"
@@ -113,7 +113,7 @@ def build_scenes(
 
 
 def _rows(folder: Path, images: int) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for index in range(images):
         record = read_record(folder, index)
         if record is None:

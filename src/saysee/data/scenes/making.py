@@ -21,7 +21,7 @@ from saysee.data.scenes.speakers import speakers_of
 from saysee.data.scenes.speech import SAMPLE_RATE, Utterance, synthesize
 from saysee.files import write_bytes
 
-RECORDS = "records"  # Folder of the rows of finished images, until all are made
+RECORDS = "records"  # folder of the rows of finished images, until all are made
 
 
 def image_path(index: int) -> str:

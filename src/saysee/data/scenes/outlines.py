@@ -10,7 +10,7 @@ from functools import cache
 
 Point = tuple[float, float]
 Polygon = tuple[Point, ...]
-Outline = tuple[Polygon, ...]  # The outer polygon, then the holes
+Outline = tuple[Polygon, ...]  # the outer polygon, then the holes
 
 
 def arc(radius: float, start: float, end: float, x: float = 0.0, y: float = 0.0, corners: int = 60) -> list[Point]:

@@ -33,8 +33,8 @@ TWIN_SHARE = 0.2  # of the test scenes, counting both twins
 ECHO_SHARE = 0.4  # of the objects after the first: they share attributes with an earlier one, so that there are counts
 CHANGES = ("shape", "color", "size", "fill", "place")
 
-Pairs = Sequence[tuple[str, str]]  # Pairs of color and shape
-Attributes = tuple[str, str, str, str]  # Size, fill, color and shape of an object
+Pairs = Sequence[tuple[str, str]]  # pairs of color and shape
+Attributes = tuple[str, str, str, str]  # size, fill, color and shape of an object
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ VARIANTS = (
     "steph", "steph3", "travis", "victor", "zac", "edward2",
 )  # fmt: skip
 
-PITCHES = (30, 70)  # Lowest and highest pitch in the pools, of 0 to 100; 50 is the pitch of the variant itself
-RATES = (140, 200)  # Slowest and fastest rate in the pools, in words per minute
+PITCHES = (30, 70)  # lowest and highest pitch in the pools, of 0 to 100; 50 is the pitch of the variant itself
+RATES = (140, 200)  # slowest and fastest rate in the pools, in words per minute
 POOL_SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 

@@ -28,7 +28,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLACES = ("left", "right", "top", "bottom")
 
-Box = tuple[float, float, float, float]  # Left, top, right, bottom, as fractions of the image side
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the image side
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Version of the layout. A greater one is refused: this release cannot know what it means. Format 1 had one fingerprint
 for both kinds, from which those of each kind do not follow."""
-EXAMPLES = "examples"  # The note with the keys of the items that a visitor may try as queries
+EXAMPLES = "examples"  # the note with the keys of the items that a visitor may try as queries
 MAX_EXAMPLES = 24
-INDEX_FOLDER = "index"  # A folder with an index in it may be named in place of that, such as that of a demo
+INDEX_FOLDER = "index"  # a folder with an index in it may be named in place of that, such as that of a demo
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class About:
     # by kind, of what makes its vectors: one side of the model and its preprocessing. While another model encodes the
     # rows of a kind again, still the previous one
     fingerprints: dict[Kind, str]
-    dimension: int  # D of the vectors, which are unit vectors
+    dimension: int  # d of the vectors, which are unit vectors
     precision: str  # "float32" or "float16", of the stored vectors
     root: str  # folder that relative paths start from
     root_beside: str | None  # the same relative to the index; None on another drive and for an index in a database

@@ -19,8 +19,8 @@ from saysee.search.index.sources import is_upload
 from saysee.search.index.store import UNIT_TOLERANCE, Item, Key, Tables, Vectors, storable
 from saysee.search.index.updating import begin, finish, to_remove
 
-_CHUNK = 8_192  # Vectors read and committed together
-_SAMPLES = 8  # Images that are encoded to check whether the vectors are of this model
+_CHUNK = 8_192  # vectors read and committed together
+_SAMPLES = 8  # images that are encoded to check whether the vectors are of this model
 _ALIKE = 0.9
 """Least median cosine of these. A choice: another program's resizing changes vectors a little, another model's have
 nothing in common with them (a cosine near 0). It is the same for previews that another program has made: a JPEG of

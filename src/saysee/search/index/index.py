@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROUNDING = 1e-6  # How far the length of a unit vector may be from 1 by rounding
+_ROUNDING = 1e-6  # how far the length of a unit vector may be from 1 by rounding
 _QUERY_KINDS: dict[str, Any] = {"speech": "clip", "images": "image", "texts": "text"}
 
 

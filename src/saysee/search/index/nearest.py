@@ -22,16 +22,16 @@ from saysee.search.index.store import Ids, Tables, Vectors
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long
 as in a file of 100,000 (8 ms on two busy cores, 512 dimensions)."""
-RENEW_ROWS = 5_000  # Rows added, changed or removed beside a file before it is renewed: comparing these takes 2 ms
+RENEW_ROWS = 5_000  # rows added, changed or removed beside a file before it is renewed: comparing these takes 2 ms
 EXACT_ROWS = 300_000
 """Up to here every vector is compared; beyond, clusters are chosen first. At this size it takes 17 ms, little beside
 the hundreds that encoding a spoken query takes, and misses nothing."""
-RECALL, RECALL_K = 0.995, 10  # Least recall@10 of the trial queries; what is promised of real queries is 0.99
+RECALL, RECALL_K = 0.995, 10  # least recall@10 of the trial queries; what is promised of real queries is 0.99
 
 _TRIAL_QUERIES, _MOVE = 256, 0.5
-_TRAINING_ROWS = 64  # Vectors to each cluster that k-means looks at; faiss asks for 39 at least
-_PRODUCTS_AT_ONCE = 1 << 24  # Similarities held at once, 64 MB
-_BLOCK = 65_536  # Vectors read at once
+_TRAINING_ROWS = 64  # vectors to each cluster that k-means looks at; faiss asks for 39 at least
+_PRODUCTS_AT_ONCE = 1 << 24  # similarities held at once, 64 MB
+_BLOCK = 65_536  # vectors read at once
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ _SHAPE = "postgresql://user@host:port/database?schema=name"
 _CONNECT_SECONDS = 10
 _SEARCH_SECONDS, _LOCK_SECONDS = 120, 60
 """Most time of a statement that reads; most time that a batch waits for others'."""
-_EXTENSION_LOCK = 0x5A75EE  # A lock of the whole database
+_EXTENSION_LOCK = 0x5A75EE  # a lock of the whole database
 
 Reasons = tuple[tuple[tuple[type[psycopg.Error], ...], str], ...]
 """What the first class that fits an error means to users, with a place for its message."""

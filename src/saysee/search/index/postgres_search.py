@@ -26,14 +26,14 @@ from saysee.search.index.store import WHERE_SECONDS, Ids, Vectors, condition_err
 if TYPE_CHECKING:
     from saysee.search.index.postgres import PostgresTables
 
-EXACT_ROWS = 20_000  # Up to here every vector is compared. A choice, not measured.
-_CANDIDATES = (40, 80, 160, 320, 640, 1_000)  # To be tried for hnsw.ef_search; pgvector takes at most the last
-_TRIAL_QUERIES = 64  # The server compares each with every row
+EXACT_ROWS = 20_000  # up to here every vector is compared. A choice, not measured.
+_CANDIDATES = (40, 80, 160, 320, 640, 1_000)  # to be tried for hnsw.ef_search; pgvector takes at most the last
+_TRIAL_QUERIES = 64  # the server compares each with every row
 _GRAPH = "m = 48, ef_construction = 400"
 """Of 25,000 clustered vectors of 128, queries that lie off them by their own length had a recall@10 of 0.992 with 400
 candidates; with pgvector's own 16 and 64 it was 0.958 with 1,000, with 32 and 200 it was 0.992 with 1,000."""
-_BUILD_MEMORY = "1GB"  # For the graph of 300,000 rows of 512 in fp16 and some; beyond it the build continues, slower
-_MOST_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}  # Of an HNSW index over these types
+_BUILD_MEMORY = "1GB"  # for the graph of 300,000 rows of 512 in fp16 and some; beyond it the build continues, slower
+_MOST_DIMENSIONS = {"halfvec": 4_000, "vector": 2_000}  # of an HNSW index over these types
 _PATIENCE_SECONDS = 0.2
 _EXACT = "exact, by the server"
 

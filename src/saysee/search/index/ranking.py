@@ -17,7 +17,7 @@ from saysee.search.index.store import Hits, Ids, Item, Store, Tables, Vectors
 Search = Callable[[int], Sequence[Ids]]
 """Gives for a number the ids of so many of each query's nearest rows, or of all there are; maybe a few more."""
 
-_SPARE = 2  # Times as many candidates are taken at first as hits are asked for: a fast copy has rounded vectors
+_SPARE = 2  # times as many candidates are taken at first as hits are asked for: a fast copy has rounded vectors
 
 Speech = Literal["direct", "transcribed", "both"]
 """How speech is searched for: by the model's speech encoder, by a recognizer's transcript, or by both, fused."""

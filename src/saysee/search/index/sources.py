@@ -24,8 +24,8 @@ from saysee.search.index.store import KINDS, Item, Key, Vectors, is_database, st
 
 logger = logging.getLogger(__name__)
 
-UPLOADS_FOLDER = "uploads"  # In the folder of the index, where no other is named
-NO_SUFFIX = "without suffix"  # The name under which such files are counted
+UPLOADS_FOLDER = "uploads"  # in the folder of the index, where no other is named
+NO_SUFFIX = "without suffix"  # the name under which such files are counted
 _RAW = """.3fr .aae .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw
     .rw2 .rwl .sr2 .srf .srw .thm .x3f .xmp"""
 """Raw images, which look like TIFF, and what cameras and programs write beside images."""

@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 ITEMS_FILE = "items.sqlite"
 _OUTDATED = "CREATE TABLE IF NOT EXISTS outdated (number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT, item INTEGER)"
 """Rows that were added, changed or removed since the fast copy of their kind was made, if there is one."""
-_PATIENCE_SECONDS = 30.0  # How long a reader or writer waits for another's short transaction
-_STEPS_BETWEEN_CHECKS = 10_000  # Instructions of SQLite between two looks at the clock
+_PATIENCE_SECONDS = 30.0  # how long a reader or writer waits for another's short transaction
+_STEPS_BETWEEN_CHECKS = 10_000  # instructions of SQLite between two looks at the clock
 _LOCK_FILE, _HOLDER_FILE = "writer.lock", "writer.json"
 _BEGUN = (_LOCK_FILE, f"{_LOCK_FILE}-journal", _HOLDER_FILE, f".writing-{_HOLDER_FILE}")
 """Files of a writer that was killed before the index was begun."""

@@ -30,7 +30,7 @@ Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
-UNIT_TOLERANCE = 0.01  # How far a stored vector's length may be from 1: fp16 is within 0.001
+UNIT_TOLERANCE = 0.01  # how far a stored vector's length may be from 1: fp16 is within 0.001
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
@@ -78,7 +78,7 @@ class Item:
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
-Hits = list[list[tuple[Item, float]]]  # For each query rows with their scores, the best first
+Hits = list[list[tuple[Item, float]]]  # for each query rows with their scores, the best first
 _ITEM = ", ".join(column.name for column in fields(Item) if column.compare)
 
 

@@ -193,8 +193,8 @@ class _Run:
         report.unreadable = [(printable(source.root / path), why) for path, why in source.unreadable.items()]
         self.current = {key: row for key, row in known.items() if row.encoded_by == about.fingerprints[row.kind]}
         self.contents = {row.content for row in self.current.values()}
-        self.bad: dict[Key, Item] = {}  # Rows whose files can no longer be used
-        self.gone: dict[Key, Item] = {}  # Rows whose files have disappeared
+        self.bad: dict[Key, Item] = {}  # rows whose files can no longer be used
+        self.gone: dict[Key, Item] = {}  # rows whose files have disappeared
         self._find_gone()
         self.homeless = {row.content: row for key, row in (self.gone | self.bad).items() if key in self.current}
 

@@ -21,7 +21,7 @@ from saysee.search.service.records import Metrics
 
 Run = Callable[[list[Any]], list[Any]]  # contents of one batch to their results, in the same order
 
-SLOW_SECONDS = 5.0  # A body that has been arriving for longer gives way to others where the memory is full
+SLOW_SECONDS = 5.0  # a body that has been arriving for longer gives way to others where the memory is full
 _ASSUMED_SECONDS = 0.5  # of a batch, before one was measured
 _MAX_RETRY_SECONDS = 60
 

@@ -15,8 +15,8 @@ from saysee.search.service.settings import Limits
 
 DEFAULT_K = 12
 MAX_OFFSET = 10_000
-NAME_KEY = "file_name"  # Of the metadata of an added file: how the client called it
-TITLE_KEY = "title"  # Of the metadata of an image with an address on the web: its name for people
+NAME_KEY = "file_name"  # of the metadata of an added file: how the client called it
+TITLE_KEY = "title"  # of the metadata of an image with an address on the web: its name for people
 MAX_ID = 2**63 - 1
 _FILE: dict[str, JsonValue] = {"format": "binary"}
 

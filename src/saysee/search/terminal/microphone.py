@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from saysee.errors import MissingExtraError, SaySeeError
 from saysee.media.audio import MAX_SECONDS, check_waveform
 
-NAME = "microphone"  # Name of a recording in results and messages
-SILENCE_SECONDS = 1.5  # Silence after speech that ends a recording: longer than the pauses within a sentence
+NAME = "microphone"  # name of a recording in results and messages
+SILENCE_SECONDS = 1.5  # silence after speech that ends a recording: longer than the pauses within a sentence
 
 _BLOCK_SECONDS = 0.05
 _SPEECH_SECONDS = 0.2  # loud time before silence counts: a click is shorter

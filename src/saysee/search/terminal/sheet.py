@@ -20,7 +20,7 @@ from saysee.media.audio import SAMPLE_RATE, load_audio
 from saysee.media.images import load_thumbnail
 from saysee.search.terminal.queries import SearchResults
 
-MAX_QUERIES = 200  # Queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once
+MAX_QUERIES = 200  # queries on one sheet: with ten images each it takes some 20 MB, which browsers still open at once
 _SIDE = 320  # pixels of an image
 _PAGE = Path(__file__).parents[1] / "page"
 

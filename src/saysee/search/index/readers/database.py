@@ -19,12 +19,12 @@ from saysee.errors import SaySeeError
 from saysee.search.index.postgres import Connection, Reasons, Server
 from saysee.search.index.readers.given import Given, GivenVectors, Part, path_column, to_items
 
-_STATEMENT_SECONDS = 300  # Most time of a statement: of a batch of rows, not of all
-_BATCH = 2_000  # Rows that are fetched together
+_STATEMENT_SECONDS = 300  # most time of a statement: of a batch of rows, not of all
+_BATCH = 2_000  # rows that are fetched together
 _VECTOR_TYPES = ("vector", "halfvec", "_float4", "_float8")
 """Of pgvector, VectorChord and pgvecto.rs, and arrays of floats, as pg_type names them."""
 
-_ROOT = Path(os.path.abspath(os.sep))  # Where relative paths start: a database has no folder
+_ROOT = Path(os.path.abspath(os.sep))  # where relative paths start: a database has no folder
 
 _DEFAULT_CLIP = "ViT-B-32__openai"
 _CLIPS = {
