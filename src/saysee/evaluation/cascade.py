@@ -34,11 +34,7 @@ def evaluate_cascade(
 ) -> EvaluationResult:
     """Scores a cascade as ``evaluate`` scores a model, with its word errors if the manifest has texts.
 
-    Args:
-        encoder: of a CLIP with a text encoder.
-        manifest: of the corpus.
-        recognizer: None is the texts of the manifest, without word errors.
-        split, by, batch_size, progress: as in ``evaluate``.
+    Without a recognizer the texts are those of the manifest, and there are no word errors.
 
     Raises:
         CheckpointError: the CLIP has no text encoder.

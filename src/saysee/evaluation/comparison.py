@@ -103,8 +103,7 @@ class Comparison:
     def to_dict(self, manifests: Sequence[str]) -> dict[str, Any]:
         """Plain JSON values: of one model as before there were several, else ``models`` and the ``rows`` of the table.
 
-        Args:
-            manifests: path of each corpus.
+        ``manifests`` has the path of each corpus.
         """
         models = []
         for system in self.systems:

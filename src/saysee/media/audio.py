@@ -153,12 +153,7 @@ def _guarded_blocks(stream: _Stream, name: str) -> Iterator[NDArray[np.float32]]
 
 
 def _mono(samples: NDArray[np.float32], time: int) -> NDArray[np.float32]:
-    """The average of the channels [T]; the channel with the most power where they cancel each other.
-
-    Args:
-        samples: [T, C] or [C, T].
-        time: axis of T.
-    """
+    """The average [T] of channels; where they cancel each other, the one with most power. ``time`` is the axis of T."""
     channels = samples.shape[1 - time]
     if channels == 1:
         return samples.reshape(-1)

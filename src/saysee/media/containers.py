@@ -56,10 +56,7 @@ class Samples(NamedTuple):
 def how_cut(file: BinaryIO, form: str, start: int = 0) -> str | None:
     """How a file is cut short; None if nothing in it says so.
 
-    Args:
-        file: the file.
-        form: of :func:`saysee.media.formats.audio_container` or :func:`saysee.media.formats.image_format`.
-        start: where it starts, after tags.
+    ``form`` is of ``audio_container`` or ``image_format`` of ``formats``; ``start`` is where it starts, after tags.
     """
     size = file.seek(0, os.SEEK_END)
     if form == "ogg":

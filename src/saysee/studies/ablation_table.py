@@ -125,13 +125,10 @@ class AblationResult:
 
 
 def write_tables(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]) -> AblationResult:
-    """Writes tables and plots, which depend on nothing but the arguments.
+    """Writes tables and plots of finished runs, which depend on nothing but the arguments.
 
-    Args:
-        folder: of the study.
-        study: contents of ``study.json``, with ``split``, ``training_images`` and ``equal_time``, whether runs of equal
-            time are shown.
-        runs: finished runs, in any order.
+    ``study`` is the contents of ``study.json``, with ``split``, ``training_images`` and ``equal_time``: whether runs of
+    equal time are shown.
     """
     result = _summarize(folder, study, runs)
     files = {

@@ -105,12 +105,8 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
 def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
     """Runs ``saysee train`` in a process of its own; resumes the run in the recipe's output folder.
 
-    A finished run of the same recipe starts no process.
-
-    Args:
-        recipe: of the run.
-        recipe_file: where the recipe is written.
-        what: name of the run, for the error message.
+    A finished run of the same recipe starts no process. The recipe is written to ``recipe_file``; ``what`` is the name
+    of the run for the error message.
 
     Returns:
         The run's ``result.json``, and ``model``, the path of its best model.

@@ -50,10 +50,7 @@ def index_test_split(demo: DemoResult) -> IndexReport:
 def choose_examples(test: Manifest, right: Any, draw: random.Random) -> tuple[list[str], set[str]]:
     """The paths of six clips, and the ids of two images; :func:`index_test_split` has the rule.
 
-    Args:
-        test: rows of the test split of a scenes corpus.
-        right: [N] whether the own image of each row's clip ranks first.
-        draw: decides by chance.
+    ``right`` [N] is whether the own image of each row's clip ranks first.
     """
     order = draw.sample(range(len(test)), len(test))
     wanted = {True: round(CLIPS * float(right.mean()))}

@@ -103,12 +103,6 @@ def watch_index(
     The files are listed again and again, as network drives report no changes. A burst of changes is awaited: the index
     is updated once two listings in a row are the same. An error, such as of a drive that is gone, is logged, and the
     update is tried again.
-
-    Args:
-        update: updates the index.
-        place: the folder or manifest.
-        exclude: as of :func:`saysee.search.index.sources.find_source`.
-        wait: waits for so many seconds.
     """
     done: object = None
     before: object = None

@@ -296,15 +296,10 @@ class Tables(ABC):
 
 
 class Store(ABC):
-    """An index's tables, which any process may read at any time.
+    """An index's tables, which any process may read at any time."""
 
-    Attributes:
-        place: for messages: never with a password.
-        folder: on this machine; None for an index in a database.
-    """
-
-    place: str
-    folder: Path | None
+    place: str  # for messages: never with a password
+    folder: Path | None  # on this machine; None for an index in a database
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Tables]:

@@ -20,11 +20,7 @@ from saysee.search.index.store import Item
 
 
 def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
-    """Reads files; see :func:`saysee.search.index.imported_vectors.index_vectors`.
-
-    Args:
-        vectors, ids: as there.
-        dimension: that most vectors should have.
+    """Reads files as :func:`saysee.search.index.imported_vectors.index_vectors` has them, of this dimension as a rule.
 
     Raises:
         SaySeeError: a file cannot be read; another number of ids; a path is missing or there twice.
