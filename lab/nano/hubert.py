@@ -257,7 +257,7 @@ class _Training:
             row, frame, share = self._same_phones(numbers, speeds, frames.shape[1])
             for state in (hidden, self._state_before):
                 before, after = state[row, frame].float(), state[row, frame + 1].float()
-                distance = distance + pair_distance(*before.lerp(after, share[..., None]))
+                distance = distance + pair_distance(*before.lerp(after, share[..., None]), row[0])
             loss = loss + self.settings.align_weight * distance
         right = (scores.detach().argmax(dim=-1) == labels)[masked].float().mean()
         return loss, {
@@ -379,19 +379,24 @@ class _Training:
         return functional.cross_entropy(scores, words), right
 
 
-def pair_distance(first: Tensor, second: Tensor) -> Tensor:
-    """How far apart two speakers are in the same sounds: 0 where they are equal, 2 where they have nothing in common.
+def pair_distance(first: Tensor, second: Tensor, sentences: Tensor) -> Tensor:
+    """How far apart two speakers are in the same sounds: 0 where they are equal, some 2 where nothing is in common.
 
-    The mean square of their differences, in variances of each dimension (as 1 - correlation is, but for the factor),
-    so that shrinking all vectors does not help. What a head learns from one speaker then holds for the other.
+    The mean square of their differences, in variances of each dimension within a sentence. So neither smaller vectors
+    help, nor vectors that tell the sentence, which both speakers share, instead of the sound. What a head learns from
+    one speaker then holds for the other.
 
     Args:
         first: [N, S] vectors of one speaker.
-        second: [N, S] vectors of another in the same places of the sentence.
+        second: [N, S] vectors of another in the same places of the sentences.
+        sentences: [N] number of the sentence of each.
     """
     if not len(first):
         return first.sum()
-    variances = torch.cat([first, second]).var(dim=0, correction=0) + 1e-6
+    both, groups = torch.cat([first, second]), sentences.repeat(2)
+    sums = both.new_zeros(int(groups.max()) + 1, both.shape[1]).index_add(0, groups, both)
+    means = sums / torch.bincount(groups).clamp_min(1)[:, None]
+    variances = (both - means[groups]).square().mean(dim=0) + 1e-6
     return ((first - second).square().mean(dim=0) / variances).mean()
 
 

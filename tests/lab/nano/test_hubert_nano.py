@@ -249,16 +249,20 @@ def test_an_epoch_takes_each_utterance_at_most_once_and_like_lengths_together(tr
         assert len(left_out) > 5  # not always the longest
 
 
-def test_the_distance_of_a_pair_is_that_of_its_vectors_in_variances():
-    first, second = torch.tensor([[0.0, 0], [2, 2]]), torch.tensor([[2.0, 0], [2, 6]])
-    variances = torch.cat([first, second]).var(dim=0, correction=0)
-    expected = float((2 / variances[0] + 8 / variances[1]) / 2)
-    assert float(hubert_nano.pair_distance(first, second)) == pytest.approx(expected, rel=1e-5)
-    assert float(hubert_nano.pair_distance(first, first)) == 0
-    assert float(hubert_nano.pair_distance(0.1 * first, 0.1 * second)) == pytest.approx(expected, rel=1e-3)
+def test_the_distance_of_a_pair_is_that_of_its_vectors_in_variances_within_a_sentence():
+    first, second = torch.tensor([[0.0, 0], [2, 2], [50, 50]]), torch.tensor([[2.0, 0], [2, 6], [50, 50]])
+    sentences = torch.tensor([0, 0, 4])
+    within = torch.cat([first[:2], second[:2]]).var(dim=0, correction=0) * 4 / 6
+    expected = float((4 / 3 / within[0] + 16 / 3 / within[1]) / 2)
+    assert float(hubert_nano.pair_distance(first, second, sentences)) == pytest.approx(expected, rel=1e-5)
+    assert float(hubert_nano.pair_distance(first, first, sentences)) == 0
+    smaller = hubert_nano.pair_distance(0.1 * first, 0.1 * second, sentences)
+    assert float(smaller) == pytest.approx(expected, rel=1e-3)
     noise = torch.randn(2, 20_000, 3, generator=torch.Generator().manual_seed(0))
-    assert float(hubert_nano.pair_distance(*noise)) == pytest.approx(2, abs=0.05)  # nothing in common
-    assert float(hubert_nano.pair_distance(first[:0], first[:0])) == 0
+    of_sentence = 100 * torch.randn(10, 3)[torch.arange(20_000) % 10]  # the same for both, and no sign of the sound
+    apart = hubert_nano.pair_distance(*(noise + of_sentence), torch.arange(20_000) % 10)
+    assert float(apart) == pytest.approx(2, abs=0.05)
+    assert float(hubert_nano.pair_distance(first[:0], first[:0], sentences[:0])) == 0
 
 
 def test_speakers_are_compared_where_both_have_the_same_phones(trained):
