@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from saysee.encoding.attention import attend, attention_map, attention_source, frame_patch_similarity, grid_box
+from saysee.encoding import attention
+from saysee.encoding.attention import COVER, PLACES, attend, attention_map, covered, grid_box, silenced
 from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
+from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import FusionConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.retriever import SpeechImageModel
@@ -29,53 +31,102 @@ def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8))
 
 
-def test_similarity_is_softmax_of_cosine_over_temperature():
-    frames = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    patches = torch.tensor([[5.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -3.0]])
-    weights = frame_patch_similarity(frames, patches, 0.5)
-    e = np.exp([2, 0, -2, 0])
-    assert weights[0].numpy() == pytest.approx(e / e.sum())
-    assert weights[1].numpy() == pytest.approx([0.25] * 4)
+def test_each_place_is_covered_by_the_median_color_and_each_window_silenced():
+    pixels = torch.zeros(3, 70, 70)
+    pixels[:, 20:50, 20:50] = 1.0  # less than half: the median is 0
+    variants = covered(pixels)
+    assert len(variants) == PLACES**2
+    shown = torch.stack([variant[0] for variant in variants])
+    assert shown[0, :20].sum() == 0
+    assert torch.equal(shown[0], pixels[0]), "nothing is there"
+    middle = shown[PLACES**2 // 2]
+    side = round(70 * COVER)
+    assert pixels[0].sum() - middle.sum() == pytest.approx(side**2, abs=2 * side)
+    assert middle[35, 35] == 0
+    assert middle[22, 22] == 1
+    clip = np.ones(1_000, np.float32)
+    windows = np.stack(silenced(clip, 300))
+    assert windows.shape == (5, 1_000)  # around 4 moments, the last of 100 samples
+    assert [(row == 0).nonzero()[0][[0, -1]].tolist() for row in windows] == [
+        [0, 299], [0, 599], [300, 899], [600, 999], [900, 999],
+    ]  # fmt: skip
+    assert clip.all(), "the clip itself stays"
 
 
-def test_similarity_stays_finite_at_a_small_temperature():
-    draw = torch.Generator().manual_seed(0)
-    weights = frame_patch_similarity(torch.randn(3, 4, 8, generator=draw), torch.randn(3, 9, 8, generator=draw), 1e-6)
-    assert weights.shape == (3, 4, 9)
-    assert weights.sum(dim=-1).numpy() == pytest.approx(np.ones((3, 4)))
+class Told(Encoder):
+    """An encoder whose vectors are worked out by hand: what is heard in a half of the clip is seen in one of the image.
+
+    The first half of the clip speaks of what is at the left, the second of what is at the right.
+    """
+
+    def encode_prepared(self, kind, prepared):
+        rows = []
+        for item in prepared:
+            values = torch.as_tensor(item)
+            parts = values.abs().mean(dim=0).chunk(2, dim=1) if kind == "image" else values.abs().chunk(2)
+            rows.append([float(part.mean()) for part in parts])
+        self.runs = getattr(self, "runs", 0) + len(rows)
+        return np.array(rows, np.float32)
 
 
-@pytest.mark.parametrize("fusion", [None, FUSION])
-def test_a_map_has_a_row_for_each_frame_that_sums_to_1(model, sounds, image, fusion):
-    if fusion is not None:
-        model.add_fusion(fusion)
+def test_interaction_lights_what_each_moment_speaks_of(model, monkeypatch):
+    monkeypatch.setattr("saysee.encoding.attention.Encoder", Told)
+    encoder = Told(model)
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    pixels[24:40, 4:20] = pixels[24:40, 44:60] = 255
+    clip = np.random.default_rng(0).normal(size=4 * SAMPLE_RATE).astype(np.float32) / 10
+    found = attend(encoder, clip, Image.fromarray(pixels), "interaction")
+    assert (found.source, found.rows, found.columns, found.frame_seconds) == ("interaction", 7, 7, 0.32)
+    assert len(found.frames) == 13
+    assert found.frames.sum(axis=1) == pytest.approx(np.ones(13), abs=1e-5)
+    brightest = found.frames.reshape(13, 7, 7).max(axis=1).argmax(axis=1)
+    assert (brightest[:6] < 3).all(), brightest
+    assert (brightest[7:] > 3).all(), brightest
+    exact = attention._KEPT[encoder].encoder
+    runs = exact.runs
+    attend(encoder, clip[:SAMPLE_RATE], Image.fromarray(pixels), "interaction")
+    assert exact.runs - runs == 1 + 5, "the image's part is kept; a second has 5 windows"
+
+
+def test_a_long_clip_has_no_more_moments(model, monkeypatch):
+    monkeypatch.setattr("saysee.encoding.attention.Encoder", Told)
+    clip = np.random.default_rng(0).normal(size=40 * SAMPLE_RATE).astype(np.float32) / 10
+    found = attend(Told(model), clip, Image.new("RGB", (64, 64)), "interaction")
+    assert len(found.frames) == attention.MOST_MOMENTS
+    assert found.frames == pytest.approx(np.full(found.frames.shape, 1 / 49)), "nothing to see: uniform"
+    assert len(found.frames) * found.frame_seconds == pytest.approx(found.seconds, abs=0.01)
+
+
+def test_a_map_has_a_row_for_each_frame_that_sums_to_1(model, sounds, image):
+    model.add_fusion(FUSION)
     weights = attention_map(Encoder(model), sounds[0], image)
-    assert attention_source(model) == ("similarity" if fusion is None else "fusion")
     assert weights.shape == (49, 16)  # a second of 20 ms frames; 32 x 32 pixels in patches of 8
-    assert weights.sum(dim=-1).numpy() == pytest.approx(np.ones(49), abs=1e-5)
-    assert weights.std(dim=-1).min() > 0, "every frame attends evenly to all patches"
+    assert weights.sum(axis=1) == pytest.approx(np.ones(49), abs=1e-5)
+    assert weights.std(axis=1).min() > 0, "every frame attends evenly to all patches"
 
 
-def test_the_map_is_the_fusion_encoder_s_own_where_there_is_one(model, sounds, image):
-    without = attention_map(Encoder(model), sounds[0], image)
+def test_the_map_is_the_fusion_encoder_s_own(model, sounds, image):
     model.add_fusion(FUSION)
     model.eval()
     waveforms, mask = model.processor.pad([model.processor.prepare_speech(sounds[0])])
     with torch.inference_mode():
         own = model.fusion.attend(*model(waveforms, mask, model.processor.prepare_image(image)[None]))[0]
-    assert torch.equal(attention_map(Encoder(model), sounds[0], image), own)
-    assert not torch.allclose(without, own)
+    assert attention_map(Encoder(model), sounds[0], image).tolist() == own.tolist()
 
 
 def test_source_grid_times_and_weights(model, sounds, image):
     found = attend(Encoder(model), sounds[0], image)
-    assert (found.source, found.rows, found.columns) == ("similarity", 4, 4)
-    assert (found.frame_seconds, found.seconds) == (0.02, 1.0)
-    assert found.frames.shape == (49, 16)
-    assert found.frames.sum(axis=1) == pytest.approx(np.ones(49), abs=1e-5)
+    assert (found.source, found.rows, found.columns) == ("interaction", 7, 7)
+    assert (found.frame_seconds, found.seconds) == (0.32, 1.0)
+    assert found.frames.shape == (4, 49)
+    assert found.frames.sum(axis=1) == pytest.approx(np.ones(4), abs=1e-5)
     assert found.box == (0.25, 0.0, 0.75, 1.0)
+    with pytest.raises(SaySeeError, match="save_fusion"):
+        attend(Encoder(model), sounds[0], image, "fusion")
     model.add_fusion(FUSION)
-    assert attend(Encoder(model), sounds[0], image).source == "fusion"
+    found = attend(Encoder(model), sounds[0], image)
+    assert (found.source, found.rows, found.columns, found.frame_seconds) == ("fusion", 4, 4, 0.02)
+    assert found.frames.shape == (49, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saysee.evaluation.localization import attention_on_object, patch_grid, word_maps
+from saysee.evaluation.localization import attention_on_object, patch_grid, word_maps, word_scores
 
 LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
 TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
@@ -142,3 +142,23 @@ def test_words_find_their_frames_at_any_hop():
     attention = np.eye(4)
     assert word_maps(attention, [word(0.04, 0.08)], 0.04).tolist() == [[0, 1, 0, 0]]
     assert word_maps(attention, [word(0.04, 0.08)], 0.02).tolist() == [[0, 0, 0.5, 0.5]]
+
+
+def test_a_word_is_scored_by_its_brightest_place_mass_and_overlap():
+    # Places: top left, top right, bottom left, bottom right; the object is the left half.
+    (score,) = word_scores([[0.4, 0.3, 0.2, 0.1]], [word(0, 0.02, 0)], [LEFT_HALF], HOP)
+    assert (score.pointing, score.pointing_chance, score.area) == (1, 0.5, 0.5)
+    assert score.mass == pytest.approx(0.6)
+    assert score.iou == pytest.approx(1 / 3)  # above 0.25: the two at the top, one of them on the object
+    (even,) = word_scores([[0.25] * 4], [word(0, 0.02, 0)], [TOP_LEFT], HOP)
+    assert (even.pointing, even.mass, even.iou) == pytest.approx((0.25, 0.25, 0.25)), "a uniform map is chance"
+    (beside,) = word_scores([[0.1, 0.7, 0.1, 0.1]], [word(0, 0.02, 0)], [TOP_LEFT], HOP)
+    assert (beside.pointing, beside.iou) == (0, 0)
+
+
+def test_boxes_are_taken_to_the_part_of_the_image_that_the_model_sees():
+    # It sees the right half of the image: the object is its left half, or nothing of it.
+    right = (0.5, 0.0, 1.0, 1.0)
+    objects = [{"box": (0.5, 0.0, 0.75, 1.0)}, {"box": (0.0, 0.0, 0.4, 1.0)}]
+    scores = word_scores([[0.4, 0.1, 0.4, 0.1]], [word(0, 0.01, 0), word(0.01, 0.02, 1)], objects, HOP, right)
+    assert [score.mass for score in scores] == pytest.approx([0.8])

@@ -29,6 +29,7 @@ def evaluate(
     by: Sequence[str] = (),
     format: Literal["table", "markdown", "csv", "latex"] = "table",
     mteb: bool = False,
+    localization: bool = False,
     language: str | None = None,
     features: Path | None = None,
     untrained: bool = False,
@@ -51,6 +52,8 @@ def evaluate(
         by: also score each value of this column separately (repeatable; one manifest only)
         format: how the table is printed: for the terminal, or as Markdown, LaTeX (booktabs) or CSV of plain numbers
         mteb: also show MTEB's measures, under its names
+        localization: score where attention lies while a word for an object is spoken, in place of retrieval; MANIFEST
+            has the times of words and the boxes of objects, as that of 'saysee data scenes'
         language: the spoken language, such as en, for the Whisper of a cascade
         features: folder of cached features, such as scenes/features: what it does not have is computed and added
         untrained: score a model whose speech head was never trained
@@ -66,11 +69,15 @@ def evaluate(
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
     corpora = [_read(path, part, by) for path, part in zip(paths, splits, strict=True)]
     from saysee.evaluation.comparison import Comparison, System, short_names
-    from saysee.evaluation.table import csv_text
     from saysee.model.loading import kind_of
 
     for model, parts in cascades.items():
         kind_of(parts.clip if parts else model)  # raises before the long work
+    if localization:
+        if by or mteb or features or any(cascades.values()):
+            raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
+        corpora = [corpus.select(part) for corpus, part in zip(corpora, splits, strict=True)]
+        return _localize(models, dict(zip(short_names(paths, splits), corpora, strict=True)), device, untrained, format)
     options = {"by": by, "batch_size": batch_size}
     scored = {}
     for model, name in dict(zip(models, short_names(models), strict=True)).items():
@@ -79,12 +86,39 @@ def evaluate(
         scored[model] = System(name, results, about, facts)
         del score  # before the next model is loaded: memory for one
     comparison = Comparison(short_names(paths, splits), [scored[model] for model in models], mteb)
-    shown: list[Any] = comparison.tables()
+    return Result(comparison.to_dict(paths), _shown(comparison.tables(), comparison.lines, format))
+
+
+def _shown(tables: list[Any], lines: Any, format: str) -> list[Any]:
+    """What is printed of tables, or of lines of the same values as CSV."""
+    from saysee.evaluation.table import csv_text
+
     if format in ("markdown", "latex"):
-        shown = ["\n\n".join(getattr(table, f"to_{format}")() for table in shown)]
-    elif format == "csv":
-        shown = [csv_text(comparison.lines).rstrip("\n")]
-    return Result(comparison.to_dict(paths), shown)
+        return ["\n\n".join(getattr(table, f"to_{format}")() for table in tables)]
+    return [csv_text(lines).rstrip("\n")] if format == "csv" else tables
+
+
+def _localize(models: Sequence[str], corpora: dict[str, Any], device: str, untrained: bool, format: str) -> Result:
+    """Scores the maps of each model by each source that it has."""
+    from saysee.encoding.encoder import Encoder
+    from saysee.evaluation.comparison import short_names
+    from saysee.evaluation.localization import localization_table, localize, sources_of
+
+    results = []
+    for model, name in zip(models, short_names(models), strict=True):
+        encoder = Encoder(model, device)
+        _check_trained(encoder, untrained)
+        for corpus, rows in corpora.items():
+            for source in sources_of(encoder):
+                results.append((corpus, name, localize(encoder, rows, source)))
+    values = [{"corpus": corpus, "model": name, **found.to_dict()} for corpus, name, found in results]
+    flat = []
+    for line in values:
+        scores = {
+            f"{measure} {part}": value for measure, score in line["scores"].items() for part, value in score.items()
+        }
+        flat.append({name: value for name, value in line.items() if name != "scores"} | scores)
+    return Result({"localization": values}, _shown([localization_table(results)], flat, format))
 
 
 def _read(path: str, split: str, by: Sequence[str]) -> Any:
@@ -116,8 +150,7 @@ def _scorer(
     cache = None if features is None else FeatureCache(features)
     encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
     if cascade is None:
-        if encoder.warning and not untrained:
-            raise ConfigError(f"{encoder.warning}; train the model, or score it as it is with --untrained")
+        _check_trained(encoder, untrained)
         described = {"model": model} | ({"untrained": True} if encoder.warning else {})
         facts = getattr(encoder.model, "trained", None) or {}
         return partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
@@ -127,6 +160,11 @@ def _scorer(
     kind = "transcripts" if recognizer is None else "asr"
     about = {"cascade": {kind: cascade.recognizer, "clip": cascade.clip}}
     return partial(evaluate_cascade, encoder, recognizer=recognizer), about, None
+
+
+def _check_trained(encoder: Any, untrained: bool) -> None:
+    if encoder.warning and not untrained:
+        raise ConfigError(f"{encoder.warning}; train the model, or score it as it is with --untrained")
 
 
 def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:

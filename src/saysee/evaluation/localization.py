@@ -1,28 +1,56 @@
 """Localization: which part of the image the model attends to while a word is spoken.
 
-An attention map is [F, P]: for each frame of speech the attention on each image patch; a row sums to 1. Patches are
-counted row by row from the top left, without the class token, on a square grid.
+A map is [F, P]: for each frame of speech the weight of each place of the image; a row sums to 1. Places are counted row
+by row from the top left on a square grid; those of a fusion encoder are patches, without the class token.
 
-Boxes are (left, top, right, bottom) as shares of the sides of the image *as the model sees it*. Drawn scenes are square
-and reach the model whole. An image that is cropped to its center first needs boxes that are cropped likewise.
+Boxes of objects are (left, top, right, bottom) as shares of the sides of the image.
 
-Shapes: F frames, P patches, W words.
+Shapes: F frames, P places, W words.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from saysee.data.manifest import Row
+from saysee.data.manifest import Manifest, Row
+from saysee.encoding.attention import AttentionSource, attend, attention_source
+from saysee.encoding.encoder import Encoder
+from saysee.errors import ManifestError
 from saysee.evaluation.recall import Vectors, as_array
-from saysee.evaluation.statistics import Floats
+from saysee.evaluation.statistics import Floats, image_interval
+from saysee.evaluation.table import Table, number
+from saysee.log import progress_bar
 
+MAX_IMAGES = 200
+"""Images of a split that are scored, each with one clip: some 1,400 words of the scenes corpus."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 _ROW_SUM_TOLERANCE = 2e-2  # above the rounding of a softmax in bfloat16 over 50 to 256 patches
+
+
+@dataclass(frozen=True, slots=True)
+class WordScore:
+    """The map of one word, the mean of its frames, against the boxes of the objects that the word names, joined.
+
+    Attributes:
+        pointing: whether the middle of the place with the highest weight is in a box, 0 or 1; the share of several that
+            are equally high.
+        pointing_chance: the share of all places whose middle is.
+        mass: share of the weight inside the boxes.
+        iou: intersection over union of the boxes and the places above half of the range from lowest to highest weight.
+        area: share of the grid inside the boxes: mass and IoU of a uniform map.
+    """
+
+    pointing: float
+    pointing_chance: float
+    mass: float
+    iou: float
+    area: float
 
 
 @dataclass(frozen=True)
@@ -40,12 +68,106 @@ class ObjectAttention:
     words: int
 
 
-def attention_on_object(
+@dataclass(frozen=True)
+class Localization:
+    """How well a model's maps show the objects that words name, over the words of one split.
+
+    Attributes:
+        source: of the maps.
+        images, of: number of images that were scored, one clip each; and of those of the split.
+        words: number of words.
+        outside: words that are skipped, as the model sees nothing of their objects.
+        scores: by measure ("pointing", "mass", "iou") the mean over words, the 95 % bootstrap interval over images, and
+            the value of a uniform map, which is chance: by the words' own boxes, see :class:`WordScore`.
+    """
+
+    source: AttentionSource
+    images: int
+    of: int
+    words: int
+    outside: int
+    scores: Mapping[str, Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def localize(
+    encoder: Encoder, rows: Manifest, source: AttentionSource, *, seed: int = 0, progress: bool = True
+) -> Localization:
+    """Scores a model's maps on the words of a manifest that name objects.
+
+    Args:
+        encoder: of a SaySee model.
+        rows: of one split, with the columns ``words`` (each with ``start``, ``end`` and ``objects``) and ``objects``
+            (each with ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored.
+        source: of the maps.
+        seed: of the choice.
+        progress: show a progress bar.
+
+    Raises:
+        ManifestError: a column is missing, a time or box is invalid, or no word names an object that the model sees.
+        MediaError, SaySeeError: as of ``attend``.
+    """
+    for column in ("words", "objects"):
+        rows.column(column)
+    named = [row for row in rows.images() if any(word.get("objects") for word in row.extra["words"] or ())]
+    chosen = random.Random(seed).sample(named, min(MAX_IMAGES, len(named)))
+    scores: list[WordScore] = []
+    image_of_score: list[int] = []
+    words = 0
+    with progress_bar(f"localizing by {source}", len(chosen), enabled=progress) as bar:
+        for image, row in enumerate(chosen):
+            regions = attend(encoder, str(rows.clip_path(row)), str(rows.image_path(row)), source)
+            try:
+                spoken, objects = row.extra["words"], row.extra["objects"]
+                found = word_scores(regions.frames, spoken, objects, regions.frame_seconds, regions.box)
+                words += sum(bool(word.get("objects")) for word in spoken)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ManifestError(f"{row.clip}: words or objects are invalid: {error}") from None
+            scores += found
+            image_of_score += [image] * len(found)
+            bar.advance()
+    if not scores:
+        raise ManifestError("no word names an object that the model sees (columns words and objects)")
+    measured = {}
+    for name, chance in (("pointing", "pointing_chance"), ("mass", "area"), ("iou", "area")):
+        values, chances = ([float(getattr(score, field)) for score in scores] for field in (name, chance))
+        interval = list(image_interval(values, image_of_score))
+        measured[name] = {"mean": float(np.mean(values)), "interval": interval, "chance": float(np.mean(chances))}
+    return Localization(source, len(chosen), len(rows.images()), len(scores), words - len(scores), measured)
+
+
+def localization_table(results: Sequence[tuple[str, str, Localization]]) -> Table:
+    """A table in percent of (corpus, model, result)."""
+    rows, notes = [], []
+    for corpus, model, each in results:
+        cells = []
+        for score in each.scores.values():
+            interval = [100 * end for end in score["interval"]]
+            cells += [number(100 * score["mean"], interval=interval), number(100 * score["chance"])]
+        rows.append([corpus, model, each.source, *cells, f"{each.words:,}"])
+        note = f"{corpus}: {each.images:,} of {each.of:,} images, one clip each"
+        note += f"; {each.outside:,} words skipped: the model does not see their objects" if each.outside else ""
+        notes += [note] if note not in notes else []
+    measures = [heading for name in ("pointing", "mass", "IoU") for heading in (name, "chance")]
+    headings = ["corpus", "model", "source", *measures, "words"]
+    return Table("localization, % (95 % interval over images)", headings, rows, labels=3, notes=notes)
+
+
+def sources_of(encoder: Encoder) -> list[AttentionSource]:
+    """The sources of maps that a model has."""
+    return list(dict.fromkeys((attention_source(encoder.model), "interaction")))
+
+
+def word_scores(
     attention: Vectors,
     words: Sequence[Mapping[str, Any]],
     objects: Sequence[Mapping[str, Any]],
     frame_seconds: float,
-) -> ObjectAttention | None:
+    box: Sequence[float] = WHOLE,
+) -> list[WordScore]:
     """Compares a map with the boxes of the objects that each word names.
 
     Args:
@@ -53,30 +175,58 @@ def attention_on_object(
         words: as in ``word_maps``, each with ``objects`` too, the indices of the objects that it names.
         objects: of the image, each with ``box``.
         frame_seconds: as in ``word_maps``.
+        box: position of the grid on the image, as of ``Regions``.
 
     Returns:
-        None if no word names an object. The boxes of a word that names several are joined. A word whose boxes have no
-        area inside the image is skipped.
+        One score for each word that names an object, in order. The boxes of a word that names several are joined. A
+        word whose boxes have no area inside the grid is skipped.
 
     Raises:
-        ValueError: the map is not [F, P] with rows that sum to 1 and a square number of patches; a box or a time is
+        ValueError: the map is not [F, P] with rows that sum to 1 and a square number of places; a box or a time is
             invalid; a word names an object that does not exist.
     """
     weights = _checked_map(attention)
     grid = math.isqrt(weights.shape[1])
     if grid * grid != weights.shape[1]:
         raise ValueError(f"{weights.shape[1]} patches are no square grid: drop the class token")
-    masses, lifts = [], []
+    middles = (np.arange(grid) + 0.5) / grid
+    scores = []
     for word in words:
         named = word.get("objects") or ()
         for index in named:
             if not 0 <= index < len(objects):
                 raise ValueError(f"a word names object {index}, but the image has {len(objects)}")
-        share = patch_grid([objects[index]["box"] for index in named], grid)
-        if share.sum() > 0:
-            masses.append(float(weights[_frames_of(word, len(weights), frame_seconds)].mean(axis=0) @ share))
-            lifts.append(masses[-1] / float(share.mean()))
-    return ObjectAttention(float(np.mean(masses)), float(np.mean(lifts)), len(masses)) if masses else None
+        boxes = [_within(objects[index]["box"], box) for index in named]
+        share = patch_grid(boxes, grid)
+        if share.sum() == 0:
+            continue
+        inside = np.zeros((grid, grid), np.bool_)
+        for left, top, right, bottom in boxes:
+            inside |= np.outer((top <= middles) & (middles < bottom), (left <= middles) & (middles < right))
+        of_word = weights[_frames_of(word, len(weights), frame_seconds)].mean(axis=0)
+        highest = of_word >= of_word.max() * (1 - 1e-9)
+        lit = of_word >= (of_word.min() + of_word.max()) / 2
+        shared = float(share[lit].sum())
+        scores.append(
+            WordScore(
+                pointing=float(inside.ravel()[highest].mean()),
+                pointing_chance=float(inside.mean()),
+                mass=float(of_word @ share),
+                iou=shared / float(lit.sum() + share.sum() - shared),
+                area=float(share.mean()),
+            )
+        )
+    return scores
+
+
+def attention_on_object(
+    attention: Vectors,
+    words: Sequence[Mapping[str, Any]],
+    objects: Sequence[Mapping[str, Any]],
+    frame_seconds: float,
+) -> ObjectAttention | None:
+    """The means of ``word_scores``; None if no word names an object."""
+    return _mean(word_scores(attention, words, objects, frame_seconds))
 
 
 def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
@@ -87,19 +237,29 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_second
         rows: of a manifest with the columns ``words`` and ``objects`` of the scenes corpus.
         frame_seconds: as in ``word_maps``.
     """
-    known = []
+    found: list[WordScore] = []
     for attention, row in zip(maps, rows, strict=True):
-        if found := attention_on_object(attention, row.extra["words"], row.extra["objects"], frame_seconds):
-            known.append(found)
-    if not known:
+        found += word_scores(attention, row.extra["words"], row.extra["objects"], frame_seconds)
+    return _mean(found)
+
+
+def _mean(scores: Sequence[WordScore]) -> ObjectAttention | None:
+    if not scores:
         return None
-    words = sum(each.words for each in known)
-    mass, lift = (sum(getattr(each, name) * each.words for each in known) / words for name in ("mass", "lift"))
-    return ObjectAttention(mass, lift, words)
+    mass, lift = np.mean([(score.mass, score.mass / score.area) for score in scores], axis=0)
+    return ObjectAttention(float(mass), float(lift), len(scores))
+
+
+def _within(box: Sequence[float], grid: Sequence[float]) -> Sequence[float]:
+    """A box of the image as shares of the sides of the grid."""
+    if len(box) != 4:
+        return box  # patch_grid reports it
+    width, height = grid[2] - grid[0], grid[3] - grid[1]
+    return [(edge - grid[n % 2]) / (width, height)[n % 2] for n, edge in enumerate(box)]
 
 
 def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float) -> Floats:
-    """[W, P] mean attention during each word; each row sums to 1.
+    """[W, P] mean weights during each word; each row sums to 1.
 
     Args:
         attention: [F, P] map.

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from saysee.data.manifest import Manifest, Row
-from saysee.encoding.attention import attention_map
+from saysee.encoding.attention import attend
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.comparison import Comparison, System
 from saysee.evaluation.localization import attention_on_object, word_maps
@@ -38,7 +38,7 @@ class DemoResult:
     seed: int  # of the demo, and of the choice of queries that the report shows
     settings: Mapping[str, Any]  # of the demo, by name
     test: Manifest  # rows of the test split
-    models: Mapping[str, SpeechImageModel]  # best model by row; attention is that of one with a fusion encoder
+    models: Mapping[str, SpeechImageModel]  # best model by row
     results: Mapping[str, EvaluationResult]  # evaluation by row, with vectors
     best: str  # the row whose model is best on the validation split
     others: Sequence[OtherQueries]  # other kinds of queries to that model
@@ -134,25 +134,19 @@ def _queries(demo: DemoResult) -> list[dict[str, Any]]:
 
 
 def _attention(demo: DemoResult) -> list[dict[str, Any]]:
-    """Three random clips: attention of the fusion encoder during each word."""
-    found = [(name, model) for name, model in demo.models.items() if model.fusion is not None]
-    if not found:
-        return []
-    name, model = found[-1]
-    encoder, clips = Encoder(model), []
+    """Three random clips: which regions each word belongs to, by the best model."""
+    encoder, clips = Encoder(demo.models[demo.best]), []
     for index in random.Random(demo.seed + 1).sample(range(len(demo.test)), ATTENTION_CLIPS):
         row = demo.test.rows[index]
         image = load_image(demo.test.image_path(row))
-        attention = attention_map(encoder, demo.test.clip_path(row), image)
-        spoken, objects, frame_seconds = row.extra["words"], row.extra["objects"], model.speech_encoder.frame_seconds
-        on_object = attention_on_object(attention, spoken, objects, frame_seconds)
+        regions = attend(encoder, demo.test.clip_path(row), image, "interaction")
+        spoken, objects, frame_seconds = row.extra["words"], row.extra["objects"], regions.frame_seconds
+        on_object = attention_on_object(regions.frames, spoken, objects, frame_seconds)
         words = []
-        for word, weights in zip(spoken, word_maps(attention, spoken, frame_seconds), strict=True):
+        for word, weights in zip(spoken, word_maps(regions.frames, spoken, frame_seconds), strict=True):
             boxes = [objects[number]["box"] for number in word["objects"]]
             words.append({"word": word["word"], "image": image_url(attention_image(image, weights, boxes))})
-        clips.append(
-            {"model": name, "clip": _clip(demo.test, row), "lift": on_object and on_object.lift, "words": words}
-        )
+        clips.append({"clip": _clip(demo.test, row), "lift": on_object and on_object.lift, "words": words})
     return clips
 
 

@@ -230,7 +230,7 @@ def test_about_health_metrics_and_docs(ask, photos):
     folder = client.service.index.folder  # whose own name, index, says nothing
     assert (folder.name, about["name"]) == ("index", folder.parent.name)
     assert (about["images"], about["clips"]) == (6, 3)
-    assert (about["writable"], about["attention"]) == (False, "similarity")
+    assert (about["writable"], about["attention"]) == (False, "interaction")
     assert ".wav" in about["formats"]["clip"]
     assert ".png" in about["formats"]["image"]
     assert client.get("/health").json() == {"status": "ok"}
@@ -273,8 +273,8 @@ def test_attention(ask, photos, index):
     answer = client.post("/attention", files={"audio": ("x", audio), "id": (None, "1")})
     assert answer.status_code == 200, answer.text
     found = answer.json()
-    assert (found["source"], found["rows"], found["columns"]) == ("similarity", 4, 4)
-    assert all(len(frame) == 16 for frame in found["frames"])
+    assert (found["source"], found["rows"], found["columns"]) == ("interaction", 7, 7)
+    assert all(len(frame) == 49 for frame in found["frames"])
     assert found["seconds"] == pytest.approx(5_000 / 16_000)
     for files, status, code in (
         ({"audio": ("x", audio)}, 422, "invalid-field"),

@@ -2,9 +2,9 @@
 
 import { drawAttention } from "./attention.js";
 import { element, make } from "./elements.js";
-import { served } from "./service.js";
+import { served, sources } from "./service.js";
 
-const LIT = 5; // results: about a row; each takes one run of the model
+const LIT = 5; // results: about a row; each takes one run of the model, and then fifty
 const PATIENCE = 4000; // ms that playing waits for the first of them
 
 /** The title of a query; its words are marked while they are heard, where it is known when. */
@@ -19,7 +19,7 @@ export function showTitle(query) {
 
 /** Resolves when the first result can light up, or waiting for that takes too long. */
 export async function readyToLight(query, hits) {
-  const first = load(query, hits.slice(0, 1), new Map(), () => true);
+  const first = load(query, hits.slice(0, 1), new Map(), () => true, sources().slice(0, 1));
   await Promise.race([first, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
 }
 
@@ -50,14 +50,17 @@ export function light(query, hits, list, isShown) {
   draw();
 }
 
-async function load(query, hits, lit, isShown) {
+/** Fills `lit` by the quickest source for all hits, then by the best. */
+async function load(query, hits, lit, isShown, by = sources()) {
   if (!served.attention) return;
-  for (const [place, hit] of hits.entries()) {
-    if (hit.kind !== "image" || !isShown()) return;
-    try {
-      lit.set(place, await query.attentionTo(hit));
-    } catch {
-      return; // the viewer names the reason
+  for (const source of by) {
+    for (const [place, hit] of hits.entries()) {
+      if (hit.kind !== "image" || !isShown()) return;
+      try {
+        lit.set(place, await query.attentionTo(hit, source));
+      } catch {
+        return; // the viewer names the reason
+      }
     }
   }
 }

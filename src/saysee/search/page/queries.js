@@ -26,7 +26,7 @@ export class Query {
     this.key = "";
     /** What was found by kind of hits and filter. */
     this.answers = new Map();
-    /** Promises of attention by the id of an image. */
+    /** Promises of attention by the id of an image and the source. */
     this.attention = new Map();
     this.#be(kind);
   }
@@ -48,14 +48,15 @@ export class Query {
     return this.answers.get(`${find} ${filter}`);
   }
 
-  /** Which regions of an image each moment attends to. */
-  attentionTo({ id }, signal) {
-    if (!this.attention.has(id)) {
-      const found = attention(this.content, id, signal).then((answer) => new Attention(answer));
-      this.attention.set(id, found);
-      found.catch(() => this.attention.delete(id));
+  /** Which regions of an image each moment attends to, by one of `sources()`. */
+  attentionTo({ id }, source, signal) {
+    const key = `${id} ${source}`;
+    if (!this.attention.has(key)) {
+      const found = attention(this.content, id, source, signal).then((answer) => new Attention(answer));
+      this.attention.set(key, found);
+      found.catch(() => this.attention.delete(key));
     }
-    return this.attention.get(id);
+    return this.attention.get(key);
   }
 
   /**

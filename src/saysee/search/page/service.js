@@ -111,10 +111,14 @@ export async function newest(kind, filters, offset) {
   return (await (await request(`items?${fields}`, {})).json()).items;
 }
 
-export async function attention(audio, id, signal) {
+/** The sources of attention, the quickest first and the best last. */
+export const sources = () => [...new Set([served.attention ?? "interaction", "interaction"])];
+
+export async function attention(audio, id, source, signal) {
   const form = new FormData();
   form.append("audio", audio, "query");
   form.append("id", String(id));
+  form.append("source", source);
   return (await request("attention", { method: "POST", body: form, signal })).json();
 }
 

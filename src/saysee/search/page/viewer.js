@@ -4,13 +4,13 @@ import { clear, drawAttention } from "./attention.js";
 import { drawWaveform } from "./audio.js";
 import { element, labelPlayer, make } from "./elements.js";
 import { dateOf, placeOf } from "./results.js";
-import { file, small } from "./service.js";
+import { file, small, sources } from "./service.js";
 import { Zoom } from "./zoom.js";
 
 const PEAKS = 160;
 const SOURCES = {
-  fusion: "the attention of the model's fusion encoder",
-  similarity: "the similarity of speech frames and image patches (the model has no fusion encoder)",
+  fusion: "the attention of the model's fusion encoder; a better highlight is being computed",
+  interaction: "how the similarity changes when a region is covered and a moment silenced",
 };
 
 export class Viewer {
@@ -95,7 +95,7 @@ export class Viewer {
     this.slider.value = "0";
     this.#draw();
     const failed = (error) => error.name !== "AbortError" && this.#note(error.message);
-    this.#loadAttention(hit, loading.signal).then(() => this.#draw(), failed);
+    this.#loadAttention(hit, loading.signal).catch(failed);
     this.#loadImage(hit, loading.signal).catch(failed);
   }
 
@@ -126,11 +126,16 @@ export class Viewer {
       return;
     }
     this.#note("Computing which regions each moment of your words attends to…");
-    this.attention = await query.attentionTo(hit, signal);
-    this.slider.max = String(this.attention.seconds);
-    const seen = this.attention.whole ? "" : " The model sees only the part within the dashed line.";
-    const how = "Play or drag to highlight the regions that each moment attends to.";
-    this.#note(`${how} Computed from ${SOURCES[this.attention.source]}.${seen}`);
+    for (const source of sources()) {
+      const attention = await query.attentionTo(hit, source, signal);
+      signal.throwIfAborted();
+      this.attention = attention;
+      this.slider.max = String(attention.seconds);
+      const seen = attention.whole ? "" : " The model sees only the part within the dashed line.";
+      const how = "Play or drag to highlight the regions that each moment attends to.";
+      this.#note(`${how} Computed from ${SOURCES[source]}.${seen}`);
+      this.#draw();
+    }
   }
 
   #note(text) {

@@ -166,7 +166,7 @@ class Service:
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
             alone = object()  # a kind of its own, so that nothing shares the batch
-            found = await self._run(alone, None, lambda _: [attend(self.encoder, speech, image)])
+            found = await self._run(alone, None, lambda _: [attend(self.encoder, speech, image, form.source)])
         frames = np.round(found.frames.astype(np.float64), _WEIGHT_DIGITS).tolist()
         return {name: getattr(found, name) for name in schemas.AttentionAnswer.model_fields} | {"frames": frames}
 

@@ -7,6 +7,7 @@ from fastapi import Form, UploadFile
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
+from saysee.encoding.attention import AttentionSource
 from saysee.media.formats import Kind
 from saysee.search.index.ranking import FUSED, Measure, Speech
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
@@ -79,6 +80,11 @@ class AttentionForm(_Form):
 
     audio: UploadFile = Field(description="an audio file", json_schema_extra=_FILE)
     id: int = Field(ge=1, le=MAX_ID, description="the id of an image")
+    source: AttentionSource | SkipJsonSchema[None] = Field(
+        None,
+        description="interaction: what the score owes to a place and a moment together, more often right; fusion: the "
+        "model's fusion encoder, where it has one, in less time. By default as in GET /about",
+    )
 
 
 class ItemForm(_Form):
@@ -116,8 +122,8 @@ class AboutAnswer(BaseModel):
     images: int
     clips: int
     writable: bool = Field(description="whether items may be added and removed")
-    attention: Literal["fusion", "similarity"] | None = Field(
-        description="what POST /attention is computed from; null without a speech encoder"
+    attention: AttentionSource | None = Field(
+        description="what POST /attention is computed from by default; null without a speech encoder"
     )
     speech: list[Speech] = Field(description="how speech can be searched for, the default first")
     limits: Limits
@@ -167,7 +173,7 @@ class SearchAnswer(BaseModel):
 class AttentionAnswer(BaseModel):
     """Which regions of an image each moment of speech attends to."""
 
-    source: Literal["fusion", "similarity"]
+    source: AttentionSource
     rows: int
     columns: int
     frame_seconds: float
