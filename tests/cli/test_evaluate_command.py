@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,31 @@ def test_a_cascade_on_the_manifests_texts_is_scored(
     both = json.loads(output_of(capsys, cascade, *manifests, "--json"))
     assert both["corpora"][1]["overall"] == one["overall"]
     assert "R@1" in output_of(capsys, cascade, *manifests)
+
+
+def test_localization_scores_maps_where_the_manifest_has_words_and_boxes(
+    manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Manifest.read(manifests[0])
+    words = [{"word": "red", "start": 0.0, "end": 0.4, "objects": [0]}, {"word": "a", "start": 0.4, "end": 1.0}]
+    seen = {"words": words, "objects": [{"box": [0.0, 0.0, 0.5, 1.0]}]}
+    outside = {"words": words, "objects": [{"box": [0.2, 0.2, 0.2, 0.4]}]}
+    rows = [replace(row, extra=extra) for row, extra in zip(corpus.rows, (seen, seen, outside), strict=True)]
+    boxed = str(Path(manifests[0]).with_name("boxed.jsonl"))
+    Manifest(rows, corpus.root).write(Path(boxed))
+    (found,) = json.loads(output_of(capsys, model_folder, boxed, "--localization", "--json"))["localization"]
+    assert (found["source"], found["images"], found["words"], found["outside"]) == ("interaction", 3, 2, 1)
+    for name, chance in (("pointing", 3 / 7), ("mass", 0.5), ("iou", 0.5)):  # the middles of 3 of 7 columns
+        score = found["scores"][name]
+        assert score["chance"] == pytest.approx(chance)
+        assert score["interval"][0] <= score["mean"] <= score["interval"][1]
+    assert "interaction" in output_of(capsys, model_folder, boxed, "--localization")
+    (line,) = csv.DictReader(io.StringIO(output_of(capsys, model_folder, boxed, "--localization", "--format", "csv")))
+    assert float(line["mass mean"]) == pytest.approx(found["scores"]["mass"]["mean"])
+    assert main(["evaluate", model_folder, manifests[0], "--localization"]) == 2
+    assert "words" in capsys.readouterr().err
+    assert main(["evaluate", "cascade:manifest+x", boxed, "--localization"]) == 2
+    assert "--localization" in capsys.readouterr().err
 
 
 def seed_of(folder: str, to: Path, seed: int) -> str:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import data, evaluate, search, serve, studies, train
+from saysee.cli import data, evaluate, explain, search, serve, studies, train
 from saysee.cli.printing import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -37,6 +37,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "index-check": search.index_check,
     "index-compact": search.index_compact,
     "search": search.search,
+    "explain": explain.explain,
     "serve": serve.serve,
     "demo": studies.demo,
 }

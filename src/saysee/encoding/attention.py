@@ -103,7 +103,7 @@ def attend(encoder: Encoder, speech: SpeechInput, image: ImageInput, source: Att
 
 def attention_source(model: SpeechImageModel) -> AttentionSource:
     """The source that takes the least time: the fusion encoder if the model was saved with it."""
-    return "interaction" if model.fusion is None else "fusion"
+    return "interaction" if getattr(model, "fusion", None) is None else "fusion"
 
 
 @torch.inference_mode()

@@ -47,17 +47,20 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
     return _svg(axes, title, x_axis, y_axis)
 
 
-def attention_image(image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]]) -> Image.Image:
+def attention_image(
+    image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), highest: float = 0.0
+) -> Image.Image:
     """A square image of 132 pixels a side, overlaid with attention and with outlined boxes.
 
     Args:
         image: RGB, square as the model sees it.
         attention: [P] weights over a square grid of patches, row by row from the top left.
         boxes: ``[left, top, right, bottom]`` as shares of the sides.
+        highest: weight of the full color, if higher than those of this map: the same for all images of a strip.
     """
     side, size = round(len(attention) ** 0.5), 132
     heat = attention.reshape(side, side).astype(np.float32)
-    heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
+    heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), highest - float(heat.min()), 1e-12)
     smooth = Image.fromarray((heat * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     alpha = np.asarray(smooth, dtype=np.float32)[..., None] / 255 * 0.75
     grey = np.asarray(image.convert("L").convert("RGB").resize((size, size)), dtype=np.float32)

@@ -35,7 +35,7 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
     environment = Environment(loader=PackageLoader("saysee", "search"), autoescape=select_autoescape())
     # The style sheets are those of the page of ``saysee serve``, so that both look alike.
     environment.filters["css"] = lambda name: Markup((_PAGE / name).read_text(encoding="utf-8"))
-    environment.globals.update(media_url=functools.cache(_media_url), audio_url=_audio_url, name=_name, link=_link)
+    environment.globals.update(media_url=functools.cache(_media_url), audio_url=audio_url, name=_name, link=_link)
     text = environment.get_template("terminal/sheet.html").render(
         results=results.results[:MAX_QUERIES],
         omitted=max(0, len(results.results) - MAX_QUERIES),
@@ -70,7 +70,7 @@ def _media_url(kind: str, path: str) -> str | None:
     try:
         if _is_web(path):
             return None
-        return image_url(load_thumbnail(path, _SIDE)) if kind == "image" else _audio_url(load_audio(path))
+        return image_url(load_thumbnail(path, _SIDE)) if kind == "image" else audio_url(load_audio(path))
     except MediaError:
         return None
 
@@ -82,7 +82,7 @@ def image_url(image: Image.Image) -> str:
     return data_url(buffer.getvalue(), "image/jpeg")
 
 
-def _audio_url(samples: NDArray[np.float32]) -> str:
+def audio_url(samples: NDArray[np.float32]) -> str:
     """As MP3, which every browser plays, in a fifth of the size of the samples."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="MP3")
