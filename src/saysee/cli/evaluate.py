@@ -66,6 +66,8 @@ def evaluate(
         raise ConfigError(f"--language is for the recognizer of a cascade; there is none among {', '.join(models)}")
     if by and len(manifests) > 1:
         raise ConfigError("--by breaks down one corpus; give one manifest with it")
+    if localization and (by or mteb or features or any(cascades.values())):
+        raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
     corpora = [_read(path, part, by) for path, part in zip(paths, splits, strict=True)]
     from saysee.evaluation.comparison import Comparison, System, short_names
@@ -74,8 +76,6 @@ def evaluate(
     for model, parts in cascades.items():
         kind_of(parts.clip if parts else model)  # raises before the long work
     if localization:
-        if by or mteb or features or any(cascades.values()):
-            raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
         corpora = [corpus.select(part) for corpus, part in zip(corpora, splits, strict=True)]
         return _localize(models, dict(zip(short_names(paths, splits), corpora, strict=True)), device, untrained, format)
     options = {"by": by, "batch_size": batch_size}
