@@ -144,6 +144,8 @@ def test_the_source_is_named(searched, visit, services, corpus):
     searched.route("**/attention", hold)
     searched.locator("#results .tile").nth(0).click()
     expect(note).to_have_text(re.compile("the attention of the model's fusion encoder"), timeout=60_000)
+    while len(asked) < 2:
+        searched.wait_for_timeout(50)
     asked[1].continue_()
     expect(note).to_have_text(re.compile("a region is covered and a moment silenced"), timeout=60_000)
     page = visit(f"{services.guarded}#token={TOKEN}")
