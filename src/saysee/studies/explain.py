@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -42,7 +43,8 @@ def write_explanation(path: Path, regions: Regions, image: Image.Image, clip: ND
     elif path.suffix.lower() == ".png":
         _strip(regions, image).save(buffer, "PNG")
     else:
-        np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in asdict(regions).items()})
+        arrays: dict[str, Any] = asdict(regions)
+        np.savez_compressed(buffer, **arrays)
     try:
         with atomic_write(path) as file:
             file.write(buffer.getvalue())
