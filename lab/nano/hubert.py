@@ -257,7 +257,8 @@ class _Training:
             row, frame, share = self._same_phones(numbers, speeds, frames.shape[1])
             for state in (hidden, self._state_before):
                 before, after = state[row, frame].float(), state[row, frame + 1].float()
-                distance = distance + pair_distance(*before.lerp(after, share[..., None]), row[0])
+                first, second = before.lerp(after, share[..., None])
+                distance = distance + pair_distance(first, second, row[0])
             loss = loss + self.settings.align_weight * distance
         right = (scores.detach().argmax(dim=-1) == labels)[masked].float().mean()
         return loss, {
