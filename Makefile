@@ -1,5 +1,5 @@
 # Each target creates .venv if there is none, installs the versions pinned in constraints.txt, and runs.
-#   make demo        corpus, training of baseline and CMD, scores, demo/report.html
+#   make demo        corpus, training of three recipes, scores, demo/report.html
 #   make test        the tests
 #   make test-all    those that take minutes too
 #   make lint        ruff, mypy, import-linter

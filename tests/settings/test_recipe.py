@@ -51,7 +51,7 @@ def test_an_encoder_is_a_name_or_values_and_its_layers_a_number_or_all():
     assert recipe.model.speech == {"hidden_size": 32, "conv_dim": [8, 8]}
     assert recipe.model.speech_trainable == "all"
     assert resolve_recipe({"model": {"speech": "some/name", "speech_trainable": 3}}).model.speech_trainable == 3
-    assert load_recipe("nano", ["--model.image", "a/folder", "--model.image_trainable=2"]).model.image_trainable == 2
+    assert load_recipe("nano", ["--model.image", "a/folder", "--model.text=false"]).model.image == "a/folder"
 
 
 def test_a_preset_is_where_own_values_start_from():
@@ -169,6 +169,7 @@ def test_a_recipe_that_is_not_there_is_reported_with_those_that_exist(tmp_path):
         ({"denoising": {"weight": 0.0}, "contrastive": {"weight": 0.0}}, "contrastive.weight"),
         ({"denoising": {"warmup_steps": 5}, "contrastive": {"weight": 0.0}}, "contrastive.weight"),
         ({"denoising": {"start_step": 5}, "contrastive": {"weight": 0.0}}, "contrastive.weight"),
+        ({"contrastive": {"negatives": "all"}, "model": {"image_trainable": 2}}, "contrastive.negatives"),
         ({"contrastive": {"temperature": 0.0}}, "temperature"),
         ({"denoising": {"temperature": -0.1}}, "temperature"),
         ({"data": {"batch_size": 1}}, "data.batch_size"),

@@ -17,7 +17,7 @@ from markupsafe import escape
 from saysee import Index
 from saysee.errors import SaySeeError
 from saysee.studies import demo as demo_module
-from saysee.studies.demo import DemoSettings, run_demo
+from saysee.studies.demo import ROWS, DemoSettings, run_demo
 from saysee.studies.report import DemoResult
 from saysee.studies.visit import choose_examples
 from saysee.training.trainer import Trainer
@@ -95,15 +95,15 @@ def test_the_right_image_is_framed_exactly_if_it_ranks_in_the_first_five(demo: t
     assert Page(text).right == sum(rank <= 5 for rank in ranks)
 
 
-def test_both_rows_have_the_same_start_data_and_steps(demo: tuple[Path, DemoResult]) -> None:
+def test_all_rows_have_the_same_data_and_steps(demo: tuple[Path, DemoResult]) -> None:
     folder, result = demo
     metrics = {
         name: [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("baseline", "CMD")
+        for name in ROWS
     }
-    assert {name: run["steps"] for name, run in result.runs.items()} == {"baseline": 4, "CMD": 4}
-    assert {name: run["clips"] for name, run in result.runs.items()} == {"baseline": 64, "CMD": 64}
-    assert not any("denoising_loss" in line for line in metrics["baseline"])
+    assert {name: run["steps"] for name, run in result.runs.items()} == dict.fromkeys(ROWS, 4)
+    assert {name: run["clips"] for name, run in result.runs.items()} == dict.fromkeys(ROWS, 64)
+    assert not any("denoising_loss" in line for name in ("baseline", "SaySee") for line in metrics[name])
     assert any("denoising_loss" in line for line in metrics["CMD"])
 
 
@@ -116,7 +116,7 @@ def test_a_second_call_repeats_no_training(demo: tuple[Path, DemoResult]) -> Non
     assert second.runs == first.runs
     for name, found in first.results.items():
         assert second.results[name].overall == found.overall
-    assert json.loads(json.dumps(second.to_dict()))["scores"].keys() == {"baseline", "CMD"}
+    assert json.loads(json.dumps(second.to_dict()))["scores"].keys() == ROWS.keys()
 
 
 def test_other_queries_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from saysee.data.loader import Plan, SpeechImageLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.precision import arithmetic_of
-from saysee.errors import ConfigError, MediaError
+from saysee.errors import MediaError
 from saysee.evaluation.protocols import evaluate
 from saysee.media.audio import load_audio
 from saysee.model.retriever import SpeechImageModel
@@ -239,19 +240,28 @@ def test_a_run_whose_features_cannot_be_kept_says_why_and_keeps_none(
     assert not Path(frozen_settings["features"]["folder"]).exists()
 
 
-def test_all_images_of_the_split_are_negatives(frozen_settings: dict[str, Any], corpus: Manifest) -> None:
-    trainer = Trainer(resolve_recipe(frozen_settings, ["--contrastive.negatives=all"]))
-    trainer.cache_features()
+@pytest.mark.parametrize("keep_now", ["auto", "off"])
+def test_all_images_of_the_split_are_negatives(frozen_settings: dict[str, Any], tmp_path: Path, keep_now: str) -> None:
+    manifest = Path(frozen_settings["data"]["manifest"])
+    copy = shutil.copytree(manifest.parent, tmp_path / "copy") / manifest.name
+    damaged = Manifest.read(copy).select("train").images()[1].image
+    (copy.parent / damaged).write_bytes(b"this is no image")
+    flags = ["--contrastive.negatives=all", f"--features.keep={keep_now}", f"--data.manifest={copy}"]
+    with pytest.raises(MediaError, match=re.escape(damaged)):
+        Trainer(resolve_recipe(frozen_settings, flags)).compare_with_all()
+    trainer = Trainer(resolve_recipe(frozen_settings, [*flags, "--data.on_bad_file=skip", "--training.steps=2"]))
+    trainer.fit()
     task = trainer.objective.tasks["contrastive"]
     assert isinstance(task, ContrastiveTask)
     assert task.among is not None
     train = trainer.data.train_rows
-    assert task.among.ids.tolist() == list(range(len(train.images())))
-    batch = next(iter(trainer.loader))
-    assert torch.equal(task.among.vectors[batch.image_ids], batch.to("cpu").vectors)
-    for flag in ("--features.keep=off", "--model.image_trainable=1"):
-        with pytest.raises(ConfigError, match=r"contrastive\.negatives.*(features\.keep|image_trainable)"):
-            Trainer(resolve_recipe(frozen_settings, ["--contrastive.negatives=all", flag])).cache_features()
+    used = [number for number, row in enumerate(train.images()) if row.image != damaged]
+    assert 1 < len(used) == len(train.images()) - 1
+    assert task.among.ids.tolist() == used
+    batch = next(iter(trainer.loader)).to("cpu")
+    own = torch.nn.functional.normalize(trainer.objective.features(batch)[1].vector.float(), dim=-1)
+    among = task.among.vectors[torch.searchsorted(task.among.ids, batch.image_ids)]
+    torch.testing.assert_close(among, own, atol=2e-3, rtol=0)
 
 
 def test_clips_have_gaps_in_training_alone(frozen_settings: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def ablate(
 
 
 def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
-    """Make a corpus, train the baseline and CMD on it, evaluate both, write a report, and index the test split.
+    """Make a corpus, train three recipes on it, evaluate them, write a report, and index the test split.
 
     Args:
         to: folder of the corpus, the models, the report and the index

@@ -153,8 +153,8 @@ class ContrastiveSettings:
     learn_temperature: bool = False
     """Learn the temperature (SpeechCLIP large does, base does not)."""
     negatives: Literal["batch", "all"] = "batch"
-    """The images that a clip must tell from its own: those of its batch, or all of the training split. All needs
-    cached features (features.keep); each image is compared with the clips of the batch in both cases."""
+    """The images that a clip must tell from its own: those of its batch, or all of the training split, which must then
+    be by a frozen encoder. An image is compared with the clips of its batch in both cases."""
 
 
 @dataclass
@@ -302,6 +302,9 @@ class Recipe:
         if self.training.best_by == "step" and self.training.patience:
             fix = "it waits for a better recall: set training.best_by to mean_R@1 or mean_R@10"
             yield "training.patience", self.training.patience, fix
+        if contrastive.negatives == "all" and self.model.image_trainable:
+            fix = f"model.image_trainable is {self.model.image_trainable}, and vectors change: set it to batch"
+            yield "contrastive.negatives", contrastive.negatives, fix
         if contrastive.weight == 0:
             if denoising.weight == 0:
                 yield "contrastive.weight", contrastive.weight, "denoising is off too: turn on at least one of them"

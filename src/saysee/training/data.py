@@ -91,9 +91,22 @@ class TrainingData:
         return self.cache.folder
 
     def all_images(self) -> AllImages:
-        """The cached images of the training split, but those whose file cannot be used."""
-        assert self._feature_loader is not None
-        return self._feature_loader.all_images()
+        """The images of the training split, by the frozen encoder; without those that are skipped.
+
+        Raises:
+            MediaError: an image cannot be used, and bad files are not to be skipped.
+        """
+        bad: dict[int, MediaError] | None = {} if self._recipe.data.on_bad_file == "skip" else None
+        encoder = Encoder(self._model, precision=self._precision, cache=self.cache)
+        paths = [str(self.train_rows.image_path(row)) for row in self.train_rows.images()]
+        vectors = encoder.encode("image", paths, bad=bad)
+        ids = [number for number in range(len(paths)) if number not in (bad or {})]
+        return AllImages(torch.from_numpy(vectors[ids]), torch.tensor(ids))
+
+    @property
+    def _precision(self) -> Precision:
+        """Training reads features in its own precision, validation as every evaluation does."""
+        return "autocast" if self._arithmetic == "bf16" else "fp32"
 
     def check_validation(self) -> dict[str, str]:
         """Drops the rows of the validation split whose files cannot be used, before any step waits for them.
@@ -133,9 +146,7 @@ class TrainingData:
     def _cached_features(self) -> tuple[RowFeatures, dict[str, str], FeatureCache]:
         """The features of the training split, the bad files of the validation split, and the cache that has both."""
         cache = feature_cache(self._recipe.features, self._manifest.root)
-        # Training reads features in its own precision, validation as every evaluation does.
-        precision: Precision = "autocast" if self._arithmetic == "bf16" else "fp32"
-        train = Encoder(self._model, precision=precision, cache=cache)
+        train = Encoder(self._model, precision=self._precision, cache=cache)
         skip = self._recipe.data.on_bad_file == "skip"
         wanted = [(train, self.train_rows, skip), (Encoder(self._model, cache=cache), self.val_rows, skip)]
         of_train, of_validation = cache_features(wanted, self._model)
@@ -302,16 +313,6 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         self._images = [str(rows.image_path(row)) for row in rows]
         numbers: dict[str, int] = {}
         self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
-
-    def all_images(self) -> AllImages:
-        """The images of the rows, once each, but those whose file cannot be used."""
-        firsts: dict[int, int] = {}
-        for row, (number, path) in enumerate(zip(self._image_ids, self._images, strict=True)):
-            if path not in self._features.bad:
-                firsts.setdefault(number, row)
-        rows = list(firsts.values())
-        parts = [self._features.images.gather(rows[start : start + 256])[0] for start in range(0, len(rows), 256)]
-        return AllImages(torch.cat(parts).float(), torch.tensor(list(firsts)))
 
     def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[FeatureBatch]]:
         del epoch  # features have no random crops

@@ -91,13 +91,14 @@ class Trainer:
 
     def cache_features(self) -> None:
         """Computes what is missing of the features that can be cached, to read them from disk at each step."""
-        if (why := self.data.recomputed) is not None:
-            if self.recipe.contrastive.negatives == "all":
-                raise ConfigError(f"contrastive.negatives is 'all', which needs cached features, but {why}")
-            logger.info("%s: features are recomputed at each step: %s", self.name, why)
+        if self.data.recomputed is not None:
+            logger.info("%s: features are recomputed at each step: %s", self.name, self.data.recomputed)
             return
         folder = self.data.cache_features()
         logger.info("%s: features of the frozen encoders are read from %s", self.name, folder)
+
+    def compare_with_all(self) -> None:
+        """Gives the contrastive task all training images, where the recipe compares clips with all."""
         for task in self.objective.tasks.values():
             if isinstance(task, ContrastiveTask) and self.recipe.contrastive.negatives == "all":
                 task.among = self.data.all_images().to(self.accelerator.device)
@@ -123,6 +124,7 @@ class Trainer:
             if result is not None:
                 return result
             self.cache_features()  # before the folder holds a run: an error here asks for other settings
+            self.compare_with_all()
             bad_of_validation = list(self.data.check_validation().items())
             self._report_skipped(bad_of_validation)
             machine = {"arithmetic": self.arithmetic, "processes": processes.count}
