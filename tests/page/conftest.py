@@ -71,6 +71,8 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         # With a higher rate so few images are memorized before attention has learned anything.
         "optimizer.lr": 1e-3,
         "contrastive.temperature": 0.07,
+        "head.layers": 1,
+        "speech_noise.clips": 0,
     }
     Trainer(load_recipe("nano", [f"--{name}={value}" for name, value in flags.items()])).fit()
     model = SpeechImageModel.from_pretrained(folder / "run" / "best")
