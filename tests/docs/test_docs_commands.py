@@ -225,8 +225,8 @@ def prepare(page: str, place: Path) -> None:
         shutil.copy(scenes / "clips/000/000000-0.flac", place / "query.wav")  # formats are found by content
         shutil.copy(scenes / "images/000/000000.png", place / "photo.jpg")
     if page == "README.md":
-        (place / "demo" / "runs" / "CMD").mkdir(parents=True)
-        (place / "demo" / "runs" / "CMD" / "best").symlink_to(place / "runs" / "first" / "best")
+        (place / "demo" / "runs" / "SaySee").mkdir(parents=True)
+        (place / "demo" / "runs" / "SaySee" / "best").symlink_to(place / "runs" / "first" / "best")
         (place / "demo" / "scenes").symlink_to(scenes)
     if page == "published-weights.md":
         write_published(place)

@@ -114,7 +114,7 @@ def test_the_highlight_follows_the_audio(visit, heard):
 def test_at_the_end_of_the_query_nothing_is_highlighted(searched):
     page = searched
     opened(page)
-    page.evaluate(MOVE, float(page.get_attribute("#moment", "max")) - 0.4)
+    page.evaluate(MOVE, float(page.get_attribute("#moment", "max")) - 1.2)
     page.click("#play")
     expect(page.locator("#play")).to_have_text("Pause the query")
     expect(page.locator("#play")).to_have_text("Play the query")
@@ -206,3 +206,22 @@ def test_a_query_without_audio_has_no_player(visit):
     opened(page)
     expect(page.locator("#player")).to_be_hidden()
     expect(page.locator("#highlight-choice")).to_be_hidden()
+
+
+def test_a_model_without_speech_encoder_is_asked_for_no_attention(visit, corpus):
+    page = visit()
+
+    def without_attention(route):
+        route.fulfill(json=route.fetch().json() | {"attention": None})
+
+    page.route("**/about", without_attention)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "attention" in request.url else None)
+    page.reload()
+    choose(page, corpus, corpus.rows[0])
+    page.locator("#results .tile").first.click()
+    expect(page.locator("#play")).to_be_visible()
+    expect(page.locator("#time")).to_have_text(re.compile(r"0\.0 / [1-9]\.\d s"))
+    expect(page.locator("#highlight-choice")).to_be_hidden()
+    expect(page.locator("#viewer-note")).to_have_text("")
+    assert not [url for url in asked if not url.endswith(".js")]

@@ -57,10 +57,15 @@ export class ClipAudio {
     else await this.play();
   }
 
+  /** Its length; 0 as long as the browser does not know it. */
+  get seconds() {
+    return Number.isFinite(this.element.duration) ? this.element.duration : 0;
+  }
+
   /** Seeks to a moment, if the browser can. */
   async seek(seconds) {
     await this.ready;
-    if (Number.isFinite(this.element.duration)) this.element.currentTime = seconds;
+    if (this.seconds) this.element.currentTime = seconds;
   }
 
   /** The peaks of equal parts, scaled so that the largest is 1; empty if the audio cannot be decoded. */

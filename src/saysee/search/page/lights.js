@@ -2,7 +2,7 @@
 
 import { drawAttention } from "./attention.js";
 import { element, make } from "./elements.js";
-import { served, sources } from "./service.js";
+import { sources } from "./service.js";
 
 const LIT = 5; // results: about a row; each takes one run of the model, and then fifty
 const PATIENCE = 4000; // ms that playing waits for the first of them
@@ -52,7 +52,6 @@ export function light(query, hits, list, isShown) {
 
 /** Fills `lit` by the quickest source for all hits, then by the best. */
 async function load(query, hits, lit, isShown, by = sources()) {
-  if (!served.attention) return;
   for (const source of by) {
     for (const [place, hit] of hits.entries()) {
       if (hit.kind !== "image" || !isShown()) return;

@@ -111,8 +111,8 @@ export async function newest(kind, filters, offset) {
   return (await (await request(`items?${fields}`, {})).json()).items;
 }
 
-/** The sources of attention, the quickest first and the best last. */
-export const sources = () => [...new Set([served.attention ?? "interaction", "interaction"])];
+/** The sources of attention, the quickest first and the best last; none where the model has no speech encoder. */
+export const sources = () => (served.attention ? [...new Set([served.attention, "interaction"])] : []);
 
 export async function attention(audio, id, source, signal) {
   const form = new FormData();

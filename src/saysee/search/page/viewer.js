@@ -68,7 +68,8 @@ export class Viewer {
     this.query = query;
     this.peaks = new Float32Array(0);
     const silent = !query?.audio;
-    element("player").hidden = element("highlight-choice").hidden = silent;
+    element("player").hidden = silent;
+    element("highlight-choice").hidden = silent || !sources().length;
     if (silent) return;
     query.audio.watch("viewer", () => this.#changed(query));
     query.audio.peaks(PEAKS).then((peaks) => {
@@ -121,6 +122,7 @@ export class Viewer {
 
   async #loadAttention(hit, signal) {
     const { query } = this;
+    if (!sources().length) return this.#note("");
     if (!query?.audio) {
       this.#note("Search by speaking to see which regions each moment of your words attends to.");
       return;
@@ -130,7 +132,6 @@ export class Viewer {
       const attention = await query.attentionTo(hit, source, signal);
       signal.throwIfAborted();
       this.attention = attention;
-      this.slider.max = String(attention.seconds);
       const seen = attention.whole ? "" : " The model sees only the part within the dashed line.";
       const how = "Play or drag to highlight the regions that each moment attends to.";
       this.#note(`${how} Computed from ${SOURCES[source]}.${seen}`);
@@ -209,8 +210,9 @@ export class Viewer {
   }
 
   #draw() {
+    const total = this.attention?.seconds ?? this.query?.audio?.seconds ?? 0;
+    if (total) this.slider.max = String(total);
     const seconds = this.moment ?? Number(this.slider.value);
-    const total = this.attention?.seconds ?? 0;
     element("time").textContent = total ? `${seconds.toFixed(1)} / ${total.toFixed(1)} s` : "";
     if (this.query?.audio) drawWaveform(element("waveform"), this.peaks, total ? seconds / total : 0);
     clear(this.overlay);
