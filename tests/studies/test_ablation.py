@@ -432,13 +432,14 @@ def test_two_runs_at_once_give_what_runs_in_turn_give_also_after_a_kill(
     assert "image_to_speech_R@10" in found[0]["CMD"]
 
 
-def test_the_packages_grids_have_names_and_are_no_recipes(recipe: Path, tmp_path: Path) -> None:
+def test_the_packages_grids_have_names_and_are_no_recipes(tiny_scenes: Path, tmp_path: Path) -> None:
     grid = read_grid(grid_file("cmd"))
     assert list(grid) == ["contrastive alone", "CMD paper", "image noise with image query", "speech noise", "both"]
     assert grid["contrastive alone"] == {"denoising.weight": 0.0}
     assert not {path.stem for path in GRIDS.glob("*.yaml")} & set(recipe_names())
     assert grid_file("cmd.yaml") == Path("cmd.yaml")
-    ladder = _Study(recipe, tmp_path / "study", AblationSettings(grid="ladder"))
+    manifest = (f"--data.manifest={tiny_scenes}",)
+    ladder = _Study("nano", tmp_path / "study", AblationSettings(overrides=manifest, grid="ladder"))
     for below, above in itertools.pairwise(ladder.rows):
         lower, higher = ladder.grid[below], ladder.grid[above]
         assert sum(lower[name] != higher[name] for name in lower) == 1, "a rung is more than one thing"
