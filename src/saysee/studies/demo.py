@@ -44,7 +44,7 @@ head, more negatives and gaps in speech; and that recipe with the paper's cross-
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo; with the defaults it takes under eight minutes on two CPU cores.
+    """Sizes of the demo; with the defaults it takes about a quarter of an hour on two CPU cores.
 
     Attributes:
         images: number of images, five clips each.
