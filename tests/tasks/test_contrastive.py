@@ -56,7 +56,8 @@ def test_pairs_of_one_image_are_no_negatives_of_each_other(ids, seed):
 def test_a_clip_is_compared_with_all_images_and_an_image_with_the_clips_of_the_batch():
     draw = torch.Generator().manual_seed(0)
     clips, images = torch.randn(3, 5, generator=draw), torch.randn(6, 5, generator=draw)
-    all_images, ids = AllImages(images, torch.tensor([0, 2, 3, 5, 8, 9])), torch.tensor([8, 2, 8])
+    unit = torch.nn.functional.normalize(images, dim=-1)
+    all_images, ids = AllImages(unit, torch.tensor([0, 2, 3, 5, 8, 9])), torch.tensor([8, 2, 8])
     own = images[[4, 1, 4]]
     task = ContrastiveTask(temperature=0.25)
     in_batch = info_nce(clips, own, 4.0, ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -142,8 +143,8 @@ def interaction(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> tup
     """
     clip, pixels = encoder.prepare("clip", speech), encoder.prepare("image", image)
     moment = max(round(MOMENT * SAMPLE_RATE), -(-len(clip) // MOST_MOMENTS))
-    of_windows = _changes(encoder, "clip", clip, silenced(clip, moment))
-    of_places = _changes(encoder, "image", pixels, covered(pixels))
+    of_windows = _changes(encoder, "clip", clip, lambda: silenced(clip, moment))
+    of_places = _changes(encoder, "image", pixels, lambda: covered(pixels))
     both = of_windows @ of_places.T
     both = np.maximum(both - SHARED * both.mean(axis=0), 0)
     moments = (both[1:] + both[:-1]) / 2
@@ -189,14 +190,14 @@ class _Kept(NamedTuple):
 _KEPT: WeakKeyDictionary[Encoder, _Kept] = WeakKeyDictionary()
 
 
-def _changes(encoder: Encoder, kind: Kind, original: Any, variants: list[Any]) -> Floats:
+def _changes(encoder: Encoder, kind: Kind, original: Any, variants: Callable[[], list[Any]]) -> Floats:
     """[N, D] vector of an item less those of N variants of it; those of the last items are kept."""
     if encoder not in _KEPT:
         _KEPT[encoder] = _Kept(Encoder(encoder.model, precision="fp32"), OrderedDict())
     exact, kept = _KEPT[encoder]
     key = kind, fingerprint(np.ascontiguousarray(original).data)
     if key not in kept:
-        vectors = exact.encode_prepared(kind, [original, *variants])
+        vectors = exact.encode_prepared(kind, [original, *variants()])
         kept[key] = vectors[0] - vectors[1:]
     kept.move_to_end(key)
     while len(kept) > MOST_KEPT:

@@ -175,7 +175,7 @@ class AllImages:
     """The images of a whole training split, which each clip is compared with in place of those of its batch.
 
     Attributes:
-        vectors: [M, D], of any length, without gradient.
+        vectors: [M, D] unit vectors, without gradient.
         ids: [M] int, ascending.
     """
 
@@ -244,8 +244,7 @@ def _find(
 
 
 def _find_among(queries: Tensor, among: AllImages, scale: Tensor | float, ids: Tensor) -> Tensor:
-    candidates = functional.normalize(among.vectors.float(), dim=-1)
-    return _find(queries, candidates, scale, ids, among.ids, torch.searchsorted(among.ids, ids))
+    return _find(queries, among.vectors, scale, ids, among.ids, torch.searchsorted(among.ids, ids))
 
 
 def _in_several_processes() -> bool:
