@@ -22,10 +22,10 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture
-def encoder(kind, hubert_configs):
+@pytest.fixture(params=["cls", "mean"])
+def encoder(kind, hubert_configs, request):
     torch.manual_seed(0)
-    return SpeechEncoder(hubert_configs[kind], HeadConfig(), WIDTH).eval()
+    return SpeechEncoder(hubert_configs[kind], HeadConfig(pooling=request.param), WIDTH).eval()
 
 
 def plain_hubert(encoder):
@@ -67,6 +67,15 @@ def test_different_clips_have_different_vectors(encoder, sounds):
     vectors = encoder(*SpeechImageProcessor.pad(sounds)).vector
     likeness = cosine_similarity(vectors[:, None], vectors[None], dim=-1).fill_diagonal_(0)
     assert likeness.max() < 0.9999
+
+
+@torch.no_grad()
+def test_the_vector_is_the_mean_of_the_real_frames_where_the_head_says_so(kind, hubert_configs, sounds):
+    encoder = SpeechEncoder(hubert_configs[kind], HeadConfig(pooling="mean"), WIDTH).eval()
+    found = encoder(*SpeechImageProcessor.pad(sounds))
+    assert not found.mask.all()
+    for vector, frames, mask in zip(found.vector, found.frames, found.mask, strict=True):
+        torch.testing.assert_close(vector, frames[mask].mean(dim=0))
 
 
 @torch.no_grad()

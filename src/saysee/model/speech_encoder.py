@@ -221,6 +221,7 @@ class SpeechHead(nn.Module):
 
     def __init__(self, speech_width: int, config: HeadConfig, width: int) -> None:
         super().__init__()
+        self.pooling = config.pooling
         self.cls = nn.Parameter(torch.randn(speech_width))
         layer = nn.TransformerEncoderLayer(
             speech_width,
@@ -242,4 +243,8 @@ class SpeechHead(nn.Module):
         tokens = torch.cat([self.cls.expand(len(states), 1, -1), states], dim=1)
         padding = None if _is_whole(mask) else ~functional.pad(mask, (1, 0), value=True)
         tokens = self.projection(self.layers(tokens, src_key_padding_mask=padding))
-        return SpeechFeatures(vector=tokens[:, 0], frames=tokens[:, 1:], mask=mask)
+        vector, frames = tokens[:, 0], tokens[:, 1:]
+        if self.pooling == "mean":
+            real = mask[..., None].to(frames.dtype)
+            vector = (frames * real).sum(dim=1) / real.sum(dim=1)
+        return SpeechFeatures(vector=vector, frames=frames, mask=mask)

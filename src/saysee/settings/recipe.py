@@ -104,6 +104,8 @@ class HeadConfig:
     speech_layers: Optional[list[int]] = None  # noqa: UP045
     """Which of HuBERT's hidden states are mixed: 0 is the input of its first layer, then one a layer; negative numbers
     count from the last, -1. null takes all. Fewer make cached features smaller."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What becomes a clip's vector: the CLS token that stands before the frames, or the mean of the frames."""
     as_published: bool = derived(True)
     """The head ends in a LayerNorm, and the last hidden state of HuBERT large is taken before HuBERT's final norm.
     Models of releases before this field have no such LayerNorm, and take that state behind the final norm."""
