@@ -23,8 +23,6 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from lab.nano.rooms import room_responses
-from lab.nano.speech import in_room, through_telephone
 from lab.nano.voices import TRAINED, UNHEARD, Voice, speak
 from lab.programs import run_program
 from numpy.typing import NDArray
@@ -37,6 +35,8 @@ from saysee.encoding.recognizer import SpeechRecognizer
 from saysee.errors import MediaError, SaySeeError
 from saysee.evaluation.statistics import image_interval
 from saysee.files import write_folder, write_text
+from saysee.media.augmentation import rooms
+from saysee.media.changes import in_room, through_telephone, with_noise
 from saysee.search.index.ranking import DEPTH, RANK_CONSTANT
 from saysee.studies.other_queries import parse_speaker
 
@@ -71,11 +71,14 @@ def voices() -> dict[str, Callable[[list[Row]], list[Clip]]]:
 
 def conditions() -> dict[str, Callable[[Clip, np.random.Generator], Clip]]:
     """What happens to a clip on its way, by name."""
-    noisy = {f"noise at {decibels} dB": partial(_with_noise, decibels) for decibels in DECIBELS}
+
+    def noisy(decibels: float, clip: Clip, rng: np.random.Generator) -> Clip:
+        return with_noise(clip, rng.standard_normal(len(clip)), decibels)
+
     return {
         CLEAN: lambda clip, _: clip,
-        **noisy,
-        "in a room": lambda clip, rng: in_room(clip, room_responses()[int(rng.integers(len(room_responses())))]),
+        **{f"noise at {decibels} dB": partial(noisy, decibels) for decibels in DECIBELS},
+        "in a room": lambda clip, rng: in_room(clip, rooms()[int(rng.integers(len(rooms())))]),
         "by telephone": lambda clip, _: through_telephone(clip),
     }
 
@@ -198,12 +201,6 @@ def _by_piper(rows: list[Row]) -> list[Clip]:
         samples = np.concatenate([part.audio_float_array for part in parts])
         clips.append(soxr.resample(samples, parts[0].sample_rate, SAMPLE_RATE))
     return clips
-
-
-def _with_noise(decibels: float, clip: Clip, rng: np.random.Generator) -> Clip:
-    """White noise, ``decibels`` below the clip's mean power."""
-    power = float((clip**2).mean()) * 10 ** (-decibels / 10)
-    return clip + rng.normal(0, power**0.5, len(clip)).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ from lab.nano.labels import FrameLabels, PhoneLabels, hubert_labels, mfcc_labels
 from lab.nano.loop import LoopSettings, run_steps
 from lab.nano.probe import frame_middles, probe_phones
 from lab.nano.running import run
-from lab.nano.speech import ESPEAK, MANY, UNHEARD_VOICES, SpeechPool, SpokenItem, augmented, vocal_tract
+from lab.nano.speech import ESPEAK, MANY, UNHEARD_VOICES, SpeechPool, SpokenItem
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_folder
+from saysee.media.augmentation import augmented, vocal_tract
 from saysee.model.configuration import HeadConfig
 from saysee.model.loading import load_hubert
 from saysee.model.processor import SpeechImageProcessor
@@ -195,7 +196,7 @@ class _Batches(Dataset[_Batch]):
         clips, speeds = [], []
         for number in numbers:
             clip, speed = vocal_tract(self._pool.waveform(number), draw)
-            clips.append(augmented(clip, babble, draw))
+            clips.append(augmented(clip, draw, babble))
             speeds.append(speed)
         return numbers, clips, speeds, draw.getrandbits(63)
 

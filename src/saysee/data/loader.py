@@ -27,6 +27,7 @@ from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, ManifestError, MediaError
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE, audio_seconds, load_audio
+from saysee.media.augmentation import varied
 from saysee.media.images import load_image
 from saysee.media.padding import pad
 
@@ -191,6 +192,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         seed: of the order and the crops; not negative.
         workers: processes that decode; 0 decodes in this one.
         crop_seconds: of longer clips, take a random part of this length. For training only.
+        augment: change each clip by :func:`saysee.media.augmentation.varied`. For training only.
         bucket_batches: batches whose rows are sorted by length together.
         on_bad_file: "stop" raises the file's MediaError; "skip" skips the row and lists the file in ``bad_files``.
         drop_last: drop the last rows of an epoch's order that do not fill a batch.
@@ -213,6 +215,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         seed: int,
         workers: int = 0,
         crop_seconds: float | None = None,
+        augment: bool = False,
         bucket_batches: int = BUCKET_BATCHES,
         on_bad_file: Literal["stop", "skip"] = "stop",
         drop_last: bool = True,
@@ -248,6 +251,7 @@ class SpeechImageLoader(ResumableLoader[Batch]):
             prepare_image=prepare_image,
             seed=seed,
             crop=None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE),
+            augment=augment,
             skip=on_bad_file == "skip",
             cache_bytes=cache_images,
         )
@@ -287,6 +291,7 @@ class _Reader(Dataset[Loaded[Batch]]):
     prepare_image: PrepareImage
     seed: int
     crop: int | None
+    augment: bool
     skip: bool
     cache_bytes: int
     cache: dict[int, Tensor] = field(default_factory=dict)
@@ -317,6 +322,8 @@ class _Reader(Dataset[Loaded[Batch]]):
 
     def _waveform(self, row: int, epoch: int) -> NDArray[np.float32]:
         waveform = load_audio(Path(self.clips[row]))
+        if self.augment:
+            waveform = varied(waveform, f"{self.seed} {epoch} {row}")
         if self.crop is not None and waveform.size > self.crop:
             start = np.random.default_rng([self.seed, epoch, row]).integers(waveform.size - self.crop + 1)
             waveform = waveform[start : start + self.crop]

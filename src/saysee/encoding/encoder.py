@@ -53,6 +53,7 @@ class Encoder:
         workers: threads that read and decode; None: one per core, at most eight.
         recognizer: clips are transcribed by it, and the transcripts encoded by the text encoder, in place of the
             model's speech encoder.
+        augment: clips are changed by :func:`saysee.media.augmentation.varied` first, each always alike; for training.
 
     Attributes:
         model: the model.
@@ -71,6 +72,7 @@ class Encoder:
         cache: FeatureCache | None = None,
         workers: int | None = None,
         recognizer: SpeechRecognizer | None = None,
+        augment: bool = False,
     ) -> None:
         if isinstance(model, str | os.PathLike):
             device = torch_device(device)  # before the long loading
@@ -82,7 +84,7 @@ class Encoder:
         self.cache = cache
         self.dimension = int(self.model.image_encoder.clip.config.projection_dim)
         self.workers = workers or min(8, usable_cores())
-        self.recognizer = recognizer
+        self.recognizer, self._augment = recognizer, augment
         self._precision = precision
         self._sides: dict[str, Any] = {}
         self._making_sides = threading.Lock()
@@ -349,4 +351,4 @@ class Encoder:
                 return TranscribedSide(self.recognizer, self._make_side("text"))
             if not self.has_speech:
                 raise SaySeeError(f"the model {self.name} has no speech side; give a SaySee model, or a recognizer")
-            return SpeechSide(model.speech_encoder, processor, self._precision, device)
+            return SpeechSide(model.speech_encoder, processor, self._precision, device, augment=self._augment)

@@ -31,6 +31,7 @@ from saysee.encoding.streams import alike, clips_of_a_pass, takes_several
 from saysee.errors import MediaError, SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, audio_seconds, check_waveform, load_audio
+from saysee.media.augmentation import varied
 from saysee.media.images import MAX_PIXELS, load_image
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.image_encoder import ImageEncoder
@@ -43,6 +44,8 @@ LEAST_COSINE = 0.9995
 """Of a vector in bf16 to the same in fp32; encoders of the published sizes have 0.9999."""
 FEATURES_FORMAT = 2
 """Part of every key of cached features: increase it when the same input comes to have other features."""
+AUGMENTATION_FORMAT = 1
+"""The same for clips that are augmented."""
 _LEAST_WIDTH = 64
 """Layers narrower than this gain nothing from bf16."""
 _PIXELS_TO_ONE = 3
@@ -173,6 +176,10 @@ class SpeechSide(Side):
     kind = "clip"
     encoder: SpeechEncoder
 
+    def __init__(self, *of_side: Any, augment: bool = False) -> None:
+        super().__init__(*of_side)
+        self._augment = augment
+
     @property
     def features_dtype(self) -> torch.dtype:
         """Hidden states in bf16 are kept as they are, those in fp32 as fp16, which has three bits more than bf16."""
@@ -186,6 +193,8 @@ class SpeechSide(Side):
 
     def of_waveform(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         """What :meth:`prepare` makes of a decoded clip [T] at 16 kHz."""
+        if self._augment:
+            waveform = varied(waveform, fingerprint(np.ascontiguousarray(waveform).data))
         return self.processor.prepare_speech(waveform)
 
     def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
@@ -247,6 +256,8 @@ class SpeechSide(Side):
         about = _about(self, self.processor.feature_extractor, self.encoder.hubert.state_dict())
         if self.encoder.unnormed_last:
             about["last hidden state"] = "before the final norm"
+        if self._augment:
+            about["augmentation"] = AUGMENTATION_FORMAT
         return about | {"hidden states": self.encoder.layers}
 
     @property

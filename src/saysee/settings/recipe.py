@@ -58,6 +58,9 @@ class DataSettings:
     meet in a batch; 1 shuffles all pairs."""
     crop_seconds: Optional[float] = setting(6.4, at_least=0.1)  # noqa: UP045
     """Longer training clips are cropped at random to this many seconds; null keeps them whole. Training only."""
+    augment: bool = False
+    """Training clips sound as if other people spoke them elsewhere: other formants and timbre, rooms, noise, telephone.
+    Each is changed anew whenever it is read, or once where its features are cached."""
     workers: int = setting(1, at_least=0)
     """Number of processes that decode files."""
     cache_images_mb: int = setting(512, at_least=0)

@@ -34,7 +34,10 @@ from saysee.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 ROWS = {
-    "baseline": ("denoising.preset=off", "head.layers=1", "contrastive.negatives=batch", "speech_noise.clips=0"),
+    "baseline": (
+        "denoising.preset=off", "head.layers=1", "head.pooling=cls", "contrastive.negatives=batch",
+        "speech_noise.clips=0", "data.augment=false",
+    ),
     "SaySee": ("denoising.preset=off",),
     "CMD": ("denoising.preset=paper",),
 }

@@ -146,7 +146,7 @@ class TrainingData:
     def _cached_features(self) -> tuple[RowFeatures, dict[str, str], FeatureCache]:
         """The features of the training split, the bad files of the validation split, and the cache that has both."""
         cache = feature_cache(self._recipe.features, self._manifest.root)
-        train = Encoder(self._model, precision=self._precision, cache=cache)
+        train = Encoder(self._model, precision=self._precision, cache=cache, augment=self._recipe.data.augment)
         skip = self._recipe.data.on_bad_file == "skip"
         wanted = [(train, self.train_rows, skip), (Encoder(self._model, cache=cache), self.val_rows, skip)]
         of_train, of_validation = cache_features(wanted, self._model)
@@ -162,6 +162,7 @@ class TrainingData:
             seed=self._recipe.training.seed,
             workers=workers,
             crop_seconds=data.crop_seconds if training else None,
+            augment=data.augment and training,
             bucket_batches=data.bucket_batches,
             on_bad_file=data.on_bad_file,
             drop_last=training,
