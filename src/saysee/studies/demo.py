@@ -41,8 +41,8 @@ ROWS = {
     "SaySee": ("denoising.preset=off",),
     "CMD": ("denoising.preset=paper",),
 }
-"""The compared rows and what each sets in the recipe ``nano``: SpeechCLIP parallel; SaySee's recipe, which has a deeper
-head, more negatives and gaps in speech; and that recipe with the paper's cross-modal denoising."""
+"""The compared rows and what each sets in the recipe ``nano``: SpeechCLIP parallel; SaySee's recipe (``docs/method.md``);
+and that recipe with the paper's cross-modal denoising."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
     if not all(trained.values()):
         with steps.timed("features"):
-            run_alone(_cache_features, recipes["baseline"])
+            for recipe in (recipes["baseline"], recipes["SaySee"]):  # of speech as it is, and augmented
+                run_alone(_cache_features, recipe)
 
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, recipe) in enumerate(recipes.items(), start=3):
