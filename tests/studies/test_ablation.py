@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import itertools
 import json
 import os
 import re
@@ -25,7 +24,14 @@ from saysee.settings.reading import load_recipe, recipe_names
 from saysee.studies import ablation
 from saysee.studies.ablation import AblationSettings, Run, _Study, run_ablation
 from saysee.studies.ablation_runs import GRIDS, grid_file, read_grid, share_of_images
-from saysee.studies.ablation_table import EQUAL_STEPS, EQUAL_TIME, RunScores, steps_in_equal_time, write_tables
+from saysee.studies.ablation_table import (
+    EQUAL_STEPS,
+    EQUAL_TIME,
+    RunScores,
+    is_ladder,
+    steps_in_equal_time,
+    write_tables,
+)
 from saysee.training import trainer as trainer_module
 from saysee.training.checkpoint import save_checkpoint
 from saysee.training.trainer import Trainer
@@ -371,6 +377,30 @@ def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path
     assert [(tmp_path / name).read_text() for name in outputs] == written
 
 
+def test_a_ladder_has_the_gain_over_the_row_above_that_was_run(tmp_path: Path) -> None:
+    study = {
+        "recipe_name": "r",
+        "recipe": {"training": {"steps": 100}},
+        "baseline": "a",
+        "grid": {name: {"head.layers": number} for number, name in enumerate("abcd")},
+        "calls": [],
+        "split": "test",
+        "equal_time": False,
+        "training_images": 10,
+    }
+    runs = [
+        scores(row, seed, recall + seed, 0.2) for row, recall in (("a", 10), ("b", 13), ("d", 11)) for seed in (0, 1)
+    ]
+    table = write_tables(tmp_path, study, runs).to_tables()[0]
+    assert table.headings[:5] == ["row", "seeds", "mean R@1", "difference", "over the row above"]
+    gains = [(line[0], *line[3:5]) for line in table.rows]
+    assert gains == [("a", "–", "–"), ("b", "+3.00 ± 0.00", "+3.00 ± 0.00"), ("d", "+1.00 ± 0.00", "-2.00 ± 0.00")]
+    assert "mean_R@1_over_row_above" in (tmp_path / "table.csv").read_text()
+    study["grid"]["c"]["data.batch_size"] = 2
+    study["grid"]["b"]["data.batch_size"] = 1
+    assert "over the row above" not in write_tables(tmp_path, study, runs).to_tables()[0].headings
+
+
 def test_without_equal_time_and_measures_there_are_no_columns_of_them(tmp_path: Path) -> None:
     study = {
         "recipe_name": "r",
@@ -440,9 +470,8 @@ def test_the_packages_grids_have_names_and_are_no_recipes(tiny_scenes: Path, tmp
     assert grid_file("cmd.yaml") == Path("cmd.yaml")
     manifest = (f"--data.manifest={tiny_scenes}",)
     ladder = _Study("nano", tmp_path / "study", AblationSettings(overrides=manifest, grid="ladder"))
-    for below, above in itertools.pairwise(ladder.rows):
-        lower, higher = ladder.grid[below], ladder.grid[above]
-        assert sum(lower[name] != higher[name] for name in lower) == 1, "a rung is more than one thing"
+    assert is_ladder(ladder.grid)
+    assert not is_ladder(grid)
 
 
 def test_a_row_overrides_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:

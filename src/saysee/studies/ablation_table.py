@@ -1,5 +1,6 @@
 """The tables of an ablation: means over seeds and differences to the baseline, as Markdown, LaTeX, CSV and plots."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Summary:
     values: Mapping[str, Estimate]  # mean over seeds by measure
     # mean difference to the baseline with the same seed, by measure; empty for the baseline
     differences: Mapping[str, Estimate]
+    gains: Mapping[str, Estimate]  # the same to the row above; empty if the grid is no ladder, see ``is_ladder``
 
     @property
     def seeds(self) -> int:
@@ -70,11 +72,12 @@ class Summary:
         return [_cell(self.values.get(MAIN), 2), _cell(self.differences.get(MAIN), 2, sign=True)]
 
     def columns(self, prefix: str = "") -> dict[str, Any]:
-        """Mean and interval of each measure and of its difference, for CSV."""
+        """Mean and interval of each measure and of its differences, for CSV."""
         columns: dict[str, Any] = {}
         for name in MEASURES:
-            for key, of in ((f"{prefix}{name}", self.values), (f"{prefix}{name}_difference", self.differences)):
+            for end, of in (("", self.values), ("_difference", self.differences), ("_over_row_above", self.gains)):
                 if found := of.get(name):
+                    key = f"{prefix}{name}{end}"
                     low, high = found.interval or (None, None)
                     columns |= {key: found.mean, f"{key}_low": low, f"{key}_high": high}
         return columns
@@ -171,12 +174,14 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
     def summary(row: str, budget: str, share: float) -> Summary:
         mine = {name: by_seed(name, found[row, budget, share]) for name in MEASURES}
         values = {name: estimate(list(each.values())) for name, each in mine.items()}
-        differences = {
-            name: paired_difference(each, by_seed(name, of_baseline[share]))
-            for name, each in mine.items()
-            if row != baseline
-        }
-        return Summary(*({name: one for name, one in of.items() if one} for of in (values, differences)))
+
+        def over(other: Mapping[int, Mapping[str, float]]) -> dict[str, Estimate | None]:
+            return {name: paired_difference(each, by_seed(name, other)) for name, each in mine.items()}
+
+        differences = {} if row == baseline else over(of_baseline[share])
+        above = [found[each, budget, share] for each in rows[: rows.index(row)] if (each, budget, share) in found]
+        gains = over(above[-1]) if above and is_ladder(study["grid"]) else {}
+        return Summary(*({name: one for name, one in of.items() if one} for of in (values, differences, gains)))
 
     budgets = {
         row: {budget: summary(row, budget, 1.0) for budget in (EQUAL_STEPS, EQUAL_TIME) if (row, budget, 1.0) in found}
@@ -189,6 +194,14 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
     budgets = {row: summaries for row, summaries in budgets.items() if summaries}
     sizes = {row: summaries for row, summaries in sizes.items() if len(summaries) > 1}
     return AblationResult(folder, study, runs, budgets, sizes)
+
+
+def is_ladder(grid: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether there are three rows or more, and each changes one setting of the row above it."""
+    pairs = list(itertools.pairwise(grid.values()))
+    return len(pairs) > 1 and all(
+        sum(value != above.get(name) for name, value in below.items() if name in above) == 1 for above, below in pairs
+    )
 
 
 def steps_in_equal_time(steps: int, baseline_seconds: float, row_seconds: float) -> int:
@@ -207,13 +220,16 @@ def _main_table(title: str, rows: Mapping[str, Mapping[str, Summary]]) -> Table:
         for name, column in _COLUMNS.items()
         if any(name in budgets[EQUAL_STEPS].values for budgets in rows.values())
     ]
-    header = ["row", "seeds", "mean R@1", "difference", *(heading for _, heading, _ in shown)]
+    gains = any(budgets[EQUAL_STEPS].gains for budgets in rows.values())
+    header = ["row", "seeds", "mean R@1", "difference", *(["over the row above"] if gains else [])]
+    header += [heading for _, heading, _ in shown]
     with_time = any(EQUAL_TIME in budgets for budgets in rows.values())
     header += ["equal time: steps", "equal time: mean R@1", "equal time: difference"] if with_time else []
     cells = []
     for row, budgets in rows.items():
         steps, time = budgets[EQUAL_STEPS], budgets.get(EQUAL_TIME)
         line = [row, str(steps.seeds), *steps.cells()]
+        line += [_cell(steps.gains.get(MAIN), 2, sign=True)] if gains else []
         line += [_cell(steps.values.get(measure), decimals) for measure, _, decimals in shown]
         if with_time:
             line += [f"{time.values['steps'].mean:.0f}", *time.cells()] if time else [NONE] * 3
@@ -242,6 +258,7 @@ def _markdown(result: AblationResult) -> str:
         overall=result.runs[0].evaluation["overall"],
         seeds=result.seeds,
         measures={name for run in result.runs for name in run.measures},
+        ladder=any(budgets[EQUAL_STEPS].gains for budgets in result.rows.values()),
         with_time=any(EQUAL_TIME in budgets for budgets in result.rows.values()),
         table=tables[0],
         sizes=tables[1] if result.sizes else None,

@@ -44,8 +44,8 @@ ROWS = {
     "SaySee": ("denoising.preset=off",),
     "CMD": ("denoising.preset=paper",),
 }
-"""The compared rows and what each sets in the recipe ``nano``: SpeechCLIP parallel; SaySee's recipe (``docs/method.md``);
-and that recipe with the paper's cross-modal denoising."""
+"""The compared rows and what each sets in the recipe ``nano``: SpeechCLIP parallel; SaySee's recipe, as
+``docs/method.md`` describes it; and that recipe with the paper's cross-modal denoising."""
 
 
 @dataclass(frozen=True)
