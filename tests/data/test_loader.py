@@ -115,6 +115,21 @@ def test_a_crop_is_a_stretch_of_the_clip_that_changes_with_the_epoch(corpus: Man
     assert sum(starts[0][row] != starts[1][row] for row in both) > len(both) / 2
 
 
+def test_augmented_clips_change_with_the_epoch_and_repeat_with_the_seed(corpus: Manifest) -> None:
+    def clips(augmenting: SpeechImageLoader) -> dict[int, bytes]:
+        return {
+            row: batch.waveforms[at][batch.speech_mask[at]].numpy().tobytes()
+            for batch in augmenting
+            for at, row in enumerate(batch.rows)
+        }
+
+    plain, augmenting = clips(loader(corpus, drop_last=False)), loader(corpus, drop_last=False, augment=True)
+    first, second = clips(augmenting), clips(augmenting)
+    assert clips(loader(corpus, drop_last=False, augment=True)) == first
+    for one, other in ((plain, first), (first, second)):
+        assert sum(one[row] != other[row] for row in one) > len(one) / 2
+
+
 @pytest.mark.parametrize(("workers", "resumed_by"), [(0, 0), (2, 2), (2, 0)])
 def test_a_resumed_loader_gives_the_remaining_batches_bit_for_bit(
     corpus: Manifest, workers: int, resumed_by: int

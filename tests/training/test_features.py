@@ -41,6 +41,24 @@ def losses(run: str) -> list[dict[str, float]]:
     ]
 
 
+def test_training_clips_alone_are_augmented_and_kept_so(frozen_settings: dict[str, Any], encoded: Any) -> None:
+    def states(augment: bool) -> torch.Tensor:
+        settings = resolve_recipe(frozen_settings, [f"--data.augment={augment}", "--data.workers=0"])
+        trainer = Trainer(settings)
+        trainer.cache_features()
+        return torch.cat(
+            [next(iter(trainer.loader)).states.float().flatten(), trainer.data.val_batch().states.flatten()]
+        )
+
+    plain = states(False)
+    assert encoded()[0] == 60 + 20
+    augmented = states(True)
+    assert encoded()[0] == 60, "the validation split is as it was"
+    assert not torch.equal(augmented, plain)
+    assert torch.equal(states(True), augmented)
+    assert encoded()[0] == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_with_kept_features_is_training_without(
     frozen_settings: dict[str, Any],
