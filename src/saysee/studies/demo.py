@@ -78,10 +78,8 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     folder, settings = Path(folder).resolve(), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
     steps = _Steps(folder / "steps.json", settings.seed)
-
-    logger.info("1/6 drawing and synthesizing scenes")
     manifest_path = folder / "scenes" / "manifest.parquet"
-    with steps.timed("scenes", done=manifest_path.exists()):
+    with steps.timed("scenes", "drawing and synthesizing scenes", done=manifest_path.exists()):
         build_scenes(
             folder / "scenes",
             images=settings.images,
@@ -91,26 +89,12 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
         )
     manifest = Manifest.read(manifest_path)
     recipes = {name: _recipe(folder, name, own, settings) for name, own in ROWS.items()}
-    features = recipes["baseline"].features
-
-    logger.info("2/6 features of the frozen encoders")
-    trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
-    if not all(trained.values()):
-        with steps.timed("features"):
-            run_alone(_cache_features, recipes["baseline"])
-
-    runs: dict[str, dict[str, Any]] = {}
-    for number, (name, recipe) in enumerate(recipes.items(), start=3):
-        logger.info("%d/6 training: %s", number, name)
-        with steps.timed(f"training {name}", done=trained[name]):
-            runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
-
-    logger.info("6/6 scoring on the test split")
+    runs = _train(folder, recipes, steps)
     for repeated in ("scoring", "index"):  # by every call
         steps.seconds.pop(repeated, None)
-    with steps.timed("scoring"):
+    with steps.timed("scoring", "scoring on the test split"):
         models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
-        cache = feature_cache(features, manifest.root)
+        cache = feature_cache(recipes["baseline"].features, manifest.root)
         results = {
             name: evaluate(Encoder(model, cache=cache), manifest, split="test", by=BREAKDOWN, keep_vectors=True)
             for name, model in models.items()
@@ -135,6 +119,19 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
         index_test_split(demo)
     write_report(demo)
     return demo
+
+
+def _train(folder: Path, recipes: dict[str, Recipe], steps: _Steps) -> dict[str, dict[str, Any]]:
+    """Trains what is not trained yet; returns the result of each run."""
+    trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
+    with steps.timed("features", "features of the frozen encoders", done=all(trained.values())):
+        if not all(trained.values()):
+            run_alone(_cache_features, recipes["baseline"])
+    runs: dict[str, dict[str, Any]] = {}
+    for name, recipe in recipes.items():
+        with steps.timed(f"training {name}", f"training: {name}", done=trained[name]):
+            runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
+    return runs
 
 
 def _recipe(folder: Path, name: str, own: tuple[str, ...], settings: DemoSettings) -> Recipe:
@@ -163,7 +160,7 @@ class _Steps:
     """Seconds of each step, kept between calls in a JSON file; SaySeeError if that is of another seed."""
 
     def __init__(self, path: Path, seed: int) -> None:
-        self._path, self._seed = path, seed
+        self._path, self._seed, self._shown = path, seed, 0
         self.seconds: dict[str, float] = {}
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -174,8 +171,11 @@ class _Steps:
             self.seconds = kept["seconds"]
 
     @contextmanager
-    def timed(self, name: str, done: bool = False) -> Iterator[None]:
+    def timed(self, name: str, title: str = "", done: bool = False) -> Iterator[None]:
         """Adds the time of a ``with`` block to a step, also if it is interrupted, unless the step was done before."""
+        if title:
+            self._shown += 1
+            logger.info("%d/%d %s", self._shown, len(ROWS) + 3, title)
         start = time.perf_counter()
         try:
             yield
