@@ -418,3 +418,19 @@ def test_chance_is_the_loss_of_a_rebuilding_that_says_nothing(loss, chance, feat
     diagnosis = build(noise="image", query="speech", loss=loss).diagnose(*features, torch.arange(len(IDS)))
     assert len(IDS) == 4
     assert diagnosis["reconstruction_chance"] == pytest.approx(chance, abs=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "query"), [("image", "speech"), ("image", "noisy"), ("speech", "image")])
+def test_what_is_withheld_of_the_clean_side_changes_nothing(noise, query, features):
+    task = build(noise=noise, query=query, source="zeros", front="other").eval()
+    speech, images = features
+    if noise == "image":
+        others = SpeechFeatures(speech.vector + 1, speech.frames.flip(0), speech.mask.flip(0)), images
+    else:
+        others = speech, ImageFeatures(images.vector + 1, images.patches.flip(0))
+    rebuilt = {}
+    for swap, sides in itertools.product((None, "withheld"), (features, others)):
+        torch.manual_seed(3)
+        rebuilt[swap, sides is others] = task.reconstruct(noise, *sides, IDS, swap)[0]
+    assert torch.equal(rebuilt["withheld", False], rebuilt["withheld", True])
+    assert not torch.allclose(rebuilt[None, False], rebuilt[None, True])

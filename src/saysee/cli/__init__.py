@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "ablate": studies.ablate,
+    "reconstruction": studies.reconstruction,
     "card": train.card,
     "convert speechclip": train.speechclip,
     "index": search.index,

@@ -1,9 +1,13 @@
-"""``saysee ablate`` and ``demo``: whole experiments."""
+"""``saysee ablate``, ``reconstruction`` and ``demo``: whole experiments."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from saysee.cli.printing import Result
 from saysee.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
 
 
 def ablate(
@@ -37,10 +41,7 @@ def ablate(
     """
     from saysee.studies.ablation import AblationSettings, run_ablation
 
-    try:
-        shares = tuple(float(word) for word in sizes.split(",")) if sizes else ()
-    except ValueError as error:
-        raise ConfigError(f"--sizes is {sizes!r}; give numbers separated by commas, such as 0.25,0.5,1") from error
+    shares = _numbers("--sizes", sizes, float, "0.25,0.5,1")
     settings = AblationSettings(
         overrides=overrides,
         seeds=seeds,
@@ -54,6 +55,47 @@ def ablate(
     )
     result = run_ablation(recipe, to, settings)
     return Result(result.to_dict(), [*result.to_tables(), f"table: {result.folder / 'table.md'}"])
+
+
+def reconstruction(
+    model: Path,
+    manifest: Path,
+    *,
+    to: Path,
+    split: str = "test",
+    images: int = 1000,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> Result:
+    """Measure what cross-modal denoising rebuilds, with and without the other modality.
+
+    For each source of noise and shares of noisy tokens from 0 to 1: how often what is rebuilt is nearest to its own
+    target, with the right other modality, with that of another item, and with none. The folder gets table.md,
+    results.json and reconstruction.png.
+
+    Args:
+        model: folder of a model that was saved with its fusion encoder (training.save_fusion: true)
+        manifest: a .parquet or .jsonl file
+        to: folder of the results
+        split: the split to measure on
+        images: the most images, drawn at random, each with one clip
+        seed: seed of the draws
+        device: device to compute on
+    """
+    from saysee.studies.reconstruction import reconstruct
+
+    result = reconstruct(model, manifest, split=split, images=images, seed=seed, device=device)
+    result.write(to)
+    shown = [result.to_table(), *result.to_lines(), f"picture: {to / 'reconstruction.png'}"]
+    return Result({"to": str(to), **result.to_dict()}, shown)
+
+
+def _numbers(flag: str, text: str, kind: Callable[[str], Number], example: str) -> tuple[Number, ...]:
+    """The numbers of a list; none of an empty text."""
+    try:
+        return tuple(kind(word) for word in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"{flag} is {text!r}; give numbers separated by commas, such as {example}") from error
 
 
 def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:

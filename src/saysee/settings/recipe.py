@@ -262,7 +262,7 @@ class TrainingSettings:
     log_every: int = setting(10, at_least=1)
     """Steps between lines of the log."""
     save_fusion: bool = False
-    """Keep the fusion encoder in the best model, for attention maps; retrieval does not need it."""
+    """Keep fusion encoder and tasks in the best model, for attention maps and studies; retrieval does not need them."""
     device: Literal["auto", "cpu"] = "auto"
     """auto uses a GPU if torch sees one; cpu uses the CPU."""
 

@@ -1,4 +1,4 @@
-"""Plots for reports: curves and intervals as SVG, attention over an image."""
+"""Plots for reports: curves and intervals as SVG or PNG, attention over an image."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -47,6 +47,46 @@ def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequenc
     return _svg(axes, title, x_axis, y_axis)
 
 
+def panels_png(
+    title: str,
+    axes: tuple[str, str],
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    marks: tuple[float, float],
+) -> bytes:
+    """A panel of lines with intervals for each of ``panels``, all on one scale, as PNG.
+
+    Args:
+        title: of the picture.
+        axes: what x and y are.
+        panels: by title, by name of a line: its points (x, value, low, high).
+        marks: a dashed line at this height, and one at this x.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 0.8 + 2.7 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in grid.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+        for number, (label, points) in enumerate(lines.items()):
+            x, values, low, high = zip(*points, strict=True)
+            axis.plot(x, values, label=label, marker="os^D"[number % 4], markersize=4, linewidth=1.4)
+            axis.fill_between(x, low, high, alpha=0.2)
+        axis.axhline(marks[0], color="grey", linestyle="--", linewidth=0.8)
+        axis.axvline(marks[1], color="grey", linestyle="--", linewidth=0.8)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelbottom=True)
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel(axes[0], fontsize=10)
+    figure.supylabel(axes[1], fontsize=10)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return _png(figure)
+
+
 def attention_image(
     image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), highest: float = 0.0
 ) -> Image.Image:
@@ -76,6 +116,12 @@ def _axes(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def _svg(axes: Any, title: str, x_axis: str, y_axis: str) -> str:

@@ -80,8 +80,8 @@ class DenoisingTask(Task):
         Args:
             side: the noisy side, "image" or "speech".
             speech, images, image_ids: as for :meth:`forward`.
-            swap: for diagnosis: the fusion encoder sees another image's features of the "clean" or of the "noisy" side;
-                the targets stay.
+            swap: for diagnosis: the fusion encoder sees another image's features of the "clean" or of the "noisy" side,
+                or nothing of the clean one ("withheld": zeros, as one token and as the vector); the targets stay.
 
         Returns:
             The rebuilt features [K, D or V], their targets (same shape), an id for each (features that share an id have
@@ -95,7 +95,12 @@ class DenoisingTask(Task):
 
         seen_speech = speech if side == "image" else replace(speech, frames=noisy)
         seen_images = images if side == "speech" else replace(images, patches=noisy)
-        if swap is not None:
+        if swap == "withheld" and side == "image":
+            blank = torch.zeros_like(speech.frames[:, :1]), torch.ones_like(speech.mask[:, :1])
+            seen_speech = SpeechFeatures(torch.zeros_like(speech.vector), *blank)
+        elif swap == "withheld":
+            seen_images = ImageFeatures(torch.zeros_like(images.vector), torch.zeros_like(images.patches[:, :1]))
+        elif swap is not None:
             other = another_image(image_ids)
             if (swap == "noisy") == (side == "speech"):
                 seen_speech = SpeechFeatures(*(value[other] for value in vars(seen_speech).values()))

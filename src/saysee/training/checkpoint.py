@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from saysee.data.loader import ResumableLoader
 from saysee.errors import CheckpointError
-from saysee.files import clean_folder, unfinished, write_folder, write_text
+from saysee.files import clean_folder, set_default_mode, unfinished, write_folder, write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, save_recipe
 from saysee.settings.recipe import Recipe
+from saysee.tasks.base import Task
 from saysee.training.objective import Objective
 from saysee.training.processes import Processes
 from saysee.training.records import peak_memory_mib
 
-STATE_FILE = "state.pt"
+STATE_FILE, TASKS_FILE = "state.pt", "tasks.safetensors"
 _STEP = re.compile(r"step-(\d{8})")
 FREE_TO_CHANGE = (
     "training.keep_checkpoints",
@@ -275,6 +278,39 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder} cannot be read ({type(error).__name__}); remove it to resume from the previous one"
         ) from error
     return state
+
+
+def save_tasks(folder: Path, tasks: nn.ModuleDict) -> None:
+    """Writes the tasks' own weights into the folder of a model, for studies of its fusion encoder."""
+    save_file(tasks.state_dict(), folder / TASKS_FILE)
+    set_default_mode(folder / TASKS_FILE)
+
+
+def load_task(folder: Path, step: int, task: Task) -> None:
+    """Gives a task its weights of a saved model.
+
+    Args:
+        folder: of the model; one of an earlier release has no such weights, but its run's checkpoint has.
+        step: whose weights the model has.
+        task: as it was built for training.
+
+    Raises:
+        CheckpointError: there are none, or they are of another task.
+    """
+    checkpoint, prefix = folder.absolute().parent / "checkpoints" / f"step-{step:08d}", f"{task.name}."
+    if (folder / TASKS_FILE).exists():
+        weights = load_file(folder / TASKS_FILE)
+    elif checkpoint.exists():
+        weights, prefix = load_checkpoint(checkpoint)["weights"], f"tasks.{prefix}"
+    else:
+        raise CheckpointError(
+            f"{folder} has no {TASKS_FILE}, which training.save_fusion: true saves with a model; train it again"
+        )
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    try:
+        task.load_state_dict(own)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: the weights of the task {task.name!r} are of another model") from error
 
 
 def _check_same_recipe(there: Recipe, here: Recipe, folder: Path) -> None:

@@ -28,7 +28,14 @@ from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
-from saysee.training.checkpoint import Resumable, RunFolder, TrainingState, find_checkpoints, save_checkpoint
+from saysee.training.checkpoint import (
+    Resumable,
+    RunFolder,
+    TrainingState,
+    find_checkpoints,
+    save_checkpoint,
+    save_tasks,
+)
 from saysee.training.data import FeatureBatch, TrainingData
 from saysee.training.objective import TrainingBatch, build_objective, learning_rate_factor, parameter_groups
 from saysee.training.processes import Processes
@@ -276,6 +283,8 @@ class Trainer:
         environment = self.folder.environment()
         self.model.trained = training_facts(self.recipe, self.manifest, environment, self.state.step, metrics)
         self.model.save_pretrained(folder, fusion=self.recipe.training.save_fusion)
+        if self.recipe.training.save_fusion:
+            save_tasks(folder, self.objective.tasks)
 
     def _save(self) -> None:
         state, keep = self._resumable().state_dict(), self.recipe.training.keep_checkpoints
