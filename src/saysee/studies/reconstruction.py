@@ -143,9 +143,11 @@ class Reconstruction:
         places = len({one.place for one in self.qualities})
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
         for one in self.qualities:
-            panel = panels.setdefault(f"{one.place}: {one.source}" if places > 1 else one.source, {})
+            name = f"{one.place}: {one.source}" if places > 1 else one.source
+            name += " (in training)" if one.source == self.trained_source else ""
             percent = [100 * value for value in (one.nearest, *one.nearest_interval)]
-            panel.setdefault(f"other modality: {one.other}", []).append((one.share, percent[0], percent[1], percent[2]))
+            line = panels.setdefault(name, {}).setdefault(f"other modality: {one.other}", [])
+            line.append((one.share, percent[0], percent[1], percent[2]))
         title = f"{self.model}: rebuilt features nearest to their own of {self.candidates:,.0f} targets"
         axes = "share of noisy tokens", "percent"
         return panels_png(title, axes, panels, (100 * self.chance, self.trained_share))
