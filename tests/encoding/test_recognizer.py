@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,20 @@ def test_a_clip_longer_than_a_window_is_heard_to_its_end(whisper, spoken):
     assert count_word_errors([(expected, whisper.hear(whole).text)]).rate < 20
 
 
+def test_words_have_the_times_at_which_they_are_said(whisper, spoken):
+    paths, texts = spoken
+    first, second = map(load_audio, paths[:2])
+    heard = whisper.hear(np.concatenate([first, np.zeros(24_000, np.float32), second]), words=True)
+    assert " ".join(word.text for word in heard.words) == heard.text
+    edges = [edge for word in heard.words for edge in word[1:]]
+    assert edges == sorted(edges)
+    assert edges[-1] <= heard.seconds
+    pause = len(first) / 16_000
+    counts = [sum(word.end < pause + 0.5 for word in heard.words), sum(word.start > pause + 1 for word in heard.words)]
+    assert sum(counts) == len(heard.words)
+    assert counts == pytest.approx([len(text.split()) for text in texts[:2]], abs=1)
+
+
 @pytest.mark.parametrize("kind", ["silence", "noise", "hum"])
 def test_where_nobody_speaks_nothing_is_heard(whisper, kind):
     times = np.arange(4 * 16_000) / 16_000
@@ -98,6 +113,24 @@ def test_a_ctc_recognizer_gives_each_clip_the_text_that_it_has_alone(kind, ctc_f
         with torch.no_grad():
             logits = model(processor(clip, sampling_rate=16_000, return_tensors="pt").input_values).logits
         assert text == processor.decode(logits[0].argmax(dim=-1)).strip()
+
+
+def test_words_of_a_ctc_recognizer_have_the_times_of_its_greedy_path(ctc_folder, sounds):
+    from transformers import AutoModelForCTC, Wav2Vec2Processor
+
+    folder = ctc_folder("hubert")
+    processor, model = Wav2Vec2Processor.from_pretrained(folder), AutoModelForCTC.from_pretrained(folder)
+    with torch.no_grad():
+        path = model(processor(sounds[0], sampling_rate=16_000, return_tensors="pt").input_values).logits[0].argmax(-1)
+    offsets = processor.decode(path, output_word_offsets=True).word_offsets
+    recognizer = SpeechRecognizer(folder)
+    heard = recognizer.hear(sounds[0], words=True)
+    assert len(offsets) > 1
+    assert [word.text for word in heard.words] == [each["word"] for each in offsets]
+    step = 1 / len(path)
+    expected = [(each["start_offset"] * step, each["end_offset"] * step) for each in offsets]
+    assert [word[1:] for word in heard.words] == [pytest.approx(times) for times in expected]
+    assert recognizer.hear(sounds[0]) == replace(heard, words=())
 
 
 def test_an_unknown_language_is_an_error_that_names_the_known_ones(ctc_folder):

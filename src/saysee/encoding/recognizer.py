@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ _OPENAI = "openai/whisper-"  # the hub name of a size in the form of transformer
 _FIX = "give a size of Whisper such as small, one converted by ct2-transformers-converter, or a recognizer with CTC"
 
 
+class Word(NamedTuple):
+    """A word of a clip, with its times in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
 @dataclass(frozen=True)
 class Transcript:
     """What was recognized in a clip.
@@ -48,12 +56,14 @@ class Transcript:
         language: that was spoken, as a tag such as "en"; None if the recognizer does not know.
         suppressed: what the recognizer wrote where it heard no speech; not part of ``text``.
         seconds: length of the clip.
+        words: those of ``text`` with their times, if asked for.
     """
 
     text: str
     language: str | None = None
     suppressed: str = ""
     seconds: float = 0.0
+    words: tuple[Word, ...] = ()
 
 
 class SpeechRecognizer:
@@ -86,10 +96,12 @@ class SpeechRecognizer:
             raise SaySeeError(f"the speech recognizer {self.name} has no language {language!r}; {fix}")
         self._language = language
 
-    def hear(self, waveform: Waveform) -> Transcript:
-        """The transcript of a clip [T] of samples at 16 kHz."""
-        found = self._recognizer.hear(waveform, self._language)
-        return replace(found, seconds=len(waveform) / SAMPLE_RATE)
+    def hear(self, waveform: Waveform, *, words: bool = False) -> Transcript:
+        """The transcript of a clip [T] of samples at 16 kHz; with ``words`` also the times of its words."""
+        found, seconds = self._recognizer.hear(waveform, self._language, words), len(waveform) / SAMPLE_RATE
+        # Whisper's times may lie in the padding after the clip.
+        timed = tuple(Word(word, min(start, seconds), min(end, seconds)) for word, start, end in found.words)
+        return replace(found, seconds=seconds, words=timed)
 
     def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
         """Paths or contents of audio files to transcripts, in order.
@@ -164,7 +176,7 @@ class _Whisper:
             torch.set_num_threads(threads)  # CTranslate2 sets the number of the process, and vectors would change by it
         self.languages = set(self._model.supported_languages)
 
-    def hear(self, waveform: Waveform, language: str | None) -> Transcript:
+    def hear(self, waveform: Waveform, language: str | None, words: bool) -> Transcript:
         segments, about = self._model.transcribe(
             waveform,
             language=language,
@@ -172,13 +184,17 @@ class _Whisper:
             condition_on_previous_text=False,
             no_speech_threshold=None,  # it would drop segments without a word
             vad_filter=True,
+            word_timestamps=words,
         )
         heard: dict[bool, list[str]] = {False: [], True: []}
+        timed: list[Word] = []
         for segment in segments:
             is_invented = segment.no_speech_prob > NO_SPEECH and segment.avg_logprob < UNSURE
             heard[is_invented].append(segment.text.strip())
+            if words and not is_invented:
+                timed += [Word(word.word.strip(), float(word.start), float(word.end)) for word in segment.words]
         text, suppressed = (" ".join(filter(None, parts)) for parts in heard.values())
-        return Transcript(text, about.language, suppressed)
+        return Transcript(text, about.language, suppressed, words=tuple(timed))
 
 
 class _Ctc:
@@ -195,11 +211,27 @@ class _Ctc:
         self._processor = _load_processor(place)
 
     @torch.inference_mode()
-    def hear(self, waveform: Waveform, language: str | None) -> Transcript:
+    def hear(self, waveform: Waveform, language: str | None, words: bool) -> Transcript:
         del language
         inputs = self._processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").to(self._model.device)
-        tokens = self._model(**inputs).logits.argmax(dim=-1)
-        return Transcript(self._processor.batch_decode(tokens)[0].strip())
+        path = self._model(**inputs).logits.argmax(dim=-1)[0].tolist()
+        timed = self._timed(path, len(waveform) / SAMPLE_RATE / len(path)) if words else ()
+        return Transcript(self._processor.decode(path).strip(), words=timed)
+
+    def _timed(self, path: list[int], frame_seconds: float) -> tuple[Word, ...]:
+        """The words of a path, one token a frame: from the first frame that adds to a word to the last."""
+        found: list[str] = []
+        spans: list[list[int]] = []
+        adds = False
+        for frame, token in enumerate(path):
+            if frame == 0 or token != path[frame - 1]:  # else it is the same token, which lasts
+                before, found = found, self._processor.decode(path[: frame + 1]).split()
+                adds = bool(found) and found != before
+                spans = spans[: len(found)] + [[frame, frame] for _ in found[len(spans) :]]
+            if adds:
+                spans[-1][1] = frame + 1
+        times = ((first * frame_seconds, stop * frame_seconds) for first, stop in spans)
+        return tuple(Word(word, *span) for word, span in zip(found, times, strict=True))
 
 
 def _is_whisper(name: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 HEAT = np.array([255, 40, 0], dtype=np.float32)  # the color of full attention
 
@@ -110,6 +110,30 @@ def attention_image(
     for x0, y0, x1, y1 in boxes:
         draw.rectangle([x0 * size, y0 * size, x1 * size - 1, y1 * size - 1], outline="black", width=2)
     return result
+
+
+def text_font(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
+    """A font of this machine that has all characters, or most, and a note of those that it has not.
+
+    Args:
+        text: to be written.
+        size: in pixels.
+    """
+    from matplotlib.font_manager import findfont, findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    needed, best = {ord(character) for character in text if not character.isspace()}, (-1, "")
+    for path in (findfont("DejaVu Sans"), *sorted(findSystemFonts())):  # the first comes with matplotlib
+        try:
+            found = len(needed & FT2Font(path).get_charmap().keys())
+        except (OSError, RuntimeError):  # of a kind that FreeType cannot read
+            continue
+        best = max(best, (found, path), key=lambda each: each[0])
+        if found == len(needed):
+            return ImageFont.truetype(path, size), []
+    lacking = needed - FT2Font(best[1]).get_charmap().keys()
+    note = f"no font on this machine has all of the text; boxes stand for {''.join(sorted(map(chr, lacking)))}"
+    return ImageFont.truetype(best[1], size), [note]
 
 
 def _axes(width: float, height: float) -> Any:
