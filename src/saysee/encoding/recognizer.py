@@ -100,7 +100,7 @@ class SpeechRecognizer:
         """The transcript of a clip [T] of samples at 16 kHz; with ``words`` also the times of its words."""
         found, seconds = self._recognizer.hear(waveform, self._language, words), len(waveform) / SAMPLE_RATE
         # Whisper's times may lie in the padding after the clip.
-        timed = tuple(Word(word, min(start, seconds), min(end, seconds)) for word, start, end in found.words)
+        timed = tuple(Word(word.text, min(word.start, seconds), min(word.end, seconds)) for word in found.words)
         return replace(found, seconds=seconds, words=timed)
 
     def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
@@ -192,7 +192,8 @@ class _Whisper:
             is_invented = segment.no_speech_prob > NO_SPEECH and segment.avg_logprob < UNSURE
             heard[is_invented].append(segment.text.strip())
             if words and not is_invented:
-                timed += [Word(word.word.strip(), float(word.start), float(word.end)) for word in segment.words]
+                found = [(word.word.strip(), float(word.start), float(word.end)) for word in segment.words]
+                timed += [Word(*word) for word in found if word[0]]
         text, suppressed = (" ".join(filter(None, parts)) for parts in heard.values())
         return Transcript(text, about.language, suppressed, words=tuple(timed))
 

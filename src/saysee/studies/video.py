@@ -4,9 +4,10 @@ Shapes: P places, S samples.
 """
 
 import io
+import itertools
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -67,12 +68,17 @@ def write_video(
     if codec is None or not _can_encode("aac"):
         needed = f"{', '.join(_CODECS[:-1])} or {_CODECS[-1]}, and aac"
         raise SaySeeError(f"the FFmpeg of PyAV cannot write .mp4: it needs {needed}; give --to FILE.html")
-    pictures, notes = _pictures(lit, image, regions, words)
+    scale = max(1.0, _SMALLEST / max(image.size))
+    image = image.resize((max(2, round(image.width * scale)), max(2, round(image.height * scale))))
+    size = min(max(max(image.width, _NARROWEST) // 24, 16), 36)
+    font, notes = text_font("".join(word.text for word in words), size)
+    pictures = _pictures(lit, image, regions, words, font)
+    frame, shown = av.VideoFrame.from_image(next(pictures)).reformat(format="yuv420p"), 0
     if codec == _CODECS[-1]:
         notes.append("MPEG-4 video, as this FFmpeg has no H.264 encoder")
     with av.open(buffer, "w", format="mp4") as file:
         video = file.add_stream(codec, rate=RATE)
-        video.width, video.height, video.pix_fmt, video.gop_size = *pictures[0].size, "yuv420p", RATE
+        video.width, video.height, video.pix_fmt, video.gop_size = frame.width, frame.height, "yuv420p", RATE
         if codec == "libx264":
             # A minute takes a third of the time of the default preset, and no more bytes.
             video.options = {"crf": "20", "tune": "stillimage", "preset": "veryfast"}
@@ -83,11 +89,11 @@ def write_video(
         samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format="fltp", layout="mono")
         samples.sample_rate, samples.pts = SAMPLE_RATE, 0
         packets = [*sound.encode(samples), *sound.encode(None)]
-        starts, shown = [each.start for each in lit], -1
+        starts = [each.start for each in lit]
         for number in range(math.ceil(len(clip) / SAMPLE_RATE * RATE)):
-            current = int(np.searchsorted(starts, number / RATE, side="right")) - 1
-            if current != shown:
-                frame, shown = av.VideoFrame.from_image(pictures[current]).reformat(format="yuv420p"), current
+            if (current := int(np.searchsorted(starts, number / RATE, side="right")) - 1) > shown:
+                picture = next(itertools.islice(pictures, current - shown - 1, None))
+                frame, shown = av.VideoFrame.from_image(picture).reformat(format="yuv420p"), current
             frame.pts = number
             packets += video.encode(frame)
         for packet in sorted([*packets, *video.encode(None)], key=lambda packet: packet.dts * packet.time_base):
@@ -104,14 +110,10 @@ def _can_encode(codec: str) -> bool:
 
 
 def _pictures(
-    lit: Sequence[Lit], image: Image.Image, regions: Regions, words: Sequence[Word]
-) -> tuple[list[Image.Image], list[str]]:
-    """A picture for each of ``lit``, all of one size with even sides, and notes."""
-    scale = max(1.0, _SMALLEST / max(image.size))
-    image = image.resize((max(2, round(image.width * scale)), max(2, round(image.height * scale))))
-    width = max(image.width, _NARROWEST) // 2 * 2
-    letters = min(max(width // 24, 16), 36)  # pixels of the height of a font
-    font, notes = text_font("".join(word.text for word in words), letters)
+    lit: Sequence[Lit], image: Image.Image, regions: Regions, words: Sequence[Word], font: Any
+) -> Iterator[Image.Image]:
+    """A picture for each of ``lit``, all of one size with even sides; not all at once, as a minute has 200."""
+    width, letters = max(image.width, _NARROWEST) // 2 * 2, round(font.size)
     lines = _lines([word.text for word in words], font, width - letters)
     height = (image.height + (2 * letters if words else 0)) // 2 * 2
     # Full brightness: the 95th percentile of the strongest place, as in page/attention.js.
@@ -119,15 +121,14 @@ def _pictures(
     uniform, strongest = 1 / weights.shape[1], np.sort(weights.max(axis=1))
     full = max(strongest[int(0.95 * (len(strongest) - 1))], 1.5 * uniform)
     brightness = ((weights - uniform) / (full - uniform)).clip(0, 1)
-    pictures, line = [], lines[0] if lines else range(0)
+    line = lines[0] if lines else range(0)
     for each, bright in zip(lit, brightness, strict=True):
         line = next((found for found in lines if each.word in found), line)
         picture = Image.new("RGB", (width, height))
         picture.paste(_lit(image, regions, bright), ((width - image.width) // 2, 0))
         if words:
             _write_line(picture, font, [(words[n].text, n == each.word) for n in line], height - round(1.6 * letters))
-        pictures.append(picture)
-    return pictures, notes
+        yield picture
 
 
 def _lit(image: Image.Image, regions: Regions, brightness: NDArray[Any]) -> Image.Image:
