@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import data, evaluate, explain, search, serve, studies, train
+from saysee.cli import data, evaluate, explain, robustness, search, serve, studies, train
 from saysee.cli.printing import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -32,6 +32,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "evaluate": evaluate.evaluate,
     "ablate": studies.ablate,
     "reconstruction": studies.reconstruction,
+    "robustness": robustness.robustness,
     "card": train.card,
     "convert speechclip": train.speechclip,
     "index": search.index,

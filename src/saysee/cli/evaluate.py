@@ -60,8 +60,8 @@ def evaluate(
         batch_size: files encoded together
         device: device to compute on
     """
-    models, manifests = _sort(models_and_manifests)
-    cascades = {model: _cascade(model) for model in models}
+    models, manifests = sorted_places(models_and_manifests)
+    cascades = {model: cascade_of(model) for model in models}
     if language is not None and not any(parts and parts.recognizer != TRANSCRIPTS for parts in cascades.values()):
         raise ConfigError(f"--language is for the recognizer of a cascade; there is none among {', '.join(models)}")
     if by and len(manifests) > 1:
@@ -69,7 +69,7 @@ def evaluate(
     if localization and (by or mteb or features or any(cascades.values())):
         raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
-    corpora = [_read(path, part, by) for path, part in zip(paths, splits, strict=True)]
+    corpora = [read_corpus(path, part, by) for path, part in zip(paths, splits, strict=True)]
     from saysee.evaluation.comparison import Comparison, System, short_names
     from saysee.model.loading import kind_of
 
@@ -121,7 +121,7 @@ def _localize(models: Sequence[str], corpora: dict[str, Any], device: str, untra
     return Result({"localization": values}, _shown([localization_table(results)], flat, format))
 
 
-def _read(path: str, split: str, by: Sequence[str]) -> Any:
+def read_corpus(path: str, split: str, by: Sequence[str]) -> Any:
     """A manifest that has this split and these columns."""
     from saysee.data.manifest import Manifest
 
@@ -167,7 +167,7 @@ def _check_trained(encoder: Any, untrained: bool) -> None:
         raise ConfigError(f"{encoder.warning}; train the model, or score it as it is with --untrained")
 
 
-def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:
+def sorted_places(places: Sequence[str]) -> tuple[list[str], list[str]]:
     """Models and manifests among the places, each in order; a pattern that no shell has expanded is what it matches.
 
     Raises:
@@ -194,7 +194,7 @@ def _sort(places: Sequence[str]) -> tuple[list[str], list[str]]:
     return models, manifests
 
 
-def _cascade(model: str) -> Cascade | None:
+def cascade_of(model: str) -> Cascade | None:
     """The parts of ``cascade:ASR+CLIP``; None for a SaySee model."""
     if not model.startswith(CASCADE):
         return None

@@ -94,11 +94,11 @@ class SpeechRecognizer:
         if language is not None and language not in known:
             fix = f"it knows {', '.join(sorted(known))}" if known else "it has one language; remove --language"
             raise SaySeeError(f"the speech recognizer {self.name} has no language {language!r}; {fix}")
-        self._language = language
+        self.language = language
 
     def hear(self, waveform: Waveform, *, words: bool = False) -> Transcript:
         """The transcript of a clip [T] of samples at 16 kHz; with ``words`` also the times of its words."""
-        found, seconds = self._recognizer.hear(waveform, self._language, words), len(waveform) / SAMPLE_RATE
+        found, seconds = self._recognizer.hear(waveform, self.language, words), len(waveform) / SAMPLE_RATE
         # Whisper's times may lie in the padding after the clip.
         timed = tuple(Word(word.text, min(word.start, seconds), min(word.end, seconds)) for word in found.words)
         return replace(found, seconds=seconds, words=timed)

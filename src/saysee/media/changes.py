@@ -24,7 +24,7 @@ Noise = NDArray[np.float32] | NDArray[np.float64]
 SPEED_OF_SOUND = 343.0  # m/s, in air at 20 °C
 SPAN = SAMPLE_RATE // 10
 """Samples that :func:`spans_dropped` loses at once: 100 ms, about five lost packets of a call."""
-_ENCODERS = {"opus": ("libopus", "ogg"), "mp3": ("libmp3lame", "mp3")}
+_ENCODERS = {"opus": ("libopus", "ogg", "flt"), "mp3": ("libmp3lame", "mp3", "fltp")}
 _SMALLEST, _LARGEST = (3.0, 2.5, 2.3), (8.0, 6.0, 3.5)  # of drawn rooms, in meters
 _FROM_WALL = 0.4  # meters, of a speaker or microphone
 _DECAY_BIN = 0.005  # seconds, over which the energy of reflections is summed to find the absorption
@@ -170,13 +170,12 @@ def through_telephone(clip: Clip, bits: int = 8) -> Clip:
 def through_codec(clip: Clip, codec: Literal["opus", "mp3"], kilobits: float) -> Clip:
     """Encoded at a bit rate, in kbit/s, and decoded."""
     packed = io.BytesIO()
-    encoder, container = _ENCODERS[codec]
+    encoder, container, sample_format = _ENCODERS[codec]
     with av.open(packed, "w", format=container) as file:
         stream = file.add_stream(encoder, rate=SAMPLE_RATE, layout="mono")
         stream.bit_rate = round(1000 * kilobits)
-        to_format = av.AudioResampler(stream.codec_context.format.name, "mono", SAMPLE_RATE)
-        for part in to_format.resample(_frame(np.clip(clip, -1, 1))):
-            file.mux(stream.encode(part))
+        stream.codec_context.format = sample_format
+        file.mux(stream.encode(_frame(np.clip(clip, -1, 1), sample_format)))
         file.mux(stream.encode(None))
     packed.seek(0)
     return of_length(load_audio(packed), len(clip))
@@ -225,7 +224,7 @@ def of_length(clip: Clip, length: int) -> Clip:
     return np.asarray(np.pad(clip[:length], (0, max(0, length - len(clip)))), dtype=np.float32)
 
 
-def _frame(clip: Clip, sample_format: str = "fltp") -> av.AudioFrame:
+def _frame(clip: Clip, sample_format: str) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format=sample_format, layout="mono")
     frame.sample_rate, frame.pts = SAMPLE_RATE, 0
     return frame

@@ -1,0 +1,1 @@
+"""How retrieval degrades when speech or images are changed: the changes, the study, and its picture."""

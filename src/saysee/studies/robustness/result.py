@@ -1,0 +1,248 @@
+"""What a study found: lines of values with intervals, tables, and a picture."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from saysee.evaluation.recall import MEAN, RetrievalMeasures, RetrievalRanks, group_measures, retrieval_measures
+from saysee.evaluation.statistics import percentile_interval
+from saysee.evaluation.table import Table, number
+from saysee.files import write_bytes
+from saysee.studies.robustness.conditions import Condition
+
+CLEAN, ALL = "clean", "all"
+TO_IMAGE, TO_SPEECH = "speech_to_image_R@1", "image_to_speech_R@1"
+_COLUMNS = 4  # of panels
+_MOST_GROUPS = 12  # more values of a column are not legible on an axis
+
+
+class Point(NamedTuple):
+    """A condition at a strength; the clean corpus has neither."""
+
+    condition: Condition | None = None
+    strength: float = 0.0
+
+
+class Scored(NamedTuple):
+    """The ranks of a model at a point, and the number of clips in which it heard nothing: silence, or no words."""
+
+    ranks: RetrievalRanks
+    unheard: int
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """The result of a study.
+
+    Attributes:
+        conditions: in the order of the panels.
+        models: names of the models, the first of which the others are compared with.
+        lines: plain values, one for each point, model and group of queries: mean R@1 and those of both directions, the
+            drop from clean and the difference to the first model, in percent with 95 % intervals.
+        notes: what a reader needs below a table.
+    """
+
+    conditions: Sequence[Condition]
+    models: Sequence[str]
+    lines: Sequence[dict[str, Any]]
+    notes: Sequence[str]
+
+    def of(self, model: str, point: Point, queries: str = ALL) -> dict[str, Any]:
+        """The line of a model at a point; a condition at the strength of no change is the clean corpus."""
+        condition, strength = point
+        wanted: tuple[Any, ...] = (model, CLEAN, None, queries)
+        if condition is not None and strength != condition.clean:
+            wanted = (model, condition.name, strength, queries)
+        keys = ("model", "condition", "strength", "queries")
+        return next(line for line in self.lines if tuple(line[key] for key in keys) == wanted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"models": list(self.models), "lines": list(self.lines), "notes": list(self.notes)}
+
+    def summary(self) -> Table:
+        """A row a condition: the mean R@1 of each model at all strengths."""
+        rows = []
+        for condition in self.conditions:
+            points = [Point(condition, strength) for strength in condition.ordered]
+            cells = [f"{self.of(model, point)[MEAN]:.0f}" for model in self.models for point in points]
+            parts = [" ".join(cells[start : start + len(points)]) for start in range(0, len(cells), len(points))]
+            at = " ".join(condition.label(strength) for strength in condition.ordered)
+            rows.append([condition.title, condition.axis, at, *parts])
+        headings = ["condition", "strength", "at", *self.models]
+        return Table("Mean R@1, percent", headings, rows, 3, self.notes)
+
+    def table(self) -> Table:
+        """A row a condition and strength: mean R@1, its drop, and its difference to the first model."""
+        headings = ["condition", "strength"]
+        for model in self.models:
+            headings += [f"{model} (95 %)", "drop (95 %)"]
+            headings += [f"difference to {self.models[0]} (95 %)"] * (model != self.models[0])
+        points = [Point(), *(Point(each, strength) for each in self.conditions for strength in each.strengths)]
+        rows = []
+        for point in points:
+            condition, strength = point
+            cells = [CLEAN, ""] if condition is None else [condition.title, f"{strength:g} ({condition.axis})"]
+            for model in self.models:
+                line = self.of(model, point)
+                cells += [_cell(line, MEAN), _cell(line, "drop")]
+                cells += [_cell(line, "difference", sign=True)] * (model != self.models[0])
+            rows.append(cells)
+        return Table("Mean R@1, percent", headings, rows, 2, self.notes)
+
+    def groups(self) -> Table | None:
+        """A row a group of queries, clean; None without groups. Hardly an image has all its clips in one group."""
+        names = list(dict.fromkeys(line["queries"] for line in self.lines if line["queries"] != ALL))
+        rows = []
+        for name in names:
+            found = [self.of(model, Point(), name) for model in self.models]
+            rows.append([name, f"{found[0]['clips']:,}", *(_cell(line, TO_IMAGE) for line in found)])
+        title = "Speech to image R@1 of groups of queries, clean, percent (95 %)"
+        return Table(title, ["queries", "clips", *self.models], rows, 1) if rows else None
+
+    def write_picture(self, path: Path) -> None:
+        """Writes a PNG: a panel a condition and a column of groups, a line a model, its interval shaded."""
+        from matplotlib.figure import Figure
+
+        panels = [partial(self._draw, condition=condition) for condition in self.conditions]
+        panels += [
+            partial(self._draw_groups, column=column, names=names)
+            for column, names in self._names_of_groups().items()
+            if len(names) <= _MOST_GROUPS
+        ]
+        columns = min(_COLUMNS, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(3 * columns + 0.4, 2.4 * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axes, draw in zip(grid, panels, strict=False):
+            draw(axes)
+            axes.set_ylim(0, 100)
+            axes.tick_params(labelsize=8)
+            axes.grid(alpha=0.25)
+        for axes in grid[::columns]:
+            axes.set_ylabel("mean R@1 (%)", fontsize=8)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        figure.legend(
+            *grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False, fontsize=9
+        )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=80)
+        write_bytes(path, buffer.getvalue())
+
+    def _draw(self, axes: Any, condition: Condition) -> None:
+        places = range(len(condition.ordered))
+        for shape, model in enumerate(self.models):
+            found = [self.of(model, Point(condition, strength)) for strength in condition.ordered]
+            low, high = ([line[key] for line in found] for key in _ends(MEAN))
+            axes.plot(places, [line[MEAN] for line in found], marker="os^Dv"[shape % 5], ms=3.5, label=model)
+            axes.fill_between(places, low, high, alpha=0.15, linewidth=0)
+        axes.set_xticks(places, [condition.label(strength) for strength in condition.ordered])
+        axes.set_title(condition.title, fontsize=9)
+        axes.set_xlabel(condition.axis, fontsize=8)
+
+    def _draw_groups(self, axes: Any, column: str, names: Sequence[str]) -> None:
+        for shape, model in enumerate(self.models):
+            found = [self.of(model, Point(), f"{column} = {name}") for name in names]
+            halves = [[abs(line[key] - line[TO_IMAGE]) for line in found] for key in _ends(TO_IMAGE)]
+            places = [place + 0.15 * (shape - (len(self.models) - 1) / 2) for place in range(len(names))]
+            axes.errorbar(places, [line[TO_IMAGE] for line in found], halves, fmt="os^Dv"[shape % 5], ms=3.5)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_title(f"{column}: speech to image R@1, clean", fontsize=9)
+
+    def _names_of_groups(self) -> dict[str, list[str]]:
+        found: dict[str, dict[str, None]] = {}
+        for line in self.lines:
+            column, divided, name = line["queries"].partition(" = ")
+            if divided:
+                found.setdefault(column, {})[name] = None
+        return {column: list(names) for column, names in found.items()}
+
+
+def lines_of(
+    points: Sequence[Point],
+    models: Sequence[str],
+    scored: Sequence[Sequence[Mapping[Point, Scored]]],
+    groups: Mapping[str, Sequence[Any]],
+) -> list[dict[str, Any]]:
+    """The lines of a result.
+
+    Args:
+        points: the clean corpus, then the others.
+        models: names.
+        scored: of each model the points of its runs, which differ in their seed alone.
+        groups: by column the value of each query.
+    """
+    lines: list[dict[str, Any]] = []
+    clean: dict[tuple[str, str], _Means] = {}
+    for point in points:
+        first: dict[str, _Means] = {}
+        for model, runs in zip(models, scored, strict=True):
+            measures = [_measures(run[point].ranks, groups) for run in runs]
+            for queries in measures[0]:
+                means = _means([each[queries] for each in measures])
+                line: dict[str, Any] = {
+                    "condition": point.condition.name if point.condition else CLEAN,
+                    "strength": point.strength if point.condition else None,
+                    "axis": point.condition.axis if point.condition else None,
+                    "model": model,
+                    "seeds": len(runs),
+                    "queries": queries,
+                    "clips": measures[0][queries].clips,
+                    "images": measures[0][queries].images,
+                    "unheard": sum(run[point].unheard for run in runs) if queries == ALL else None,
+                }
+                for name in (MEAN, TO_IMAGE, TO_SPEECH):
+                    if name in means.resampled:
+                        line |= _with_interval(name, means.values[name], means.resampled[name])
+                line |= _difference("drop", clean.setdefault((model, queries), means), means)
+                lines.append(line | _difference("difference", means, first.setdefault(queries, means)))
+    return lines
+
+
+class _Means(NamedTuple):
+    """Measures, and their resamples [R], as the mean over runs."""
+
+    values: dict[str, float]
+    resampled: dict[str, Any]
+
+
+def _means(measures: Sequence[RetrievalMeasures]) -> _Means:
+    named = [each.named() for each in measures]
+    values = {name: float(np.mean([each[name] for each in named])) for name in named[0]}
+    names = measures[0].resampled
+    return _Means(values, {name: np.mean([each.resampled[name] for each in measures], axis=0) for name in names})
+
+
+def _measures(ranks: RetrievalRanks, groups: Mapping[str, Sequence[Any]]) -> dict[str, RetrievalMeasures]:
+    found = {ALL: retrieval_measures(ranks)}
+    for column, labels in groups.items():
+        found |= {f"{column} = {name}": each for name, each in group_measures(ranks, labels).items()}
+    return found
+
+
+def _difference(name: str, one: _Means, other: _Means) -> dict[str, float]:
+    """One minus the other in mean R@1 (of a group without a mean, speech to image), with the paired interval."""
+    key = MEAN if MEAN in one.values else TO_IMAGE
+    return _with_interval(name, one.values[key] - other.values[key], one.resampled[key] - other.resampled[key])
+
+
+def _with_interval(name: str, value: float, resampled: Any) -> dict[str, float]:
+    return {name: value, **dict(zip(_ends(name), percentile_interval(resampled), strict=True))}
+
+
+def _ends(name: str) -> list[str]:
+    return [f"{name}_low", f"{name}_high"]
+
+
+def _cell(line: Mapping[str, Any], name: str, sign: bool = False) -> str:
+    low, high = _ends(name)
+    return number(line[name], interval=[line[low], line[high]], sign=sign)
