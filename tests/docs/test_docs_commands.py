@@ -91,7 +91,8 @@ def check_command(example: Example) -> None:
 def check_saysee(words: Sequence[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # of --version
         call = parse(words)
-    if call is not None and words[0] in ("train", "ablate") and not str(call.arguments["recipe"]).endswith(".yaml"):
+    takes_recipe = call is not None and words[0] in ("train", "ablate", "overhead")
+    if takes_recipe and not str(call.arguments["recipe"]).endswith(".yaml"):
         from saysee.settings.reading import load_recipe
 
         load_recipe(call.arguments["recipe"], call.arguments["overrides"])

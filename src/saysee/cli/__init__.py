@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "ablate": studies.ablate,
+    "overhead": studies.overhead,
     "reconstruction": studies.reconstruction,
     "robustness": robustness.robustness,
     "card": train.card,

@@ -1,4 +1,4 @@
-"""``saysee ablate``, ``reconstruction`` and ``demo``: whole experiments."""
+"""``saysee ablate``, ``overhead``, ``reconstruction`` and ``demo``: whole experiments."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +55,37 @@ def ablate(
     )
     result = run_ablation(recipe, to, settings)
     return Result(result.to_dict(), [*result.to_tables(), f"table: {result.folder / 'table.md'}"])
+
+
+def overhead(
+    recipe: str,
+    *,
+    to: Path,
+    batch_sizes: str = "32,64",
+    depths: str = "1,2",
+    rounds: int = 3,
+    overrides: tuple[str, ...] = (),
+) -> Result:
+    """Measure what cross-modal denoising costs in training, and that a query costs the same.
+
+    The baseline and CMD take steps in turn, each in a process of its own, with cached and with recomputed features:
+    time, peak memory, FLOPs by part. No model is saved. The folder gets table.md, results.json and overhead.png. A flag
+    with the name of a setting, such as --data.manifest, overrides the recipe.
+
+    Args:
+        recipe: a YAML file of settings with denoising, or the name of a packaged recipe
+        to: folder of the results
+        batch_sizes: batch sizes, separated by commas
+        depths: numbers of layers of the fusion encoder, separated by commas
+        rounds: turns of each row; the spread is over them
+    """
+    from saysee.studies.overhead import OverheadSettings, run_overhead
+
+    sizes, layers = _numbers("--batch-sizes", batch_sizes, int, "32,64"), _numbers("--depths", depths, int, "1,2")
+    result = run_overhead(recipe, OverheadSettings(overrides, sizes, layers, rounds))
+    result.write(to)
+    shown = [*result.to_tables(), result.to_line(), f"picture: {to / 'overhead.png'}"]
+    return Result({"to": str(to), **result.to_dict()}, shown)
 
 
 def reconstruction(

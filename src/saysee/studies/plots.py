@@ -87,6 +87,40 @@ def panels_png(
     return _png(figure)
 
 
+def bars_png(
+    title: str,
+    panels: Sequence[tuple[str, Sequence[str], Mapping[str, Sequence[tuple[float, float, float]]], bool]],
+) -> bytes:
+    """Bar charts side by side, as PNG.
+
+    Args:
+        title: of the picture.
+        panels: of each its title, the names of its places, the (value, low, high) at each place by name of a bar, and
+            whether the bars of a place are stacked.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0 * len(panels), 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axis, (heading, places, bars, stacked) in zip(
+        figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True
+    ):
+        width, bottom = 0.8 / (1 if stacked else len(bars)), np.zeros(len(places))
+        for number, (name, points) in enumerate(bars.items()):
+            values, low, high = np.array(points).T
+            at = np.arange(len(places)) + (0 if stacked else width * (number - (len(bars) - 1) / 2))
+            reach = None if stacked else [values - low, high - values]
+            axis.bar(at, values, width, bottom=bottom if stacked else None, yerr=reach, capsize=3, label=name)
+            bottom = bottom + values
+        axis.set_xticks(
+            range(len(places)), places, fontsize=7 if len(places) > 4 else 9, rotation=45 if len(places) > 4 else 0
+        )
+        axis.set_title(heading, fontsize=10)
+        axis.grid(axis="y", alpha=0.25)
+        axis.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
 def attention_image(
     image: Image.Image, attention: NDArray[Any], boxes: Sequence[Sequence[float]] = (), highest: float = 0.0
 ) -> Image.Image:

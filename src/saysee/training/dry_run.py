@@ -22,14 +22,16 @@ from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
+from saysee.tasks.contrastive import AllImages, ContrastiveTask
 from saysee.training.data import FeatureBatch
 from saysee.training.objective import Objective, TrainingBatch
 from saysee.training.records import peak_memory_mib
-from saysee.training.trainer import Trainer
+from saysee.training.trainer import Trainer, slices
 
 MEASURED_STEPS = 10
 MEASURED_SECONDS = 60.0
 """No further step starts after this much measured time."""
+ENCODED_TOGETHER = 8
 FEATURE_BYTES = 2
 """Bytes of a cached value: bf16 or fp16."""
 
@@ -102,8 +104,14 @@ def dry_run(recipe: Recipe) -> DryRun:
     Raises:
         SaySeeError: as for :class:`saysee.training.trainer.Trainer`; or a step fails.
     """
-    trainer = Trainer(recipe, name="dry run")
-    data, processes, cached = trainer.data, trainer.processes, trainer.data.recomputed is None
+    return rehearse(Trainer(recipe, name="dry run"))
+
+
+def rehearse(trainer: Trainer) -> DryRun:
+    """As :func:`dry_run`, of a trainer that has taken no step."""
+    recipe, data, processes = trainer.recipe, trainer.data, trainer.processes
+    cached = data.recomputed is None
+    _compare_with_as_many(trainer)
     trainer.objective.train()
     batches = _batches_from_the_longest(trainer)
     step_seconds, encoding_seconds, clips = list[float](), 0.0, 0
@@ -112,7 +120,7 @@ def dry_run(recipe: Recipe) -> DryRun:
             start = time.perf_counter()
             of_step: Iterable[TrainingBatch] = itertools.islice(batches, recipe.optimizer.accumulate)
             if cached:
-                of_step = [_encode(trainer, batch) for batch in of_step if isinstance(batch, Batch)]
+                of_step = [as_cached(trainer, batch) for batch in of_step if isinstance(batch, Batch)]
                 encoding_seconds += time.perf_counter() - start
                 start = time.perf_counter()
             _, clips = trainer.step(iter(of_step), recipe.training.steps - 1)  # every task in full force
@@ -139,6 +147,24 @@ def dry_run(recipe: Recipe) -> DryRun:
     )
 
 
+def timed_batches(trainer: Trainer) -> list[TrainingBatch]:
+    """The batches of the first step that is timed."""
+    count = trainer.recipe.optimizer.accumulate
+    batches: list[TrainingBatch] = list(itertools.islice(_batches_from_the_longest(trainer), count, 2 * count))
+    if trainer.data.recomputed is None:
+        return [as_cached(trainer, batch) for batch in batches if isinstance(batch, Batch)]
+    return batches
+
+
+def _compare_with_as_many(trainer: Trainer) -> None:
+    """Where each clip is compared with all training images: with as many zeros, which take as long."""
+    for task in trainer.objective.tasks.values():
+        if isinstance(task, ContrastiveTask) and trainer.recipe.contrastive.negatives == "all":
+            count = len(trainer.data.train_rows.images())
+            zeros = torch.zeros(count, trainer.model.config.projection_dim)
+            task.among = AllImages(zeros, torch.arange(count)).to(trainer.accelerator.device)
+
+
 def _batches_from_the_longest(trainer: Trainer) -> Iterator[TrainingBatch]:
     """The batches of the training in their order, from the one with the longest clip on: it takes the most memory."""
     loader = trainer.loader
@@ -149,13 +175,24 @@ def _batches_from_the_longest(trainer: Trainer) -> Iterator[TrainingBatch]:
 
 
 @torch.no_grad()
-def _encode(trainer: Trainer, batch: Batch) -> FeatureBatch:
-    """The features of frozen encoders for a batch, as a training reads them from the cache."""
-    batch = batch.to(trainer.accelerator.device)
+def as_cached(trainer: Trainer, batch: Batch) -> FeatureBatch:
+    """The features of frozen encoders for a batch, as a training reads them from the cache.
+
+    Computed a few clips at a time: the peak memory is that of a step, as it is where they are read.
+    """
+    states, masks, vectors, patches = [], [], [], []
     with trainer.accelerator.autocast():
-        states, mask = trainer.model.speech_encoder.layer_states(batch.waveforms, batch.speech_mask)
-        images = trainer.model.image_encoder(batch.pixels)
-    return FeatureBatch(torch.stack(states), mask, images.vector, images.patches, batch.image_ids, batch.rows)
+        for rows in slices(len(batch), ENCODED_TOGETHER):
+            part = batch.part(rows).to(trainer.accelerator.device)
+            of_part, mask = trainer.model.speech_encoder.layer_states(part.waveforms, part.speech_mask)
+            images = trainer.model.image_encoder(part.pixels)
+            states.append(torch.stack(of_part))
+            masks.append(mask)
+            vectors.append(images.vector)
+            patches.append(images.patches)
+    ids = batch.image_ids.to(trainer.accelerator.device)
+    joined = torch.cat(states, dim=1), torch.cat(masks), torch.cat(vectors), torch.cat(patches)
+    return FeatureBatch(*joined, ids, batch.rows)
 
 
 def _feature_bytes(model: SpeechImageModel, rows: Manifest) -> int:
