@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from saysee.cli import main
-from saysee.errors import CheckpointError
+from saysee.errors import CheckpointError, SaySeeError
 from saysee.model.configuration import FusionConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder, FusionOutput
@@ -128,6 +128,14 @@ def test_tasks_are_saved_with_the_model_or_found_in_the_checkpoint_of_an_earlier
     alone = shutil.copytree(trained, tmp_path / "alone")
     with pytest.raises(CheckpointError, match=r"alone.*tasks\.safetensors"):
         reconstruct(alone, tiny_scenes)
+
+
+def test_a_model_whose_fusion_encoder_learned_another_task_is_named(trained: Path, tiny_scenes: Path) -> None:
+    facts = json.loads((trained / "training.json").read_text())
+    facts["recipe"]["denoising"]["weight"] = 0
+    (trained / "training.json").write_text(json.dumps(facts))
+    with pytest.raises(SaySeeError, match=r"denoising\.weight"):
+        reconstruct(trained, tiny_scenes)
 
 
 def test_a_model_without_its_fusion_encoder_is_named(

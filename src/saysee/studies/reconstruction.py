@@ -225,8 +225,9 @@ def _prepared(
     if "recipe" not in facts:
         raise CheckpointError(f"{folder} has no training.json with its recipe; give a model that 'saysee train' saved")
     recipe = resolve_recipe(facts["recipe"], where=f"{folder}/training.json")
-    task = build_tasks(recipe, model)["denoising"]
-    assert isinstance(task, DenoisingTask)
+    task = build_tasks(recipe, model).get("denoising")
+    if not isinstance(task, DenoisingTask):
+        raise SaySeeError(f"{folder} was trained without denoising; give a model of a denoising.weight above 0")
     load_task(folder, facts["best"]["step"], task)
     model.to(device).eval(), task.to(device).eval()
     loader = SpeechImageLoader(
