@@ -90,7 +90,7 @@ class RobustnessResult:
         rows = []
         for point in points:
             condition, strength = point
-            cells = [CLEAN, ""] if condition is None else [condition.title, f"{strength:g} ({condition.axis})"]
+            cells = [CLEAN, ""] if condition is None else [f"{condition.title}, {condition.axis}", f"{strength:g}"]
             for model in self.models:
                 line = self.of(model, point)
                 cells += [_cell(line, MEAN), _cell(line, "drop")]
