@@ -117,7 +117,8 @@ def bars_png(
         )
         axis.set_title(heading, fontsize=10)
         axis.grid(axis="y", alpha=0.25)
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
+        axis.legend(frameon=False, fontsize=8, ncols=2)
     return _png(figure)
 
 
