@@ -1,7 +1,7 @@
 """The multimodal fusion encoder: tokens of one modality attend to the tokens of the other.
 
-It is used in training (cross-modal denoising) and for attention maps. Retrieval does not use it, and a model is saved
-without it by default.
+It is used in training (cross-modal denoising, matching), for attention maps and to re-rank the first results. Retrieval
+does not need it, and a model is saved without it by default.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class FusionEncoder(nn.Module):
         self.blank = nn.Parameter(torch.randn(config.width) * 0.02)
         self.layers = nn.ModuleList([FusionLayer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
+        self.score = nn.Linear(config.width, 1) if config.matching else None
 
     def forward(
         self,
@@ -89,6 +90,17 @@ class FusionEncoder(nn.Module):
             )
         tokens = self.norm(tokens)
         return FusionOutput(global_token=tokens[:, 0], tokens=tokens[:, 1:], attention=attention)
+
+    def match(self, speech: SpeechFeatures, images: ImageFeatures, clips: Tensor, of_clips: Tensor) -> Tensor:
+        """[N] logits of whether clip ``clips[n]`` and image ``of_clips[n]`` of two batches belong together.
+
+        The frames are the queries, whatever other tasks use. The encoder must have been made with matching.
+        """
+        assert self.score is not None
+        frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
+        mask, vector = speech.mask[clips], speech.vector[clips]
+        output = self(frames[clips], patches[of_clips], query_mask=mask, vector=vector, global_only=True)
+        return self.score(output.global_token)[:, 0]  # type: ignore[no-any-return]
 
     def attend(self, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:
         """Attention of each speech frame over the patches: [B, F, P], each row sums to 1.

@@ -52,7 +52,7 @@ class DataSettings:
     chunk_size: Optional[int] = setting(None, at_least=2)  # noqa: UP045
     """The most pairs that a process encodes at a time; null encodes its whole share of the batch. Smaller chunks take
     less memory and more time (each pair is encoded twice), and keep every negative of the contrastive loss; denoising
-    then works on the pairs of a chunk."""
+    and matching then work on the pairs of a chunk."""
     bucket_batches: int = setting(1, at_least=1)
     """Clips are sorted by length within groups of this many batches: more give less padding, but pairs of like length
     meet in a batch; 1 shuffles all pairs."""
@@ -128,7 +128,7 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """The multimodal fusion encoder. It exists in training only, and only if a task uses it."""
+    """The multimodal fusion encoder. It exists only if a task uses it, and after training if save_fusion is on."""
 
     width: int = setting(256, at_least=1)
     """Width W of its tokens; a multiple of heads."""
@@ -142,6 +142,8 @@ class FusionConfig:
     """Dropout."""
     query: str = derived("speech")
     """"speech" if it is trained with speech as the query, "image" if with patches."""
+    matching: bool = derived(False)
+    """Whether it has the linear layer of matching, by which results are re-ranked."""
     global_token: str = derived("vector")
     """"vector" if the global vector of the query's modality precedes the queries; where that is withheld because it is
     what is rebuilt, "blank", or "other" for the vector of the other modality."""
@@ -175,6 +177,15 @@ class SpeechNoiseSettings:
     """Length of a gap; gaps may overlap."""
     source: Literal["clip", "zeros"] = "clip"
     """What fills the gaps: frames of a clip of another image of the batch, or zeros."""
+
+
+@dataclass
+class MatchingSettings:
+    """Speech-image matching: the fusion encoder tells right pairs from similar wrong ones. A model that is saved with
+    training.save_fusion can then re-rank the first results."""
+
+    weight: float = setting(0.0, at_least=0)
+    """Weight of the loss; 0 turns the task off, and then it costs nothing."""
 
 
 @dataclass
@@ -262,7 +273,8 @@ class TrainingSettings:
     log_every: int = setting(10, at_least=1)
     """Steps between lines of the log."""
     save_fusion: bool = False
-    """Keep fusion encoder and tasks in the best model, for attention maps and studies; retrieval does not need them."""
+    """Keep fusion encoder and tasks in the best model, for attention maps, re-ranking and studies; retrieval does not
+    need them."""
     device: Literal["auto", "cpu"] = "auto"
     """auto uses a GPU if torch sees one; cpu uses the CPU."""
 
@@ -284,6 +296,7 @@ class Recipe:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     speech_noise: SpeechNoiseSettings = field(default_factory=SpeechNoiseSettings)
+    matching: MatchingSettings = field(default_factory=MatchingSettings)
     denoising: DenoisingSettings = field(default_factory=DenoisingSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -311,6 +324,9 @@ class Recipe:
             fix = f"model.image_trainable is {self.model.image_trainable}, and vectors change: set it to batch"
             yield "contrastive.negatives", contrastive.negatives, fix
         if contrastive.weight == 0:
+            if self.matching.weight:
+                fix = "contrastive.weight is 0, and negatives are drawn by contrastive similarity: set it above 0"
+                yield "matching.weight", self.matching.weight, fix
             if denoising.weight == 0:
                 yield "contrastive.weight", contrastive.weight, "denoising is off too: turn on at least one of them"
             if self.data.chunk_size is not None:

@@ -21,7 +21,7 @@ BREAKDOWN = ("novel_pair", "hard_twin")
 GRIDS = RECIPES / "ablation"
 """The packaged grids: what denoising is worth (``cmd``), and each part of SaySee's recipe (``ladder``)."""
 BASELINE = "baseline"  # a row of this name is the baseline; if there is none, the first row is
-ROW_SECTIONS = ("model", "head", "data", "fusion", "contrastive", "speech_noise", "denoising", "optimizer")
+ROW_SECTIONS = ("model", "head", "data", "fusion", "contrastive", "speech_noise", "matching", "denoising", "optimizer")
 """What a row may set. Rows that set model, head or data have a start or batches of their own."""
 SHARED = ("data.manifest", "data.train_split", "data.val_split", "optimizer.accumulate")
 """What all rows share: the corpus, and the clips of a step."""

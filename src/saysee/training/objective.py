@@ -19,6 +19,7 @@ from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe, Spee
 from saysee.tasks.base import Task
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
+from saysee.tasks.matching import MatchingTask
 from saysee.tasks.noise import with_gaps
 from saysee.training.data import FeatureBatch
 
@@ -123,7 +124,7 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     torch.manual_seed(recipe.training.seed)
     speech = _encoder(HubertConfig, settings.speech, "model.speech")
     image = _encoder(CLIPVisionConfig, settings.image, "model.image")
-    fusion = _fusion_config(recipe) if recipe.denoising.weight else None
+    fusion = _fusion_config(recipe) if recipe.denoising.weight or recipe.matching.weight else None
     try:
         model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=recipe.head, fusion=fusion)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # values that make no encoder
@@ -148,6 +149,9 @@ def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
             patch_width=model.config.vision_config.hidden_size,
             fusion_width=recipe.fusion.width,
         )
+    if recipe.matching.weight:
+        assert model.fusion is not None
+        tasks["matching"] = MatchingTask(recipe.matching.weight, model.fusion, recipe.contrastive.temperature)
     return tasks
 
 
@@ -162,13 +166,16 @@ def _encoder(kind: Any, value: str | dict[str, Any], setting: str) -> Any:
 
 
 def _fusion_config(recipe: Recipe) -> FusionConfig:
+    fusion = replace(recipe.fusion, matching=recipe.matching.weight > 0)
+    if not recipe.denoising.weight:
+        return fusion
     query, noise = recipe.denoising.query, recipe.denoising.noise
     # With noise on both sides, each is the query once; attention maps then use speech as the query.
     if query == "noisy":
         query = "image" if noise == "image" else "speech"
     # DenoisingTask does not show the query side's vector where that side is noisy.
     withheld = recipe.denoising.query in (noise, "noisy")
-    return replace(recipe.fusion, query=query, global_token=recipe.denoising.front if withheld else "vector")
+    return replace(fusion, query=query, global_token=recipe.denoising.front if withheld else "vector")
 
 
 def parameter_groups(objective: Objective, settings: OptimizerSettings) -> list[dict[str, Any]]:

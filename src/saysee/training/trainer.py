@@ -295,7 +295,7 @@ class Trainer:
         if checkpoints:
             before, now = self._resumable().load(checkpoints[-1], self.recipe.training.seed + 1), self.processes.count
             if before != now:
-                change = "dropout and noise are drawn anew, and denoising works on shares of another size"
+                change = "dropout and noise are drawn anew; denoising and matching work on shares of another size"
                 logger.info("%s: a run of %d processes is resumed by %d: %s", self.name, before, now, change)
         steps = self.processes.gather(self.state.step)
         if len(set(steps)) > 1:
@@ -359,10 +359,10 @@ def slices(count: int, most: int) -> list[slice]:
 
 
 def _check_shares(recipe: Recipe, processes: int) -> None:
-    """Raises ConfigError where several processes leave denoising one pair each: it needs another image."""
+    """Raises ConfigError where several processes leave one pair each to a task that needs another image."""
     share = recipe.data.batch_size // processes
-    if recipe.denoising.weight and share < 2:
+    if share < 2 and (recipe.denoising.weight or recipe.matching.weight):
         raise ConfigError(
-            f"data.batch_size is {recipe.data.batch_size} over {processes} processes, {share} each; denoising works on "
-            "each process's own pairs and needs at least 2"
+            f"data.batch_size is {recipe.data.batch_size} over {processes} processes, {share} each; denoising and "
+            "matching work on each process's own pairs and need at least 2"
         )
