@@ -18,6 +18,8 @@ from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.evaluation.comparison import short_names
 from saysee.evaluation.protocols import evaluate
+from saysee.model.card import read_scores
+from saysee.model.configuration import FusionConfig
 from saysee.model.retriever import SpeechImageModel
 
 TEXTS = ["a red square", "two green stars", "a dog runs on the beach"]  # words that the tiny CLIP knows
@@ -293,3 +295,38 @@ def test_corpora_and_models_are_named_by_stem_folder_or_path() -> None:
     assert short_names(["a/coco.parquet"] * 2, ["val", "test"]) == ["coco:val", "coco:test"]
     assert short_names(["runs/cmd/best", "owner/model", "runs/cmd/best"]) == ["cmd", "owner/model", "cmd"]
     assert short_names(["runs/cmd/best", "a/last"]) == ["cmd", "a/last"]
+
+
+def test_reranking_is_a_row_below_the_model_s_with_the_gain_and_the_time(
+    tmp_path: Path, manifests: list[str], model_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", model_folder, manifests[0], "--rerank", "2"]) == 2
+    assert "matching.weight" in capsys.readouterr().err
+    model = SpeechImageModel.from_pretrained(model_folder)
+    model.add_fusion(FusionConfig(width=16, layers=1, heads=2, matching=True))
+    model.save_pretrained(tmp_path / "matching", fusion=True)
+    assert "--rerank" in (tmp_path / "matching" / "README.md").read_text()
+    assert "--rerank" not in (Path(model_folder) / "README.md").read_text()
+    place = str(tmp_path / "matching")
+    words = [place, manifests[0], "--rerank", "2", "--by", "speaker"]
+    found = json.loads(output_of(capsys, *words, "--json"))
+    before, after = found["models"]
+    assert (before["model"], after["model"], after["rerank"]["first"]) == (place, place, 2)
+    assert "rerank" not in before
+    assert after["by"]["speaker"]["ann"]["clips"] == 3
+    gain = after["overall"]["mean_R@1"] - before["overall"]["mean_R@1"]
+    line = found["rows"][2]
+    assert line["mean_R@1_difference"] == pytest.approx(gain)
+    assert line["mean_R@1_difference_low"] <= gain <= line["mean_R@1_difference_high"]
+    assert line["rerank_seconds"] > 0
+    shown = output_of(capsys, *words)
+    assert "matching, first 2 re-ranked" in shown
+    assert "re-ranking (s/query)" in shown
+    (tmp_path / "scores.json").write_text(json.dumps(found))
+    assert [score.system for score in read_scores(tmp_path / "scores.json", place)] == [
+        "this model", "this model, first 2 re-ranked",
+    ]  # fmt: skip
+    for wrong in (["--rerank", "0"], ["--rerank", "2", "--localization"]):
+        assert main(["evaluate", place, manifests[0], *wrong]) == 2
+        assert "--rerank" in capsys.readouterr().err
+    assert main(["evaluate", place, "cascade:manifest+" + place, manifests[0], "--rerank", "2"]) == 2

@@ -33,6 +33,7 @@ def evaluate(
     language: str | None = None,
     features: Path | None = None,
     untrained: bool = False,
+    rerank: int | None = None,
     batch_size: int = 32,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
@@ -57,6 +58,7 @@ def evaluate(
         language: the spoken language, such as en, for the Whisper of a cascade
         features: folder of cached features, such as scenes/features: what it does not have is computed and added
         untrained: score a model whose speech head was never trained
+        rerank: also score each model with so many first results of each query re-ranked by its fusion encoder
         batch_size: files encoded together
         device: device to compute on
     """
@@ -68,9 +70,13 @@ def evaluate(
         raise ConfigError("--by breaks down one corpus; give one manifest with it")
     if localization and (by or mteb or features or any(cascades.values())):
         raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
+    if rerank is not None and (rerank < 1 or localization or any(cascades.values())):
+        raise ConfigError(f"--rerank is {rerank}; it must be at least 1, without --localization and cascades")
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
     corpora = [read_corpus(path, part, by) for path, part in zip(paths, splits, strict=True)]
+    from saysee.encoding.reranking import check_can_rerank
     from saysee.evaluation.comparison import Comparison, System, short_names
+    from saysee.evaluation.reranking import evaluate_reranked
     from saysee.model.loading import kind_of
 
     for model, parts in cascades.items():
@@ -78,14 +84,22 @@ def evaluate(
     if localization:
         corpora = [corpus.select(part) for corpus, part in zip(corpora, splits, strict=True)]
         return _localize(models, dict(zip(short_names(paths, splits), corpora, strict=True)), device, untrained, format)
-    options = {"by": by, "batch_size": batch_size}
-    scored = {}
+    options: dict[str, Any] = {"by": by, "batch_size": batch_size}
+    scored: dict[str, list[System]] = {}
     for model, name in dict(zip(models, short_names(models), strict=True)).items():
-        score, about, facts = _scorer(model, cascades[model], device, features, language, untrained)
+        encoder, score, about, facts = _scorer(model, cascades[model], device, features, language, untrained)
+        if rerank is not None:
+            check_can_rerank(encoder)
+            options["keep_vectors"] = True
         results = [score(corpus, split=part, **options) for corpus, part in zip(corpora, splits, strict=True)]
-        scored[model] = System(name, results, about, facts)
-        del score  # before the next model is loaded: memory for one
-    comparison = Comparison(short_names(paths, splits), [scored[model] for model in models], mteb)
+        scored[model] = [System(name, results, about, facts)]
+        if rerank is not None:
+            pairs = zip(corpora, results, strict=True)
+            again = [evaluate_reranked(encoder, corpus, result, rerank, by=by) for corpus, result in pairs]
+            scored[model].append(scored[model][0].reranked(again))
+        del encoder, score  # before the next model is loaded: memory for one
+    systems = [system for model in models for system in scored[model]]
+    comparison = Comparison(short_names(paths, splits), systems, mteb)
     return Result(comparison.to_dict(paths), _shown(comparison.tables(), comparison.lines, format))
 
 
@@ -137,8 +151,8 @@ def read_corpus(path: str, split: str, by: Sequence[str]) -> Any:
 
 def _scorer(
     model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None, untrained: bool
-) -> tuple[Any, dict[str, Any], Any]:
-    """A function that scores a corpus, what the model is, and the facts about the run that trained it."""
+) -> tuple[Any, Any, dict[str, Any], Any]:
+    """The encoder, a function that scores a corpus, what the model is, and the facts about the run that trained it."""
     from functools import partial
 
     from saysee.encoding.cache import FeatureCache
@@ -153,13 +167,13 @@ def _scorer(
         _check_trained(encoder, untrained)
         described = {"model": model} | ({"untrained": True} if encoder.warning else {})
         facts = getattr(encoder.model, "trained", None) or {}
-        return partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
+        return encoder, partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
     recognizer = None
     if cascade.recognizer != TRANSCRIPTS:
         recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
     kind = "transcripts" if recognizer is None else "asr"
     about = {"cascade": {kind: cascade.recognizer, "clip": cascade.clip}}
-    return partial(evaluate_cascade, encoder, recognizer=recognizer), about, None
+    return encoder, partial(evaluate_cascade, encoder, recognizer=recognizer), about, None
 
 
 def _check_trained(encoder: Any, untrained: bool) -> None:

@@ -245,10 +245,14 @@ class SpeechSide(Side):
 
     def vectors_of_features(self, items: Sequence[Values]) -> Tensor:
         """Cached features of B clips to unit vectors [B, D], by the head."""
+        return _unit(self.tokens_of_features(items).vector)
+
+    def tokens_of_features(self, items: Sequence[Values]) -> SpeechFeatures:
+        """Cached features of B clips to what :meth:`tokens` gives, by the head."""
         states, mask = self.gather(items)
         with self._forward_pass():
             clips = self._network.from_layer_states(self._to_device(states), mask.to(self.device))
-            return _unit(clips.vector)
+            return SpeechFeatures(clips.vector.float(), clips.frames.float(), clips.mask)
 
     @cached_property
     def about_features(self) -> dict[str, Any]:
@@ -324,6 +328,10 @@ class ImageSide(Side):
     def vectors_of_features(self, items: Sequence[Values]) -> Tensor:
         """Cached features of B images to unit vectors [B, D]."""
         return _unit(self.gather(items)[0])
+
+    def tokens_of_features(self, items: Sequence[Values]) -> ImageFeatures:
+        """Cached features of B images to what :meth:`tokens` gives."""
+        return ImageFeatures(*(values.to(self.device, torch.float32) for values in self.gather(items)))
 
     @cached_property
     def about_features(self) -> dict[str, Any]:

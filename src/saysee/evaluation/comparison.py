@@ -38,6 +38,7 @@ def _recalls(*ways: str) -> list[tuple[str, str, int]]:
 _TWINS = [("hard twins", "hard_twins", 1), ("nearest is the twin", "twin_is_nearest_picture", 1)]
 _MAIN = [("clips", "clips", 0), ("images", "images", 0), *_recalls(*WAYS), ("mean R@1 (95 %)", MEAN, 1)]
 _MAIN += [("difference (95 %)", f"{MEAN}_difference", 1), *_TWINS, ("word error rate", "word_error_rate", 1)]
+_MAIN += [("re-ranking (s/query)", "rerank_seconds", 4)]
 _TEXT = [("clips", "clips_with_text", 0), ("texts", "texts", 0), *_recalls("speech_to_text", "text_to_speech")]
 """Heading, key in a line, and decimals of the columns; those without a value in any line are not shown."""
 
@@ -51,6 +52,12 @@ class System:
     about: Mapping[str, Any] = field(default_factory=dict)  # what it is, for JSON: ``model`` or ``cascade``
     # about the run that trained it, as ``SpeechImageModel.trained``; None is a row of its own
     facts: Mapping[str, Any] | None = None
+
+    def reranked(self, results: Sequence[EvaluationResult]) -> "System":
+        """The same system with its first results re-ranked, for the row below its own."""
+        first = results[0].rerank and results[0].rerank.first
+        facts = self.facts and {**self.facts, "recipe": {**self.facts["recipe"], "rerank": first}}
+        return System(f"{self.name}, first {first} re-ranked", results, self.about, facts)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Comparison:
 
     def _lines(self, corpus: int) -> Iterator[dict[str, Any]]:
         first: dict[str, Any] = {}
+        above: dict[str, Any] = {}
         for row in self.rows:
             results = [system.results[corpus] for system in row]
             head: dict[str, Any] = {"corpus": self.corpora[corpus], "split": results[0].split, "model": row_name(row)}
@@ -136,6 +144,9 @@ class Comparison:
                 }
                 line |= _statistics(values, resampled)
                 baseline = first.setdefault(f"{queries} values", (line, resampled))
+                if results[0].rerank:
+                    baseline = above.get(queries, baseline)
+                above[queries] = (line, resampled)
                 yield line | (_differences(line, resampled, *baseline) if baseline[0] is not line else {})
 
     def _table(
@@ -171,7 +182,9 @@ class Comparison:
         else:
             notes.append("each corpus against its own gallery")
         if len(self.rows) > 1:
-            notes.append(f"difference: in mean R@1, to {row_name(self.rows[0])}, paired over images")
+            reranked = any(row[0].results[0].rerank for row in self.rows)
+            also = "; of a re-ranked row, to the row above it" if reranked else ""
+            notes.append(f"difference: in mean R@1, to {row_name(self.rows[0])}, paired over images{also}")
         if any(len(row) > 1 for row in self.rows):
             notes.append("±: standard deviation over seeds; intervals: over images")
         return notes
@@ -231,6 +244,7 @@ def _others(result: EvaluationResult) -> dict[str, float]:
         found |= {"clips_with_text": text.clips, "texts": text.texts}
     if twins := result.twin_accuracy:
         found |= {"hard_twins": twins.accuracy, "twin_is_nearest_picture": twins.nearest}
+    found |= {"rerank_seconds": result.rerank.seconds} if result.rerank else {}
     return found | ({"word_error_rate": result.word_errors.rate} if result.word_errors else {})
 
 

@@ -88,6 +88,14 @@ class SpeechText:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """What re-ranking took."""
+
+    first: int  # number of results of each query that are re-ranked
+    seconds: float  # a query, in the fusion encoder; files and their features are read before
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """The result of ``evaluate``.
 
@@ -101,6 +109,7 @@ class EvaluationResult:
         encode_speech_seconds, encode_images_seconds: wall time, with decoding; None if vectors were given.
         speech: [N, D] vectors of the rows of the split in order, if kept.
         images: [M, D] vectors of ``manifest.select(split).images()`` in order, if kept.
+        rerank: of a result of ``evaluate_reranked``, which has neither hard twins nor texts.
     """
 
     split: str
@@ -113,6 +122,7 @@ class EvaluationResult:
     encode_images_seconds: float | None = None
     speech: npt.NDArray[Any] | None = None
     images: npt.NDArray[Any] | None = None
+    rerank: Reranking | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the vectors."""
@@ -128,7 +138,7 @@ class EvaluationResult:
             "speech_text": self.speech_text and dict(vars(self.speech_text)),
             "word_errors": self.word_errors and self.word_errors.to_dict(),
             "seconds": {"encode_speech": self.encode_speech_seconds, "encode_images": self.encode_images_seconds},
-        }
+        } | ({} if self.rerank is None else {"rerank": dict(vars(self.rerank))})
 
 
 def evaluate(

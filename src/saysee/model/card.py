@@ -82,7 +82,7 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], na
             else:
                 system = OWN if each["model"] == name else _system(each["model"], Path(folder))
             scores += [
-                Score(system, short_name(corpus["manifest"]), corpus["split"], corpus["overall"])
+                Score(system + _reranked(corpus), short_name(corpus["manifest"]), corpus["split"], corpus["overall"])
                 for corpus in each.get("corpora", [each])
             ]
         for score in scores:
@@ -217,6 +217,10 @@ def _edited(path: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
     mark = _MARK.search(text)
     return mark is None or fingerprint(text[: mark.start()].encode()) != mark[1]
+
+
+def _reranked(corpus: Mapping[str, Any]) -> str:
+    return f", first {corpus['rerank']['first']} re-ranked" if "rerank" in corpus else ""
 
 
 def _system(scored: str, folder: Path) -> str:

@@ -152,7 +152,7 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
         Args:
             save_directory: the folder; created if it does not exist.
-            fusion: save the fusion encoder too, for attention maps. Retrieval does not need it.
+            fusion: save the fusion encoder too, for attention maps and re-ranking. Retrieval does not need it.
             kwargs: as for ``PreTrainedModel.save_pretrained``.
 
         Raises:
@@ -168,12 +168,12 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
             self.config.fusion = None
         try:
             super().save_pretrained(save_directory, state_dict=state, **kwargs)
+            save_card(save_directory, self.config, self.trained)  # of what is saved
         finally:
             self.config.fusion = kept
         for weights in Path(save_directory).glob("*.safetensors"):
             set_default_mode(weights)
         self.processor.save_pretrained(save_directory)
-        save_card(save_directory, self.config, self.trained)
 
     def add_fusion(self, config: FusionConfig) -> None:
         """Gives the model a new fusion encoder."""
