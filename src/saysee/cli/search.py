@@ -154,6 +154,7 @@ def search(
     recognizer: str | None = None,
     language: str | None = None,
     speech: Literal["direct", "transcribed", "both"] | None = None,
+    rerank: int | None = None,
     model: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Result:
@@ -175,6 +176,7 @@ def search(
         language: of the speech, such as en, for the recognizer (default: detected)
         speech: search by the model's speech encoder (direct), by the transcript (transcribed), or both rankings fused
             (default: transcribed with --recognizer, else direct)
+        rerank: read so many first hits again and order them by the model's fusion encoder
         model: the model of the index, if it has moved
         device: device to compute on
     """
@@ -198,6 +200,7 @@ def search(
         where=where,
         filters=filter,
         kind={"images": "image", "clips": "clip", None: None}[for_],
+        rerank=rerank,
     )
     values = {"index": opened.place, **found.to_dict()}
     printed: list[Any] = [partial(_print_hits, result, not no_thumbnails) for result in found.results]

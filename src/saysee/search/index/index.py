@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,7 +17,7 @@ from saysee.errors import MediaError, SaySeeError, extra_needed
 from saysee.media.formats import Kind
 from saysee.search.index.about import EXAMPLES, INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
-from saysee.search.index.ranking import Measure, Speech, measure, nearest
+from saysee.search.index.ranking import Scored, Speech, measure, nearest, reranked
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.sqlite import ITEMS_FILE, SqliteStore
 from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
@@ -44,7 +44,7 @@ class Hit:
         score: cosine similarity with the query, −1 to 1; of speech searched for in both ways the fused score.
         metadata: further columns of the manifest or table that the index was created from.
         copies: rows of the index with this content, this one included.
-        measure: what the score is: "cosine" or "reciprocal-rank".
+        measure: what the score is: "cosine", "reciprocal-rank" or "re-ranked".
     """
 
     id: int
@@ -53,12 +53,12 @@ class Hit:
     score: float
     metadata: dict[str, Any]
     copies: int = 1
-    measure: Measure = "cosine"
+    measure: Scored = "cosine"
 
     @property
     def shown_score(self) -> str:
         """The score for people."""
-        return f"{self.score:.3f}" if self.measure == "cosine" else f"{self.score:.4f}"
+        return f"{self.score:.4f}" if self.measure == "reciprocal-rank" else f"{self.score:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -170,6 +170,8 @@ class Index:
         kind: Kind | None = None,
         bad: dict[int, MediaError] | None = None,
         transcripts: dict[int, Transcript] | None = None,
+        rerank: int | None = None,
+        unread: list[str] | None = None,
     ) -> list[list[Hit]]:
         """The rows nearest to each of several queries of one kind.
 
@@ -189,6 +191,9 @@ class Index:
             bad: collects the error of each query that cannot be used by its position; such a query has no hits. None
                 raises the first error.
             transcripts: collects what was recognized in each clip by its position.
+            rerank: so many of the best rows of each query are read again and ordered by the model's fusion encoder; for
+                clips that find images, or images that find clips. A row whose file cannot be read keeps its place.
+            unread: collects the reason for each such file; None logs it.
 
         Returns:
             for each query up to ``k`` hits of different content, the best first; of equal scores the earlier row.
@@ -197,7 +202,7 @@ class Index:
         Raises:
             MediaError: a file of a query cannot be used, and ``bad`` is None.
             SaySeeError: not exactly one kind of query; a bad condition, filter or vector; another model than that of
-                the index.
+                the index; ``rerank`` with other queries, or a model that cannot re-rank.
         """
         given: dict[str, Any] = {"speech": speech, "images": images, "texts": texts, "vectors": vectors}
         chosen = [name for name, value in given.items() if value is not None]
@@ -210,6 +215,8 @@ class Index:
         parsed = parse_filters(filters)
         if kind is None:
             kind = self.kind_to_find(by_image=images is not None)
+        if rerank is not None:
+            given[chosen[0]] = self._checked_for_reranking(rerank, _QUERY_KINDS.get(chosen[0]), given[chosen[0]], kind)
         if vectors is not None:
             queries = self._checked(vectors)[None]
         else:
@@ -217,15 +224,44 @@ class Index:
                 self.store.about().check(self.encoder, self.place, kind)
             queries = self._encoded(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad, transcripts)
         good = [position for position in range(queries.shape[1]) if not bad or position not in bad]
-        found = nearest(self.store, queries[:, good], kind, k, where, parsed, offset)
+        most, skipped = (k, offset) if rerank is None else (max(offset + k, rerank), 0)
+        found = nearest(self.store, queries[:, good], kind, most, where, parsed, skipped)
         root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
         hits: list[list[Hit]] = [[] for _ in range(queries.shape[1])]
         scored = measure(len(queries))
         for position, rows in zip(good, found, strict=True):
+            placed: list[tuple[Item, float, Scored]] = [(row, score, scored) for row, score in rows]
+            if rerank is not None:
+                query = given[chosen[0]][position]
+                of_query = (self.encoder, _QUERY_KINDS[chosen[0]], query, rows[:rerank])
+                placed[:rerank], missed = reranked(*of_query, partial(_path, root))
+                if unread is None:
+                    for reason in missed:
+                        logger.warning("%s: %s", self.place, reason)
+                else:
+                    unread += missed
+                placed = placed[offset : offset + k]
             hits[position] = [
-                Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies, scored) for row, score in rows
+                Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies, how)
+                for row, score, how in placed
             ]
         return hits
+
+    def _checked_for_reranking(self, first: int, query: str | None, items: Sequence[Any], kind: Kind) -> list[Any]:
+        """The queries as items that can be read twice; see :meth:`search` for the errors."""
+        from saysee.encoding.inputs import checked
+        from saysee.encoding.reranking import check_can_rerank
+
+        if first < 1:
+            raise SaySeeError(f"rerank is {first}; it must be at least 1")
+        if {query, kind} != {"clip", "image"} or (query == "clip" and self.speech != "direct"):
+            raise SaySeeError(
+                f"rerank is {first}, but {query or 'vector'} queries (speech {self.speech}) find {kind}s; it is for "
+                "clips searched for directly that find images, and for images that find clips"
+            )
+        check_can_rerank(self.encoder)
+        kind_of_query: Any = query
+        return [item.read() if hasattr(item, "read") else item for item in checked(items, kind_of_query)]
 
     @cached_property
     def encoder(self) -> Encoder:

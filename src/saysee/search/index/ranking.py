@@ -6,13 +6,17 @@ rank (Cormack, Clarke and Büttcher, SIGIR 2009, doi 10.1145/1571941.1572114).
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from saysee.errors import MediaError
 from saysee.media.formats import Kind
 from saysee.search.index.filters import Filter, Filters
 from saysee.search.index.store import Hits, Ids, Item, Store, Tables, Vectors
+
+if TYPE_CHECKING:
+    from saysee.encoding.encoder import Encoder
 
 Search = Callable[[int], Sequence[Ids]]
 """Gives for a number the ids of so many of each query's nearest rows, or of all there are; maybe a few more."""
@@ -23,6 +27,9 @@ Speech = Literal["direct", "transcribed", "both"]
 """How speech is searched for: by the model's speech encoder, by a recognizer's transcript, or by both, fused."""
 Measure = Literal["cosine", "reciprocal-rank"]
 """What a score is: a cosine similarity, −1 to 1; or a sum of 1 / (60 + rank), which orders hits and says no more."""
+
+Scored = Measure | Literal["re-ranked"]
+"""The same of a hit that may be re-ranked: then a cosine plus what the fusion encoder adds, which orders hits."""
 
 RANK_CONSTANT = 60  # k of the paper, which chose it in a pilot and found results to change little with it
 DEPTH = 500
@@ -61,6 +68,40 @@ def _fused(rankings: Sequence[Sequence[tuple[Item, float]]]) -> list[tuple[Item,
             scores[content] = scores.get(content, 0.0) + 1 / (RANK_CONSTANT + rank)
     order = sorted(scores, key=lambda content: (-scores[content], items[content].id))
     return [(items[content], scores[content]) for content in order]
+
+
+def reranked(
+    encoder: "Encoder", kind: Kind, query: Any, rows: Sequence[tuple[Item, float]], path_of: Callable[[Item], str]
+) -> tuple[list[tuple[Item, float, Scored]], list[str]]:
+    """The rows that a query found in the order of the model's fusion encoder, with their scores and what these are.
+
+    A row whose file cannot be read keeps its place and its cosine.
+
+    Args:
+        encoder: of a model that can re-rank.
+        kind: of the query, "clip" for images, "image" for clips.
+        query: as for :meth:`saysee.encoding.encoder.Encoder.tokens`.
+        rows: with their cosines, the best first.
+        path_of: where a row's file is.
+
+    Returns:
+        the rows, and a reason for each file that cannot be read.
+    """
+    from saysee.encoding.reranking import match, reranked_score
+
+    asked, scores, unread = encoder.tokens(kind, query), dict[int, float](), list[str]()
+    for place, (item, cosine) in enumerate(rows):
+        try:
+            tokens = encoder.tokens(item.kind, path_of(item))
+        except MediaError as error:
+            unread.append(f"not re-ranked: {error}")
+            continue
+        logits = match(encoder, asked, tokens) if kind == "clip" else match(encoder, tokens, asked)
+        scores[place] = reranked_score(cosine, float(logits[0]))
+    found: list[tuple[Item, float, Scored]] = [(item, cosine, "cosine") for item, cosine in rows]
+    for place, best in zip(scores, sorted(scores, key=lambda place: -scores[place]), strict=True):
+        found[place] = (rows[best][0], scores[best], "re-ranked")
+    return found, unread
 
 
 def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int = 0) -> Hits:

@@ -51,6 +51,8 @@ class QueryResult:
         notes = [] if self.speech is None else [f"speech: {self.speech}"]
         if self.speech == "both":
             notes[0] += f"; the score is the {FUSED}, not a cosine"
+        if any(hit.measure == "re-ranked" for hit in self.hits):
+            notes.append("re-ranked by the fusion encoder: scores are no cosines")
         notes += [f"heard: {self.transcript}"] if self.transcript is not None else []
         return notes + ([f"not known to the model: {', '.join(self.unknown_words)}"] if self.unknown_words else [])
 
@@ -98,6 +100,7 @@ def run_queries(
     where: str | None = None,
     filters: Sequence[str] = (),
     kind: Kind | None = None,
+    rerank: int | None = None,
 ) -> SearchResults:
     """Searches for files, folders of files, texts and a recording.
 
@@ -108,7 +111,7 @@ def run_queries(
         places: audio files, image files, folders.
         texts: written queries.
         recording: [T] samples at 16 kHz from the microphone.
-        k, where, filters, kind: as for :meth:`Index.search`.
+        k, where, filters, kind, rerank: as for :meth:`Index.search`; files that cannot be read are among the skipped.
 
     Raises:
         SaySeeError: no query; a named file that is neither audio nor image, or damaged; else as ``Index.search``.
@@ -125,7 +128,7 @@ def run_queries(
             bad: dict[int, MediaError] = {}
             heard: dict[int, Transcript] = {}
             asked: dict[str, Any] = {side: [chunk[position].content for position in positions]}
-            asked |= {"bad": bad, "transcripts": heard}
+            asked |= {"bad": bad, "transcripts": heard, "rerank": rerank, "unread": found.skipped}
             hits = index.search(**asked, k=k, where=where, filters=filters, kind=kind) if positions else ()
             for number, position in enumerate(positions):
                 transcript = heard[number].text if number in heard else None
