@@ -39,7 +39,7 @@ def ablate(
         no_equal_time: do not train slower rows again for the training time of the baseline
         devices: run on several devices at once, such as cuda:0,cuda:1; a device twice runs two at once on it
     """
-    from saysee.studies.ablation import AblationSettings, run_ablation
+    from saysee.studies.ablation.study import AblationSettings, run_ablation
 
     shares = _numbers("--sizes", sizes, float, "0.25,0.5,1")
     settings = AblationSettings(

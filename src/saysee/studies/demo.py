@@ -23,7 +23,7 @@ from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
-from saysee.studies.ablation_runs import BREAKDOWN
+from saysee.studies.ablation.runs import BREAKDOWN
 from saysee.studies.other_queries import score_other_queries
 from saysee.studies.processes import run_alone, train_alone
 from saysee.studies.report import DemoResult, write_report

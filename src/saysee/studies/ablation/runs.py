@@ -14,7 +14,7 @@ from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError
 from saysee.settings.reading import RECIPES, denoising_preset, load_recipe, read_yaml
 from saysee.settings.recipe import Recipe
-from saysee.studies.ablation_table import RECALLS, images_in_share
+from saysee.studies.ablation.table import RECALLS, images_in_share
 from saysee.training.records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")

@@ -29,7 +29,7 @@ from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_text
 from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
 from saysee.settings.recipe import Recipe
-from saysee.studies.ablation_runs import (
+from saysee.studies.ablation.runs import (
     cache_features,
     check_overrides,
     choose_rows,
@@ -41,7 +41,7 @@ from saysee.studies.ablation_runs import (
     share_of_images,
     slug,
 )
-from saysee.studies.ablation_table import (
+from saysee.studies.ablation.table import (
     EQUAL_STEPS,
     EQUAL_TIME,
     AblationResult,

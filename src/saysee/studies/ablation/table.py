@@ -252,7 +252,7 @@ def _markdown(result: AblationResult) -> str:
 
     tables = [table.to_markdown() for table in result.to_tables()]
     rows = Table("", ["row", "settings over the recipe"], [[row, settings(row)] for row in result.rows], labels=2)
-    template = Environment(loader=PackageLoader("saysee", "studies")).get_template("ablation.md")
+    template = Environment(loader=PackageLoader("saysee", "studies")).get_template("ablation/table.md")
     text = template.render(
         study=result.study,
         overall=result.runs[0].evaluation["overall"],

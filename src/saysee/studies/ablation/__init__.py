@@ -1,0 +1,1 @@
+"""Ablation: variants of a recipe over several seeds, and their tables."""
