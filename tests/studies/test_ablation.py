@@ -21,7 +21,7 @@ from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import SaySeeError
 from saysee.settings.reading import load_recipe, recipe_names
-from saysee.studies import ablation
+from saysee.studies.ablation import study as ablation
 from saysee.studies.ablation.runs import GRIDS, grid_file, read_grid, share_of_images
 from saysee.studies.ablation.study import AblationSettings, Run, _Study, run_ablation
 from saysee.studies.ablation.table import (
