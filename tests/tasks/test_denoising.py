@@ -41,18 +41,6 @@ def fusion_of(task):
     return task._fusion[0]
 
 
-@pytest.fixture
-def features():
-    """Features that gradients are asked of; the last clip is two frames shorter."""
-    draw = torch.Generator().manual_seed(1)
-    mask = torch.ones(B, F, dtype=torch.bool)
-    mask[3, 4:] = False
-    vector, frames, images, patches = (
-        torch.randn(*shape, generator=draw).requires_grad_() for shape in ((B, D), (B, F, D), (B, D), (B, P, V))
-    )
-    return SpeechFeatures(vector, frames, mask), ImageFeatures(images, patches)
-
-
 def loss_of(task, features, ids=IDS):
     return task(*features, ids)["denoising_loss"]
 

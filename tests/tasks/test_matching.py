@@ -26,17 +26,6 @@ def build(temperature: float = 0.07) -> MatchingTask:
     return MatchingTask(1.0, FusionEncoder(config, D, V), temperature)
 
 
-@pytest.fixture
-def features() -> tuple[SpeechFeatures, ImageFeatures]:
-    draw = torch.Generator().manual_seed(1)
-    mask = torch.ones(B, F, dtype=torch.bool)
-    mask[3, 4:] = False
-    vector, frames, images, patches = (
-        torch.randn(*shape, generator=draw).requires_grad_() for shape in ((B, D), (B, F, D), (B, D), (B, P, V))
-    )
-    return SpeechFeatures(vector, frames, mask), ImageFeatures(images, patches)
-
-
 def judging(monkeypatch, task, judge):
     """The fusion encoder's judgment replaced by a function of the numbers of clips and images; returns what it saw."""
     seen = []

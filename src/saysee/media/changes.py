@@ -175,7 +175,7 @@ def through_codec(clip: Clip, codec: Literal["opus", "mp3"], kilobits: float) ->
         stream = file.add_stream(encoder, rate=SAMPLE_RATE, layout="mono")
         stream.bit_rate = round(1000 * kilobits)
         stream.codec_context.format = sample_format
-        file.mux(stream.encode(_frame(np.clip(clip, -1, 1), sample_format)))
+        file.mux(stream.encode(audio_frame(np.clip(clip, -1, 1), sample_format)))
         file.mux(stream.encode(None))
     packed.seek(0)
     return of_length(load_audio(packed), len(clip))
@@ -189,7 +189,7 @@ def at_speed(clip: Clip, speed: float) -> Clip:
     source.link_to(tempo)
     tempo.link_to(sink)
     graph.configure()
-    graph.push(_frame(clip, "flt"))
+    graph.push(audio_frame(clip, "flt"))
     graph.push(None)
     parts = []
     while True:
@@ -224,7 +224,8 @@ def of_length(clip: Clip, length: int) -> Clip:
     return np.asarray(np.pad(clip[:length], (0, max(0, length - len(clip)))), dtype=np.float32)
 
 
-def _frame(clip: Clip, sample_format: str) -> av.AudioFrame:
+def audio_frame(clip: Clip, sample_format: str) -> av.AudioFrame:
+    """A clip as FFmpeg takes it, in a format of 32-bit floats such as "fltp"."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format=sample_format, layout="mono")
     frame.sample_rate, frame.pts = SAMPLE_RATE, 0
     return frame

@@ -84,7 +84,7 @@ def panels_png(
     figure.supylabel(axes[1], fontsize=10)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def bars_png(
@@ -119,7 +119,7 @@ def bars_png(
         axis.grid(axis="y", alpha=0.25)
         axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.legend(frameon=False, fontsize=8, ncols=2)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def attention_image(
@@ -177,9 +177,10 @@ def _axes(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
-def _png(figure: Any) -> bytes:
+def png_bytes(figure: Any, dpi: int = 100) -> bytes:
+    """A figure of matplotlib as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

@@ -19,6 +19,7 @@ from saysee.encoding.attention import Regions
 from saysee.encoding.recognizer import Word
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE
+from saysee.media.changes import audio_frame
 from saysee.studies.plots import text_font
 
 RATE = 25  # frames a second: a word starts at most 0.04 s late
@@ -86,9 +87,7 @@ def write_video(
             video.bit_rate = 4_000_000
         sound = file.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         sound.bit_rate = 64_000
-        samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(clip[None]), format="fltp", layout="mono")
-        samples.sample_rate, samples.pts = SAMPLE_RATE, 0
-        packets = [*sound.encode(samples), *sound.encode(None)]
+        packets = [*sound.encode(audio_frame(clip, "fltp")), *sound.encode(None)]
         starts = [each.start for each in lit]
         for number in range(math.ceil(len(clip) / SAMPLE_RATE * RATE)):
             if (current := int(np.searchsorted(starts, number / RATE, side="right")) - 1) > shown:

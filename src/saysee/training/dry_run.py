@@ -22,7 +22,7 @@ from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import Recipe
-from saysee.tasks.contrastive import AllImages, ContrastiveTask
+from saysee.tasks.contrastive import AllImages
 from saysee.training.data import FeatureBatch
 from saysee.training.objective import Objective, TrainingBatch
 from saysee.training.records import peak_memory_mib
@@ -111,7 +111,7 @@ def rehearse(trainer: Trainer) -> DryRun:
     """As :func:`dry_run`, of a trainer that has taken no step."""
     recipe, data, processes = trainer.recipe, trainer.data, trainer.processes
     cached = data.recomputed is None
-    _compare_with_as_many(trainer)
+    trainer.compare_with_all(lambda: _as_many_images(trainer))
     trainer.objective.train()
     batches = _batches_from_the_longest(trainer)
     step_seconds, encoding_seconds, clips = list[float](), 0.0, 0
@@ -156,13 +156,10 @@ def timed_batches(trainer: Trainer) -> list[TrainingBatch]:
     return batches
 
 
-def _compare_with_as_many(trainer: Trainer) -> None:
-    """Where each clip is compared with all training images: with as many zeros, which take as long."""
-    for task in trainer.objective.tasks.values():
-        if isinstance(task, ContrastiveTask) and trainer.recipe.contrastive.negatives == "all":
-            count = len(trainer.data.train_rows.images())
-            zeros = torch.zeros(count, trainer.model.config.projection_dim)
-            task.among = AllImages(zeros, torch.arange(count)).to(trainer.accelerator.device)
+def _as_many_images(trainer: Trainer) -> AllImages:
+    """In place of all training images as many zeros, which take as long to compare with."""
+    count = len(trainer.data.train_rows.images())
+    return AllImages(torch.zeros(count, trainer.model.config.projection_dim), torch.arange(count))
 
 
 def _batches_from_the_longest(trainer: Trainer) -> Iterator[TrainingBatch]:

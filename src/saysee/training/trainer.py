@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
-from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
+from saysee.tasks.contrastive import AllImages, CachedChunk, ContrastiveTask
 from saysee.training.checkpoint import (
     Resumable,
     RunFolder,
@@ -104,11 +104,11 @@ class Trainer:
         folder = self.data.cache_features()
         logger.info("%s: features of the frozen encoders are read from %s", self.name, folder)
 
-    def compare_with_all(self) -> None:
-        """Gives the contrastive task all training images, where the recipe compares clips with all."""
+    def compare_with_all(self, all_images: Callable[[], AllImages] | None = None) -> None:
+        """Gives the contrastive task all training images, or others, where the recipe compares clips with all."""
         for task in self.objective.tasks.values():
             if isinstance(task, ContrastiveTask) and self.recipe.contrastive.negatives == "all":
-                task.among = self.data.all_images().to(self.accelerator.device)
+                task.among = (all_images or self.data.all_images)().to(self.accelerator.device)
 
     def fit(self, resume: str = "never") -> dict[str, Any]:
         """Trains to the end.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from saysee.evaluation.recall import MEAN, RetrievalMeasures, RetrievalRanks, gr
 from saysee.evaluation.statistics import percentile_interval
 from saysee.evaluation.table import Table, number
 from saysee.files import write_bytes
+from saysee.studies.plots import png_bytes
 from saysee.studies.robustness.conditions import Condition
 
 CLEAN, ALL = "clean", "all"
@@ -29,6 +29,11 @@ class Point(NamedTuple):
 
     condition: Condition | None = None
     strength: float = 0.0
+
+
+def points_of(conditions: Sequence[Condition]) -> list[Point]:
+    """The clean corpus, then every condition at each of its strengths."""
+    return [Point(), *(Point(each, strength) for each in conditions for strength in each.strengths)]
 
 
 class Scored(NamedTuple):
@@ -86,9 +91,8 @@ class RobustnessResult:
         for model in self.models:
             headings += [f"{model} (95 %)", "drop (95 %)"]
             headings += [f"difference to {self.models[0]} (95 %)"] * (model != self.models[0])
-        points = [Point(), *(Point(each, strength) for each in self.conditions for strength in each.strengths)]
         rows = []
-        for point in points:
+        for point in points_of(self.conditions):
             condition, strength = point
             cells = [CLEAN, ""] if condition is None else [f"{condition.title}, {condition.axis}", f"{strength:g}"]
             for model in self.models:
@@ -134,9 +138,7 @@ class RobustnessResult:
         figure.legend(
             *grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False, fontsize=9
         )
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=80)
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, png_bytes(figure, dpi=80))
 
     def _draw(self, axes: Any, condition: Condition) -> None:
         places = range(len(condition.ordered))

@@ -33,7 +33,7 @@ from saysee.studies.robustness.conditions import (
     noise_conditions,
     room_conditions,
 )
-from saysee.studies.robustness.result import CLEAN, Point, RobustnessResult, Scored, lines_of
+from saysee.studies.robustness.result import CLEAN, Point, RobustnessResult, Scored, lines_of, points_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class _Study:
         own = noise_conditions(settings.noises, settings.seed) if settings.noises else []
         own += room_conditions(settings.rooms, settings.seed) if settings.rooms else []
         self.conditions = choose(settings.conditions, [*builtin_conditions(), *own])
-        self.points = [Point(), *(Point(each, strength) for each in self.conditions for strength in each.strengths)]
+        self.points = points_of(self.conditions)
         to.mkdir(parents=True, exist_ok=True)
 
     def score(self, name: str, encoder: Encoder) -> dict[Point, Scored]:
