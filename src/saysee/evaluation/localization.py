@@ -35,57 +35,39 @@ _ROW_SUM_TOLERANCE = 2e-2  # above the rounding of a softmax in bfloat16 over 50
 
 @dataclass(frozen=True, slots=True)
 class WordScore:
-    """The map of one word, the mean of its frames, against the boxes of the objects that the word names, joined.
+    """The map of one word, the mean of its frames, against the boxes of the objects that the word names, joined."""
 
-    Attributes:
-        pointing: whether the middle of the place with the highest weight is in a box, 0 or 1; the share of several that
-            are equally high.
-        pointing_chance: the share of all places whose middle is.
-        mass: share of the weight inside the boxes.
-        iou: intersection over union of the boxes and the places above half of the range from lowest to highest weight.
-        area: share of the grid inside the boxes: mass and IoU of a uniform map.
-    """
-
+    # whether the middle of the place with the highest weight is in a box, 0 or 1; the share of several that are equally
+    # high
     pointing: float
-    pointing_chance: float
-    mass: float
+    pointing_chance: float  # the share of all places whose middle is
+    mass: float  # share of the weight inside the boxes
+    # intersection over union of the boxes and the places above half of the range from lowest to highest weight
     iou: float
-    area: float
+    area: float  # share of the grid inside the boxes: mass and IoU of a uniform map
 
 
 @dataclass(frozen=True)
 class ObjectAttention:
-    """Attention on the objects that words name.
+    """Attention on the objects that words name."""
 
-    Attributes:
-        mass: share of the attention inside the boxes, 0 to 1; mean over words of the mean over each word's frames.
-        lift: the same relative to uniform attention, mean over words: 1 is uniform, 4 is four times as much.
-        words: number of words.
-    """
-
-    mass: float
-    lift: float
-    words: int
+    mass: float  # share of the attention inside the boxes, 0 to 1; mean over words of the mean over each word's frames
+    lift: float  # the same relative to uniform attention, mean over words: 1 is uniform, 4 is four times as much
+    words: int  # number of words
 
 
 @dataclass(frozen=True)
 class Localization:
-    """How well a model's maps show the objects that words name, over the words of one split.
+    """How well a model's maps show the objects that words name, over the words of one split."""
 
-    Attributes:
-        source: of the maps.
-        images, of: number of images that were scored, one clip each; and of those of the split.
-        words: number of words.
-        outside: words that are skipped, as the model sees nothing of their objects.
-        scores: by measure ("pointing", "mass", "iou") the mean over words, the 95 % bootstrap interval over images, and
-            the value of a uniform map, which is chance: by the words' own boxes, see :class:`WordScore`.
-    """
-
-    source: AttentionSource
+    source: AttentionSource  # of the maps
+    # images, of: number of images that were scored, one clip each; and of those of the split
     images: int
     of: int
-    words: int
-    outside: int
+    words: int  # number of words
+    outside: int  # words that are skipped, as the model sees nothing of their objects
+    # by measure ("pointing", "mass", "iou") the mean over words, the 95 % bootstrap interval over images, and the value
+    # of a uniform map, which is chance: by the words' own boxes, see :class:`WordScore`
     scores: Mapping[str, Mapping[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,19 +31,12 @@ _METRICS = [(way, f"R@{k}") for way in ("speech_to_image", "image_to_speech") fo
 
 @dataclass(frozen=True)
 class Score:
-    """The result of ``saysee evaluate --json`` on one corpus.
+    """The result of ``saysee evaluate --json`` on one corpus."""
 
-    Attributes:
-        system: "this model", or the name of another model or a cascade to compare it with.
-        corpus: name of the corpus.
-        split: its split.
-        overall: the metrics, as ``RetrievalMetrics.to_dict`` gives them.
-    """
-
-    system: str
-    corpus: str
-    split: str
-    overall: Mapping[str, Any]
+    system: str  # "this model", or the name of another model or a cascade to compare it with
+    corpus: str  # name of the corpus
+    split: str  # its split
+    overall: Mapping[str, Any]  # the metrics, as ``RetrievalMetrics.to_dict`` gives them
 
     def cells(self) -> list[str]:
         """The row of the card's table."""

@@ -13,28 +13,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SpeechFeatures:
-    """One batch of encoded clips.
+    """One batch of encoded clips."""
 
-    Attributes:
-        vector: [B, D] the global vector of each clip, in CLIP's joint space, not normalized.
-        frames: [B, F, D] one vector a frame (20 ms for HuBERT's published sizes), out of the same head; rows beyond a
-            clip's end have no meaning.
-        mask: [B, F] bool, True on real frames.
-    """
-
-    vector: Tensor
+    vector: Tensor  # [B, D] the global vector of each clip, in CLIP's joint space, not normalized
+    # [B, F, D] one vector a frame (20 ms for HuBERT's published sizes), out of the same head; rows beyond a clip's end
+    # have no meaning
     frames: Tensor
-    mask: Tensor
+    mask: Tensor  # [B, F] bool, True on real frames
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One batch of encoded images.
+    """One batch of encoded images."""
 
-    Attributes:
-        vector: [B, D] CLIP's own projected image vector, not normalized.
-        patches: [B, P, V] the last hidden states of the patches, row by row from the top left.
-    """
-
-    vector: Tensor
-    patches: Tensor
+    vector: Tensor  # [B, D] CLIP's own projected image vector, not normalized
+    patches: Tensor  # [B, P, V] the last hidden states of the patches, row by row from the top left

@@ -19,17 +19,12 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 
 @dataclass(frozen=True)
 class FusionOutput:
-    """The output of the fusion encoder.
+    """The output of the fusion encoder."""
 
-    Attributes:
-        global_token: [B, W] the fused global token.
-        tokens: [B, N, W] the fused query tokens; [B, 0, W] with ``global_only``.
-        attention: [B, 1 + N, M] attention weights of the last layer over the context, averaged over heads, global
-            token first; rows sum to 1. None without ``need_attention``, which rules out the fast attention kernels.
-    """
-
-    global_token: Tensor
-    tokens: Tensor
+    global_token: Tensor  # [B, W] the fused global token
+    tokens: Tensor  # [B, N, W] the fused query tokens; [B, 0, W] with ``global_only``
+    # [B, 1 + N, M] attention weights of the last layer over the context, averaged over heads, global token first; rows
+    # sum to 1. None without ``need_attention``, which rules out the fast attention kernels
     attention: Tensor | None
 
 

@@ -64,27 +64,18 @@ _TORCH_FUNCTIONS = re.compile(r"torch\._C\._VariableFunctions(Class)?")
 
 @dataclass(frozen=True)
 class Converted:
-    """What :func:`convert_speechclip` did.
+    """What :func:`convert_speechclip` did."""
 
-    Attributes:
-        model: folder of the SaySee model.
-        checkpoint: the file.
-        kind: "base", "large" or "other".
-        speech, image: the frozen encoders.
-        converted: the name of each weight of the checkpoint that was taken, and its name in the model.
-        dropped: how many weights were knowingly left out, by the start of their names.
-        unknown: names that no parallel SpeechCLIP has.
-        temperature: the learned temperature of the loss, which the model does not keep; None if it was fixed.
-    """
-
-    model: str
-    checkpoint: str
-    kind: str
+    model: str  # folder of the SaySee model
+    checkpoint: str  # the file
+    kind: str  # "base", "large" or "other"
+    # speech, image: the frozen encoders
     speech: str
     image: str
-    converted: dict[str, str]
-    dropped: dict[str, int]
-    unknown: list[str]
+    converted: dict[str, str]  # the name of each weight of the checkpoint that was taken, and its name in the model
+    dropped: dict[str, int]  # how many weights were knowingly left out, by the start of their names
+    unknown: list[str]  # names that no parallel SpeechCLIP has
+    # the learned temperature of the loss, which the model does not keep; None if it was fixed
     temperature: float | None
 
     def facts(self) -> dict[str, Any]:

@@ -50,23 +50,14 @@ ROWS = {
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo; with the defaults it takes about a quarter of an hour on two CPU cores.
+    """Sizes of the demo; with the defaults it takes about a quarter of an hour on two CPU cores."""
 
-    Attributes:
-        images: number of images, five clips each.
-        val_images: of these, the validation split.
-        test_images: of these, the test split.
-        other_queries: number of captions that other voices speak.
-        recipe_overrides: dotted flags that override the recipe ``nano``.
-        seed: of the corpus and of every training.
-    """
-
-    images: int = 2600
-    val_images: int = 100
-    test_images: int = 1000
-    other_queries: int = 200
-    recipe_overrides: tuple[str, ...] = ()
-    seed: int = 0
+    images: int = 2600  # number of images, five clips each
+    val_images: int = 100  # of these, the validation split
+    test_images: int = 1000  # of these, the test split
+    other_queries: int = 200  # number of captions that other voices speak
+    recipe_overrides: tuple[str, ...] = ()  # dotted flags that override the recipe ``nano``
+    seed: int = 0  # of the corpus and of every training
 
 
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:

@@ -31,17 +31,11 @@ _SPOKEN, _OTHER = (255, 183, 77), (135, 135, 135)  # colors of words; they diffe
 
 
 class Lit(NamedTuple):
-    """What lights up from a time on.
+    """What lights up from a time on."""
 
-    Attributes:
-        start: in seconds.
-        weights: [P].
-        word: number of the word that is spoken; None if there is none.
-    """
-
-    start: float
-    weights: NDArray[Any]
-    word: int | None
+    start: float  # in seconds
+    weights: NDArray[Any]  # [P]
+    word: int | None  # number of the word that is spoken; None if there is none
 
 
 def write_video(

@@ -113,22 +113,15 @@ class ContrastiveTask(Task):
 
 @dataclass(frozen=True)
 class CachedChunk:
-    """What a chunk that is encoded again carries of the contrastive loss of the whole batch.
+    """What a chunk that is encoded again carries of the contrastive loss of the whole batch."""
 
-    Attributes:
-        results: of the task for the whole batch, without graph.
-        share: C / B.
-        draws: the random generators before the chunk was first encoded.
-        speech_gradient, image_gradient: [C, D] gradients of the loss with respect to the chunk's vectors.
-        own: the task's parameters with their gradients.
-    """
-
-    results: dict[str, Tensor]
-    share: float
-    draws: _Draws
+    results: dict[str, Tensor]  # of the task for the whole batch, without graph
+    share: float  # C / B
+    draws: _Draws  # the random generators before the chunk was first encoded
+    # speech_gradient, image_gradient: [C, D] gradients of the loss with respect to the chunk's vectors
     speech_gradient: Tensor
     image_gradient: Tensor
-    own: Sequence[tuple[Tensor, Tensor]]
+    own: Sequence[tuple[Tensor, Tensor]]  # the task's parameters with their gradients
 
     def encode_again(
         self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures]], chunk: ChunkT
@@ -172,15 +165,10 @@ class _Draws:
 
 @dataclass(frozen=True)
 class AllImages:
-    """The images of a whole training split, which each clip is compared with in place of those of its batch.
+    """The images of a whole training split, which each clip is compared with in place of those of its batch."""
 
-    Attributes:
-        vectors: [M, D] unit vectors, without gradient.
-        ids: [M] int, ascending.
-    """
-
-    vectors: Tensor
-    ids: Tensor
+    vectors: Tensor  # [M, D] unit vectors, without gradient
+    ids: Tensor  # [M] int, ascending
 
     def to(self, device: torch.device) -> AllImages:
         """On a device."""

@@ -203,16 +203,12 @@ def feature_cache(settings: FeatureSettings, root: Path) -> FeatureCache:
 
 @dataclass(frozen=True)
 class RowFeatures:
-    """The cached features of some rows, position by position.
+    """The cached features of some rows, position by position."""
 
-    Attributes:
-        clips, images: of each row.
-        bad: path and reason of each file that could not be used.
-    """
-
+    # clips, images: of each row
     clips: CachedFeatures
     images: CachedFeatures
-    bad: dict[str, str]
+    bad: dict[str, str]  # path and reason of each file that could not be used
 
 
 def cache_features(
@@ -257,20 +253,13 @@ def cache_features(
 
 @dataclass(slots=True)
 class FeatureBatch:
-    """Some clips with their images, as the frozen encoders give them.
+    """Some clips with their images, as the frozen encoders give them."""
 
-    Attributes:
-        states: [L, B, F, S] the hidden states that the head mixes, zero beyond a clip's end.
-        frame_mask: [B, F] bool, True on real frames.
-        vectors: [B, D] image vectors.
-        patches: [B, P, V].
-        image_ids, rows: as of :class:`saysee.data.loader.Batch`.
-    """
-
-    states: Tensor
-    frame_mask: Tensor
-    vectors: Tensor
-    patches: Tensor
+    states: Tensor  # [L, B, F, S] the hidden states that the head mixes, zero beyond a clip's end
+    frame_mask: Tensor  # [B, F] bool, True on real frames
+    vectors: Tensor  # [B, D] image vectors
+    patches: Tensor  # [B, P, V]
+    # image_ids, rows: as of :class:`saysee.data.loader.Batch`
     image_ids: Tensor
     rows: list[int]
 

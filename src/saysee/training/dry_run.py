@@ -38,37 +38,21 @@ FEATURE_BYTES = 2
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a training takes.
+    """What a training takes."""
 
-    Attributes:
-        parameters: part of the model to its number of parameters, "all" and "trained".
-        device: name of the device.
-        arithmetic: "fp32" or "bf16".
-        processes: processes that share each batch.
-        steps: of the whole training.
-        clips_per_second: over all processes.
-        seconds_per_step: median of the measured steps, with decoding, without evaluation and checkpoints.
-        hours: from the first step to the last, without evaluation and checkpoints.
-        peak_memory_bytes: of this process, in main memory; None where the system does not report it.
-        peak_gpu_memory_bytes: of this process, on its GPU; None on a CPU.
-        recomputed: why the features of the encoders are recomputed at each step; None when they are cached.
-        feature_bytes: disk space of the cached features of the training and validation splits.
-        feature_hours: to compute them before the first step.
-    """
-
-    parameters: dict[str, dict[str, int]]
-    device: str
-    arithmetic: str
-    processes: int
-    steps: int
-    clips_per_second: float
-    seconds_per_step: float
-    hours: float
-    peak_memory_bytes: int | None
-    peak_gpu_memory_bytes: int | None
-    recomputed: str | None
-    feature_bytes: int
-    feature_hours: float
+    parameters: dict[str, dict[str, int]]  # part of the model to its number of parameters, "all" and "trained"
+    device: str  # name of the device
+    arithmetic: str  # "fp32" or "bf16"
+    processes: int  # processes that share each batch
+    steps: int  # of the whole training
+    clips_per_second: float  # over all processes
+    seconds_per_step: float  # median of the measured steps, with decoding, without evaluation and checkpoints
+    hours: float  # from the first step to the last, without evaluation and checkpoints
+    peak_memory_bytes: int | None  # of this process, in main memory; None where the system does not report it
+    peak_gpu_memory_bytes: int | None  # of this process, on its GPU; None on a CPU
+    recomputed: str | None  # why the features of the encoders are recomputed at each step; None when they are cached
+    feature_bytes: int  # disk space of the cached features of the training and validation splits
+    feature_hours: float  # to compute them before the first step
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -45,20 +45,14 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """The result of a study.
+    """The result of a study."""
 
-    Attributes:
-        conditions: in the order of the panels.
-        models: names of the models, the first of which the others are compared with.
-        lines: plain values, one for each point, model and group of queries: mean R@1 and those of both directions, the
-            drop from clean and the difference to the first model, in percent with 95 % intervals.
-        notes: what a reader needs below a table.
-    """
-
-    conditions: Sequence[Condition]
-    models: Sequence[str]
+    conditions: Sequence[Condition]  # in the order of the panels
+    models: Sequence[str]  # names of the models, the first of which the others are compared with
+    # plain values, one for each point, model and group of queries: mean R@1 and those of both directions, the drop from
+    # clean and the difference to the first model, in percent with 95 % intervals
     lines: Sequence[dict[str, Any]]
-    notes: Sequence[str]
+    notes: Sequence[str]  # what a reader needs below a table
 
     def of(self, model: str, point: Point, queries: str = ALL) -> dict[str, Any]:
         """The line of a model at a point; a condition at the strength of no change is the clean corpus."""
