@@ -2,13 +2,17 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from saysee.files import write_text
 
 NONE = "–"
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -71,6 +75,18 @@ def number(
     text = f"{value:{'+' if sign else ''},.{decimals}f}"
     text += "" if spread is None else f" ± {spread:.{decimals}f}"
     return text + ("" if interval is None else f" ({interval[0]:.{decimals}f} to {interval[1]:.{decimals}f})")
+
+
+def write_tables(
+    folder: Path, title: str, tables: Sequence[Table], values: Mapping[str, Any], lines: Sequence[str] = ()
+) -> None:
+    """Writes ``table.md``, with ``lines`` below the tables, and ``results.json``; the folder need not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"# {title}"]
+    for table in tables:
+        parts += [f"{table.title}:", table.to_markdown(), *table.notes]
+    write_text(folder / "table.md", "\n\n".join([*parts, *lines]) + "\n")
+    write_text(folder / "results.json", json.dumps(values, indent=1) + "\n")
 
 
 def csv_text(lines: Iterable[Mapping[str, Any]]) -> str:

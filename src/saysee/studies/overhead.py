@@ -10,7 +10,6 @@ the machine meets all of them, and memory is that of the row alone.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,8 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.errors import ConfigError
 from saysee.evaluation.statistics import image_interval
-from saysee.evaluation.table import NONE, Table, number
-from saysee.files import write_bytes, write_text
+from saysee.evaluation.table import NONE, Table, number, write_tables
+from saysee.files import write_bytes
 from saysee.hardware import torch_device
 from saysee.log import progress_bar
 from saysee.settings.reading import load_recipe
@@ -172,12 +171,8 @@ class Overhead:
 
     def write(self, folder: Path) -> None:
         """Writes ``table.md``, ``results.json`` and ``overhead.png`` into a folder, which need not exist."""
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = [f"# Overhead of cross-modal denoising: {self.recipe}"]
-        for table in self.to_tables():
-            parts += [f"{table.title}:", table.to_markdown(), *table.notes]
-        write_text(folder / "table.md", "\n\n".join([*parts, self.to_line()]) + "\n")
-        write_text(folder / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        title = f"Overhead of cross-modal denoising: {self.recipe}"
+        write_tables(folder, title, self.to_tables(), self.to_dict(), [self.to_line()])
         write_bytes(folder / "overhead.png", self._picture())
 
     def _picture(self) -> bytes:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 HEAT = np.array([255, 40, 0], dtype=np.float32)  # the color of full attention
 
 
-def curves_svg(title: str, axis: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """Line chart over training steps, as an SVG element; ``series`` has (steps, values) by name."""
-    axes = _axes(5.6, 3.2)
-    for name, (steps, values) in series.items():
-        axes.plot(steps, values, label=name, linewidth=1.6)
-    return _svg(axes, title, "step", axis)
+def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Lines as an SVG element; ``series`` has (x, value), or points (x, value, half of its interval), by name."""
+    axes = _axes(6.4, 4.0)
+    for name, points in series.items():
+        x, values, *halves = zip(*points, strict=True)
+        style: dict[str, Any] = {"yerr": halves[0], "marker": "o", "capsize": 3} if halves else {}
+        axes.errorbar(x, values, label=name, linewidth=1.4, **style)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    return _svg(axes, title, x_axis, y_axis)
 
 
 def intervals_svg(
@@ -37,54 +40,59 @@ def intervals_svg(
     return _svg(axes, title, axis, "")
 
 
-def lines_svg(title: str, x_axis: str, y_axis: str, series: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
-    """Lines through points with intervals, as an SVG element; ``series`` has (x, value, half of its interval)."""
-    axes = _axes(6.4, 4.0)
-    for name, points in series.items():
-        x, values, halves = zip(*points, strict=True)
-        axes.errorbar(x, values, yerr=halves, label=name, marker="o", capsize=3, linewidth=1.4)
-    axes.axhline(0, color="grey", linewidth=0.8)
-    return _svg(axes, title, x_axis, y_axis)
+class Panel(NamedTuple):
+    """Lines on one pair of axes."""
+
+    title: str
+    axis: str  # what x is
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]]  # by name: points (x, value, low, high)
+    ticks: Sequence[str] = ()  # names of x = 0, 1, …; none where x is a number
+    joined: bool = True  # a line through the points, else points beside each other
 
 
 def panels_png(
-    title: str,
-    axes: tuple[str, str],
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
-    marks: tuple[float, float],
+    title: str, axis: str, panels: Sequence[Panel], *, columns: int = 3, marks: tuple[float, float] | None = None
 ) -> bytes:
-    """A panel of lines with intervals for each of ``panels``, all on one scale, as PNG.
+    """Panels of lines with intervals, all on one scale from 0 on, as PNG.
 
     Args:
         title: of the picture.
-        axes: what x and y are.
-        panels: by title, by name of a line: its points (x, value, low, high).
+        axis: what y is.
+        panels: in order.
+        columns: the most panels in a row.
         marks: a dashed line at this height, and one at this x.
     """
     from matplotlib.figure import Figure
 
-    columns = min(len(panels), 3)
+    columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 0.8 + 2.7 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in grid.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (name, lines) in zip(grid.flat, panels.items(), strict=False):
-        for number, (label, points) in enumerate(lines.items()):
-            x, values, low, high = zip(*points, strict=True)
-            axis.plot(x, values, label=label, marker="os^D"[number % 4], markersize=4, linewidth=1.4)
-            axis.fill_between(x, low, high, alpha=0.2)
-        axis.axhline(marks[0], color="grey", linestyle="--", linewidth=0.8)
-        axis.axvline(marks[1], color="grey", linestyle="--", linewidth=0.8)
-        axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.25)
-        axis.tick_params(labelbottom=True)
-        axis.set_xlabel(axes[0], fontsize=9)
+    figure = Figure(figsize=(3.2 * columns, 0.7 + 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        for number, (label, points) in enumerate(panel.lines.items()):
+            x, values, low, high = np.array(points).T
+            style: dict[str, Any] = {"marker": "os^Dv"[number % 5], "markersize": 3.5, "label": label}
+            if panel.joined:
+                axes.plot(x, values, **style)
+                axes.fill_between(x, low, high, alpha=0.15, linewidth=0)
+            else:
+                beside = 0.15 * (number - (len(panel.lines) - 1) / 2)
+                axes.errorbar(x + beside, values, [values - low, high - values], linestyle="", **style)
+        if panel.ticks:
+            turned = {} if panel.joined else {"rotation": 45, "ha": "right"}
+            axes.set_xticks(range(len(panel.ticks)), panel.ticks, **turned)
+        if marks is not None:
+            axes.axhline(marks[0], color="grey", linestyle="--", linewidth=0.8)
+            axes.axvline(marks[1], color="grey", linestyle="--", linewidth=0.8)
+        axes.set(title=panel.title, xlabel=panel.axis, ylim=(0, None))
+        axes.grid(alpha=0.25)
+    for axes in grid[len(panels) :]:
+        axes.remove()
     figure.suptitle(title, fontsize=11)
-    figure.supylabel(axes[1], fontsize=10)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.supylabel(axis, fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return png_bytes(figure)
+    return _png(figure)
 
 
 def bars_png(
@@ -119,7 +127,7 @@ def bars_png(
         axis.grid(axis="y", alpha=0.25)
         axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.legend(frameon=False, fontsize=8, ncols=2)
-    return png_bytes(figure)
+    return _png(figure)
 
 
 def attention_image(
@@ -177,10 +185,9 @@ def _axes(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
-def png_bytes(figure: Any, dpi: int = 100) -> bytes:
-    """A figure of matplotlib as PNG."""
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()
 
 

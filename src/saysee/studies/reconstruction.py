@@ -13,7 +13,6 @@ Shapes: B items of a batch, N items, K rebuilt features, D width.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,14 +29,14 @@ from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.evaluation.recall import retrieval_ranks
 from saysee.evaluation.statistics import Floats, Integers, image_interval
-from saysee.evaluation.table import Table, number
-from saysee.files import short_name, write_bytes, write_text
+from saysee.evaluation.table import Table, number, write_tables
+from saysee.files import short_name, write_bytes
 from saysee.hardware import torch_device
 from saysee.log import progress_bar
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.loading import load_model
 from saysee.settings.reading import resolve_recipe
-from saysee.studies.plots import panels_png
+from saysee.studies.plots import Panel, panels_png
 from saysee.tasks.denoising import DenoisingTask
 from saysee.tasks.noise import NoiseSource
 from saysee.training.checkpoint import load_task
@@ -132,25 +131,22 @@ class Reconstruction:
 
     def write(self, folder: Path) -> None:
         """Writes ``table.md``, ``results.json`` and ``reconstruction.png`` into a folder, which need not exist."""
-        folder.mkdir(parents=True, exist_ok=True)
-        table = self.to_table()
-        text = "\n\n".join([f"# Reconstruction: {self.model}", f"{table.title}:", table.to_markdown(), *table.notes])
-        write_text(folder / "table.md", "\n\n".join([text, *self.to_lines()]) + "\n")
-        write_text(folder / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        title = f"Reconstruction: {self.model}"
+        write_tables(folder, title, [self.to_table()], self.to_dict(), self.to_lines())
         write_bytes(folder / "reconstruction.png", self._picture())
 
     def _picture(self) -> bytes:
         places = len({one.place for one in self.qualities})
-        panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+        lines: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
         for one in self.qualities:
             name = f"{one.place}: {one.source}" if places > 1 else one.source
             name += " (in training)" if one.source == self.trained_source else ""
             percent = [100 * value for value in (one.nearest, *one.nearest_interval)]
-            line = panels.setdefault(name, {}).setdefault(f"other modality: {one.other}", [])
+            line = lines.setdefault(name, {}).setdefault(f"other modality: {one.other}", [])
             line.append((one.share, percent[0], percent[1], percent[2]))
+        panels = [Panel(name, "share of noisy tokens", of_panel) for name, of_panel in lines.items()]
         title = f"{self.model}: rebuilt features nearest to their own of {self.candidates:,.0f} targets"
-        axes = "share of noisy tokens", "percent"
-        return panels_png(title, axes, panels, (100 * self.chance, self.trained_share))
+        return panels_png(title, "percent", panels, marks=(100 * self.chance, self.trained_share))
 
 
 def reconstruct(

@@ -23,7 +23,7 @@ from saysee.media.images import load_image
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.terminal.sheet import data_url, image_url
 from saysee.studies.other_queries import OtherQueries
-from saysee.studies.plots import attention_image, curves_svg
+from saysee.studies.plots import attention_image, lines_svg
 from saysee.training.records import read_metrics
 
 QUERIES, TOP, ATTENTION_CLIPS = 10, 5, 3
@@ -102,9 +102,9 @@ def _curves(demo: DemoResult) -> list[str]:
         series = {}
         for name, log in logs.items():
             if lines := [line for line in log if line["kind"] == kind and metric in line]:
-                series[name] = ([line["step"] for line in lines], [line[metric] for line in lines])
+                series[name] = [(line["step"], line[metric]) for line in lines]
         if series:
-            charts.append(curves_svg(title, axis, series))
+            charts.append(lines_svg(title, "step", axis, series))
     return charts
 
 

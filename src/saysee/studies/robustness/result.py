@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +11,11 @@ import numpy as np
 from saysee.evaluation.recall import MEAN, RetrievalMeasures, RetrievalRanks, group_measures, retrieval_measures
 from saysee.evaluation.statistics import percentile_interval
 from saysee.evaluation.table import Table, number
-from saysee.files import write_bytes
-from saysee.studies.plots import png_bytes
+from saysee.studies.plots import Panel, panels_png
 from saysee.studies.robustness.conditions import Condition
 
 CLEAN, ALL = "clean", "all"
 TO_IMAGE, TO_SPEECH = "speech_to_image_R@1", "image_to_speech_R@1"
-_COLUMNS = 4  # of panels
 _MOST_GROUPS = 12  # more values of a column are not legible on an axis
 
 
@@ -106,61 +101,36 @@ class RobustnessResult:
         title = "Speech to image R@1 of groups of queries, clean, percent (95 %)"
         return Table(title, ["queries", "clips", *self.models], rows, 1) if rows else None
 
-    def write_picture(self, path: Path) -> None:
-        """Writes a PNG: a panel a condition and a column of groups, a line a model, its interval shaded."""
-        from matplotlib.figure import Figure
-
-        panels = [partial(self._draw, condition=condition) for condition in self.conditions]
-        panels += [
-            partial(self._draw_groups, column=column, names=names)
-            for column, names in self._names_of_groups().items()
-            if len(names) <= _MOST_GROUPS
-        ]
-        columns = min(_COLUMNS, len(panels))
-        rows = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(3 * columns + 0.4, 2.4 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for axes, draw in zip(grid, panels, strict=False):
-            draw(axes)
-            axes.set_ylim(0, 100)
-            axes.tick_params(labelsize=8)
-            axes.grid(alpha=0.25)
-        for axes in grid[::columns]:
-            axes.set_ylabel("mean R@1 (%)", fontsize=8)
-        for axes in grid[len(panels) :]:
-            axes.remove()
-        figure.legend(
-            *grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False, fontsize=9
-        )
-        write_bytes(path, png_bytes(figure, dpi=80))
-
-    def _draw(self, axes: Any, condition: Condition) -> None:
-        places = range(len(condition.ordered))
-        for shape, model in enumerate(self.models):
-            found = [self.of(model, Point(condition, strength)) for strength in condition.ordered]
-            low, high = ([line[key] for line in found] for key in _ends(MEAN))
-            axes.plot(places, [line[MEAN] for line in found], marker="os^Dv"[shape % 5], ms=3.5, label=model)
-            axes.fill_between(places, low, high, alpha=0.15, linewidth=0)
-        axes.set_xticks(places, [condition.label(strength) for strength in condition.ordered])
-        axes.set_title(condition.title, fontsize=9)
-        axes.set_xlabel(condition.axis, fontsize=8)
-
-    def _draw_groups(self, axes: Any, column: str, names: Sequence[str]) -> None:
-        for shape, model in enumerate(self.models):
-            found = [self.of(model, Point(), f"{column} = {name}") for name in names]
-            halves = [[abs(line[key] - line[TO_IMAGE]) for line in found] for key in _ends(TO_IMAGE)]
-            places = [place + 0.15 * (shape - (len(self.models) - 1) / 2) for place in range(len(names))]
-            axes.errorbar(places, [line[TO_IMAGE] for line in found], halves, fmt="os^Dv"[shape % 5], ms=3.5)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_title(f"{column}: speech to image R@1, clean", fontsize=9)
-
-    def _names_of_groups(self) -> dict[str, list[str]]:
-        found: dict[str, dict[str, None]] = {}
+    def picture(self) -> bytes:
+        """A PNG: a panel for each condition and each column of groups that is legible, a line for each model."""
+        panels = []
+        for condition in self.conditions:
+            points = [Point(condition, strength) for strength in condition.ordered]
+            ticks = [condition.label(strength) for strength in condition.ordered]
+            panels.append(
+                Panel(condition.title, condition.axis, self._curves(points, [ALL] * len(points), MEAN), ticks)
+            )
+        groups: dict[str, dict[str, None]] = {}
         for line in self.lines:
             column, divided, name = line["queries"].partition(" = ")
             if divided:
-                found.setdefault(column, {})[name] = None
-        return {column: list(names) for column, names in found.items()}
+                groups.setdefault(column, {})[name] = None
+        for column, names in groups.items():
+            if len(names) <= _MOST_GROUPS:
+                lines = self._curves([Point()] * len(names), [f"{column} = {name}" for name in names], TO_IMAGE)
+                panels.append(Panel(f"{column}: speech to image, clean", "", lines, list(names), joined=False))
+        return panels_png("", "mean R@1 (%)", panels, columns=4)
+
+    def _curves(
+        self, points: Sequence[Point], queries: Sequence[str], measure: str
+    ) -> dict[str, list[tuple[float, float, float, float]]]:
+        curves: dict[str, list[tuple[float, float, float, float]]] = {model: [] for model in self.models}
+        for model, curve in curves.items():
+            for place, (point, group) in enumerate(zip(points, queries, strict=True)):
+                low, high = _ends(measure)
+                line = self.of(model, point, group)
+                curve.append((place, line[measure], line[low], line[high]))
+        return curves
 
 
 def lines_of(

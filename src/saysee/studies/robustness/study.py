@@ -21,7 +21,8 @@ from saysee.encoding.reading import or_error, read_ahead
 from saysee.errors import ConfigError, MediaError
 from saysee.evaluation.comparison import Comparison, System, row_name
 from saysee.evaluation.recall import RetrievalRanks, retrieval_ranks
-from saysee.files import fingerprint, write_bytes, write_text
+from saysee.evaluation.table import write_tables
+from saysee.files import fingerprint, write_bytes
 from saysee.log import ProgressBar, progress_bar
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
@@ -89,11 +90,8 @@ def run_robustness(
     unheard = {name: sum(line["unheard"] or 0 for line in lines if line["model"] == name) for name in names}
     notes = [*study.notes, *(f"{name} heard nothing {count:,} times" for name, count in unheard.items() if count)]
     result = RobustnessResult(study.conditions, names, lines, notes)
-    write_text(to / "results.json", json.dumps(result.to_dict(), indent=1))
-    tables = [result.table(), *filter(None, [result.groups()])]
-    text = "\n\n".join(f"{table.title}\n\n{table.to_markdown()}" for table in tables)
-    write_text(to / "table.md", text + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    result.write_picture(to / "robustness.png")
+    write_tables(to, "Robustness", [result.table(), *filter(None, [result.groups()])], result.to_dict())
+    write_bytes(to / "robustness.png", result.picture())
     return result
 
 
