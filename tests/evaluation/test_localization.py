@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from saysee.evaluation.localization import attention_on_object, patch_grid, word_maps, word_scores
+from saysee.data.manifest import Row
+from saysee.evaluation.localization import attention_on_rows, patch_grid, word_maps, word_scores
 
 LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
 TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
 HOP = 0.02  # seconds from frame to frame
 EMPTY = {"box": (0.3, 0.3, 0.3, 0.6)}
+
+
+def attention_on_object(attention, words, objects, frame_seconds):
+    row = Row("0.wav", "0.png", "0", "test", extra={"words": words, "objects": objects})
+    return attention_on_rows([attention], [row], frame_seconds)
 
 
 def word(start, end, *objects):

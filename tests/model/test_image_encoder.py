@@ -55,12 +55,6 @@ def test_patches_are_numbered_row_by_row_from_the_top_left(encoder, pixels):
 
 
 @torch.no_grad()
-def test_projecting_the_class_token_gives_the_vector(encoder, pixels):
-    token = encoder.clip.vision_model(pixels).last_hidden_state[:, :1]
-    torch.testing.assert_close(encoder.project_patches(token)[:, 0], encoder(pixels).vector, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
 def test_text_vectors_are_clip_s_own(encoder):
     ids = torch.tensor([[2, 5, 6, encoder.clip.config.text_config.eos_token_id]])
     mask = torch.ones_like(ids)

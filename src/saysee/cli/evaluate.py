@@ -155,25 +155,33 @@ def _scorer(
     """The encoder, a function that scores a corpus, what the model is, and the facts about the run that trained it."""
     from functools import partial
 
-    from saysee.encoding.cache import FeatureCache
-    from saysee.encoding.encoder import Encoder
-    from saysee.encoding.recognizer import SpeechRecognizer
     from saysee.evaluation import protocols
     from saysee.evaluation.cascade import evaluate_cascade
 
-    cache = None if features is None else FeatureCache(features)
-    encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
+    encoder, recognizer = load_encoder(model, cascade, device, features, language)
     if cascade is None:
         _check_trained(encoder, untrained)
         described = {"model": model} | ({"untrained": True} if encoder.warning else {})
         facts = getattr(encoder.model, "trained", None) or {}
         return encoder, partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
-    recognizer = None
-    if cascade.recognizer != TRANSCRIPTS:
-        recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
     kind = "transcripts" if recognizer is None else "asr"
     about = {"cascade": {kind: cascade.recognizer, "clip": cascade.clip}}
     return encoder, partial(evaluate_cascade, encoder, recognizer=recognizer), about, None
+
+
+def load_encoder(
+    model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None
+) -> tuple[Any, Any]:
+    """The encoder of a model, or of the CLIP of a cascade, and the cascade's recognizer; None if there is none."""
+    from saysee.encoding.cache import FeatureCache
+    from saysee.encoding.encoder import Encoder
+    from saysee.encoding.recognizer import SpeechRecognizer
+
+    cache = None if features is None else FeatureCache(features)
+    encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
+    if cascade is None or cascade.recognizer == TRANSCRIPTS:
+        return encoder, None
+    return encoder, SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
 
 
 def _check_trained(encoder: Any, untrained: bool) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from saysee.cli.evaluate import TRANSCRIPTS, cascade_of, read_corpus, sorted_places
+from saysee.cli.evaluate import TRANSCRIPTS, cascade_of, load_encoder, read_corpus, sorted_places
 from saysee.cli.printing import Result
 from saysee.errors import ConfigError
 
@@ -70,15 +70,11 @@ def robustness(
 
 
 def _load(model: str, cascade: Any, device: str, features: Path | None, language: str | None) -> Any:
-    from saysee.encoding.cache import FeatureCache
     from saysee.encoding.encoder import Encoder
-    from saysee.encoding.recognizer import SpeechRecognizer
 
-    cache = None if features is None else FeatureCache(features)
-    encoder = Encoder(model if cascade is None else cascade.clip, device, cache=cache)
-    if cascade is not None:
-        recognizer = SpeechRecognizer(cascade.recognizer, language=language, device=encoder.model.device)
-        return Encoder(encoder.model, cache=cache, recognizer=recognizer)
+    encoder, heard_by = load_encoder(model, cascade, device, features, language)
+    if heard_by is not None:
+        return Encoder(encoder.model, cache=encoder.cache, recognizer=heard_by)
     if encoder.warning:
         raise ConfigError(f"{encoder.warning}; train the model first")
     return encoder

@@ -79,10 +79,10 @@ def overhead(
         depths: numbers of layers of the fusion encoder, separated by commas
         rounds: turns of each row; the spread is over them
     """
-    from saysee.studies.overhead import OverheadSettings, run_overhead
+    from saysee.studies.overhead import run_overhead
 
     sizes, layers = _numbers("--batch-sizes", batch_sizes, int, "32,64"), _numbers("--depths", depths, int, "1,2")
-    result = run_overhead(recipe, OverheadSettings(overrides, sizes, layers, rounds))
+    result = run_overhead(recipe, overrides, batch_sizes=sizes, depths=layers, rounds=rounds)
     result.write(to)
     shown = [*result.to_tables(), result.to_line(), f"picture: {to / 'overhead.png'}"]
     return Result({"to": str(to), **result.to_dict()}, shown)

@@ -201,18 +201,8 @@ def word_scores(
     return scores
 
 
-def attention_on_object(
-    attention: Vectors,
-    words: Sequence[Mapping[str, Any]],
-    objects: Sequence[Mapping[str, Any]],
-    frame_seconds: float,
-) -> ObjectAttention | None:
-    """The means of ``word_scores``; None if no word names an object."""
-    return _mean(word_scores(attention, words, objects, frame_seconds))
-
-
 def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
-    """``attention_on_object`` for many clips: the means over all their words; None if no word names an object.
+    """The means of ``word_scores`` over the words of many clips; None if no word names an object.
 
     Args:
         maps: [F, P] map of each clip, without padding frames.
@@ -222,14 +212,10 @@ def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_second
     found: list[WordScore] = []
     for attention, row in zip(maps, rows, strict=True):
         found += word_scores(attention, row.extra["words"], row.extra["objects"], frame_seconds)
-    return _mean(found)
-
-
-def _mean(scores: Sequence[WordScore]) -> ObjectAttention | None:
-    if not scores:
+    if not found:
         return None
-    mass, lift = np.mean([(score.mass, score.mass / score.area) for score in scores], axis=0)
-    return ObjectAttention(float(mass), float(lift), len(scores))
+    mass, lift = np.mean([(score.mass, score.mass / score.area) for score in found], axis=0)
+    return ObjectAttention(float(mass), float(lift), len(found))
 
 
 def _within(box: Sequence[float], grid: Sequence[float]) -> Sequence[float]:

@@ -86,6 +86,15 @@ class FusionEncoder(nn.Module):
         tokens = self.norm(tokens)
         return FusionOutput(global_token=tokens[:, 0], tokens=tokens[:, 1:], attention=attention)
 
+    def fuse(
+        self, query: str, speech: SpeechFeatures, images: ImageFeatures, vector: Tensor | None, **options: bool
+    ) -> FusionOutput:
+        """Frames ("speech") or patches ("image") as the queries, the others as context; the rest as :meth:`forward`."""
+        frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
+        if query == "speech":
+            return self(frames, patches, query_mask=speech.mask, vector=vector, **options)  # type: ignore[no-any-return]
+        return self(patches, frames, context_mask=speech.mask, vector=vector, **options)  # type: ignore[no-any-return]
+
     def match(self, speech: SpeechFeatures, images: ImageFeatures, clips: Tensor, of_clips: Tensor) -> Tensor:
         """[N] logits of whether clip ``clips[n]`` and image ``of_clips[n]`` of two batches belong together.
 
@@ -103,14 +112,13 @@ class FusionEncoder(nn.Module):
         With speech as the query these are the last layer's weights. With patches as the query, the weights that the
         patches give to a frame are transposed and normalized over the patches.
         """
-        frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
         asking, other = (speech, images) if self.query == "speech" else (images, speech)
         vector = {"vector": asking.vector, "other": other.vector, "blank": None}[self.global_token]
+        attention = self.fuse(self.query, speech, images, vector, need_attention=True).attention
+        assert attention is not None
         if self.query == "speech":
-            output = self(frames, patches, query_mask=speech.mask, vector=vector, need_attention=True)
-            return output.attention[:, 1:]  # type: ignore[no-any-return]
-        output = self(patches, frames, context_mask=speech.mask, vector=vector, need_attention=True)
-        by_frame: Tensor = output.attention[:, 1:].transpose(1, 2)
+            return attention[:, 1:]
+        by_frame = attention[:, 1:].transpose(1, 2)
         return by_frame / by_frame.sum(dim=-1, keepdim=True).clamp_min(1e-12)
 
 

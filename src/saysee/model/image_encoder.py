@@ -38,11 +38,6 @@ class ImageEncoder(nn.Module):
             vector = self.clip.visual_projection(output.pooler_output)
         return ImageFeatures(vector=vector, patches=output.last_hidden_state[:, 1:])
 
-    def project_patches(self, patches: Tensor) -> Tensor:
-        """Patches [B, P, V] through the layers that make CLIP's global vector of its CLS token: [B, P, D]."""
-        projected: Tensor = self.clip.visual_projection(self.clip.vision_model.post_layernorm(patches))
-        return projected
-
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token ids [B, N] and their mask to CLIP's text vectors [B, D]; only where :attr:`has_text`."""
         output = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)

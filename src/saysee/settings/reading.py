@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -64,7 +64,7 @@ def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), w
     from jsonargparse import ArgumentError
 
     sections = _sections(settings, where)
-    flags = [_renamed_flag(flag) for flag in _take_preset(sections, overrides, where)]
+    flags = _take_preset(sections, overrides, where)
     parser = _parser()
     try:
         namespace = parser.parse_args(flags, namespace=parser.parse_object(sections))
@@ -82,6 +82,23 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         for derived in _derived(kind):
             del values[name][derived]
     return values
+
+
+def flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings; the values of an encoder's configuration are one setting."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and not prefix.startswith("model."):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted name, old and new value of each setting that differs between two recipes as plain values."""
+    before, now = dict(flatten(old)), dict(flatten(new))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            yield name, before.get(name), now.get(name)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -173,12 +190,6 @@ def _sections(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     return sections
 
 
-def _renamed_flag(flag: str) -> str:
-    name, equals, value = flag.partition("=")
-    renamed = _RENAMED.get(name.removeprefix("--"))
-    return flag if renamed is None else f"--{renamed}{equals}{value}"
-
-
 def _take_preset(sections: dict[str, Any], overrides: Sequence[str], where: str) -> list[str]:
     """Replaces ``denoising.preset`` by its settings, and returns the other flags.
 
@@ -194,7 +205,8 @@ def _take_preset(sections: dict[str, Any], overrides: Sequence[str], where: str)
         elif word.startswith("--denoising.preset="):
             by_flag = word.split("=", 1)[1]
         else:
-            flags.append(word)
+            name, equals, value = word.partition("=")
+            flags.append(f"--{_RENAMED[name[2:]]}{equals}{value}" if name[2:] in _RENAMED else word)
     own = sections.get("denoising", {})
     preset = own.pop("preset", None)
     if by_flag is not None:

@@ -6,6 +6,7 @@ A recipe is a YAML file of these settings. Files, flags and documentation are ma
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Optional, Union
@@ -14,6 +15,9 @@ from saysee.errors import ConfigError
 
 # jsonargparse reads these annotations at run time on Python 3.10 too, hence Optional and Union.
 Layers = Union[int, Literal["all"]]  # noqa: UP007
+
+
+_WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 def setting(
@@ -357,24 +361,12 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         value, limits = getattr(settings, item.name), item.metadata.get("limits", {})
         if is_dataclass(value):
             check_limits(value, f"{prefix}{item.name}.")
-        elif value is not None and not all(_is_within(one, limits) for one in _numbers(value)):
+            continue
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(_WITHIN[words](one, limit) for one in numbers for words, limit in limits.items()):
             range_ = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
             subject = "each number" if isinstance(value, list) else "it"
             raise ConfigError(f"{prefix}{item.name} is {value!r}; {subject} must be {range_}")
-
-
-def _numbers(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _is_within(value: float, limits: dict[str, float]) -> bool:
-    holds = {
-        "at least": lambda limit: value >= limit,
-        "above": lambda limit: value > limit,
-        "at most": lambda limit: value <= limit,
-        "below": lambda limit: value < limit,
-    }
-    return all(holds[words](limit) for words, limit in limits.items())
 
 
 DENOISING_PRESETS: dict[str, dict[str, Any]] = {

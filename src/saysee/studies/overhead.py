@@ -1,6 +1,6 @@
 """What cross-modal denoising costs: time, memory and FLOPs of a training step, and the time of a query.
 
-    result = run_overhead("nano", OverheadSettings(overrides=["--data.manifest", "scenes/manifest.parquet"]))
+    result = run_overhead("nano", ["--data.manifest", "scenes/manifest.parquet"])
     result.write(Path("overhead"))
 
 Rows are the baseline and CMD with each number of fusion layers, at each batch size, with cached features and with
@@ -41,16 +41,6 @@ from saysee.training.trainer import Trainer
 
 QUERIES, REPEATS = 16, 10
 """Clips that are encoded as queries by both models in turn, and how often."""
-
-
-@dataclass(frozen=True)
-class OverheadSettings:
-    """What is measured."""
-
-    overrides: Sequence[str] = ()  # of the recipe, as dotted flags
-    batch_sizes: Sequence[int] = (32, 64)
-    depths: Sequence[int] = (1, 2)  # numbers of fusion layers
-    rounds: int = 3  # turns of each row
 
 
 @dataclass(frozen=True)
@@ -195,29 +185,39 @@ class Overhead:
         return bars_png(f"Cost of cross-modal denoising, {self.recipe}", panels)
 
 
-def run_overhead(recipe: str, settings: OverheadSettings) -> Overhead:
+def run_overhead(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    batch_sizes: Sequence[int] = (32, 64),
+    depths: Sequence[int] = (1, 2),
+    rounds: int = 3,
+) -> Overhead:
     """Measures every row, and a query.
 
     Args:
         recipe: a YAML file of settings, or the name of a packaged recipe; with denoising.
-        settings: see there.
+        overrides: of the recipe, as dotted flags.
+        batch_sizes: of the rows.
+        depths: numbers of fusion layers.
+        rounds: turns of each row.
 
     Raises:
         SaySeeError: a setting cannot be used, or a dry run fails.
     """
-    for name, values, least in (("--batch-sizes", settings.batch_sizes, 2), ("--depths", settings.depths, 1)):
+    for name, values, least in (("--batch-sizes", batch_sizes, 2), ("--depths", depths, 1)):
         if not values or min(values) < least or len(set(values)) < len(values):
             raise ConfigError(f"{name} is {','.join(map(str, values))}; give different numbers of at least {least}")
-    if settings.rounds < 1:
-        raise ConfigError(f"--rounds is {settings.rounds}; give at least 1")
-    if not load_recipe(recipe, settings.overrides).denoising.weight:
+    if rounds < 1:
+        raise ConfigError(f"--rounds is {rounds}; give at least 1")
+    if not load_recipe(recipe, overrides).denoising.weight:
         raise ConfigError(f"denoising is off in {recipe}; turn it on by --denoising.preset paper")
-    keys = list(product(settings.batch_sizes, (True, False), (0, *settings.depths)))
-    recipes = {key: _recipe(recipe, settings.overrides, *key) for key in keys}  # errors come before the long work
+    keys = list(product(batch_sizes, (True, False), (0, *depths)))
+    recipes = {key: _recipe(recipe, overrides, *key) for key in keys}  # errors come before the long work
     turns: dict[tuple[int, bool, int], list[Turn]] = {key: [] for key in keys}
     recomputed = None
-    with progress_bar("turns", settings.rounds * len(keys)) as bar:
-        for taken in range(settings.rounds):
+    with progress_bar("turns", rounds * len(keys)) as bar:
+        for taken in range(rounds):
             for key in keys if taken % 2 == 0 else keys[::-1]:
                 bar.advance()
                 if key[1] and recomputed is not None:

@@ -15,7 +15,7 @@ from saysee.data.manifest import Manifest, Row
 from saysee.encoding.attention import attend
 from saysee.encoding.encoder import Encoder
 from saysee.evaluation.comparison import Comparison, System
-from saysee.evaluation.localization import attention_on_object, word_maps
+from saysee.evaluation.localization import attention_on_rows, word_maps
 from saysee.evaluation.protocols import EvaluationResult
 from saysee.evaluation.table import Table
 from saysee.files import write_text
@@ -141,7 +141,7 @@ def _attention(demo: DemoResult) -> list[dict[str, Any]]:
         image = load_image(demo.test.image_path(row))
         regions = attend(encoder, demo.test.clip_path(row), image, "interaction")
         spoken, objects, frame_seconds = row.extra["words"], row.extra["objects"], regions.frame_seconds
-        on_object = attention_on_object(regions.frames, spoken, objects, frame_seconds)
+        on_object = attention_on_rows([regions.frames], [row], frame_seconds)
         words = []
         for word, weights in zip(spoken, word_maps(regions.frames, spoken, frame_seconds), strict=True):
             boxes = [objects[number]["box"] for number in word["objects"]]

@@ -90,24 +90,18 @@ class ContrastiveTask(Task):
         own = [parameter for parameter in self.parameters() if parameter.requires_grad]
         gradients = torch.autograd.grad(results["contrastive_loss"], [all_speech, all_images, *own])
         sizes = [len(chunk) for chunk in chunks]
+        detached = {name: value.detach() for name, value in results.items()}
+        with_gradients = list(zip(own, gradients[2:], strict=True))
+        of_chunks = zip(draws, *(torch.split(each, sizes) for each in gradients[:2]), strict=True)
         return [
-            CachedChunk(
-                results={name: value.detach() for name, value in results.items()},
-                share=size / len(ids),
-                draws=of_chunk,
-                speech_gradient=of_speech,
-                image_gradient=of_images,
-                own=list(zip(own, gradients[2:], strict=True)),
-            )
-            for size, of_chunk, of_speech, of_images in zip(
-                sizes, draws, torch.split(gradients[0], sizes), torch.split(gradients[1], sizes), strict=True
-            )
+            CachedChunk(detached, len(of_speech) / len(ids), of_chunk, of_speech, of_images, with_gradients)
+            for of_chunk, of_speech, of_images in of_chunks
         ]
 
     def _compare(self, speech: Tensor, images: Tensor, image_ids: Tensor) -> dict[str, Tensor]:
         scale = self.log_scale.float().exp()
-        compare = info_nce_over_processes if _in_several_processes() else info_nce
-        loss = compare(speech, images, scale, image_ids, self.among)
+        several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        loss = info_nce(speech, images, scale, image_ids, self.among, over_processes=several)
         return {"contrastive_loss": loss, "temperature": 1 / scale.detach()}
 
 
@@ -175,7 +169,15 @@ class AllImages:
         return AllImages(self.vectors.to(device), self.ids.to(device))
 
 
-def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor, among: AllImages | None = None) -> Tensor:
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | float,
+    ids: Tensor,
+    among: AllImages | None = None,
+    *,
+    over_processes: bool = False,
+) -> Tensor:
     """The mean of InfoNCE in both directions, in fp32.
 
     Row i of ``a`` belongs to row i of ``b``. Rows that share an id are neither positives nor negatives of each other.
@@ -187,39 +189,26 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor, among: Al
         scale: one over the temperature.
         ids: [B] int.
         among: what ``a`` is compared with instead of ``b``; it has every id.
+        over_processes: compare with the rows of all processes, which must call it at once with the same B; ids number
+            the same images in every process. The mean over processes is the loss of all rows in one process, and so is
+            the mean of the gradients of parameters: each row gets the gradient of all processes' losses.
 
     Returns:
         A scalar, 0 at best.
     """
     with torch.autocast(a.device.type, enabled=False):
         own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
-        rows = torch.arange(len(ids), device=ids.device)
-        found = _find(own_a, own_b, scale, ids, ids, rows) if among is None else _find_among(own_a, among, scale, ids)
-        return (found + _find(own_b, own_a, scale, ids, ids, rows)) / 2
-
-
-def info_nce_over_processes(
-    a: Tensor, b: Tensor, scale: Tensor | float, ids: Tensor, among: AllImages | None = None
-) -> Tensor:
-    """This process's share of :func:`info_nce` over the rows of all W processes: its own rows against all.
-
-    The mean over processes is the loss of all rows in one process, and so is the mean of the gradients of parameters,
-    because each process's rows get the gradient of all processes' losses. Every process must call it at once, with the
-    same B.
-
-    Args:
-        a, b, scale, ids, among: as for :func:`info_nce`; ids number the same images in every process.
-    """
-    with torch.autocast(a.device.type, enabled=False):
-        own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)
-        all_a, all_b = _gather(torch.cat([own_a, own_b], dim=1)).chunk(2, dim=1)
-        all_ids = _gather(ids)
-        rows = torch.arange(len(ids), device=ids.device) + distributed.get_rank() * len(ids)
+        places = torch.arange(len(ids), device=ids.device)
+        all_a, all_b, all_ids = own_a, own_b, ids
+        if over_processes:
+            all_a, all_b = _gather(torch.cat([own_a, own_b], dim=1)).chunk(2, dim=1)
+            all_ids = _gather(ids)
+            places = places + distributed.get_rank() * len(ids)
         if among is None:
-            found = _find(own_a, all_b, scale, ids, all_ids, rows)
+            found = _find(own_a, all_b, scale, ids, all_ids, places)
         else:
-            found = _find_among(own_a, among, scale, ids)
-        return (found + _find(own_b, all_a, scale, ids, all_ids, rows)) / 2
+            found = _find(own_a, among.vectors, scale, ids, among.ids, torch.searchsorted(among.ids, ids))
+        return (found + _find(own_b, all_a, scale, ids, all_ids, places)) / 2
 
 
 def _find(
@@ -229,14 +218,6 @@ def _find(
     same = ids[:, None] == candidate_ids[None, :]
     same[torch.arange(len(ids), device=ids.device), places] = False
     return functional.cross_entropy((scale * queries @ candidates.T).masked_fill(same, -torch.inf), places)
-
-
-def _find_among(queries: Tensor, among: AllImages, scale: Tensor | float, ids: Tensor) -> Tensor:
-    return _find(queries, among.vectors, scale, ids, among.ids, torch.searchsorted(among.ids, ids))
-
-
-def _in_several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _gather(rows: Tensor) -> Tensor:

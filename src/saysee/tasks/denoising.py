@@ -163,19 +163,12 @@ class DenoisingTask(Task):
         return metrics
 
     def _fuse(self, side: str, speech: SpeechFeatures, images: ImageFeatures) -> FusionOutput:
-        fusion = self._fusion[0]
-        frames, patches = fusion.speech_in(speech.frames), fusion.image_in(images.patches)
         query = side if self.settings.query == "noisy" else self.settings.query
         own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
         # The global vector precedes the queries, unless it is the target or gives it away.
         vector = own if query != side else (other if self.settings.front == "other" else None)
         global_only = self.settings.target == "global"
-        if query == "speech":
-            output = fusion(frames, patches, query_mask=speech.mask, vector=vector, global_only=global_only)
-        else:
-            output = fusion(patches, frames, context_mask=speech.mask, vector=vector, global_only=global_only)
-        assert isinstance(output, FusionOutput)
-        return output
+        return self._fusion[0].fuse(query, speech, images, vector, global_only=global_only)
 
 
 def another_image(image_ids: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from saysee.data.loader import ResumableLoader
 from saysee.errors import CheckpointError
 from saysee.files import clean_folder, set_default_mode, unfinished, write_folder, write_text
-from saysee.settings.reading import load_recipe, recipe_to_dict, save_recipe
+from saysee.settings.reading import changed_settings, load_recipe, recipe_to_dict, save_recipe
 from saysee.settings.recipe import Recipe
 from saysee.tasks.base import Task
 from saysee.training.objective import Objective
@@ -66,7 +66,12 @@ class RunFolder:
                 raise CheckpointError(
                     f"{self.path} already holds a run; resume it with --resume auto, or give another --output"
                 )
-            _check_same_recipe(load_recipe(self._recipe), recipe, self.path)
+            for name, old, new in changed_settings(*map(recipe_to_dict, (load_recipe(self._recipe), recipe))):
+                if name not in FREE_TO_CHANGE:
+                    raise CheckpointError(
+                        f"{self.path} holds a run with another {name} ({old!r}, now {new!r}); give another --output, "
+                        "or the same settings"
+                    )
         if not self._result.exists():
             return None
         result: dict[str, Any] = json.loads(self._result.read_text(encoding="utf-8"))
@@ -311,24 +316,6 @@ def load_task(folder: Path, step: int, task: Task) -> None:
         task.load_state_dict(own)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights of the task {task.name!r} are of another model") from error
-
-
-def _check_same_recipe(there: Recipe, here: Recipe, folder: Path) -> None:
-    """Raises CheckpointError when two recipes differ in a setting that weights depend on."""
-    old, new = _flat(recipe_to_dict(there)), _flat(recipe_to_dict(here))
-    for name in sorted(old.keys() | new.keys()):
-        if name not in FREE_TO_CHANGE and old.get(name) != new.get(name):
-            raise CheckpointError(
-                f"{folder} holds a run with another {name} ({old.get(name)!r}, now {new.get(name)!r}); "
-                "give another --output, or the same settings"
-            )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -210,9 +211,7 @@ def training_facts(
         step: whose weights these are.
         metrics: of the evaluation at that step.
     """
-    images: dict[str, int] = {}
-    for row in manifest.images():
-        images[row.split] = images.get(row.split, 0) + 1
+    images = Counter(row.split for row in manifest.images())
     settings = recipe_to_dict(recipe)
     settings["data"]["manifest"] = Path(recipe.data.manifest).name
     del settings["output"], settings["features"]

@@ -6,13 +6,13 @@ What has a process of its own imports torch when it is called.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError
-from saysee.settings.reading import RECIPES, denoising_preset, load_recipe, read_yaml
+from saysee.settings.reading import RECIPES, denoising_preset, flatten, load_recipe, read_yaml
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation.table import RECALLS, images_in_share
 from saysee.training.records import read_metrics
@@ -102,16 +102,6 @@ def _row_settings(row: Mapping[Any, Any], where: str) -> dict[str, Any]:
     if preset is None:
         return settings
     return {f"denoising.{name}": value for name, value in denoising_preset(preset, where).items()} | settings
-
-
-def flatten(settings: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
-    for key, value in settings.items():
-        # The values of an encoder's configuration are one setting.
-        if isinstance(value, Mapping) and not prefix.startswith("model."):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def slug(name: str) -> str:

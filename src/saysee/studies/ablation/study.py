@@ -27,13 +27,12 @@ from typing import Any
 from saysee.data.manifest import Manifest
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_text
-from saysee.settings.reading import load_recipe, recipe_to_dict, resolve_recipe
+from saysee.settings.reading import changed_settings, load_recipe, recipe_to_dict, resolve_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation.runs import (
     cache_features,
     check_overrides,
     choose_rows,
-    flatten,
     grid_file,
     is_frozen,
     read_grid,
@@ -264,8 +263,7 @@ class _Study:
     def _check_unchanged(self, before: Mapping[str, Any]) -> None:
         now = self._identity()
         old_recipe = resolve_recipe(before["recipe"], where=str(self.folder / STUDY_FILE))  # adds newer settings
-        old, new = dict(flatten(_fixed_settings(old_recipe))), dict(flatten(now["recipe"]))
-        pairs = [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+        pairs = list(changed_settings(_fixed_settings(old_recipe), now["recipe"]))
         pairs += [(name, before[name], now[name]) for name in ("baseline", "manifest_sha256")]
         # New rows may be added: they do not affect the runs in the folder.
         pairs += [(f"row {row!r}", before["grid"][row], self.grid[row]) for row in self.grid if row in before["grid"]]
