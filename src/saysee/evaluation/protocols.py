@@ -217,13 +217,12 @@ def evaluate_vectors(
         ManifestError: no such column.
         SaySeeError: vectors that do not match the rows, or are not finite.
     """
-    number_of_image = {row.image_id: number for number, row in enumerate(rows.images())}
+    number_of_image, image_of_clip = numbered_images(rows)
     if len(speech) != len(rows.rows) or len(images) != len(number_of_image):
         raise SaySeeError(
             f"{len(speech)} speech and {len(images)} image vectors for {len(rows.rows)} clips and "
             f"{len(number_of_image)} images: each needs one"
         )
-    image_of_clip = np.array([number_of_image[row.image_id] for row in rows.rows])
     ranks = retrieval_ranks(speech, images, image_of_clip)
     twins = None
     if "twin_of" in rows.extra_columns:
@@ -235,6 +234,12 @@ def evaluate_vectors(
         groups={column: group_measures(ranks, rows.column(column), resamples=resamples, seed=seed) for column in by},
         twin_accuracy=twins,
     )
+
+
+def numbered_images(rows: Manifest) -> tuple[dict[str, int], Integers]:
+    """By id the number of each image among ``rows.images()``, and [N] that of each clip's image."""
+    numbers = {row.image_id: number for number, row in enumerate(rows.images())}
+    return numbers, np.array([numbers[row.image_id] for row in rows.rows])
 
 
 def _twin_accuracy(

@@ -23,7 +23,7 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.reranking import check_can_rerank, match, reranked_score, tokens_of
 from saysee.errors import SaySeeError
-from saysee.evaluation.protocols import EvaluationResult, Reranking
+from saysee.evaluation.protocols import EvaluationResult, Reranking, numbered_images
 from saysee.evaluation.recall import (
     TIE_TOLERANCE,
     Mask,
@@ -72,8 +72,7 @@ def evaluate_reranked(
     if first < 1 or before.speech is None or before.images is None:
         raise SaySeeError(f"first is {first}; give at least 1, and a result of evaluate(…, keep_vectors=True)")
     rows = manifest.select(before.split)
-    number_of_image = {row.image_id: number for number, row in enumerate(rows.images())}
-    image_of_clip = np.array([number_of_image[row.image_id] for row in rows.rows])
+    number_of_image, image_of_clip = numbered_images(rows)
     judge = _Judge(encoder, rows, progress)
     ranks = retrieval_ranks(before.speech, before.images, image_of_clip)
     ranks = rerank(ranks, before.speech, before.images, first, judge)

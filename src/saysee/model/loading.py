@@ -45,10 +45,7 @@ def kind_of(place: str | os.PathLike[str]) -> str:
 
 
 class PlainClip(nn.Module):
-    """A CLIP as a model without a speech side; in fp32 and in evaluation mode.
-
-    Args:
-        place: folder or hub name.
+    """A CLIP of a folder or hub name as a model without a speech side; in fp32 and in evaluation mode.
 
     Attributes:
         name_or_path: the place.

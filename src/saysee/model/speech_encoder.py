@@ -190,12 +190,7 @@ class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
 
 
 class LayerMix(nn.Module):
-    """Softmax-weighted sum of hidden states; the weights start equal.
-
-    Args:
-        states: N, number of hidden states.
-        normalize: layer-normalize each state first.
-    """
+    """Softmax-weighted sum of N hidden states, layer-normalized first with ``normalize``; the weights start equal."""
 
     def __init__(self, states: int, normalize: bool) -> None:
         super().__init__()

@@ -114,12 +114,7 @@ def recipe_help() -> str:
 
 
 def read_yaml(file: Path, name: str, fix: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds; empty for an empty file.
-
-    Args:
-        file: its path.
-        name: what error messages call it.
-        fix: what to do if the file cannot be read.
+    """The mapping that a YAML file holds; empty for an empty file. Errors call it ``name``, and advise ``fix``.
 
     Raises:
         ConfigError: the file cannot be read, or holds no mapping.

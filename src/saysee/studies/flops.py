@@ -42,14 +42,10 @@ def count_flops(compute: Callable[[], Any]) -> int:
 
 
 def flops_of_step(trainer: Trainer, batches: Sequence[TrainingBatch]) -> dict[str, int]:
-    """FLOPs by part, forward and backward, of an optimizer step on these batches, which is taken.
+    """FLOPs by part, forward and backward, of an optimizer step on its accumulated batches, which is taken.
 
     Each part runs alone on what it gets in a step, so that its backward pass is its own. "rest" is what the whole step
     takes beyond the parts: with ``data.chunk_size``, the first of the two passes over each chunk.
-
-    Args:
-        trainer: of the recipe.
-        batches: ``optimizer.accumulate`` of them.
     """
     parts = dict.fromkeys((SPEECH, IMAGE, HEAD, CONTRASTIVE, FUSION, LOSS), 0)
     with trainer.accelerator.autocast():

@@ -156,12 +156,7 @@ def attention_image(
 
 
 def text_font(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
-    """A font of this machine that has all characters, or most, and a note of those that it has not.
-
-    Args:
-        text: to be written.
-        size: in pixels.
-    """
+    """A font of ``size`` pixels with all characters of a text, or most that one here has; and a note of the others."""
     from matplotlib.font_manager import findfont, findSystemFonts
     from matplotlib.ft2font import FT2Font
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
+from saysee.evaluation.protocols import numbered_images
 from saysee.evaluation.recall import retrieval_ranks
 from saysee.search.index.about import INDEX_FOLDER, IndexReport
 from saysee.search.index.sources import find_source
@@ -27,8 +28,7 @@ def index_test_split(demo: DemoResult) -> IndexReport:
     test, result, images = demo.test, demo.results[demo.best], demo.test.images()
     assert result.speech is not None
     assert result.images is not None
-    place = {row.image_id: number for number, row in enumerate(images)}
-    ranks = retrieval_ranks(result.speech, result.images, [place[row.image_id] for row in test]).speech_to_image
+    ranks = retrieval_ranks(result.speech, result.images, numbered_images(test)[1]).speech_to_image
     clips, shown = choose_examples(test, ranks == 1, random.Random(demo.seed))
     marks = {row.clip: "image" for row in test if row.image_id in shown} | dict.fromkeys(clips, "clip")
     # The page marks the words of examples; no other row needs its lists, which are most of the metadata.

@@ -15,11 +15,6 @@ class Task(nn.Module, ABC):
     A subclass implements :meth:`forward`, which returns ``{name_loss: scalar, ...}``. Every key that ends in ``_loss``
     is multiplied by the task's weight and summed into the training loss; other keys are only logged. A task may own
     parameters (they train with the head) and may use the model's fusion encoder, which its constructor receives.
-
-    Args:
-        weight: weight of the losses after the warm-up.
-        start_step: step before which the weight is 0.
-        warmup_steps: steps over which the weight then rises linearly.
     """
 
     name: str
@@ -31,7 +26,7 @@ class Task(nn.Module, ABC):
         self.warmup_steps = warmup_steps
 
     def weight_at(self, step: int) -> float:
-        """The weight of the losses at an optimizer step (0 is the first)."""
+        """The weight of the losses at a step: 0 up to ``start_step``, then rising over ``warmup_steps``."""
         if step < self.start_step:
             return 0.0
         if step >= self.start_step + self.warmup_steps:

@@ -34,12 +34,7 @@ DIAGNOSIS_SEED = 20408
 class DenoisingTask(Task):
     """Rebuilds clean features of one modality from noisy ones and from the other modality.
 
-    Args:
-        settings: every option; see :class:`saysee.settings.recipe.DenoisingSettings`.
-        fusion: the model's fusion encoder.
-        width: D.
-        patch_width: V.
-        fusion_width: W.
+    ``fusion`` is the model's; ``width`` is D, ``patch_width`` V and ``fusion_width`` W.
     """
 
     name = "denoising"

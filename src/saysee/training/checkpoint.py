@@ -247,14 +247,7 @@ class Resumable:
 
 
 def save_checkpoint(parent: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes ``parent/step-<step>`` atomically and removes all but the newest ``keep``.
-
-    Args:
-        parent: folder of the checkpoints.
-        step: optimizer steps done.
-        state: tensors and plain values, nested.
-        keep: number of checkpoints that stay.
-    """
+    """Writes ``parent/step-<step>`` atomically and removes all but the newest ``keep``."""
     folder = parent / f"step-{step:08d}"
     write_folder(folder, lambda temporary: torch.save(state, temporary / STATE_FILE))
     for old in find_checkpoints(parent)[:-keep]:
@@ -265,9 +258,7 @@ def save_checkpoint(parent: Path, step: int, state: dict[str, Any], keep: int) -
 
 def find_checkpoints(parent: Path) -> list[Path]:
     """The checkpoints below ``parent``, the oldest first."""
-    if not parent.is_dir():
-        return []
-    return sorted(path for path in parent.iterdir() if _STEP.fullmatch(path.name))
+    return sorted(path for path in parent.glob("step-*") if _STEP.fullmatch(path.name))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:

@@ -35,13 +35,6 @@ logger = logging.getLogger(__name__)
 class TrainingData:
     """The training and validation splits of a recipe.
 
-    Args:
-        recipe: every setting.
-        manifest: of the corpus.
-        model: prepares files, and computes cached features.
-        processes: that share each batch.
-        arithmetic: of the training.
-
     Raises:
         SaySeeError: a split is missing, or a setting does not fit the data.
 

@@ -82,9 +82,6 @@ def dry_run(recipe: Recipe) -> DryRun:
     No file is written: no run folder, no checkpoint, no cached features. Features that a training would cache are
     computed for the batches of these steps only.
 
-    Args:
-        recipe: every setting.
-
     Raises:
         SaySeeError: as for :class:`saysee.training.trainer.Trainer`; or a step fails.
     """

@@ -27,13 +27,7 @@ TrainingBatch = Batch | FeatureBatch
 
 
 class Objective(nn.Module):
-    """Model and tasks as one module: a batch in, the training loss and named metrics out.
-
-    Args:
-        model: the model.
-        tasks: the tasks by name.
-        speech_noise: gaps in clips; None for none.
-    """
+    """Model and tasks as one module: a batch in, the training loss and named metrics out."""
 
     def __init__(
         self, model: SpeechImageModel, tasks: Mapping[str, Task], speech_noise: SpeechNoiseSettings | None = None

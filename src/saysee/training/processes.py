@@ -35,10 +35,6 @@ EXIT_INTERRUPTED = 130
 class Processes:
     """This process among those that train together.
 
-    Args:
-        arithmetic: of the training.
-        cpu: stay on the CPU.
-
     Raises:
         ConfigError: torchrun has started several processes, but they cannot find each other; or Accelerate is
             configured to use FSDP.

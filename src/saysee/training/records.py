@@ -137,13 +137,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds a line.
-
-        Args:
-            kind: "train" or "val".
-            step: optimizer steps done.
-            metrics: name to number.
-        """
+        """Adds a line of metrics of the kind "train" or "val" after ``step`` optimizer steps."""
         self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -202,14 +196,9 @@ def _git_commit() -> str | None:
 def training_facts(
     recipe: Recipe, manifest: Manifest, environment: Mapping[str, Any], step: int, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What the model card reports of a run, as JSON values. It contains no path of the machine that trained.
+    """What the model card reports of a run, whose weights are those of ``step``, with the metrics of its evaluation.
 
-    Args:
-        recipe: its settings.
-        manifest: of its corpus.
-        environment: its ``environment.json``.
-        step: whose weights these are.
-        metrics: of the evaluation at that step.
+    JSON values; none is a path of the machine that trained.
     """
     images = Counter(row.split for row in manifest.images())
     settings = recipe_to_dict(recipe)

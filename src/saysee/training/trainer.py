@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -236,18 +236,14 @@ class Trainer:
         metrics: dict[str, float] = {}
         for number, chunk in enumerate(chunks):
             share = len(chunk) / len(batch)
-            with self._averaging(last and number == len(chunks) - 1):
+            averaging = last and number == len(chunks) - 1
+            with nullcontext() if averaging else self.accelerator.no_sync(self._prepared):
                 on_device = chunk.to(self.accelerator.device)
                 results: dict[str, Tensor] = self._prepared(on_device, weights, cached[number])
                 self.accelerator.backward(results["loss"] * (share / self.recipe.optimizer.accumulate))
             for key, value in results.items():
                 metrics[key] = metrics.get(key, 0.0) + share * float(value.detach())
         return metrics
-
-    def _averaging(self, now: bool) -> AbstractContextManager[None]:
-        """Around a forward and backward pass: averages all gradients over the processes now, or later."""
-        later: AbstractContextManager[None] = nullcontext() if now else self.accelerator.no_sync(self._prepared)
-        return later
 
     def _batches(self) -> Iterator[TrainingBatch]:
         """Batches without end, epoch after epoch; logs the files that were skipped at the end of each."""
