@@ -25,7 +25,7 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
 from saysee.errors import ConfigError
 from saysee.evaluation.statistics import image_interval
-from saysee.evaluation.table import NONE, Table, number, write_tables
+from saysee.evaluation.table import Table, number, write_tables
 from saysee.files import write_bytes
 from saysee.hardware import torch_device
 from saysee.log import progress_bar
@@ -44,120 +44,60 @@ QUERIES, REPEATS = 16, 10
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A dry run."""
-
-    seconds: float  # of a step: the median of the timed ones
-    memory: int | None  # bytes at the peak: of the GPU where there is one; None where it is not reported
-    recomputed: str | None  # why features are recomputed; None when they are cached
-    flops: Mapping[str, int]  # of a step by part; empty but in the first round
-    device: str
-    arithmetic: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row: the baseline has 0 layers."""
-
-    batch_size: int
-    cached: bool
-    layers: int
-    turns: Sequence[Turn]
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-        return f"CMD, {self.layers} layer{'s' * (self.layers != 1)}" if self.layers else "baseline"
-
-    @property
-    def seconds(self) -> tuple[float, float, float]:
-        """Median, lowest and highest seconds of a step over the rounds."""
-        return _spread([turn.seconds for turn in self.turns])
-
-    @property
-    def memory(self) -> float | None:
-        """Peak memory in bytes: the median over the rounds."""
-        found = [turn.memory for turn in self.turns if turn.memory is not None]
-        return statistics.median(found) if found else None
-
-    @property
-    def flops(self) -> Mapping[str, int]:
-        """Of a step by part."""
-        return self.turns[0].flops
-
-    def over(self, baseline: Row) -> tuple[float, float, float]:
-        """Median, lowest and highest ratio to the baseline's seconds in the same round."""
-        return _spread([a.seconds / b.seconds for a, b in zip(self.turns, baseline.turns, strict=True)])
-
-
-@dataclass(frozen=True)
-class Query:
-    """A spoken query: a clip of some seconds to its vector."""
-
-    baseline: float  # seconds: the median over clips and repeats
-    cmd: float
-    ratio: float  # mean over clips of the ratio of their medians
-    interval: tuple[float, float]  # 95 %, bootstrap over clips
-    flops: tuple[int, int]  # of the first clip, by the baseline and by CMD
-
-
-@dataclass(frozen=True)
 class Overhead:
     """The result of :func:`run_overhead`."""
 
     recipe: str
-    rows: Sequence[Row]
+    # of each row batch_size, cached, layers (0: the baseline) and its name as model; median, lowest and highest seconds
+    # of a step over the rounds; the same of the ratio to the baseline with the same batch size and features in the same
+    # round; median of the peak memory in bytes, of the GPU where there is one, None where it is not reported; FLOPs of
+    # a step; memory and FLOPs over the baseline's; and its turns
+    rows: Sequence[Mapping[str, Any]]
     recomputed: str | None  # why there are no rows with cached features
-    query: Query
+    # a spoken query, a clip to its vector: seconds by the baseline and by cmd, medians over clips and repeats; the mean
+    # over clips of the ratio of their medians, with its 95 % bootstrap interval; FLOPs of the first clip by both
+    query: Mapping[str, Any]
     environment: Mapping[str, Any]
-
-    def baseline(self, row: Row) -> Row:
-        """The baseline with a row's batch size and features."""
-        same = (row.batch_size, row.cached, 0)
-        return next(each for each in self.rows if (each.batch_size, each.cached, each.layers) == same)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        rows = []
-        for row in self.rows:
-            measured = {"seconds": row.seconds, "ratio": row.over(self.baseline(row)), "memory": row.memory}
-            rows.append({"model": row.model, **measured, "flops": sum(row.flops.values()), **asdict(row)})
-        return {**asdict(self), "rows": rows}
+        return asdict(self)
 
     def to_tables(self) -> list[Table]:
         """Time and memory, and FLOPs by part."""
-        parts = list(dict.fromkeys(part for row in self.rows for part in row.flops))
+        parts = list(dict.fromkeys(part for row in self.rows for part in row["turns"][0]["flops"]))
         measured, counted, sections = [], [], []
         for place, row in enumerate(self.rows):
-            first = [str(row.batch_size), "cached" if row.cached else "recomputed", row.model]
-            base, (seconds, *spread) = self.baseline(row), row.seconds
-            ratio, *ratios = row.over(base)
-            flops, of_base = sum(row.flops.values()), sum(base.flops.values())
-            more = row.memory / base.memory if row.memory and base.memory else None
-            mib = None if row.memory is None else row.memory / 2**20
-            cells = [number(mib, 0), number(more, 2), number(flops / 1e9, 2), number(flops / of_base, 2)]
-            measured.append([*first, number(seconds, 3, interval=spread), number(ratio, 2, interval=ratios), *cells])
-            of_parts = (row.flops.get(part) for part in parts)
-            counted.append([*first, *(NONE if found is None else number(found / 1e9, 3) for found in of_parts)])
-            sections += [place] if place and not row.layers else []
-        turn, rounds = self.rows[0].turns[0], len(self.rows[0].turns)
-        about = f"{turn.device}, {turn.arithmetic}; median (lowest to highest) of {rounds} rounds in turn"
+            first = [str(row["batch_size"]), "cached" if row["cached"] else "recomputed", row["model"]]
+            times = [
+                number(row[key][0], decimals, interval=row[key][1:]) for key, decimals in (("seconds", 3), ("ratio", 2))
+            ]
+            mib = None if row["memory"] is None else row["memory"] / 2**20
+            cells = [number(mib, 0), number(row["memory_ratio"], 2), number(row["flops"] / 1e9, 2)]
+            measured.append([*first, *times, *cells, number(row["flops_ratio"], 2)])
+            of_parts = (row["turns"][0]["flops"].get(part) for part in parts)
+            counted.append([*first, *(number(found and found / 1e9, 3) for found in of_parts)])
+            sections += [place] if place and not row["layers"] else []
+        turns = self.rows[0]["turns"]
+        about = (
+            f"{turns[0]['device']}, {turns[0]['arithmetic']}; median (lowest to highest) of {len(turns)} rounds in turn"
+        )
         notes = [about, "ratio: to the baseline with the same batch size and features, in the same round"]
         if self.recomputed is not None:
             notes.append(f"no cached features: {self.recomputed}")
         heads = ["batch", "features", "model"]
-        times = ["seconds a step", "ratio", "peak MiB", "ratio", "GFLOPs", "ratio"]
+        columns = ["seconds a step", "ratio", "peak MiB", "ratio", "GFLOPs", "ratio"]
         return [
-            Table(f"Training step of {self.recipe}", [*heads, *times], measured, 3, notes, sections),
+            Table(f"Training step of {self.recipe}", [*heads, *columns], measured, 3, notes, sections),
             Table("GFLOPs of a step by part, forward and backward", [*heads, *parts], counted, 3, (), sections),
         ]
 
     def to_line(self) -> str:
         """The query."""
         query = self.query
-        times = f"{1000 * query.baseline:.1f} ms by the baseline and {1000 * query.cmd:.1f} ms by CMD"
-        gflops = " and ".join(f"{count / 1e9:.4g}" for count in query.flops)
-        return f"a query: {times}, ratio {number(query.ratio, 3, interval=query.interval)}; {gflops} GFLOPs"
+        times = f"{1000 * query['baseline']:.1f} ms by the baseline and {1000 * query['cmd']:.1f} ms by CMD"
+        gflops = " and ".join(f"{count / 1e9:.4g}" for count in query["flops"])
+        return f"a query: {times}, ratio {number(query['ratio'], 3, interval=query['interval'])}; {gflops} GFLOPs"
 
     def write(self, folder: Path) -> None:
         """Writes ``table.md``, ``results.json`` and ``overhead.png`` into a folder, which need not exist."""
@@ -166,21 +106,20 @@ class Overhead:
         write_bytes(folder / "overhead.png", self._picture())
 
     def _picture(self) -> bytes:
-        models = list(dict.fromkeys(row.model for row in self.rows))
-        kinds = list(dict.fromkeys((row.batch_size, row.cached) for row in self.rows))
-        found = {(row.batch_size, row.cached, row.model): row for row in self.rows}
-        by_model: dict[str, list[Row]] = {model: [found[(*kind, model)] for kind in kinds] for model in models}
-        places = [f"{size}\n{'cached' if cached else 'recomputed'}" for size, cached in kinds]
-        seconds = {model: [row.seconds for row in rows] for model, rows in by_model.items()}
-        memory = {model: [((row.memory or 0) / 2**30,) * 3 for row in rows] for model, rows in by_model.items()}
-        largest = [row for row in self.rows if row.batch_size == kinds[-1][0]]
-        bars = [f"{row.model}\n{'cached' if row.cached else 'recomputed'}" for row in largest]
-        parts = {part: None for row in largest for part in row.flops}
-        flops = {part: [(row.flops.get(part, 0) / 1e9,) * 3 for row in largest] for part in parts}
+        places = list(dict.fromkeys(_place(row["batch_size"], row) for row in self.rows))
+        seconds: dict[str, list[Any]] = {row["model"]: [] for row in self.rows}
+        memory: dict[str, list[Any]] = {row["model"]: [] for row in self.rows}
+        for row in self.rows:
+            seconds[row["model"]].append(row["seconds"])
+            memory[row["model"]].append(((row["memory"] or 0) / 2**30,) * 3)
+        largest = [row for row in self.rows if row["batch_size"] == self.rows[-1]["batch_size"]]
+        parts = dict.fromkeys(part for row in largest for part in row["turns"][0]["flops"])
+        flops = {part: [(row["turns"][0]["flops"].get(part, 0) / 1e9,) * 3 for row in largest] for part in parts}
+        title = f"GFLOPs a step of {largest[0]['batch_size']} pairs, by part"
         panels = [
             ("seconds a step, by batch size", places, seconds, False),
             ("peak memory, GiB", places, memory, False),
-            (f"GFLOPs a step of {kinds[-1][0]} pairs, by part", bars, flops, True),
+            (title, [_place(row["model"], row) for row in largest], flops, True),
         ]
         return bars_png(f"Cost of cross-modal denoising, {self.recipe}", panels)
 
@@ -214,7 +153,7 @@ def run_overhead(
         raise ConfigError(f"denoising is off in {recipe}; turn it on by --denoising.preset paper")
     keys = list(product(batch_sizes, (True, False), (0, *depths)))
     recipes = {key: _recipe(recipe, overrides, *key) for key in keys}  # errors come before the long work
-    turns: dict[tuple[int, bool, int], list[Turn]] = {key: [] for key in keys}
+    turns: dict[tuple[int, bool, int], list[dict[str, Any]]] = {key: [] for key in keys}
     recomputed = None
     with progress_bar("turns", rounds * len(keys)) as bar:
         for taken in range(rounds):
@@ -223,11 +162,11 @@ def run_overhead(
                 if key[1] and recomputed is not None:
                     continue
                 turn = run_alone(_take_turn, recipes[key], taken == 0)
-                if key[1] and turn.recomputed is not None:
-                    recomputed = turn.recomputed
+                if key[1] and turn["recomputed"] is not None:
+                    recomputed = turn["recomputed"]
                 else:
                     turns[key].append(turn)
-    rows = [Row(*key, of_row) for key, of_row in turns.items() if of_row]
+    rows = [_row(*key, of_row, turns[(*key[:2], 0)]) for key, of_row in turns.items() if of_row]
     query = run_alone(_time_queries, recipes[keys[0]], recipes[keys[-1]])
     return Overhead(recipe, rows, recomputed, query, environment(recipes[keys[0]].training.seed))
 
@@ -238,16 +177,48 @@ def _recipe(recipe: str, overrides: Sequence[str], batch_size: int, cached: bool
     return load_recipe(recipe, [*overrides, f"--data.batch_size={batch_size}", f"--features.keep={keep}", depth])
 
 
-def _take_turn(recipe: Recipe, count: bool) -> Turn:
+def _row(
+    batch_size: int, cached: bool, layers: int, turns: list[dict[str, Any]], of_baseline: list[dict[str, Any]]
+) -> dict[str, Any]:
+    memory, base_memory = (_median_memory(each) for each in (turns, of_baseline))
+    flops, base_flops = (sum(each[0]["flops"].values()) for each in (turns, of_baseline))
+    pairs = zip(turns, of_baseline, strict=True)
+    return {
+        "model": f"CMD, {layers} layer{'s' * (layers != 1)}" if layers else "baseline",
+        "batch_size": batch_size,
+        "cached": cached,
+        "layers": layers,
+        "seconds": _spread([turn["seconds"] for turn in turns]),
+        "ratio": _spread([turn["seconds"] / base["seconds"] for turn, base in pairs]),
+        "memory": memory,
+        "memory_ratio": memory / base_memory if memory and base_memory else None,
+        "flops": flops,
+        "flops_ratio": flops / base_flops,
+        "turns": turns,
+    }
+
+
+def _median_memory(turns: Sequence[Mapping[str, Any]]) -> float | None:
+    found = [turn["memory"] for turn in turns if turn["memory"] is not None]
+    return statistics.median(found) if found else None
+
+
+def _place(what: Any, row: Mapping[str, Any]) -> str:
+    """What the picture calls a row."""
+    return f"{what}\n{'cached' if row['cached'] else 'recomputed'}"
+
+
+def _take_turn(recipe: Recipe, count: bool) -> dict[str, Any]:
     """A dry run, in a process of its own; then, if asked for, the FLOPs of its first timed step."""
     trainer = Trainer(recipe, name="overhead")
     run = rehearse(trainer)
     flops = flops_of_step(trainer, timed_batches(trainer)) if count else {}
     memory = run.peak_memory_bytes if run.peak_gpu_memory_bytes is None else run.peak_gpu_memory_bytes
-    return Turn(run.seconds_per_step, memory, run.recomputed, flops, run.device, run.arithmetic)
+    about = {"recomputed": run.recomputed, "device": run.device, "arithmetic": run.arithmetic}
+    return {"seconds": run.seconds_per_step, "memory": memory, "flops": flops, **about}
 
 
-def _time_queries(baseline: Recipe, cmd: Recipe) -> Query:
+def _time_queries(baseline: Recipe, cmd: Recipe) -> dict[str, Any]:
     """Encodes clips of the validation split by both models in turn, in a process of its own."""
     rows = Manifest.read(baseline.data.manifest).select(baseline.data.val_split)
     device = torch_device(baseline.training.device)
@@ -262,14 +233,13 @@ def _time_queries(baseline: Recipe, cmd: Recipe) -> Query:
                 seconds[which, place, repeat] = time.perf_counter() - start
     medians = np.median(seconds, axis=2)
     ratios = medians[1] / medians[0]
-    flops = [count_flops(partial(encoder.encode_prepared, "clip", clips[:1])) for encoder in encoders]
-    return Query(
-        float(np.median(seconds[0])),
-        float(np.median(seconds[1])),
-        float(ratios.mean()),
-        image_interval(ratios, np.arange(len(clips))),
-        (flops[0], flops[1]),
-    )
+    return {
+        "baseline": float(np.median(seconds[0])),
+        "cmd": float(np.median(seconds[1])),
+        "ratio": float(ratios.mean()),
+        "interval": image_interval(ratios, np.arange(len(clips))),
+        "flops": [count_flops(partial(encoder.encode_prepared, "clip", clips[:1])) for encoder in encoders],
+    }
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
