@@ -18,12 +18,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from saysee.errors import SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, mteb_measures
-from saysee.evaluation.recall import CUTOFFS, MEAN, WAYS, RetrievalMeasures
-from saysee.evaluation.statistics import percentile_interval
+from saysee.evaluation.recall import CUTOFFS, MEAN, WAYS, RetrievalMeasures, mean_resamples
+from saysee.evaluation.statistics import with_interval
 from saysee.evaluation.table import Table, number
 from saysee.files import short_name
 
@@ -139,9 +137,7 @@ class Comparison:
                 line = head | {"queries": queries, "clips": measures[0].clips, "images": measures[0].images}
                 if (line["clips"], line["images"]) != first.setdefault(queries, (line["clips"], line["images"])):
                     raise SaySeeError(f"{line['model']} was scored on other queries than the first model")
-                resampled = {
-                    name: np.mean([each.resampled[name] for each in measures], axis=0) for name in measures[0].resampled
-                }
+                resampled = mean_resamples(measures)
                 line |= _statistics(values, resampled)
                 baseline = first.setdefault(f"{queries} values", (line, resampled))
                 if results[0].rerank:
@@ -257,7 +253,7 @@ def _statistics(values: Sequence[Mapping[str, float]], resampled: Mapping[str, A
         if len(values) > 1:
             line[f"{name}_deviation"] = stdev(of_runs)
         if name in resampled:
-            line[f"{name}_low"], line[f"{name}_high"] = percentile_interval(resampled[name])
+            line |= with_interval(name, line[name], resampled[name])
     return line
 
 
@@ -265,12 +261,10 @@ def _differences(
     line: Mapping[str, Any], resampled: Mapping[str, Any], first: Mapping[str, Any], of_first: Mapping[str, Any]
 ) -> dict[str, float]:
     """Difference to the first row and its paired interval, of each measure that is resampled."""
-    found = {}
-    for name in resampled.keys() & of_first.keys():
-        key = f"{name}_difference"
-        found[key] = line[name] - first[name]
-        found[f"{key}_low"], found[f"{key}_high"] = percentile_interval(resampled[name] - of_first[name])
-    return dict(sorted(found.items()))
+    found: dict[str, float] = {}
+    for name in sorted(resampled.keys() & of_first.keys()):
+        found |= with_interval(f"{name}_difference", line[name] - first[name], resampled[name] - of_first[name])
+    return found
 
 
 def _cell(line: Mapping[str, Any], key: str, decimals: int) -> str:

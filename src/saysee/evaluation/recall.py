@@ -248,6 +248,11 @@ def group_measures(
     }
 
 
+def mean_resamples(runs: Sequence[RetrievalMeasures]) -> dict[str, Floats]:
+    """[R] resampled values of each measure, as means over runs on the same queries."""
+    return {name: np.mean([each.resampled[name] for each in runs], axis=0) for name in runs[0].resampled}
+
+
 def as_array(values: Vectors) -> npt.NDArray[Any]:
     """A torch tensor of any device and float type, or an array-like, as an array."""
     if hasattr(values, "detach"):  # not isinstance: vectors from disk are scored without importing torch

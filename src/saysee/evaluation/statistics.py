@@ -92,6 +92,12 @@ def percentile_interval(resampled: Floats) -> list[float]:
     return [float(low), float(high)]
 
 
+def with_interval(name: str, value: float, resampled: Floats) -> dict[str, float]:
+    """A value under its name, and its 95 % interval as ``name_low`` and ``name_high``."""
+    low, high = percentile_interval(resampled)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds, and the interval of the mean over all seeds."""

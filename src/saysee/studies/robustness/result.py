@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saysee.evaluation.recall import MEAN, RetrievalMeasures, RetrievalRanks, group_measures, retrieval_measures
-from saysee.evaluation.statistics import percentile_interval
+from saysee.evaluation.recall import (
+    MEAN,
+    RetrievalMeasures,
+    RetrievalRanks,
+    group_measures,
+    mean_resamples,
+    retrieval_measures,
+)
+from saysee.evaluation.statistics import with_interval
 from saysee.evaluation.table import Table, number
 from saysee.studies.plots import Panel, panels_png
 from saysee.studies.robustness.conditions import Condition
@@ -148,13 +155,15 @@ def lines_of(
         groups: by column the value of each query.
     """
     lines: list[dict[str, Any]] = []
-    clean: dict[tuple[str, str], _Means] = {}
+    clean: dict[tuple[str, str], tuple[float, Any]] = {}
     for point in points:
-        first: dict[str, _Means] = {}
+        first: dict[str, tuple[float, Any]] = {}
         for model, runs in zip(models, scored, strict=True):
             measures = [_measures(run[point].ranks, groups) for run in runs]
             for queries in measures[0]:
-                means = _means([each[queries] for each in measures])
+                of_runs = [each[queries] for each in measures]
+                resampled = mean_resamples(of_runs)
+                named = [each.named() for each in of_runs]
                 line: dict[str, Any] = {
                     "condition": point.condition.name if point.condition else CLEAN,
                     "strength": point.strength if point.condition else None,
@@ -166,26 +175,19 @@ def lines_of(
                     "images": measures[0][queries].images,
                     "unheard": sum(run[point].unheard for run in runs) if queries == ALL else None,
                 }
-                for name in (MEAN, TO_IMAGE, TO_SPEECH):
-                    if name in means.resampled:
-                        line |= _with_interval(name, means.values[name], means.resampled[name])
-                line |= _difference("drop", clean.setdefault((model, queries), means), means)
-                lines.append(line | _difference("difference", means, first.setdefault(queries, means)))
+                values = {
+                    name: float(np.mean([each[name] for each in named]))
+                    for name in (MEAN, TO_IMAGE, TO_SPEECH)
+                    if name in resampled
+                }
+                for name, value in values.items():
+                    line |= with_interval(name, value, resampled[name])
+                main = MEAN if MEAN in values else TO_IMAGE  # a group may have no mean
+                now = values[main], resampled[main]
+                before, base = clean.setdefault((model, queries), now), first.setdefault(queries, now)
+                line |= with_interval("drop", before[0] - now[0], before[1] - now[1])
+                lines.append(line | with_interval("difference", now[0] - base[0], now[1] - base[1]))
     return lines
-
-
-class _Means(NamedTuple):
-    """Measures, and their resamples [R], as the mean over runs."""
-
-    values: dict[str, float]
-    resampled: dict[str, Any]
-
-
-def _means(measures: Sequence[RetrievalMeasures]) -> _Means:
-    named = [each.named() for each in measures]
-    values = {name: float(np.mean([each[name] for each in named])) for name in named[0]}
-    names = measures[0].resampled
-    return _Means(values, {name: np.mean([each.resampled[name] for each in measures], axis=0) for name in names})
 
 
 def _measures(ranks: RetrievalRanks, groups: Mapping[str, Sequence[Any]]) -> dict[str, RetrievalMeasures]:
@@ -193,16 +195,6 @@ def _measures(ranks: RetrievalRanks, groups: Mapping[str, Sequence[Any]]) -> dic
     for column, labels in groups.items():
         found |= {f"{column} = {name}": each for name, each in group_measures(ranks, labels).items()}
     return found
-
-
-def _difference(name: str, one: _Means, other: _Means) -> dict[str, float]:
-    """One minus the other in mean R@1 (of a group without a mean, speech to image), with the paired interval."""
-    key = MEAN if MEAN in one.values else TO_IMAGE
-    return _with_interval(name, one.values[key] - other.values[key], one.resampled[key] - other.resampled[key])
-
-
-def _with_interval(name: str, value: float, resampled: Any) -> dict[str, float]:
-    return {name: value, **dict(zip(_ends(name), percentile_interval(resampled), strict=True))}
 
 
 def _ends(name: str) -> list[str]:
