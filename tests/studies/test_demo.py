@@ -17,9 +17,8 @@ from markupsafe import escape
 from saysee import Index
 from saysee.errors import SaySeeError
 from saysee.studies import demo as demo_module
-from saysee.studies.demo import ROWS, DemoSettings, run_demo
+from saysee.studies.demo import ROWS, DemoSettings, choose_examples, run_demo
 from saysee.studies.report import DemoResult
-from saysee.studies.visit import choose_examples
 from saysee.training.trainer import Trainer
 
 SMALL = DemoSettings(

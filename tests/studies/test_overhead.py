@@ -15,7 +15,7 @@ from torch import nn
 from saysee.cli import main
 from saysee.settings.reading import resolve_recipe
 from saysee.studies import overhead
-from saysee.studies.flops import CONTRASTIVE, FUSION, HEAD, IMAGE, LOSS, REST, SPEECH, count_flops, flops_of_step
+from saysee.studies.overhead import CONTRASTIVE, FUSION, HEAD, IMAGE, LOSS, REST, SPEECH, count_flops, flops_of_step
 from saysee.training.dry_run import timed_batches
 from saysee.training.trainer import Trainer
 

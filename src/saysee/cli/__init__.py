@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import data, evaluate, explain, robustness, search, serve, studies, train
+from saysee.cli import data, evaluate, explain, search, serve, studies, train
 from saysee.cli.printing import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -33,7 +33,7 @@ VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
     "ablate": studies.ablate,
     "overhead": studies.overhead,
     "reconstruction": studies.reconstruction,
-    "robustness": robustness.robustness,
+    "robustness": studies.robustness,
     "card": train.card,
     "convert speechclip": train.speechclip,
     "index": search.index,
