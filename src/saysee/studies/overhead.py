@@ -57,15 +57,9 @@ class Overhead:
     """The result of :func:`run_overhead`."""
 
     recipe: str
-    # of each row batch_size, cached, layers (0: the baseline) and its name as model; median, lowest and highest seconds
-    # of a step over the rounds; the same of the ratio to the baseline with the same batch size and features in the same
-    # round; median of the peak memory in bytes, of the GPU where there is one, None where it is not reported; FLOPs of
-    # a step; memory and FLOPs over the baseline's; and its turns
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]]  # as of :func:`_row`, the baseline before CMD with the same batches and features
     recomputed: str | None  # why there are no rows with cached features
-    # a spoken query, a clip to its vector: seconds by the baseline and by cmd, medians over clips and repeats; the mean
-    # over clips of the ratio of their medians, with its 95 % bootstrap interval; FLOPs of the first clip by both
-    query: Mapping[str, Any]
+    query: Mapping[str, Any]  # as of :func:`_time_queries`
     environment: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,6 +183,11 @@ def _recipe(recipe: str, overrides: Sequence[str], batch_size: int, cached: bool
 def _row(
     batch_size: int, cached: bool, layers: int, turns: list[dict[str, Any]], of_baseline: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """A row as plain values; the baseline has 0 layers.
+
+    ``seconds`` of a step: median, lowest and highest over the rounds; ``ratio``: the same of the ratio to the baseline
+    in the same round; ``memory``: the median of the peaks, in bytes; ``flops`` of a step.
+    """
     memory, base_memory = (_median_memory(each) for each in (turns, of_baseline))
     flops, base_flops = (sum(each[0]["flops"].values()) for each in (turns, of_baseline))
     pairs = zip(turns, of_baseline, strict=True)
@@ -218,7 +217,10 @@ def _place(what: Any, row: Mapping[str, Any]) -> str:
 
 
 def _take_turn(recipe: Recipe, count: bool) -> dict[str, Any]:
-    """A dry run, in a process of its own; then, if asked for, the FLOPs of its first timed step."""
+    """A dry run, in a process of its own; then, if asked for, the FLOPs of its first timed step by part.
+
+    ``memory`` is the peak in bytes: of the GPU where there is one; None where it is not reported.
+    """
     trainer = Trainer(recipe, name="overhead")
     run = rehearse(trainer)
     flops = flops_of_step(trainer, timed_batches(trainer)) if count else {}
@@ -228,7 +230,11 @@ def _take_turn(recipe: Recipe, count: bool) -> dict[str, Any]:
 
 
 def _time_queries(baseline: Recipe, cmd: Recipe) -> dict[str, Any]:
-    """Encodes clips of the validation split by both models in turn, in a process of its own."""
+    """Encodes clips of the validation split as queries by both models in turn, in a process of its own.
+
+    Seconds of both are medians over clips and repeats; ``ratio`` is the mean over clips of the ratio of their medians,
+    with its 95 % bootstrap interval; ``flops`` are those of the first clip by both.
+    """
     rows = Manifest.read(baseline.data.manifest).select(baseline.data.val_split)
     device = torch_device(baseline.training.device)
     encoders = [Encoder(build_model(recipe).to(device)) for recipe in (baseline, cmd)]
