@@ -25,6 +25,7 @@ from lab.nano.wide_look import MORE_COLORS, MORE_FILLS, MORE_SHAPES, WIDE_LOOK, 
 from lab.nano.words import SceneTokens, WordNumbers
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import draw_scene
+from saysee.data.scenes.grammar import say
 from saysee.data.scenes.planning import CHANGES, Look, changed, in_test_half, novel_pairs, sample_scene
 from saysee.data.scenes.world import (
     COLORS,
@@ -125,7 +126,7 @@ def _captions(scene: Scene, rng: Random, false_of: Scene | None) -> tuple[str, .
         captions = write_captions(scene, rng, false_of)
         if captions is None:  # already tried many times
             break
-        texts |= dict.fromkeys(caption.text for caption in captions)
+        texts |= dict.fromkeys(say(caption).text for caption in captions)
     return tuple(texts) or None
 
 

@@ -72,6 +72,7 @@ def scenes(
     images: int = 3000,
     val_images: int | None = None,
     test_images: int | None = None,
+    languages: str = "en",
     seed: int = 0,
     workers: int | None = None,
 ) -> Result:
@@ -79,16 +80,23 @@ def scenes(
 
     Args:
         to: folder of the corpus
-        images: number of images, with five clips each
+        images: number of images, with five clips each in each language
         val_images: how many of them are for validation (default: one in twenty)
         test_images: how many of them are for testing (default: three in twenty)
+        languages: of the captions, separated by commas: en, de, es, tr
         seed: the same seed gives the same corpus
         workers: number of processes (default: one per CPU core)
     """
     from saysee.data.scenes.corpus import build_scenes
 
     manifest = build_scenes(
-        to, images=images, seed=seed, val_images=val_images, test_images=test_images, workers=workers
+        to,
+        images=images,
+        seed=seed,
+        val_images=val_images,
+        test_images=test_images,
+        languages=languages.split(","),
+        workers=workers,
     )
     return Result({"manifest": str(manifest)}, [str(manifest)])
 

@@ -29,6 +29,7 @@ from lab.nano.words import MAX_WORDS, word_tokenizer
 from lab.nano import images as wide_images
 from saysee.data.scenes.captions import write_captions
 from saysee.data.scenes.drawing import BACKGROUNDS, draw_scene
+from saysee.data.scenes.grammar import say
 from saysee.data.scenes.planning import in_test_half, novel_pairs
 from saysee.data.scenes.world import Background, Scene, SceneObject
 from saysee.errors import CheckpointError
@@ -104,7 +105,7 @@ def test_twins_differ_in_one_object_and_their_captions_are_false_of_each_other(w
     monkeypatch.setattr(wide_images, "write_captions", recorded)
     made = list(wide_scenes(0, 0, 225))
     assert made == wide[0, 0]
-    said = {(id(scene), caption.text): caption for scene, _, found in truths for caption in found}
+    said = {(id(scene), say(caption).text): caption for scene, _, found in truths for caption in found}
     twins = [(a, b) for a, b in pairwise(made) if a.twin]
     assert len(twins) > 30
     assert not made[-1].twin

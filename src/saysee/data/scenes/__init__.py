@@ -5,6 +5,7 @@ of each object, the time of each word, and which objects a word describes.
 
 From image to speech: ``world`` (objects, scenes, what is true of them), ``outlines`` (geometry of the shapes),
 ``planning`` (the scenes of a corpus: splits, novel pairs, hard twins), ``drawing`` (scene to image), ``captions``
-(scene to sentences), ``speakers``, ``speech`` (sentence to samples), ``making`` (one image with its clips), ``corpus``
+(what is said of a scene), ``grammar`` (that in sentences of a
+language), ``speakers``, ``speech`` (sentence to samples), ``making`` (one image with its clips), ``corpus``
 (the whole folder).
 """

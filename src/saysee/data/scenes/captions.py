@@ -1,4 +1,4 @@
-"""Captions: sentences in several forms that are true of a scene, with the objects that each word describes.
+"""Captions: what is said of a scene, in several forms, all of it true. ``grammar`` says it in a language.
 
 Each noun phrase names exactly the objects that fit it ("two small rings" if there are two and no more, "the star" if
 there is one), so it is never in doubt which objects a word describes.
@@ -10,26 +10,18 @@ from itertools import combinations, product
 from random import Random
 from typing import TypeVar
 
-from saysee.data.scenes.world import ATTRIBUTES, OPPOSITE, Scene, might_be_at, might_lie, places, relation
+from saysee.data.scenes.world import ATTRIBUTES, OPPOSITE, PLACES, Scene, might_be_at, might_lie, places, relation
 
 T = TypeVar("T")
 
 CAPTIONS_PER_IMAGE = 5
-NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 FULL_SHARE = 0.6  # of the phrases say everything about their objects; the others omit words, as people do
 
-SPOKEN_RELATIONS = {
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-}
-SPOKEN_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
-WITH_RELATIONS = {"left of": "to {} left", "right of": "to {} right", "above": "above {}", "below": "below {}"}
+OPENINGS = 3  # ways to open a sentence; some forms also stand without one
+WORDINGS = 2  # ways to say a relation
 
 Group = tuple[int, ...]  # indices of objects
 Description = tuple[tuple[str, str], ...]  # attributes with their values, in the order of ``ATTRIBUTES``
-Word = tuple[str, Group]  # a word with the objects that it describes
 
 
 @dataclass(frozen=True)
@@ -39,41 +31,19 @@ class NounPhrase:
     description: Description
     objects: Group
 
-    @property
-    def be(self) -> str:
-        """The verb that agrees with it."""
-        return "is" if len(self.objects) == 1 else "are"
-
-    def words(self, definite: bool = False) -> list[Word]:
-        """The phrase as words; if ``definite``, it starts with "the"."""
-        values = dict(self.description)
-        noun = values.pop("shape", "shape")
-        spoken = [*values.values(), noun if len(self.objects) == 1 else plural(noun)]
-        words: list[Word] = [(word, self.objects) for word in spoken]
-        if len(self.objects) > 1:
-            words.insert(0, (NUMBERS[len(self.objects)], self.objects))
-        if definite:
-            words.insert(0, ("the", ()))
-        elif len(self.objects) == 1:
-            words.insert(0, ("an" if spoken[0][0] in "aeiou" else "a", ()))
-        return words
-
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and what it claims."""
+    """What a sentence claims, and the choices of how it is said, which are the same in each language."""
 
-    words: tuple[Word, ...]  # in order, each with the objects that it describes; a comma belongs to the word before it
+    form: str  # of the sentences of a grammar
     phrases: tuple[NounPhrase, ...]  # the noun phrases
     # (phrase, relation, phrase) by index: each object of the first has the relation to each of the second
     relations: tuple[tuple[int, str, int], ...] = ()
     places: tuple[tuple[int, str], ...] = ()  # (phrase, place): each object of the phrase is in that half of the image
     total: int | None = None  # the number of objects in the image, if the sentence says it
-
-    @property
-    def text(self) -> str:
-        """The sentence."""
-        return " ".join(word for word, _ in self.words)
+    opening: int | None = None  # index of an opening of the grammar; None for no opening
+    wording: int = 0  # index of a way to say the relation
 
     def could_describe(self, scene: Scene) -> bool:
         """Whether a listener might accept the sentence for ``scene``: enough objects fit, where the sentence says."""
@@ -99,11 +69,6 @@ class Caption:
         )
 
 
-def plural(noun: str) -> str:
-    """The plural of the name of a shape."""
-    return noun + "es" if noun.endswith("s") else noun + "s"
-
-
 def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> tuple[Caption, ...] | None:
     """Five different captions that are true of ``scene``, in as many forms as it allows, and not of ``false_of``.
 
@@ -111,13 +76,13 @@ def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> 
     """
     forms = _Writer(scene, rng).forms
     rng.shuffle(forms)
-    captions: dict[str, Caption] = {}
+    captions: dict[Caption, None] = {}
     for attempt in range(40 * len(forms)):
         caption = forms[attempt % len(forms)]()
         if caption is not None and not (false_of and caption.could_describe(false_of)):
-            captions.setdefault(caption.text, caption)
+            captions[caption] = None
         if len(captions) == CAPTIONS_PER_IMAGE:
-            return tuple(captions.values())
+            return tuple(captions)
     return None
 
 
@@ -133,7 +98,7 @@ class _Writer:
         self.placed = [
             (group, place)
             for group in self.groups
-            for place in SPOKEN_PLACES
+            for place in PLACES
             if all(place in places(scene.objects[i]) for i in group)
         ]
         self.forms: list[Callable[[], Caption | None]] = [
@@ -148,36 +113,22 @@ class _Writer:
 
     def beside(self) -> Caption | None:
         """For example "a large striped red star left of two small blue rings"."""
-        if not self.related:
-            return None
-        a, where, b = self._relation(full=True)
-        return _related_caption([*a.words(), *self._spoken(where), *b.words()], a, where, b)
+        return self._related_caption("beside", full=True)
 
     def there_is_beside(self) -> Caption | None:
         """For example "there are two rings under a dotted green heart"."""
-        if not self.related:
-            return None
-        a, where, b = self._relation()
-        return _related_caption([*self._opening(a), *a.words(), *self._spoken(where), *b.words()], a, where, b)
+        return self._related_caption("there_is_beside", opened=True)
 
     def the_beside_the(self) -> Caption | None:
         """For example "the blue house is to the right of the striped moon"."""
-        if not self.related:
-            return None
-        a, where, b = self._relation()
-        words = [*a.words(definite=True), (a.be, ()), *self._spoken(where), *b.words(definite=True)]
-        return _related_caption(words, a, where, b)
+        return self._related_caption("the_beside_the")
 
     def with_beside(self) -> Caption | None:
         """For example "a yellow cross with a small pink arrow above it"."""
         if not self.related:
             return None
         a, where, b = self._relation()
-        one, sideways = len(a.objects) == 1, where in ("left of", "right of")
-        pronoun = ("its" if one else "their") if sideways else ("it" if one else "them")
-        tail = WITH_RELATIONS[OPPOSITE[where]].format(pronoun)
-        words = [*self._opening(a, bare=True), *a.words(), ("with", ()), *b.words(), *_plain_words(tail)]
-        return Caption(tuple(words), (a, b), relations=((1, OPPOSITE[where], 0),))
+        return Caption("with_beside", (a, b), ((1, OPPOSITE[where], 0),), opening=self._opening(bare=True))
 
     def in_halves(self) -> Caption | None:
         """For example "a brown flower on the left, and a circle at the bottom"."""
@@ -185,16 +136,15 @@ class _Writer:
             return None
         group, place = self._pick(self.placed)
         a = self._phrase(group)
-        words = [*self._opening(a, bare=True), *a.words(), *_plain_words(SPOKEN_PLACES[place])]
+        opening = self._opening(bare=True)
         others = [other for other in self.placed if other[1] != place and not set(other[0]) & set(group)]
         if not others:
             if len(group) < len(self.scene.objects):
                 return None  # one object and its half of the image: true of too many images
-            return Caption(tuple(words), (a,), places=((0, place),))
+            return Caption("in_half", (a,), places=((0, place),), opening=opening)
         other_group, other_place = self._pick(others)
-        b = self._phrase(other_group)
-        words = [*_with_comma(words), ("and", ()), *b.words(), *_plain_words(SPOKEN_PLACES[other_place])]
-        return Caption(tuple(words), (a, b), places=((0, place), (1, other_place)))
+        both = (a, self._phrase(other_group))
+        return Caption("in_halves", both, places=((0, place), (1, other_place)), opening=opening)
 
     def listed(self) -> Caption | None:
         """For example "a house, two purple arrows and a large ring": everything in the image."""
@@ -207,24 +157,15 @@ class _Writer:
             return None  # "two rings": true, but not a list
         # Three or four full phrases would make a sentence that nobody says in one breath.
         phrases = [self._phrase(group, full=None if len(groups) == 2 else False) for group in groups]
-        words = self._opening(phrases[0], bare=True)
-        for i, each in enumerate(phrases):
-            if i == len(phrases) - 1:
-                words.append(("and", ()))
-            words += each.words() if i >= len(phrases) - 2 else _with_comma(each.words())
-        return Caption(tuple(words), tuple(phrases))
+        return Caption("listed", tuple(phrases), opening=self._opening(bare=True))
 
     def counted(self) -> Caption | None:
         """For example "three shapes, among them a small brown house and a dotted ring"."""
-        everything = tuple(range(len(self.scene.objects)))
         pairs = [(a, b) for a in self.groups for b in self.groups if not set(a) & set(b)]
         if not pairs:
             return None
         first, second = self._pick(pairs)
-        a, b = self._phrase(first), self._phrase(second)
-        count = NUMBERS[len(everything)]
-        words: list[Word] = [(count, everything), ("shapes,", everything), *_plain_words("among them"), *a.words()]
-        return Caption((*words, ("and", ()), *b.words()), (a, b), total=len(everything))
+        return Caption("counted", (self._phrase(first), self._phrase(second)), total=len(self.scene.objects))
 
     def _phrase(self, group: Group, full: bool | None = None) -> NounPhrase:
         """A phrase that names ``group``; if ``full``, it says everything about the group, if None, perhaps."""
@@ -237,28 +178,20 @@ class _Writer:
         first, where, second = self._pick(self.related)
         return self._phrase(first, full), where, self._phrase(second, full)
 
-    def _opening(self, phrase: NounPhrase, bare: bool = False) -> list[Word]:
-        openings = [f"there {phrase.be}", "I can see", f"here {phrase.be}", *([""] * 3 if bare else [])]
-        return _plain_words(self._pick(openings))
+    def _related_caption(self, form: str, full: bool | None = None, opened: bool = False) -> Caption | None:
+        if not self.related:
+            return None
+        a, where, b = self._relation(full)
+        opening = self._opening() if opened else None
+        return Caption(form, (a, b), ((0, where, 1),), opening=opening, wording=self.rng.randrange(WORDINGS))
 
-    def _spoken(self, where: str) -> list[Word]:
-        return _plain_words(self._pick(SPOKEN_RELATIONS[where]))
+    def _opening(self, bare: bool = False) -> int | None:
+        """An opening; if ``bare``, in half of the cases none."""
+        chosen = self.rng.randrange(2 * OPENINGS if bare else OPENINGS)
+        return chosen if chosen < OPENINGS else None
 
     def _pick(self, values: Sequence[T]) -> T:
         return values[self.rng.randrange(len(values))]
-
-
-def _related_caption(words: list[Word], a: NounPhrase, where: str, b: NounPhrase) -> Caption:
-    return Caption(tuple(words), (a, b), relations=((0, where, 1),))
-
-
-def _plain_words(text: str) -> list[Word]:
-    """Words that describe no object."""
-    return [(word, ()) for word in text.split()]
-
-
-def _with_comma(words: list[Word]) -> list[Word]:
-    return [*words[:-1], (words[-1][0] + ",", words[-1][1])]
 
 
 def _descriptions(scene: Scene) -> dict[Group, list[Description]]:

@@ -12,15 +12,17 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.drawing import IMAGE_SIZE
+from saysee.data.scenes.grammar import LANGUAGES
 from saysee.data.scenes.making import RECORDS, make_images, read_record, start_worker, write_file
 from saysee.data.scenes.planning import PlannedScene, plan, split_sizes
 from saysee.data.scenes.speech import synthesizer_version
@@ -45,6 +47,7 @@ def build_scenes(
     val_images: int | None = None,
     test_images: int | None = None,
     image_size: int = IMAGE_SIZE,
+    languages: Sequence[str] = ("en",),
     workers: int | None = None,
 ) -> Path:
     """Make the corpus of drawn scenes, or what is missing of it; a complete one is returned at once.
@@ -57,10 +60,11 @@ def build_scenes(
 
     Args:
         folder: of the corpus; new, empty, or with an earlier run of the same settings.
-        images: number of images, with five clips each.
+        images: number of images, with five clips each in each language.
         seed: another seed gives other images and captions.
         val_images, test_images: number of images for validation (by default 5 %) and testing (15 %).
         image_size: image side in pixels, at least 32.
+        languages: of ``LANGUAGES``; the same five things are said of an image in each, by other speakers.
         workers: number of processes; by default one per core.
 
     Returns the path of the manifest.
@@ -76,7 +80,10 @@ def build_scenes(
         raise ConfigError(f"image_size is {image_size}; set it to at least {MIN_IMAGE_SIZE} (usually {IMAGE_SIZE})")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; set it to at least 1, or omit it for one per core")
+    if not languages or not set(languages) <= set(LANGUAGES) or len(set(languages)) < len(languages):
+        raise ConfigError(f"languages is {','.join(languages)!r}; give some of {', '.join(LANGUAGES)}, each once")
     settings = {"version": GENERATOR_VERSION, "seed": seed, "images": sizes, "picture_size": image_size}
+    settings["languages"] = list(languages)
     manifest = folder / MANIFEST
     found = _read_settings(folder)
     if found is not None:
@@ -95,7 +102,8 @@ def build_scenes(
             leftover.unlink(missing_ok=True)
         missing = (each for each in plan(seed, sizes) if read_record(folder, each.index) is None)
         with progress_bar("drawing and speaking", images) as bar:
-            _make_all(_counted(missing, bar, images), folder, seed, image_size, workers or usable_cores(), bar)
+            make = partial(make_images, folder, seed, image_size, languages)
+            _make_all(_counted(missing, bar, images), make, workers or usable_cores(), bar)
         rows = _rows(folder, images)
         if hasattr(os, "sync"):
             os.sync()  # otherwise a power cut soon after could leave a manifest of files that are not on disk yet
@@ -139,7 +147,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
         settings = None
     if not isinstance(settings, dict):
         raise SaySeeError(f"{folder / MARKER}: cannot be read; name a new or empty folder, or delete this one")
-    return settings
+    return {"languages": ["en"]} | settings  # corpora of earlier versions are in English
 
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -154,7 +162,9 @@ def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 def _describe(value: Any) -> str:
-    return "/".join(f"{n} {split}" for split, n in value.items()) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return "/".join(f"{n} {split}" for split, n in value.items())
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _counted(missing: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Iterator[PlannedScene]:
@@ -168,7 +178,7 @@ def _counted(missing: Iterator[PlannedScene], bar: ProgressBar, images: int) -> 
 
 
 def _make_all(
-    missing: Iterator[PlannedScene], folder: Path, seed: int, image_size: int, workers: int, bar: ProgressBar
+    missing: Iterator[PlannedScene], make: Callable[[list[PlannedScene]], int], workers: int, bar: ProgressBar
 ) -> None:
     """Lets workers make the images. On Ctrl-C or an error, they finish their batch and start no other."""
     first = list(itertools.islice(missing, workers * LARGEST_BATCH))
@@ -184,13 +194,13 @@ def _make_all(
     try:
         with _interrupts_ignored():  # the processes start here, and inherit it
             for batch in itertools.islice(batches, 2 * workers):
-                pending.add(pool.submit(make_images, folder, seed, image_size, batch))
+                pending.add(pool.submit(make, batch))
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
                 bar.advance(future.result())
             for batch in itertools.islice(batches, len(done)):
-                pending.add(pool.submit(make_images, folder, seed, image_size, batch))
+                pending.add(pool.submit(make, batch))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

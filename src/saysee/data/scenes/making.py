@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import soundfile
 
 from saysee.data.scenes.drawing import draw_scene
+from saysee.data.scenes.grammar import say
 from saysee.data.scenes.planning import PlannedScene, image_id
 from saysee.data.scenes.speakers import speakers_of
 from saysee.data.scenes.speech import SAMPLE_RATE, Utterance, synthesize
@@ -29,9 +31,10 @@ def image_path(index: int) -> str:
     return f"images/{index // 1000:03d}/{image_id(index)}.png"
 
 
-def clip_path(index: int, caption: int) -> str:
+def clip_path(index: int, language: str, caption: int) -> str:
     """The path of the clip of a caption in the corpus."""
-    return f"clips/{index // 1000:03d}/{image_id(index)}-{caption}.flac"
+    name = image_id(index) if language == "en" else f"{image_id(index)}-{language}"
+    return f"clips/{index // 1000:03d}/{name}-{caption}.flac"
 
 
 def record_path(index: int) -> str:
@@ -39,8 +42,8 @@ def record_path(index: int) -> str:
     return f"{RECORDS}/{index // 1000:03d}/{image_id(index)}.json"
 
 
-def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) -> None:
-    """Draws an image, speaks its captions, and writes all files; the record is written last.
+def make_image(folder: Path, seed: int, image_size: int, languages: Sequence[str], planned: PlannedScene) -> None:
+    """Draws an image, speaks its captions in each language, and writes all files; the record is written last.
 
     Raises:
         MissingExtraError: the synthesizer is not installed.
@@ -52,20 +55,31 @@ def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) 
         {"shape": item.shape, "color": item.color, "size": item.size, "fill": item.fill, "box": list(item.box)}
         for item in scene.objects
     ]
-    speakers = speakers_of(seed, index, planned.split, len(planned.captions))
     rows: list[dict[str, Any]] = []
-    for number, (caption, speaker) in enumerate(zip(planned.captions, speakers, strict=True)):
-        utterance = synthesize(caption.text, speaker)
-        write_file(folder / clip_path(index, number), _flac(utterance))
+    spoken = [
+        (language, number, say(caption, language), speaker)
+        for language in languages
+        for number, (caption, speaker) in enumerate(
+            zip(
+                planned.captions,
+                speakers_of(seed, index, planned.split, len(planned.captions), language),
+                strict=True,
+            )
+        )
+    ]
+    for language, number, sentence, speaker in spoken:
+        utterance = synthesize(sentence.text, speaker)
+        clip = clip_path(index, language, number)
+        write_file(folder / clip, _flac(utterance))
         rows.append(
             {
-                "clip": clip_path(index, number),
+                "clip": clip,
                 "image": image_path(index),
                 "image_id": image_id(index),
                 "split": planned.split,
-                "text": caption.text,
+                "text": sentence.text,
                 "speaker": speaker.id,
-                "language": "en",
+                "language": language,
                 "extra": {
                     "seconds": round(utterance.seconds, 4),
                     "accent": speaker.accent,
@@ -74,8 +88,8 @@ def make_image(folder: Path, seed: int, image_size: int, planned: PlannedScene) 
                     "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
                     "objects": objects,
                     "words": [
-                        {"word": spoken.name, "start": spoken.start, "end": spoken.end, "objects": list(described)}
-                        for spoken, (_, described) in zip(utterance.words, caption.words, strict=True)
+                        {"word": word.name, "start": word.start, "end": word.end, "objects": list(described)}
+                        for word, (_, described) in zip(utterance.words, sentence.words, strict=True)
                     ],
                 },
             }
@@ -125,8 +139,8 @@ def start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def make_images(folder: Path, seed: int, image_size: int, batch: list[PlannedScene]) -> int:
+def make_images(folder: Path, seed: int, image_size: int, languages: Sequence[str], batch: list[PlannedScene]) -> int:
     """Makes several images, and returns how many."""
     for planned in batch:
-        make_image(folder, seed, image_size, planned)
+        make_image(folder, seed, image_size, languages, planned)
     return len(batch)

@@ -1,6 +1,6 @@
 """Speakers: accents, voices, pitch and rate, and the pool of each split.
 
-A speaker is an accent of English in one of the synthesizer's voice variants, with a pitch and a rate. The pools share
+A speaker is an accent of a language in one of the synthesizer's voice variants, with a pitch and a rate. The pools share
 no pair of accent and variant, so no voice of the test split occurs in training.
 """
 
@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-ACCENTS = (
-    "en-us", "en-us-nyc", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
-)  # fmt: skip
+ACCENTS = {
+    "en": ("en-us", "en-us-nyc", "en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029"),
+    "de": ("de",),
+    "es": ("es", "es-419"),
+    "tr": ("tr",),
+}
+SPEAKERS_PER_VARIANT = 8  # in each language: one with fewer accents has several pitches and rates for each
 
 # Of the synthesizer's 104 variants, these 71 are voiced, clear and of a usual pace in every accent: the root mean
 # square of words is above 0.05, that of pauses below 1/20 of it. Excluded are whispers, robots, demons, variants that
@@ -50,25 +54,34 @@ class Speaker:
         return f"{self.voice}-p{self.pitch}-r{self.rate}"
 
 
-@lru_cache(maxsize=1)
-def speaker_pools() -> dict[str, tuple[Speaker, ...]]:
+@lru_cache
+def speaker_pools(language: str = "en") -> dict[str, tuple[Speaker, ...]]:
     """The speakers of each split: the same for every corpus, so that corpora of several seeds can be combined."""
-    rng = Random("saysee scenes speakers")
-    speakers = [
-        Speaker(accent, variant, rng.randint(*PITCHES), rng.randrange(RATES[0], RATES[1] + 1, 5))
-        for accent in ACCENTS
+    rng = Random(f"saysee scenes speakers{_suffix(language)}")
+    accents = ACCENTS[language]
+    voices = [
+        [
+            Speaker(accent, variant, rng.randint(*PITCHES), rng.randrange(RATES[0], RATES[1] + 1, 5))
+            for _ in range(SPEAKERS_PER_VARIANT // len(accents))
+        ]
+        for accent in accents
         for variant in VARIANTS
     ]
-    rng.shuffle(speakers)
+    rng.shuffle(voices)  # whole voices: none is in two pools
     pools: dict[str, tuple[Speaker, ...]] = {}
     start = 0
     for split, share in POOL_SHARES.items():
-        end = start + round(len(speakers) * share)
-        pools[split] = tuple(speakers[start:end])
+        end = start + round(len(voices) * share)
+        pools[split] = tuple(dict.fromkeys(speaker for voice in voices[start:end] for speaker in voice))
         start = end
     return pools
 
 
-def speakers_of(seed: int, index: int, split: str, count: int) -> list[Speaker]:
-    """``count`` different speakers for the image with this index."""
-    return Random(f"saysee scenes {seed} {index} speakers").sample(speaker_pools()[split], count)
+def speakers_of(seed: int, index: int, split: str, count: int, language: str = "en") -> list[Speaker]:
+    """``count`` different speakers of a language for the image with this index."""
+    rng = Random(f"saysee scenes {seed} {index} speakers{_suffix(language)}")
+    return rng.sample(speaker_pools(language)[split], count)
+
+
+def _suffix(language: str) -> str:
+    return "" if language == "en" else f" {language}"
