@@ -2,13 +2,15 @@
 
 A file of a grammar has:
 
-- ``columns``: what a word agrees with: gender (``m``, ``f``, ``n``) or ``s``, and of several things gender with ``p``, or
-  ``p`` alone. Articles, endings and the lists of adjectives have one form a column; ``-`` is no word.
-- ``phrase``: the order of a noun phrase. ``articles`` and ``endings`` are by ``a`` or ``the``, and by case, if it matters.
+- ``columns``: what a word agrees with: gender (``m``, ``f``, ``n``) or ``s``, and of several things gender with ``p``,
+  or ``p`` alone. Articles, endings and the lists of adjectives have one form a column; ``-`` is no word.
+- ``phrase``: the order of a noun phrase. ``articles`` and ``endings`` are by ``a`` or ``the``, and by case if it
+  matters.
   An adjective is a list, or one form, of which ``~`` is the ending.
 - ``nouns``: ``gender``, and forms by number (``s``, ``p``), by case, or by both; what is missing is as the singular.
-- ``openings``: of sentences; the place of the sentence is the case of its phrases. ``relations``: two ways to say each.
-- ``forms``: the sentences. ``{b dat}`` is the phrase in that case. ``(is|are)`` agrees with the number of the first phrase.
+- ``openings``: of sentences; the name in braces, where the sentence goes, is the case of its phrases.
+- ``relations``: two ways to say each. ``tails``: where the second phrase lies, after "with".
+- ``forms``: the sentences. ``{b dat}`` is a phrase in that case. ``(is|are)`` agrees with the first phrase.
 - ``joins``: neighboring words that become others, as regular expressions.
 """
 
@@ -103,9 +105,8 @@ class _Grammar:
         # English, also of further shapes: the name itself, and a plural by rule.
         forms = data["nouns"].get(noun) or {"s": noun, "p": noun + ("es" if noun.endswith("s") else "s")}
         number = "s" if count == 1 else "p"
-        agreement = (
-            [column for column in (forms.get("gender", "") + "p", "p")] if count > 1 else [forms.get("gender", "s")]
-        )
+        gender = forms.get("gender", "")
+        agreement = [gender or "s"] if count == 1 else [f"{gender}p", "p"]
         column = next(data["columns"].index(name) for name in agreement if name in data["columns"])
 
         def of_column(table: dict[str, str]) -> str:

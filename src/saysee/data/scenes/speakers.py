@@ -1,7 +1,7 @@
 """Speakers: accents, voices, pitch and rate, and the pool of each split.
 
-A speaker is an accent of a language in one of the synthesizer's voice variants, with a pitch and a rate. The pools share
-no pair of accent and variant, so no voice of the test split occurs in training.
+A speaker is an accent of a language in one of the synthesizer's voice variants, with a pitch and a rate. The pools
+share no pair of accent and variant, so no voice of the test split occurs in training.
 """
 
 from dataclasses import dataclass
