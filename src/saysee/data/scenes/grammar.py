@@ -107,10 +107,10 @@ class _Grammar:
         number = "s" if count == 1 else "p"
         gender = forms.get("gender", "")
         agreement = [gender or "s"] if count == 1 else [f"{gender}p", "p"]
-        column = next(data["columns"].index(name) for name in agreement if name in data["columns"])
+        column: int = next(data["columns"].index(name) for name in agreement if name in data["columns"])
 
         def of_column(table: dict[str, str]) -> str:
-            return table.get(f"{article} {case}", table[article]).split()[column]
+            return str(table.get(f"{article} {case}", table[article]).split()[column])
 
         said = {
             "article": of_column(data["articles"]).strip("-"),
