@@ -47,7 +47,7 @@ def test_the_command_prints_a_result_and_writes_no_file(
 
 def test_parameters_and_disk_are_those_of_the_training(frozen: dict[str, Any], tmp_path: Path) -> None:
     frozen["model"]["speech_layers"] = [-1, 1]
-    result = dry_run(resolve_recipe(frozen))
+    result = dry_run(Trainer(resolve_recipe(frozen)))
     trainer = Trainer(resolve_recipe(frozen))
     trainer.cache_features()
     assert result.recomputed is None
@@ -62,7 +62,7 @@ def test_parameters_and_disk_are_those_of_the_training(frozen: dict[str, Any], t
 
 def test_features_of_trained_encoders_are_not_cached(tiny_settings: dict[str, Any]) -> None:
     tiny_settings["optimizer"]["accumulate"] = 2
-    result = dry_run(resolve_recipe(tiny_settings))
+    result = dry_run(Trainer(resolve_recipe(tiny_settings)))
     assert result.recomputed is not None
     assert result.feature_bytes == result.feature_hours == 0
     assert result.clips_per_second == pytest.approx(16 / result.seconds_per_step)

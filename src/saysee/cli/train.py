@@ -34,13 +34,13 @@ def train(
     if recipe is None:
         raise ConfigError("give a recipe: 'saysee train RECIPE.yaml'; 'saysee train --settings' lists every setting")
     loaded = load_recipe(recipe, overrides)
+    from saysee.training.trainer import Trainer
+
     if dry_run:
         from saysee.training.dry_run import dry_run as run_dry
 
-        rehearsal = run_dry(loaded)
+        rehearsal = run_dry(Trainer(loaded, name="dry run"))
         return Result(rehearsal.to_dict(), [rehearsal.to_table()]) if is_rank_0() else None
-    from saysee.training.trainer import Trainer
-
     result = Trainer(loaded).fit(resume=resume)
     if not is_rank_0():
         return None

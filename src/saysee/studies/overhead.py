@@ -41,7 +41,7 @@ from saysee.studies.plots import bars_png
 from saysee.studies.processes import run_alone
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
-from saysee.training.dry_run import as_cached, rehearse, timed_batches
+from saysee.training.dry_run import as_cached, dry_run, timed_batches
 from saysee.training.objective import TrainingBatch, build_model
 from saysee.training.records import environment
 from saysee.training.trainer import Trainer, slices
@@ -222,7 +222,7 @@ def _take_turn(recipe: Recipe, count: bool) -> dict[str, Any]:
     ``memory`` is the peak in bytes: of the GPU where there is one; None where it is not reported.
     """
     trainer = Trainer(recipe, name="overhead")
-    run = rehearse(trainer)
+    run = dry_run(trainer)
     flops = flops_of_step(trainer, timed_batches(trainer)) if count else {}
     memory = run.peak_memory_bytes if run.peak_gpu_memory_bytes is None else run.peak_gpu_memory_bytes
     about = {"recomputed": run.recomputed, "device": run.device, "arithmetic": run.arithmetic}

@@ -1,6 +1,6 @@
 """What a training takes, measured: a few real steps on the recipe's data and on this machine, with nothing saved.
 
-result = dry_run(load_recipe("nano", ["--data.manifest", "scenes/manifest.parquet"]))
+result = dry_run(Trainer(load_recipe("nano", ["--data.manifest", "scenes/manifest.parquet"])))
 rich.print(result.to_table())
 """
 
@@ -21,7 +21,6 @@ from saysee.data.manifest import Manifest
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.retriever import SpeechImageModel
-from saysee.settings.recipe import Recipe
 from saysee.tasks.contrastive import AllImages
 from saysee.training.data import FeatureBatch
 from saysee.training.objective import Objective, TrainingBatch
@@ -76,20 +75,15 @@ class DryRun:
         return table
 
 
-def dry_run(recipe: Recipe) -> DryRun:
+def dry_run(trainer: Trainer) -> DryRun:
     """Takes a few steps of a training; the first, with the longest clips, counts for memory and not for time.
 
     No file is written: no run folder, no checkpoint, no cached features. Features that a training would cache are
-    computed for the batches of these steps only.
+    computed for the batches of these steps only. The trainer must have taken no step.
 
     Raises:
-        SaySeeError: as for :class:`saysee.training.trainer.Trainer`; or a step fails.
+        SaySeeError: a step fails.
     """
-    return rehearse(Trainer(recipe, name="dry run"))
-
-
-def rehearse(trainer: Trainer) -> DryRun:
-    """As :func:`dry_run`, of a trainer that has taken no step."""
     recipe, data, processes = trainer.recipe, trainer.data, trainer.processes
     cached = data.recomputed is None
     trainer.compare_with_all(lambda: _as_many_images(trainer))
