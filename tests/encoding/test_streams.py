@@ -23,7 +23,7 @@ def test_streams_use_all_cores_and_leave_torch_s_threads_as_they_were():
             seen.append((part, torch.get_num_threads(), threading.get_ident()))
             everyone.wait(timeout=60)
 
-        streams.run(work, range(3))
+        list(streams.map(work, range(3)))
         assert sorted((part, threads) for part, threads, _ in seen) == [(0, 1), (1, 1), (2, 1)]
         assert len({thread for _, _, thread in seen}) == 3
         later = []
@@ -32,7 +32,7 @@ def test_streams_use_all_cores_and_leave_torch_s_threads_as_they_were():
         thread.join()
         assert (torch.get_num_threads(), later) == (3, [3])
         with pytest.raises(ZeroDivisionError):
-            streams.run(lambda part: part / 0, [1])
+            list(streams.map(lambda part: part / 0, [1]))
     finally:
         torch.set_num_threads(before)
 

@@ -317,7 +317,7 @@ class Encoder:
         parts = side.passes(prepared, streams().count)
         with self.evaluating(), attention_kernel(side.device.type, self._precision == "autocast"):
             if len(parts) > 1 and side.device.type == "cpu":
-                streams().run(run, parts)
+                list(streams().map(run, parts))  # raises the first error
             else:
                 for positions in parts:
                     run(positions)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import HubertConfig
 
 from saysee.media.audio import SAMPLE_RATE
-
-Work = TypeVar("Work")
-Result = TypeVar("Result")
 
 _STREAM_CLIPS = 8
 """Most clips in a pass of a narrow HuBERT: its operations are so short that calling them for one clip takes half of the
@@ -57,7 +54,7 @@ def alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
     return groups
 
 
-class Streams:
+class Streams(ThreadPoolExecutor):
     """Threads that each run the model on one core.
 
     Many small forward passes use all cores this way; torch's own threads would wait for each other within each pass.
@@ -69,15 +66,11 @@ class Streams:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "saysee-encoding", initializer=_take_one_core)
+        super().__init__(count, "saysee-encoding", initializer=_take_one_core)
         # All threads start now: a thread that starts later would take over the number that another has set.
         everyone = threading.Barrier(count)
-        list(self._pool.map(lambda _: everyone.wait(), range(count)))
+        list(self.map(lambda _: everyone.wait(), range(count)))
         torch.set_num_threads(count)
-
-    def run(self, work: Callable[[Work], Result], parts: Sequence[Work]) -> list[Result]:
-        """Runs ``work`` on each part; returns the results, in order, when all are done."""
-        return list(self._pool.map(work, parts))
 
 
 def streams() -> Streams:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -38,11 +38,8 @@ from saysee.search.index.sources import (
 )
 from saysee.search.index.store import KINDS, Item, Key, Tables, is_database
 
-T = TypeVar("T")
-
 _EXAMINED = "examined"
 """The note that all files were examined for what they say of themselves; earlier releases did not."""
-_EXAMINED_AT_ONCE = 256
 _VIDEO = MediaError("undecodable", "is a video")
 
 
@@ -219,12 +216,13 @@ class _Run:
 
     def go(self, batch_size: int, workers: int) -> None:
         """Brings the rows of the source's files up to date."""
-        changed = self._find_changed(workers)
+        changed = self._find_changed()
         kept = len(self.source.items)
         with progress_bar("indexing", len(changed)) as bar:
             for items, prepared in read_ahead(_batches(changed, batch_size), self._read, workers):
                 self._write(items, prepared)
                 bar.advance(len(items))
+        self.writer.note(_EXAMINED, 1)
         ignored = self.report.ignored.total() - self.source.ignored.total()
         self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused) - ignored
 
@@ -238,40 +236,24 @@ class _Run:
         self.writer.remove(list(leaving.values()))
         self.report.removed = len(leaving)
 
-    def _find_changed(self, workers: int) -> list[Item]:
-        """The items of another size or time, or without a vector of this model. The others get their metadata."""
-        changed, others = [], []
+    def _find_changed(self) -> list[Item]:
+        """The items of another size or time, or without a vector of this model. The others get their metadata.
+
+        All items of an index whose files were not examined by an earlier release: they are read, but not encoded, again.
+        """
+        examined = not self.known or self.writer.noted(_EXAMINED) is not None
+        if examined:
+            self.writer.note(_EXAMINED, 1)
+        changed, renewed = [], []
         for item in self.source.items:
             row = self.current.get(item.key)
-            if row is None or self._status(item) != (row.size, row.mtime_ns):
+            if row is None or not examined or self._status(item) != (row.size, row.mtime_ns):
                 changed.append(item)
                 continue
             item.metadata = {name: row.metadata[name] for name in EXIF_KEYS if name in row.metadata} | item.metadata
-            others.append((row, item))
-        if self.writer.noted(_EXAMINED) is None:  # an earlier release wrote these rows
-            with progress_bar("reading metadata", len(others)) as bar:
-                for pairs, found in read_ahead(_parts(others, _EXAMINED_AT_ONCE), self._examine_again, workers):
-                    changed += self._renew([pair for pair, exif in zip(pairs, found, strict=True) if exif is not None])
-                    changed += [item for (_, item), exif in zip(pairs, found, strict=True) if exif is None]
-                    bar.advance(len(pairs))
-            self.writer.note(_EXAMINED, 1)
-        else:
-            changed += self._renew(others)
-        return changed
-
-    def _renew(self, pairs: Sequence[tuple[Item, Item]]) -> list[Item]:
-        """Writes the metadata that has changed; returns the items whose row another process has removed."""
-        renewed = [replace(row, metadata=item.metadata) for row, item in pairs if row.metadata != item.metadata]
-        return self.writer.refresh(renewed)
-
-    def _examine_again(self, pair: tuple[Item, Item]) -> dict[str, Any] | None:
-        """The EXIF data of a file whose row is up to date, which go to the item; None for a video."""
-        item = pair[1]
-        try:
-            with (self.source.root / item.path).open("rb") as file:
-                return self._examine(item, file)
-        except OSError:
-            return {}
+            if item.metadata != row.metadata:
+                renewed.append(replace(row, metadata=item.metadata))
+        return changed + self.writer.refresh(renewed)  # with those whose row another process has removed
 
     def _examine(self, item: Item, file: BinaryIO) -> dict[str, Any] | None:
         if item.kind == "clip":
@@ -385,8 +367,5 @@ class _Run:
 def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
     """Batches of one kind."""
     for kind in KINDS:
-        yield from _parts([item for item in items if item.kind == kind], size)
-
-
-def _parts(values: list[T], size: int) -> Iterator[list[T]]:
-    return (values[start : start + size] for start in range(0, len(values), size))
+        of_kind = [item for item in items if item.kind == kind]
+        yield from (of_kind[start : start + size] for start in range(0, len(of_kind), size))
