@@ -239,7 +239,7 @@ class _Run:
     def _find_changed(self) -> list[Item]:
         """The items of another size or time, or without a vector of this model. The others get their metadata.
 
-        All items of an index whose files were not examined by an earlier release: they are read, but not encoded, again.
+        All items, where an earlier release did not examine the files: these are read again, but not encoded.
         """
         examined = not self.known or self.writer.noted(_EXAMINED) is not None
         if examined:
