@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,35 @@ def test_two_rows_and_two_seeds_end_in_one_table(
     part = Manifest.read(folder / "manifests" / "share-0.75.parquet")
     assert part.splits() == {**tiny_manifest.splits(), "train": 45}
     assert all(part.clip_path(row).is_file() for row in part)
+
+
+def test_a_row_of_one_language_trains_on_its_clips_and_is_scored_on_each(
+    recipe: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
+) -> None:
+    spoken = [replace(row, language=("en", "de")[number % 2]) for number, row in enumerate(tiny_manifest)]
+    manifest = Manifest(spoken, tiny_manifest.root)
+    manifest.write(tmp_path / "two.parquet")
+    rows = {"all": {}, "German": {"data": {"language": "de"}}}
+    (tmp_path / "languages.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
+    flags = (f"--data.manifest={tmp_path / 'two.parquet'}", "--data.batch_size=4")
+    plan = AblationSettings(seeds=1, grid=tmp_path / "languages.yaml", overrides=flags, equal_time=False)
+    result = run_ablation(recipe, tmp_path / "study", plan)
+    assert trained == ["all, seed 0, equal steps", "German, seed 0, equal steps"]
+
+    german = load_recipe(tmp_path / "study" / "runs" / "german.seed-0.equal-steps" / "recipe.yaml")
+    trainer = Trainer(german)
+    assert {row.language for row in (*trainer.data.train_rows, *trainer.data.val_rows)} == {"de"}
+    by = result.runs[1].evaluation["by"]["language"]
+    assert set(by) == {"de", "en"}, "the scored split keeps its languages"
+    assert result.runs[1].measures["speech_to_image_R@1_en"] == by["en"]["speech_to_image"]["R@1"]
+    table = result.to_tables()[0]
+    assert table.headings[4:6] == ["S→I R@1, de", "S→I R@1, en"]
+    assert "speech_to_image_R@1_de" in lines_of(tmp_path / "study" / "runs.csv")[0]
+
+    (tmp_path / "languages.yaml").write_text(yaml.safe_dump({**rows, "French": {"data.language": "fr"}}))
+    with pytest.raises(SaySeeError, match=r"data\.language.*de \(\d+\)"):
+        run_ablation(recipe, tmp_path / "other", plan)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_second_call_does_nothing_again_and_writes_the_same(
@@ -471,6 +501,8 @@ def test_the_packages_grids_have_names_and_are_no_recipes(tiny_scenes: Path, tmp
     manifest = (f"--data.manifest={tiny_scenes}",)
     ladder = _Study("nano", tmp_path / "study", AblationSettings(overrides=manifest, grid="ladder"))
     assert is_ladder(ladder.grid)
+    languages = [row.get("data.language") for row in read_grid(grid_file("languages")).values()]
+    assert languages == [None, "en", "de", "es", "tr"]
     assert not is_ladder(grid)
 
 

@@ -116,13 +116,25 @@ class Manifest:
         except OSError as error:
             raise ManifestError(f"{path}: cannot be written ({error.strerror or error})") from None
 
-    def select(self, split: str, option: str = "--split") -> Manifest:
-        """The rows of one split. Raises ManifestError if there are none, with the splits there are and the option."""
+    def select(self, split: str, option: str = "--split", language: str = "") -> Manifest:
+        """The rows of one split, of one language if it is given.
+
+        Raises:
+            ManifestError: there are none; it names the splits and the option, or the languages.
+        """
         rows = tuple(row for row in self.rows if row.split == split)
         if not rows:
             have = ", ".join(f"{name} ({count:,})" for name, count in self.splits().items())
             near = did_you_mean(split, self.splits())
             raise ManifestError(f"no split {split!r}{near}; set {option} to one of those there are: {have}")
+        if language:
+            spoken = Counter(row.language or "none" for row in rows)
+            rows = tuple(row for row in rows if row.language == language)
+            if not rows:
+                have = ", ".join(f"{name} ({count:,})" for name, count in spoken.items())
+                raise ManifestError(
+                    f"split {split!r} has no language {language!r}; set data.language to one of: {have}"
+                )
         chosen = object.__new__(Manifest)  # rows of a checked manifest need no second check
         chosen.rows, chosen.root, chosen.extra_columns = rows, self.root, self.extra_columns
         return chosen

@@ -51,6 +51,8 @@ class DataSettings:
     """Name of the split to train on."""
     val_split: str = "val"
     """Name of the split that chooses the best model."""
+    language: str = ""
+    """Train and validate on the clips of this language alone, as the manifest's column has it; empty takes all."""
     batch_size: int = setting(256, at_least=2)
     """Pairs in a batch, over all processes together: each pair's negatives are the other pairs of its batch."""
     chunk_size: Optional[int] = setting(None, at_least=2)  # noqa: UP045

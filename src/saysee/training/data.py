@@ -52,8 +52,8 @@ class TrainingData:
     ) -> None:
         self._recipe, self._manifest, self._model = recipe, manifest, model
         self._processes, self._arithmetic = processes, arithmetic
-        self.train_rows = manifest.select(recipe.data.train_split, "--data.train_split")
-        self.val_rows = manifest.select(recipe.data.val_split, "--data.val_split")
+        self.train_rows = manifest.select(recipe.data.train_split, "--data.train_split", recipe.data.language)
+        self.val_rows = manifest.select(recipe.data.val_split, "--data.val_split", recipe.data.language)
         self.val_checksum = files_checksum(self.val_rows)
         self.files = self._loader(self.train_rows, recipe.data.workers)
         self.recomputed = why_recomputed(recipe, self.files.plan, model.config.speech_config)

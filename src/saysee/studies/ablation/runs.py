@@ -14,12 +14,13 @@ from saysee.data.manifest import Manifest
 from saysee.errors import ConfigError
 from saysee.settings.reading import RECIPES, denoising_preset, flatten, load_recipe, read_yaml
 from saysee.settings.recipe import Recipe
-from saysee.studies.ablation.table import RECALLS, images_in_share
+from saysee.studies.ablation.table import LANGUAGE, RECALLS, images_in_share
 from saysee.training.records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 GRIDS = RECIPES / "ablation"
-"""The packaged grids: what denoising is worth (``cmd``), and each part of SaySee's recipe (``ladder``)."""
+"""The packaged grids: what denoising is worth (``cmd``), each part of SaySee's recipe (``ladder``), and one language or
+all that the embedded corpus can speak (``languages``)."""
 BASELINE = "baseline"  # a row of this name is the baseline; if there is none, the first row is
 ROW_SECTIONS = ("model", "head", "data", "fusion", "contrastive", "speech_noise", "matching", "denoising", "optimizer")
 """What a row may set. Rows that set model, head or data have a start or batches of their own."""
@@ -133,6 +134,8 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
     cache = feature_cache(recipe.features, manifest.root) if cached else None
     encoder = Encoder(folder / "best", recipe.training.device, cache=cache)
     by = [column for column in BREAKDOWN if column in manifest.extra_columns]
+    if len({row.language for row in manifest.select(split)}) > 1:
+        by.append("language")
     evaluation = evaluate(encoder, manifest, split=split, by=by, resamples=0, texts=False).to_dict()
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return {"measures": _measures(evaluation, result, _attention_lift(folder, result)), "evaluation": evaluation}
@@ -164,6 +167,7 @@ def _measures(evaluation: Mapping[str, Any], result: Mapping[str, Any], lift: fl
         "hard_twins": twins and twins["accuracy"],
         "novel_pairs_R@1": novel and novel["speech_to_image"]["R@1"],
         "attention_lift": lift,
+        **{LANGUAGE + name: of["speech_to_image"]["R@1"] for name, of in evaluation["by"].get("language", {}).items()},
         **{name: result[name] for name in ("steps", "best_step", "training_seconds", "seconds_per_step")},
         "peak_memory_mib": result["peak_memory_mib"],
     }

@@ -62,7 +62,7 @@ class AblationSettings:
     overrides: tuple[str, ...] = ()  # dotted flags that override the recipe, for every row
     seeds: int = 5  # number of seeds, from the recipe's ``training.seed`` on
     rows: tuple[str, ...] | None = None  # names of the rows to run besides the baseline; None is all
-    grid: str | Path = "cmd"  # a YAML file of rows, or the name of one of the package's: ``cmd`` or ``ladder``
+    grid: str | Path = "cmd"  # a YAML file of rows, or the name of one of the package's, such as ``ladder``
     sizes: tuple[float, ...] = ()  # shares of the training images to train on too, each above 0 and at most 1
     split: str = "test"  # the split to score; ``val`` to choose between rows
     equal_time: bool = True  # train slower rows again, for the baseline's time
@@ -288,8 +288,11 @@ class _Study:
             _check_device(device, base.training.device)
         if settings.equal_time and len(settings.devices) > len(set(settings.devices)):
             logger.warning("runs that share a device slow each other down: compare equal steps alone, --no-equal-time")
-        for split, option in ((base.data.val_split, "--data.val_split"), (settings.split, "--split")):
-            self.manifest.select(split, option)
+        self.manifest.select(settings.split)
+        for row in self.rows:
+            language = self.grid[row].get("data.language", base.data.language)
+            for name in ("train_split", "val_split"):
+                self.manifest.select(getattr(base.data, name), f"--data.{name}", language)
         for share in settings.sizes:
             if not 0 < share <= 1:
                 raise ConfigError(f"--sizes has {share:g}; give shares above 0 and at most 1")

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ RECALLS = {
     for way, heading in (("speech_to_image", "S→I"), ("image_to_speech", "I→S"))
     for k in (1, 5, 10)
 }
+LANGUAGE = "speech_to_image_R@1_"
+"""Before the name of a language: recall of its clips among all images, where the split has several languages."""
 _COLUMNS = {name: (heading, 1) for name, heading in RECALLS.items()} | {
     "hard_twins": ("hard twins", 1),
     "novel_pairs_R@1": ("novel pairs R@1", 1),
@@ -30,8 +32,6 @@ _COLUMNS = {name: (heading, 1) for name, heading in RECALLS.items()} | {
     "peak_memory_mib": ("peak memory, MiB", 0),
 }
 """Heading and decimals of the columns of equal steps by measure; those that no run has are not shown."""
-MEASURES = (MAIN, *_COLUMNS, "steps", "best_step", "training_seconds")
-"""The measures of a run, by their names in the CSV files."""
 
 TABLE_MD = "table.md"
 
@@ -44,7 +44,7 @@ class RunScores:
     seed: int  # its seed
     budget: str  # ``EQUAL_STEPS`` or ``EQUAL_TIME``
     share: float  # of the training images
-    measures: Mapping[str, float]  # those of ``MEASURES`` that the corpus and the row have
+    measures: Mapping[str, float]  # those of ``measure_names`` that the corpus and the row have
     evaluation: Mapping[str, Any]  # from ``EvaluationResult.to_dict``
     environment: Mapping[str, Any]  # the run's ``environment.json``
 
@@ -74,7 +74,7 @@ class Summary:
     def columns(self, prefix: str = "") -> dict[str, Any]:
         """Mean and interval of each measure and of its differences, for CSV."""
         columns: dict[str, Any] = {}
-        for name in MEASURES:
+        for name in self.values:
             for end, of in (("", self.values), ("_difference", self.differences), ("_over_row_above", self.gains)):
                 if found := of.get(name):
                     key = f"{prefix}{name}{end}"
@@ -140,7 +140,7 @@ def write_tables(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScore
         "table.csv": csv_text(_row_lines(result)),
         "runs.csv": csv_text(
             {"row": run.row, "seed": run.seed, "budget": run.budget, "share": run.share}
-            | {name: run.measures[name] for name in MEASURES if name in run.measures}
+            | {name: run.measures[name] for name in measure_names(result.runs) if name in run.measures}
             for run in result.runs
         ),
         "plot.svg": _plot(result),
@@ -160,6 +160,7 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
     found: dict[tuple[str, str, float], dict[int, Mapping[str, float]]] = {}
     for run in runs:
         found.setdefault((run.row, run.budget, run.share), {})[run.seed] = run.measures
+    names = measure_names(runs)
     shares = sorted({run.share for run in runs})
     of_baseline = {share: found.get((baseline, EQUAL_STEPS, share), {}) for share in shares}
     for row in rows if study["equal_time"] else ():  # the runs of a row that is not slower are those of equal time too
@@ -172,7 +173,7 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
         return {seed: measures[name] for seed, measures in sorted(runs.items()) if name in measures}
 
     def summary(row: str, budget: str, share: float) -> Summary:
-        mine = {name: by_seed(name, found[row, budget, share]) for name in MEASURES}
+        mine = {name: by_seed(name, found[row, budget, share]) for name in names}
         values = {name: estimate(list(each.values())) for name, each in mine.items()}
 
         def over(other: Mapping[int, Mapping[str, float]]) -> dict[str, Estimate | None]:
@@ -196,6 +197,16 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
     return AblationResult(folder, study, runs, budgets, sizes)
 
 
+def measure_names(runs: Sequence[RunScores]) -> list[str]:
+    """The measures that runs may have, by their names in the CSV files."""
+    return [MAIN, *_columns(run.measures for run in runs), "steps", "best_step", "training_seconds"]
+
+
+def _columns(measures: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
+    languages = sorted({name for each in measures for name in each if name.startswith(LANGUAGE)})
+    return {name: (f"S→I R@1, {name.removeprefix(LANGUAGE)}", 1) for name in languages} | _COLUMNS
+
+
 def is_ladder(grid: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether there are three rows or more, and each changes one setting of the row above it."""
     pairs = list(itertools.pairwise(grid.values()))
@@ -217,7 +228,7 @@ def images_in_share(images: int, share: float) -> int:
 def _main_table(title: str, rows: Mapping[str, Mapping[str, Summary]]) -> Table:
     shown = [
         (name, *column)
-        for name, column in _COLUMNS.items()
+        for name, column in _columns(budgets[EQUAL_STEPS].values for budgets in rows.values()).items()
         if any(name in budgets[EQUAL_STEPS].values for budgets in rows.values())
     ]
     gains = any(budgets[EQUAL_STEPS].gains for budgets in rows.values())
@@ -258,6 +269,7 @@ def _markdown(result: AblationResult) -> str:
         overall=result.runs[0].evaluation["overall"],
         seeds=result.seeds,
         measures={name for run in result.runs for name in run.measures},
+        languages=any(name.startswith(LANGUAGE) for run in result.runs for name in run.measures),
         ladder=any(budgets[EQUAL_STEPS].gains for budgets in result.rows.values()),
         with_time=any(EQUAL_TIME in budgets for budgets in result.rows.values()),
         table=tables[0],
