@@ -95,7 +95,7 @@ def scenes(
         seed=seed,
         val_images=val_images,
         test_images=test_images,
-        languages=languages.split(","),
+        languages=[name.strip() for name in languages.split(",")],
         workers=workers,
     )
     return Result({"manifest": str(manifest)}, [str(manifest)])

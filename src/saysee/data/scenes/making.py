@@ -56,44 +56,36 @@ def make_image(folder: Path, seed: int, image_size: int, languages: Sequence[str
         for item in scene.objects
     ]
     rows: list[dict[str, Any]] = []
-    spoken = [
-        (language, number, say(caption, language), speaker)
-        for language in languages
-        for number, (caption, speaker) in enumerate(
-            zip(
-                planned.captions,
-                speakers_of(seed, index, planned.split, len(planned.captions), language),
-                strict=True,
+    for language in languages:
+        sentences = [say(caption, language) for caption in planned.captions]
+        speakers = speakers_of(seed, index, planned.split, len(sentences), language)
+        for number, (sentence, speaker) in enumerate(zip(sentences, speakers, strict=True)):
+            utterance = synthesize(sentence.text, speaker)
+            clip = clip_path(index, language, number)
+            write_file(folder / clip, _flac(utterance))
+            rows.append(
+                {
+                    "clip": clip,
+                    "image": image_path(index),
+                    "image_id": image_id(index),
+                    "split": planned.split,
+                    "text": sentence.text,
+                    "speaker": speaker.id,
+                    "language": language,
+                    "extra": {
+                        "seconds": round(utterance.seconds, 4),
+                        "accent": speaker.accent,
+                        "novel_pair": planned.novel_pair,
+                        "hard_twin": planned.twin_index is not None,
+                        "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
+                        "objects": objects,
+                        "words": [
+                            {"word": word.name, "start": word.start, "end": word.end, "objects": list(described)}
+                            for word, (_, described) in zip(utterance.words, sentence.words, strict=True)
+                        ],
+                    },
+                }
             )
-        )
-    ]
-    for language, number, sentence, speaker in spoken:
-        utterance = synthesize(sentence.text, speaker)
-        clip = clip_path(index, language, number)
-        write_file(folder / clip, _flac(utterance))
-        rows.append(
-            {
-                "clip": clip,
-                "image": image_path(index),
-                "image_id": image_id(index),
-                "split": planned.split,
-                "text": sentence.text,
-                "speaker": speaker.id,
-                "language": language,
-                "extra": {
-                    "seconds": round(utterance.seconds, 4),
-                    "accent": speaker.accent,
-                    "novel_pair": planned.novel_pair,
-                    "hard_twin": planned.twin_index is not None,
-                    "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
-                    "objects": objects,
-                    "words": [
-                        {"word": word.name, "start": word.start, "end": word.end, "objects": list(described)}
-                        for word, (_, described) in zip(utterance.words, sentence.words, strict=True)
-                    ],
-                },
-            }
-        )
     write_file(folder / record_path(index), json.dumps(rows).encode())
 
 

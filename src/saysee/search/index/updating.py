@@ -222,7 +222,8 @@ class _Run:
             for items, prepared in read_ahead(_batches(changed, batch_size), self._read, workers):
                 self._write(items, prepared)
                 bar.advance(len(items))
-        self.writer.note(_EXAMINED, 1)
+        if self.writer.noted(_EXAMINED) is None:
+            self.writer.note(_EXAMINED, 1)
         ignored = self.report.ignored.total() - self.source.ignored.total()
         self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused) - ignored
 
@@ -241,9 +242,9 @@ class _Run:
 
         All items, where an earlier release did not examine the files: these are read again, but not encoded.
         """
-        examined = not self.known or self.writer.noted(_EXAMINED) is not None
-        if examined:
+        if not self.known:  # nothing is there that an earlier release wrote
             self.writer.note(_EXAMINED, 1)
+        examined = self.writer.noted(_EXAMINED) is not None
         changed, renewed = [], []
         for item in self.source.items:
             row = self.current.get(item.key)
