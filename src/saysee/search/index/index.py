@@ -144,8 +144,7 @@ class Index:
     def examples(self) -> list[Item]:
         """The rows that a visitor may try as queries: clips and images whose metadata ``example`` is their kind."""
         with self.store.reading() as tables:
-            keys = tables.noted(EXAMPLES) or []
-            return [item for key in keys for item in tables.items("WHERE kind = ? AND path = ?", *key)]
+            return list(tables.rows_of(map(tuple, tables.noted(EXAMPLES) or [])).values())
 
     def kind_to_find(self, *, by_image: bool) -> Kind:
         """What a query finds that does not say: images; an image finds clips where the index has clips alone."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from saysee.files import atomic_write, fingerprint
 from saysee.media.formats import Kind
-from saysee.search.index.store import Ids, Tables, Vectors
+from saysee.search.index.sql import SqlTables
+from saysee.search.index.store import Ids, Vectors
 
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long
@@ -121,12 +122,12 @@ def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]
     return found
 
 
-def current_stamp(tables: Tables, kind: Kind) -> str:
+def current_stamp(tables: SqlTables, kind: Kind) -> str:
     """What changes whenever a vector of the kind is added, changed or removed."""
     return str(tables.noted(f"stamp_{kind}"))
 
 
-def advance_stamp(tables: Tables, kind: Kind) -> None:
+def advance_stamp(tables: SqlTables, kind: Kind) -> None:
     """Gives a kind the stamp of further changes to the same fast copy; of none where there is no copy."""
     if _copy(tables, kind)[1]:
         base, _, number = current_stamp(tables, kind).partition(".")
@@ -135,14 +136,14 @@ def advance_stamp(tables: Tables, kind: Kind) -> None:
         replace_stamp(tables, kind)
 
 
-def replace_stamp(tables: Tables, kind: Kind, base: str | None = None) -> None:
+def replace_stamp(tables: SqlTables, kind: Kind, base: str | None = None) -> None:
     """Gives a kind a stamp that no fast copy has, or that of a copy. Earlier releases do so at each change."""
     tables.note(f"stamp_{kind}", f"{base}.0" if base else secrets.token_hex(8))
     if base is None and _has_outdated(tables):
         tables.execute("DELETE FROM outdated WHERE kind = ?", (kind,))
 
 
-def load(tables: Tables, kind: Kind, known: Searcher | None = None) -> Searcher | None:
+def load(tables: SqlTables, kind: Kind, known: Searcher | None = None) -> Searcher | None:
     """The searcher of a kind; None where its file is missing, stale or damaged. ``known`` is an earlier one."""
     if tables.counts()[kind] <= MEMORY_ROWS:
         return in_memory(tables, kind)
@@ -157,7 +158,7 @@ def load(tables: Tables, kind: Kind, known: Searcher | None = None) -> Searcher 
     return None
 
 
-def _with_outdated(tables: Tables, kind: Kind, known: Faiss) -> Faiss:
+def _with_outdated(tables: SqlTables, kind: Kind, known: Faiss) -> Faiss:
     """A searcher with the changes of its rows since."""
     stamp = current_stamp(tables, kind)
     if not _has_outdated(tables):
@@ -174,7 +175,7 @@ def _with_outdated(tables: Tables, kind: Kind, known: Faiss) -> Faiss:
     return Faiss(stamp, known.index, known.approximate, np.union1d(known.outdated, changed), last, added)
 
 
-def _has_outdated(tables: Tables) -> bool:
+def _has_outdated(tables: SqlTables) -> bool:
     return tables.execute("SELECT 1 FROM sqlite_master WHERE name = 'outdated'").fetchone() is not None
 
 
@@ -183,7 +184,7 @@ def _base(stamp: str) -> str:
     return stamp.partition(".")[0]
 
 
-def in_memory(tables: Tables, kind: Kind) -> InMemory:
+def in_memory(tables: SqlTables, kind: Kind) -> InMemory:
     """All vectors of a kind, read from the tables."""
     rows = tables.counts()[kind]
     ids, vectors = np.empty(rows, np.int64), np.empty((rows, tables.existing_about().dimension), np.float32)
@@ -194,7 +195,7 @@ def in_memory(tables: Tables, kind: Kind) -> InMemory:
     return InMemory(current_stamp(tables, kind), ids[:end], vectors[:end])
 
 
-def write_all(tables: Tables) -> dict[Kind, str]:
+def write_all(tables: SqlTables) -> dict[Kind, str]:
     """Writes the files that are missing, removes stale ones, and returns how each kind that has rows is searched."""
     methods: dict[Kind, str] = {}
     current = set()
@@ -216,7 +217,7 @@ def write_all(tables: Tables) -> dict[Kind, str]:
     return methods
 
 
-def damage(tables: Tables, kind: Kind) -> str | None:
+def damage(tables: SqlTables, kind: Kind) -> str | None:
     """What is wrong with a kind's file, read to its last byte; None where all is well or no file is needed."""
     if tables.counts()[kind] <= MEMORY_ROWS:
         return None
@@ -226,7 +227,7 @@ def damage(tables: Tables, kind: Kind) -> str | None:
     return None if _digest(path) == record["hash"] else f"the fast copy of its {kind}s ({path.name}) is damaged"
 
 
-def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
+def blocks(tables: SqlTables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
     """Ids [n] and vectors [n, D] of a kind in runs, by ascending id."""
     sql = f"SELECT id, vector FROM {tables.with_vectors} WHERE kind = ? ORDER BY id"
     cursor = tables.execute(sql, (kind,))
@@ -234,7 +235,7 @@ def blocks(tables: Tables, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
         yield np.array([row[0] for row in rows], np.int64), tables.to_vectors([row[1] for row in rows])
 
 
-def _copy(tables: Tables, kind: Kind) -> tuple[Path, dict[str, Any]]:
+def _copy(tables: SqlTables, kind: Kind) -> tuple[Path, dict[str, Any]]:
     """Where the copy belongs that the current rows are changes of, and what was noted of it; nothing of another."""
     assert tables.folder is not None
     path = tables.folder / f"{kind}s-{_base(current_stamp(tables, kind))}.faiss"
@@ -242,7 +243,7 @@ def _copy(tables: Tables, kind: Kind) -> tuple[Path, dict[str, Any]]:
     return path, record if record.get("name") == path.name else {}
 
 
-def _read(tables: Tables, kind: Kind, path: Path, approximate: bool) -> Faiss:
+def _read(tables: SqlTables, kind: Kind, path: Path, approximate: bool) -> Faiss:
     """Maps a file into memory; faiss has one flag for inverted lists and one for flat codes."""
     import faiss
 
@@ -261,7 +262,7 @@ class Copy(NamedTuple):
     last: int
 
 
-def build(tables: Tables, kind: Kind) -> Copy:
+def build(tables: SqlTables, kind: Kind) -> Copy:
     """Builds a fast copy of the rows that these tables show, the same for the same rows; others may write meanwhile.
 
     The vectors are in fp16: flat, or in clusters, of which as many are searched as the recall takes.
@@ -294,7 +295,7 @@ def build(tables: Tables, kind: Kind) -> Copy:
     return Copy(index, approximate, _base(current_stamp(tables, kind)), last or 0)
 
 
-def publish(tables: Tables, kind: Kind, copy: Copy) -> None:
+def publish(tables: SqlTables, kind: Kind, copy: Copy) -> None:
     """Writes a fast copy and makes it the current one, unless the rows have got another meanwhile.
 
     A kill leaves the previous copy and at most a file that the next writer removes.

@@ -27,7 +27,8 @@ from saysee.search.index.about import About
 from saysee.search.index.filters import Filters
 from saysee.search.index.postgres_search import hnsw_problem, searcher, update_hnsw
 from saysee.search.index.ranking import ranked
-from saysee.search.index.store import UNIT_TOLERANCE, Hits, Store, Tables, Vectors
+from saysee.search.index.sql import SqlTables
+from saysee.search.index.store import UNIT_TOLERANCE, Hits, Store, Vectors
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -222,7 +223,7 @@ class PostgresStore(Store):
         return version
 
 
-class PostgresTables(Tables):
+class PostgresTables(SqlTables):
     """A connection to the schema."""
 
     _among = "id = ANY(translate(?, '[]', '{}')::bigint[])"  # a list in JSON as one of PostgreSQL
@@ -235,14 +236,14 @@ class PostgresTables(Tables):
         self.store, self.connection = store, connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
-        """See :meth:`Tables.execute`."""
+        """See :meth:`SqlTables.execute`."""
         return self.connection.execute(sql.replace("?", "%s"), values, binary=True)
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
-        """See :meth:`Tables.to_vectors`."""
+        """See :meth:`SqlTables.to_vectors`."""
         vectors = np.array([vector.to_numpy() for vector in values], np.float32)
         return vectors.reshape(len(values), self.existing_about().dimension)
 
@@ -295,7 +296,7 @@ class PostgresTables(Tables):
                 break
 
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """See :meth:`Tables.touch`. The server keeps its HNSW indexes up to date itself."""
+        """See :meth:`SqlTables.touch`. The server keeps its HNSW indexes up to date itself."""
 
     def _damage(self) -> Iterator[str]:
         self.execute("SET LOCAL statement_timeout = 0")

@@ -145,10 +145,9 @@ def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Filters
 
     Rows without a time are those added last, or of imported vectors.
     """
-    order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
     if not filters:
-        return list(tables.items(f"{order} LIMIT ? OFFSET ?", kind, k, offset))
-    fitting = (item for item in tables.items(order, kind) if all(one.matches(_value(item, one)) for one in filters))
+        return list(tables.newest(kind, k, offset))
+    fitting = (item for item in tables.newest(kind) if all(one.matches(_value(item, one)) for one in filters))
     return list(itertools.islice(fitting, offset, offset + k))
 
 

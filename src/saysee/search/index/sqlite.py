@@ -31,6 +31,7 @@ from saysee.search.index import nearest as fast_copy
 from saysee.search.index.about import About
 from saysee.search.index.filters import Filter, Filters, compose_condition
 from saysee.search.index.ranking import ranked
+from saysee.search.index.sql import SqlTables
 from saysee.search.index.store import (
     KINDS,
     UNIT_TOLERANCE,
@@ -38,7 +39,6 @@ from saysee.search.index.store import (
     Hits,
     Ids,
     Store,
-    Tables,
     Vectors,
     condition_error,
     no_index,
@@ -197,7 +197,7 @@ class SqliteStore(Store):
             self._renewing.release()
 
 
-class SqliteTables(Tables):
+class SqliteTables(SqlTables):
     """A connection to the SQLite file."""
 
     folder: Path
@@ -211,14 +211,14 @@ class SqliteTables(Tables):
         self.connection = connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """See :meth:`Tables.execute`."""
+        """See :meth:`SqlTables.execute`."""
         return self.connection.execute(sql, values)
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.executemany(sql, rows)
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
-        """See :meth:`Tables.to_vectors`."""
+        """See :meth:`SqlTables.to_vectors`."""
         dimension, stored = self.existing_about().dimension, self._stored_type()
         if any(len(value) != stored.itemsize * dimension for value in values):
             raise sqlite3.DatabaseError("a vector has another length than the index's")
@@ -244,7 +244,7 @@ class SqliteTables(Tables):
             fast_copy.replace_stamp(self, kind)
 
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """See :meth:`Tables.touch`. The rows are searched beside the fast copies, until these are renewed."""
+        """See :meth:`SqlTables.touch`. The rows are searched beside the fast copies, until these are renewed."""
         self.execute(_OUTDATED)
         rows = list(rows)
         self._execute_many("INSERT INTO outdated (kind, item) VALUES (?, ?)", rows)

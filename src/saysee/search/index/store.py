@@ -1,7 +1,7 @@
-"""What an index holds, and what its two stores share: SQLite in a folder (sqlite.py) and PostgreSQL (postgres.py).
+"""What an index holds, and what every store of one can do: SQLite in a folder (sqlite.py) and PostgreSQL (postgres.py).
 
 A store opens connections to the same tables: ``about`` (name and JSON value), ``items`` (a row for each image and
-clip) and the rows' vectors. The SQL that both databases understand is in :class:`Tables`.
+clip) and the rows' vectors.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,7 @@ UNIT_TOLERANCE = 0.01  # how far a stored vector's length may be from 1: fp16 is
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
-_CHANGEABLE = ("path", "folder", "name", "size", "mtime_ns", "metadata")
-_WRITTEN = ("kind", "hash", "encoded_by", *_CHANGEABLE)
-_SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+CHANGEABLE = ("path", "folder", "name", "size", "mtime_ns", "metadata")
 
 
 @dataclass(slots=True)
@@ -66,44 +64,160 @@ class Item:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Item:
-        """From the columns of ``_ITEM``; SQLite has the metadata as text, PostgreSQL as an object."""
+        """From the columns of ``ITEM_COLUMNS``; PostgreSQL has the metadata as an object, the others as text."""
         kind, path, size, mtime_ns, content, metadata, *rest = row
         metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
         return cls(kind, path, size, mtime_ns, content, metadata, *rest)
 
     def changeable(self) -> tuple[Any, ...]:
-        """The values of ``_CHANGEABLE``."""
+        """The values of ``CHANGEABLE``."""
         folder, _, name = self.path.rpartition("/")
         metadata = json.dumps(storable(self.metadata), ensure_ascii=False, sort_keys=True)
         return self.path, folder, name, self.size, self.mtime_ns, metadata
 
 
 Hits = list[list[tuple[Item, float]]]  # for each query rows with their scores, the best first
-_ITEM = ", ".join(column.name for column in fields(Item) if column.compare)
+ITEM_COLUMNS = tuple(column.name for column in fields(Item) if column.compare)
 
 
 class Tables(ABC):
     """One connection to the tables of an index, to read or write; ``place`` and ``folder`` as in :class:`Store`."""
 
-    with_vectors: ClassVar[str]  # SQL: the rows joined with their vectors
-    _among: ClassVar[str]  # SQL: whether an id is in a list, which one parameter gives as JSON
-    _vector_column: ClassVar[tuple[str, ...]]
-    """The further column of the rows, where they hold their vectors themselves."""
-
     def __init__(self, place: str, folder: Path | None) -> None:
         self.place, self.folder = place, folder
 
+    @cached_property
+    def about(self) -> About | None:
+        """What holds for the index, as first read or last written here; None for one that was never begun."""
+        return self._read_about()
+
+    def _read_about(self) -> About | None:
+        if (values := self._about_values()) is None:
+            return None
+        written = values.get("format")
+        if written != FORMAT:
+            newer = not isinstance(written, int) or written > FORMAT
+            fix = "upgrade SaySee" if newer else "create it again at another place with 'saysee index'"
+            raise SaySeeError(
+                f"{self.place}: the index has format {written}, and this release reads format {FORMAT}; {fix}"
+            )
+        return About(**{column.name: values[column.name] for column in fields(About)})
+
+    def existing_about(self) -> About:
+        """What holds for the index; raises a SaySeeError where there is none, or another format."""
+        if self.about is None:
+            raise no_index(self.place)
+        return self.about
+
+    def set_about(self, about: About) -> None:
+        """Begins the index, or changes what may change; all or nothing.
+
+        Raises:
+            SaySeeError: another process has changed it since it was read.
+        """
+        if about == self.about:
+            return
+        if not self._replace_about(about):
+            raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
+        self.about = about
+
     @abstractmethod
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        """Runs SQL with ``?`` for each value, and returns the DB-API cursor."""
+    def _about_values(self) -> dict[str, Any] | None:
+        """The fields of :class:`About` as stored, maybe among others; None where the index was never begun."""
+
+    @abstractmethod
+    def _replace_about(self, about: About) -> bool:
+        """Writes what holds, and begins the index where it was not; not if it is neither ``self.about`` nor the new."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
-        """All or nothing."""
+        """All or nothing, where the store can; else each call within is."""
 
     @abstractmethod
-    def to_vectors(self, values: Sequence[Any]) -> Vectors:
-        """Vectors [N, D] from the column ``vector``."""
+    def noted(self, name: str) -> Any:
+        """A value stored by name; None where there is none."""
+
+    @abstractmethod
+    def note(self, name: str, value: Any) -> None:
+        """Stores a value by name; within a transaction, or as one."""
+
+    @abstractmethod
+    def counts(self) -> dict[Kind, int]:
+        """Rows of each kind."""
+
+    def has(self, kind: Kind) -> bool:
+        """Whether there is any row of a kind."""
+        return self.counts()[kind] > 0
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """All rows."""
+
+    def known(self) -> dict[Key, Item]:
+        """All rows, by kind and path."""
+        return {item.key: item for item in self.items()}
+
+    @abstractmethod
+    def rows(self, ids: Iterable[int]) -> dict[int, Item]:
+        """The rows of ids, by id; missing ones are skipped."""
+
+    @abstractmethod
+    def rows_of(self, keys: Iterable[Key]) -> dict[Key, Item]:
+        """The rows of kinds and paths; missing ones are skipped."""
+
+    @abstractmethod
+    def row_with(self, kind: Kind, content: str) -> Item | None:
+        """The earliest row of a kind whose content has this hash."""
+
+    @abstractmethod
+    def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
+        """Up to ``k`` rows of a kind after ``offset`` others: those without a time, then the newest files first.
+
+        Of equal times the row added last comes first.
+        """
+
+    @abstractmethod
+    def copies(self, ids: Iterable[int]) -> dict[int, int]:
+        """For the ids of rows whose content is known, how many rows have that content."""
+
+    @abstractmethod
+    def vector_of(self, item: Item) -> Vectors | None:
+        """The vector [D] of any row of the same content that the same model encoded; None where there is none."""
+
+    @abstractmethod
+    def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
+        """:meth:`vectors_of`, with the hashes of the contents between the two."""
+
+    def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
+        """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
+        ids, _, vectors = self.contents_of(ids)
+        return ids, vectors
+
+    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
+        """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
+
+        Sets each item's id, and where it does not say what encoded it, the index's own model.
+        """
+        about = self.existing_about()
+        for item in items:
+            item.encoded_by = item.encoded_by or about.fingerprints[item.kind]
+        if items:
+            self._put(items, vectors)
+
+    @abstractmethod
+    def _put(self, items: Sequence[Item], vectors: Vectors) -> None: ...
+
+    @abstractmethod
+    def refresh(self, items: Sequence[Item]) -> list[Item]:
+        """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
+
+        Returns:
+            those whose row another process has removed.
+        """
+
+    @abstractmethod
+    def remove(self, items: Sequence[Item]) -> None:
+        """Removes rows and their vectors, by their ids; in one transaction."""
 
     @abstractmethod
     def make_ready(self) -> dict[Kind, str]:
@@ -122,177 +236,21 @@ class Tables(ABC):
         """What is wrong with the fast copy of a kind; None where all is well, or none is needed."""
 
     @abstractmethod
-    def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """Marks the vectors of rows as added, changed or removed, within a transaction."""
-
-    @abstractmethod
     def _damage(self) -> Iterator[str]:
         """What cannot be read, or not be right, of the rows and vectors."""
 
     @abstractmethod
-    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
-
-    @abstractmethod
-    def _is_begun(self) -> bool: ...
-
-    @abstractmethod
-    def _begin(self, about: About) -> None:
-        """Creates the tables, within a transaction."""
-
-    @abstractmethod
-    def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterable[int]:
-        """Runs the SQL, which returns an id, for each row; stores the vectors [N, D]."""
-
-    @cached_property
-    def about(self) -> About | None:
-        """What holds for the index, as first read or last written here; None for one that was never begun."""
-        return self._read_about()
-
-    def _read_about(self) -> About | None:
-        if not self._is_begun():
-            return None
-        values = {name: json.loads(value) for name, value in self.execute("SELECT name, value FROM about")}
-        written = values.get("format")
-        if written != FORMAT:
-            newer = not isinstance(written, int) or written > FORMAT
-            fix = "upgrade SaySee" if newer else "create it again at another place with 'saysee index'"
-            raise SaySeeError(
-                f"{self.place}: the index has format {written}, and this release reads format {FORMAT}; {fix}"
-            )
-        return About(**{column.name: values[column.name] for column in fields(About)})
-
-    def existing_about(self) -> About:
-        """What holds for the index; raises a SaySeeError where there is none, or another format."""
-        if self.about is None:
-            raise no_index(self.place)
-        return self.about
-
-    def set_about(self, about: About) -> None:
-        """Begins the index, or changes what may change; in one transaction.
-
-        Raises:
-            SaySeeError: another process has changed it since it was read.
-        """
-        if about == self.about:
-            return
-        with self.transaction():
-            current = self._read_about()
-            if current not in (self.about, about):
-                raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
-            if current is None:
-                self._begin(about)
-            self._execute_many(_SET_ABOUT, [(name, json.dumps(value)) for name, value in asdict(about).items()])
-        self.about = about
-
-    def noted(self, name: str) -> Any:
-        """A value stored by name; None where there is none."""
-        row = self.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def note(self, name: str, value: Any) -> None:
-        """Stores a value by name; within a transaction, or as one."""
-        self.execute(_SET_ABOUT, (name, json.dumps(value)))
-
-    def counts(self) -> dict[Kind, int]:
-        """Rows of each kind."""
-        found = dict(self.execute("SELECT kind, count(*) FROM items GROUP BY kind").fetchall())
-        return {kind: found.get(kind, 0) for kind in KINDS}
-
-    def rows(self, ids: Iterable[int]) -> dict[int, Item]:
-        """The rows of ids, by id; missing ones are skipped."""
-        return {item.id: item for item in self.items(f"WHERE {self._among}", json.dumps(list(ids)))}
-
-    def copies(self, ids: Iterable[int]) -> dict[int, int]:
-        """For the ids of rows whose content is known, how many rows have that content."""
-        same = "SELECT count(*) FROM items AS same WHERE same.kind = items.kind AND same.hash = items.hash"
-        sql = f"SELECT id, ({same}) FROM items WHERE hash IS NOT NULL AND {self._among}"
-        return dict(self.execute(sql, (json.dumps(list(ids)),)).fetchall())
-
-    def has(self, kind: Kind) -> bool:
-        """Whether there is any row of a kind."""
-        return self.execute("SELECT 1 FROM items WHERE kind = ? LIMIT 1", (kind,)).fetchone() is not None
-
-    def known(self) -> dict[Key, Item]:
-        """All rows, by kind and path."""
-        return {item.key: item for item in self.items()}
-
-    def items(self, condition: str = "", *values: Any) -> Iterator[Item]:
-        """The rows for which the end of an SQL statement, from WHERE on, holds."""
-        return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
-
-    def vector_of(self, item: Item) -> Vectors | None:
-        """The vector [D] of any row of the same content that the same model encoded; None where there is none."""
-        sql = f"SELECT vector FROM {self.with_vectors} WHERE kind = ? AND hash = ? AND encoded_by = ? LIMIT 1"
-        row = self.execute(sql, (item.kind, item.hash, item.encoded_by)).fetchone()
-        return None if row is None else np.asarray(self.to_vectors(row)[0])
-
-    def vectors_of(self, ids: Iterable[int]) -> tuple[Ids, Vectors]:
-        """Those of the ids that exist [N], ascending, and their vectors [N, D]."""
-        ids, _, vectors = self.contents_of(ids)
-        return ids, vectors
-
-    def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
-        """:meth:`vectors_of`, with the hashes of the contents between the two."""
-        sql = f"SELECT id, hash, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
-        rows = self.execute(sql, (json.dumps(list(ids)),)).fetchall()
-        numbers = np.array([row[0] for row in rows], np.int64)
-        return numbers, [row[1] for row in rows], self.to_vectors([row[2] for row in rows])
+    def _count_of_others(self, kind: Kind, fingerprint: str) -> int:
+        """Rows of a kind that another model encoded."""
 
     def problems(self) -> Iterator[str]:
         """Reads everything and yields what is wrong with it, one line each."""
         yield from (f"{problem}; create the index again" for problem in self._damage())
-        sql = "SELECT count(*) FROM items WHERE kind = ? AND encoded_by <> ?"
         for kind, fingerprint in self.existing_about().fingerprints.items():
             if (problem := self.copy_problem(kind)) is not None:
                 yield f"{problem}; run 'saysee index-compact {self.place}'"
-            if others := self.execute(sql, (kind, fingerprint)).fetchone()[0]:
+            if others := self._count_of_others(kind, fingerprint):
                 yield f"{others:,} {kind}s were encoded by another model than the rest; run 'saysee index' again"
-
-    def put(self, items: Sequence[Item], vectors: Vectors) -> None:
-        """Adds rows with their vectors [N, D], or replaces those of the same kind and path; within a transaction.
-
-        Sets each item's id, and where it does not say what encoded it, the index's own model.
-        """
-        if not items:
-            return
-        about = self.existing_about()
-        for item in items:
-            item.encoded_by = item.encoded_by or about.fingerprints[item.kind]
-        rows = [(*item.content, item.encoded_by, *item.changeable()) for item in items]
-        columns = (*_WRITTEN, *self._vector_column)
-        sql = (
-            f"INSERT INTO items ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "
-            f"ON CONFLICT (kind, path) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns)} "
-            "RETURNING id"
-        )
-        for item, number in zip(items, self._insert(sql, rows, vectors), strict=True):
-            item.id = number
-        self.touch([(item.kind, item.id) for item in items])
-
-    def refresh(self, items: Sequence[Item]) -> list[Item]:
-        """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
-
-        Returns:
-            those whose row another process has removed.
-        """
-        if not items:
-            return []
-        with self.transaction():
-            there = self.rows([item.id for item in items])
-            staying = [item for item in items if item.id in there]
-            # Where a file has moved to, another process may have encoded it meanwhile.
-            occupied = "DELETE FROM items WHERE kind = ? AND path = ? AND id <> ?"
-            self._execute_many(occupied, [(*item.key, item.id) for item in staying])
-            sql = f"UPDATE items SET {', '.join(f'{column} = ?' for column in _CHANGEABLE)} WHERE id = ?"
-            self._execute_many(sql, [(*item.changeable(), item.id) for item in staying])
-        return [item for item in items if item.id not in there]
-
-    def remove(self, items: Sequence[Item]) -> None:
-        """Removes rows and their vectors, by their ids; in one transaction."""
-        if items:
-            with self.transaction():
-                self._execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
-                self.touch([(item.kind, item.id) for item in items])
 
 
 class Store(ABC):

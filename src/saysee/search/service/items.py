@@ -129,7 +129,7 @@ class Items:
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
         """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given."""
         with self._writing() as writer:
-            item = next(writer.items("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
+            item = writer.row_with(kind, content)
             if item is not None and metadata is not None:
                 kept = {NAME_KEY: item.metadata[NAME_KEY]} if NAME_KEY in item.metadata else {}
                 item.metadata = kept | metadata
