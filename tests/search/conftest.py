@@ -13,6 +13,7 @@ import torch
 
 from media_files import clip, picture
 from saysee.encoding.encoder import Encoder
+from saysee.model.configuration import FusionConfig
 from saysee.model.retriever import SpeechImageModel
 
 _SCHEMAS = itertools.count(1)
@@ -37,6 +38,17 @@ def model_folder(tmp_path: Path, saved_model: Path, request: pytest.FixtureReque
 @pytest.fixture
 def encoder(model_folder: Path) -> Encoder:
     return Encoder(model_folder)
+
+
+@pytest.fixture
+def matching_folder(model_folder: Path, tmp_path: Path) -> Path:
+    """The tiny model with a fusion encoder of random weights that re-ranks much."""
+    model = SpeechImageModel.from_pretrained(model_folder)
+    torch.manual_seed(6)
+    model.add_fusion(FusionConfig(width=16, layers=1, heads=2, matching=True))
+    model.fusion.score.weight.data *= 200
+    model.save_pretrained(tmp_path / "matching", fusion=True)
+    return tmp_path / "matching"
 
 
 @pytest.fixture

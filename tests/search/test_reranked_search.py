@@ -7,26 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.reranking import match, reranked_score
-from saysee.model.configuration import FusionConfig
-from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.updating import update_index
-
-
-@pytest.fixture
-def matching_folder(model_folder, tmp_path) -> Path:
-    """The tiny model with a fusion encoder of random weights that re-ranks much."""
-    model = SpeechImageModel.from_pretrained(model_folder)
-    torch.manual_seed(6)
-    model.add_fusion(FusionConfig(width=16, layers=1, heads=2, matching=True))
-    model.fusion.score.weight.data *= 200
-    model.save_pretrained(tmp_path / "matching", fusion=True)
-    return tmp_path / "matching"
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def serve(
     max_pixels: int = 64_000_000,
     max_k: int = 100,
     max_text: int = 1000,
+    max_rerank: int = 50,
     access_log: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -63,6 +64,7 @@ def serve(
         max_pixels: largest image, in pixels
         max_k: maximum number of hits
         max_text: longest text, in characters
+        max_rerank: maximum number of hits that are re-ranked
         access_log: file to write a line of JSON to for each request
         json: print the address as JSON
     """
@@ -79,7 +81,7 @@ def serve(
         write=write,
         uploads=uploads,
         images_from=None if images_from is None else ImageServer(images_from),
-        limits=Limits(max_bytes, max_seconds, max_pixels, max_k, max_text),
+        limits=Limits(max_bytes, max_seconds, max_pixels, max_k, max_text, max_rerank),
         places=queue,
         batch=batch,
         wait_ms=wait,

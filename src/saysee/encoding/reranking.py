@@ -35,12 +35,16 @@ def check_can_rerank(encoder: Encoder) -> FusionEncoder:
     Raises:
         SaySeeError: the model has none that was trained with matching.
     """
-    fusion = getattr(encoder.model, "fusion", None)
-    if fusion is None or fusion.score is None:
+    if not can_rerank(encoder):
         raise SaySeeError(
             f"the model {encoder.name} cannot re-rank; train one with matching.weight 1 and training.save_fusion true"
         )
-    return fusion  # type: ignore[no-any-return]
+    return encoder.model.fusion  # type: ignore[no-any-return]
+
+
+def can_rerank(encoder: Encoder) -> bool:
+    """Whether the model has a fusion encoder that was trained with matching."""
+    return getattr(getattr(encoder.model, "fusion", None), "score", None) is not None
 
 
 def reranked_score(cosine: Any, logit: Any) -> Any:

@@ -165,6 +165,7 @@ def test_limits(ask, tmp_path):
         "pixels": 2_500,
         "k": 2,
         "text": 10,
+        "rerank": 50,
     }
     assert len(client.post("/search", files={"text": (None, "a" * 10)}).json()["hits"]) == 2
     for files, code, limit in (
@@ -261,6 +262,7 @@ def test_about_health_metrics_and_docs(ask, photos):
         "transcript",
         "k",
         "offset",
+        "rerank",
         "kind",
         "filter",
     }

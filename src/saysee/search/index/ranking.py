@@ -5,7 +5,7 @@ rank (Cormack, Clarke and Büttcher, SIGIR 2009, doi 10.1145/1571941.1572114).
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -87,21 +87,33 @@ def reranked(
     Returns:
         the rows, and a reason for each file that cannot be read.
     """
-    from saysee.encoding.reranking import match, reranked_score
-
-    asked, scores, unread = encoder.tokens(kind, query), dict[int, float](), list[str]()
-    for place, (item, cosine) in enumerate(rows):
+    asked, logits, unread = encoder.tokens(kind, query), dict[int, float](), list[str]()
+    for place, (item, _) in enumerate(rows):
         try:
-            tokens = encoder.tokens(item.kind, path_of(item))
+            logits[place] = logit(encoder, asked, item.kind, encoder.prepare(item.kind, path_of(item)))
         except MediaError as error:
             unread.append(f"not re-ranked: {error}")
-            continue
-        logits = match(encoder, asked, tokens) if kind == "clip" else match(encoder, tokens, asked)
-        scores[place] = reranked_score(cosine, float(logits[0]))
+    return reordered(rows, logits), unread
+
+
+def logit(encoder: "Encoder", asked: Any, kind: Kind, prepared: Any) -> float:
+    """Whether the tokens of a query and an item, prepared by ``encoder`` and of the other kind, belong together."""
+    from saysee.encoding.reranking import match
+
+    with encoder.evaluating():
+        tokens = encoder.side(kind).tokens([prepared])
+    return float(match(encoder, *((asked, tokens) if kind == "image" else (tokens, asked)))[0])
+
+
+def reordered(rows: Sequence[tuple[Item, float]], logits: Mapping[int, float]) -> list[tuple[Item, float, Scored]]:
+    """The rows in the order of their cosines and logits by place; one without a logit keeps its place."""
+    from saysee.encoding.reranking import reranked_score
+
+    scores = {place: reranked_score(rows[place][1], value) for place, value in logits.items()}
     found: list[tuple[Item, float, Scored]] = [(item, cosine, "cosine") for item, cosine in rows]
-    for place, best in zip(scores, sorted(scores, key=lambda place: -scores[place]), strict=True):
+    for place, best in zip(sorted(scores), sorted(scores, key=lambda place: (-scores[place], place)), strict=True):
         found[place] = (rows[best][0], scores[best], "re-ranked")
-    return found, unread
+    return found
 
 
 def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int = 0) -> Hits:

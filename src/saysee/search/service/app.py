@@ -135,6 +135,9 @@ def _add_forms(router: APIRouter, service: Service) -> None:
             None, description="a written query"
         )
         k: int = Field(min(schemas.DEFAULT_K, limits.k), ge=1, le=limits.k, description="largest number of hits")
+        rerank: Annotated[int, Field(ge=1, le=limits.rerank)] | SkipJsonSchema[None] = Field(
+            None, description=schemas.SearchForm.model_fields["rerank"].description
+        )
 
     # Answers are not validated again, which would take longer than the search.
     @router.post("/search", summary="Search", response_model=schemas.SearchAnswer)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from saysee.encoding.attention import attend, attention_source
+from saysee.encoding.reranking import can_rerank
 from saysee.errors import ConfigError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, load_audio
@@ -28,7 +29,7 @@ from saysee.media.formats import (
 from saysee.search.index.about import INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
-from saysee.search.index.ranking import measure, nearest
+from saysee.search.index.ranking import Scored, logit, measure, nearest, reordered
 from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
@@ -48,6 +49,7 @@ QUERY_FIELDS = ("file", "audio", "image", "text", "vector")
 _KINDS: dict[str, QueryKind] = {"audio": "clip", "image": "image", "text": "text", "vector": "vector"}
 _DECODERS = min(4, os.cpu_count() or 1)  # an image at the limit of pixels takes half a gigabyte while it is decoded
 _NOT_SPOKEN = {"speech": None, "seconds": None, "transcript": None}
+_RERANKED_TOGETHER = 4  # hits: a query that comes in between waits for so many runs of the model
 _WEIGHT_DIGITS = 4  # decimals of attention weights in JSON: a uniform share of 256 patches is 0.0039
 
 
@@ -117,6 +119,7 @@ class Service:
             writable=self.settings.write,
             attention=attention_source(self.encoder.model) if self.encoder.has_speech else None,
             speech=sorted(self.index.ways, key=lambda way: way != self.index.speech),
+            rerank=can_rerank(self.encoder),
             limits=self.settings.limits,
             formats={"image": sorted(IMAGE_SUFFIXES), "clip": sorted(AUDIO_SUFFIXES)},
             trained_on=self.encoder.trained_on,
@@ -141,8 +144,14 @@ class Service:
         else:
             spoken, parts = _NOT_SPOKEN, await self._prepare(_KINDS[field], value)
         text = value if field == "text" else spoken["transcript"]
-        query = Query(parts, form.offset + form.k, form.kind, filters)
+        query = Query(parts, max(form.offset + form.k, form.rerank or 0), form.kind, filters)
+        if form.rerank is not None and not can_rerank(self.encoder):
+            message = "The model cannot re-rank; train one with matching.weight 1 and training.save_fusion true."
+            raise RequestError(422, "no-matching", message)
         answer = await self._run("search", query, self.answer)
+        hits: list[tuple[Item, float, Scored]] = [(*hit, measure(len(parts))) for hit in answer.hits]
+        if form.rerank is not None:
+            hits[: form.rerank] = await self._rerank(parts, answer, form.rerank)
         return {
             "query": {
                 "kind": field,
@@ -153,10 +162,41 @@ class Service:
             },
             "kind": answer.kind,
             "hits": [
-                {**schemas.item_answer(item), "score": score, "measure": measure(len(parts)), "copies": item.copies}
-                for item, score in answer.hits[form.offset :]
+                {**schemas.item_answer(item), "score": score, "measure": how, "copies": item.copies}
+                for item, score, how in hits[form.offset : form.offset + form.k]
             ],
         }
+
+    async def _rerank(
+        self, parts: Sequence[tuple[QueryKind, Any]], answer: Answer, first: int
+    ) -> list[tuple[Item, float, Scored]]:
+        """The first hits in the order of the fusion encoder; RequestError for a query that it does not read.
+
+        A few at a time, so that the model's thread answers others in between, and the work ends when the client leaves.
+        """
+        kind: Any = parts[0][0]
+        if len(parts) > 1 or {kind, answer.kind} != {"clip", "image"}:
+            message = "rerank is for audio (speech=direct) that finds images, or images that find clips; remove it."
+            raise RequestError(422, "cannot-rerank", message)
+        rows, logits = answer.hits[:first], dict[int, float]()
+
+        async def read(item: Item) -> Any:
+            try:
+                return await self.of_image(self.items.prepared, item.kind, item.id)
+            except RequestError:  # it keeps its place
+                return None
+
+        def score(batch: list[Any]) -> list[dict[int, float]]:
+            return [{n: logit(self.encoder, asked, answer.kind, item) for n, item in one.items()} for one in batch]
+
+        with self.metrics.part.labels("rerank").time(), client_errors():
+            asked = await self._run(object(), None, lambda _: [self.encoder.side(kind).tokens([parts[0][1]])])
+            for start in range(0, len(rows), _RERANKED_TOGETHER):
+                items = await asyncio.gather(*(read(item) for item, _ in rows[start : start + _RERANKED_TOGETHER]))
+                found = {place: item for place, item in enumerate(items, start) if item is not None}
+                of_these: dict[int, float] = await self._run(object(), found, score)
+                logits |= of_these
+        return reordered(rows, logits)
 
     async def attend(self, form: schemas.AttentionForm) -> dict[str, Any]:
         """The fields of an :class:`AttentionAnswer`; RequestError for a bad clip, or if there is no such image."""

@@ -93,6 +93,13 @@ class Items:
             raise _file_gone(kind, row, "changed")
         return os.fspath(path), found.media_type
 
+    def prepared(self, kind: Kind, row: int) -> Any:
+        """The file of a row, prepared by the index's encoder; the limits of clients' files do not apply to it."""
+        try:
+            return self.index.encoder.prepare(kind, self.file(kind, row)[0])
+        except MediaError as error:
+            raise _file_gone(kind, row, error.code) from None
+
     def image(self, row: int) -> Image.Image:
         """The image of a row; the limits of clients' files do not apply to it."""
         try:

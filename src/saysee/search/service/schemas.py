@@ -9,7 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from saysee.encoding.attention import AttentionSource
 from saysee.media.formats import Kind
-from saysee.search.index.ranking import FUSED, Measure, Speech
+from saysee.search.index.ranking import FUSED, Scored, Speech
 from saysee.search.index.sources import UPLOADS_FOLDER, is_upload
 from saysee.search.index.store import Item
 from saysee.search.service.settings import Limits
@@ -58,6 +58,12 @@ class SearchForm(_Form):
     offset: int = Field(0, ge=0, le=MAX_OFFSET, description="so many of the best hits are skipped")
     kind: Kind | SkipJsonSchema[None] = Field(
         None, description="what to find; by default images, or clips for an image if the index has no image"
+    )
+    rerank: int | SkipJsonSchema[None] = Field(
+        None,
+        ge=1,
+        description="so many of the best hits are read again and ordered by the model's fusion encoder: for audio "
+        "(speech: direct) that finds images, or an image that finds clips. Where GET /about has rerank",
     )
     filter: list[str] = Field(
         [],
@@ -126,6 +132,7 @@ class AboutAnswer(BaseModel):
         description="what POST /attention is computed from by default; null without a speech encoder"
     )
     speech: list[Speech] = Field(description="how speech can be searched for, the default first")
+    rerank: bool = Field(description="whether the model can re-rank hits")
     limits: Limits
     formats: dict[Kind, list[str]] = Field(description="suffixes of the files that can be queries or items")
     trained_on: str | None = Field(description="what the image encoder knows, if that is not photographs in general")
@@ -136,8 +143,12 @@ class AboutAnswer(BaseModel):
 class HitAnswer(ItemAnswer):
     """An item that was found."""
 
-    score: float = Field(description="cosine similarity, -1 to 1; of speech by both ways the fused score: see measure")
-    measure: Measure = Field(description=f"what the score is: a cosine similarity; or the {FUSED}, which is no cosine")
+    score: float = Field(description="cosine similarity, -1 to 1; or another score: see measure")
+    measure: Scored = Field(
+        description=f"what the score is: a cosine similarity; for speech by both ways the {FUSED}; or re-ranked, a "
+        "cosine plus what the fusion encoder adds, which orders hits. Of re-ranked hits, one whose file cannot be read "
+        "keeps its place and its cosine"
+    )
     copies: int = Field(description="items of the index with this content, this one included")
 
 

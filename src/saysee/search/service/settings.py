@@ -20,6 +20,7 @@ class Limits:
     pixels: int = 64_000_000  # width times height, checked before decoding; phones take photos of 50 megapixels
     k: int = 100  # of the number of hits
     text: int = 1_000  # characters of a written query
+    rerank: int = 50  # of the hits that are re-ranked: each is a file that the model reads
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
