@@ -36,17 +36,21 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gl
 
 def start(recipe: Path, *words: str) -> list[Started]:
     """Two processes that find each other as torchrun's do."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
         start_saysee("train", recipe, "--json", *words, RANK=str(rank), LOCAL_RANK=str(rank), **place)
         for rank in range(2)
     ]
 
 
-def start_by_torchrun(recipe: Path) -> Started:
-    words = ["--standalone", "--nproc-per-node", "2", "-m", "saysee", "train", recipe, "--json"]
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def start_by_torchrun(recipe: Path, *words: object) -> Started:
+    words = (*(words or ("--standalone", "--nproc-per-node", "2")), "-m", "saysee", "train", recipe, "--json")
     return start_saysee(*words, program="from torch.distributed.run import main; main()")
 
 
@@ -274,6 +278,19 @@ def test_interrupted_both_end_at_one_step_and_are_resumed_from_there(
     assert 0 < last_state(run)["progress"]["step"] < 8
     finish(start(recipe, "--resume", "auto"))
     assert_same_end(whole_run, run)
+
+
+def test_two_machines_have_the_result_of_two_processes_on_one(
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    """Two torchruns that know each other by one address alone, with a process each."""
+    settings, whole_run = never_killed
+    recipe = write(settings, tmp_path)
+    words = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "two-machines"]
+    words += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
+    machines = [start_by_torchrun(recipe, *words, "--node-rank", rank) for rank in range(2)]
+    finish(machines)
+    assert_same_end(whole_run, tmp_path / "run")
 
 
 def test_what_does_not_go_in_several_processes_is_refused(
