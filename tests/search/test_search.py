@@ -280,7 +280,7 @@ def test_changes_are_searched_beside_the_fast_copy(encoder, tmp_path, monkeypatc
     (file,) = index.folder.glob("*.faiss")
     index.search(vectors=vectors[:1])
     with SqliteStore(index.folder).writing() as writer:
-        known = {int(Path(item.path).stem): item for item in writer.known().values()}
+        known = {int(Path(item.path).stem): item for item in writer.items()}
         now = {number: vectors[number] for number in range(300)}
         for added in (range(300, 340), range(340, 341)):
             now |= {number: vectors[number] for number in added}
@@ -388,7 +388,7 @@ def test_compact_reclaims_disk_space(encoder, tmp_path):
     vectors = clustered(3_000)
     index = given(tmp_path / "given", encoder, vectors)
     with SqliteStore(index.folder).writing() as writer:
-        writer.remove([item for item in writer.known().values() if item.id > 10])
+        writer.remove([item for item in writer.items() if item.id > 10])
     before, after = index.compact()
     assert after < before / 3
     assert numbers(index.search(vectors=vectors[:1], k=1)) == [[0]]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saysee.data.tables import arrow_values
+from saysee.data.values import OnDisk, check_json, check_text
 from saysee.errors import ManifestError
 from saysee.files import atomic_write
 from saysee.media.source import reason
@@ -67,14 +68,9 @@ class Manifest:
     """
 
     def __init__(self, rows: Iterable[Row], root: str | os.PathLike[str]) -> None:
-        self.rows = tuple(rows)
         self.root = Path(root)
-        if not self.rows:
-            raise ManifestError("no rows; a manifest has at least one")
+        self.rows = tuple(_checked(rows, self.root, {}, {}, {}))
         self.extra_columns = tuple(self.rows[0].extra)
-        _check_values(self.rows)
-        self.rows = tuple(_on_disk(row, self.root) for row in self.rows)
-        _check_identities(self.rows, os.fspath(self.root))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -83,17 +79,8 @@ class Manifest:
         Raises:
             ManifestError: the file is missing, has another suffix or is damaged, or its rows break the schema.
         """
-        path = check_suffix(path)
-        if not path.is_file():
-            fix = "is a folder; name the file in it" if path.is_dir() else "no such file; check the path"
-            raise ManifestError(f"{path}: {fix}")
-        reader = _read_parquet if path.suffix.lower() == ".parquet" else _read_jsonl
-        try:
-            return cls(reader(path), path.parent)
-        except ManifestError as error:
-            raise ManifestError(f"{path}: {error}") from None
-        except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from None
+        with _opened(path) as (rows, path):
+            return cls(rows, path.parent)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as ``.parquet`` or ``.jsonl``, atomically.
@@ -180,6 +167,32 @@ class Manifest:
         return KNOWN + self.extra_columns
 
 
+def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The checked rows of a manifest as :meth:`Manifest.read` has them, of which few are held in memory at once.
+
+    Raises:
+        ManifestError: as of :meth:`Manifest.read`, where the row is read.
+    """
+    with _opened(path) as (rows, path):
+        yield from _checked(rows, path.parent, OnDisk(), OnDisk(), OnDisk())
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Iterator[Row], Path]]:
+    """The rows of a file, which are not checked yet, and its path; errors have the path."""
+    path = check_suffix(path)
+    if not path.is_file():
+        fix = "is a folder; name the file in it" if path.is_dir() else "no such file; check the path"
+        raise ManifestError(f"{path}: {fix}")
+    reader = _read_parquet if path.suffix.lower() == ".parquet" else _read_jsonl
+    try:
+        yield reader(path), path
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from None
+
+
 def check_suffix(path: str | os.PathLike[str]) -> Path:
     """Raises ManifestError if a path does not have the suffix of a manifest."""
     path = Path(path)
@@ -205,82 +218,51 @@ def _on_disk(row: Row, root: Path) -> Row:
     return row if (clip, image) == (row.clip, row.image) else replace(row, clip=clip, image=image)
 
 
-def _check_values(rows: tuple[Row, ...]) -> None:
-    """Checks each row by itself: types, no empty required value, the extra columns of the first row."""
-    columns = rows[0].extra.keys()
-    for number, row in enumerate(rows, 1):
-        for name in KNOWN:
-            value = getattr(row, name)
-            if name in REQUIRED and (value is None or value == ""):
-                raise ManifestError(f"row {number}: {name} is empty; every row needs one")
-            if value is not None:
-                _check_text(value, name, number)
-        if row.extra.keys() != columns:
-            raise _different_columns(row.extra.keys(), columns, number)
-        for name, value in row.extra.items():
-            if not isinstance(name, str) or not name or name in KNOWN:
-                raise ManifestError(f"row {number}: {name!r} cannot be the name of an extra column; rename it")
-            _check_json(value, name, number)
+def _checked(rows: Iterable[Row], root: Path, clips: Any, ids: Any, images: Any) -> Iterator[Row]:
+    """The rows, with their paths as this system has them.
 
-
-def _check_identities(rows: tuple[Row, ...], root: str) -> None:
-    """Checks the rows against each other: each clip once, each image in one split, each image id with one image."""
-    clips: dict[str, int] = {}
-    ids: dict[str, tuple[int, str]] = {}
-    images: dict[str, tuple[int, str]] = {}
-    normalized: dict[str, str] = {}  # captions share images: each path is normalized once
+    Each by itself has the right types, no empty required value, and the extra columns of the first. Of all of them each
+    clip is there once, each image in one split, and each image id with one image; of each the first row is noted in
+    ``clips``, ``ids`` and ``images``.
+    """
+    columns = None
     for number, row in enumerate(rows, 1):
-        clip = os.path.normpath(os.path.join(root, row.clip))
+        columns = row.extra.keys() if columns is None else columns
+        _check_values(row, columns, number)
+        row = _on_disk(row, root)
+        clip, image = (os.path.normpath(os.path.join(root, path)) for path in (row.clip, row.image))
         earlier = clips.setdefault(clip, number)
         if earlier != number:
             raise ManifestError(f"rows {earlier} and {number}: the same clip {row.clip!r}; remove one of them")
-        if row.image not in normalized:
-            normalized[row.image] = os.path.normpath(os.path.join(root, row.image))
-        image = normalized[row.image]
         first, split = images.setdefault(image, (number, row.split))
         if split != row.split:
             raise _leak(f"image {row.image!r}", (first, split), (number, row.split))
-        first, known = ids.setdefault(row.image_id, (number, image))
+        first, split, known, named = ids.setdefault(row.image_id, (number, row.split, image, row.image))
         if known != image:
-            there = rows[first - 1]
-            if there.split != row.split:
-                raise _leak(f"image id {row.image_id!r}", (first, there.split), (number, row.split))
-            both = f"{there.image!r} and {row.image!r}"
+            if split != row.split:
+                raise _leak(f"image id {row.image_id!r}", (first, split), (number, row.split))
+            both = f"{named!r} and {row.image!r}"
             raise ManifestError(
                 f"rows {first} and {number}: image id {row.image_id!r} has two images, {both}; change one"
             )
+        yield row
+    if columns is None:
+        raise ManifestError("no rows; a manifest has at least one")
 
 
-def _check_text(value: object, name: str, number: int) -> None:
-    if not isinstance(value, str):
-        raise ManifestError(f"row {number}: {name} is {type(value).__name__} ({value!r:.40}); make it a string")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ManifestError(f"row {number}: {name} {value!r:.60} is not valid Unicode; rename it") from None
-
-
-def _check_json(value: object, name: str, number: int) -> None:
-    if value is None or isinstance(value, (bool, int)):
-        return
-    if isinstance(value, str):
-        _check_text(value, name, number)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ManifestError(f"row {number}: {name} is {value}; leave a missing number empty (null)")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check_json(item, name, number)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ManifestError(f"row {number}: {name} has the key {key!r:.40}; make keys strings")
-            _check_text(key, name, number)
-            _check_json(item, name, number)
-    else:
-        kind = type(value).__name__
-        raise ManifestError(f"row {number}: {name} is {kind}; use strings, numbers, booleans, null, lists or objects")
+def _check_values(row: Row, columns: Set[str], number: int) -> None:
+    for name in KNOWN:
+        value = getattr(row, name)
+        if name in REQUIRED and (value is None or value == ""):
+            raise ManifestError(f"row {number}: {name} is empty; every row needs one")
+        if value is not None:
+            check_text(value, name, number)
+    if row.extra.keys() != columns:
+        raise _different_columns(row.extra.keys(), columns, number)
+    for name, value in row.extra.items():
+        if not isinstance(name, str) or not name or name in KNOWN:
+            raise ManifestError(f"row {number}: {name!r} cannot be the name of an extra column; rename it")
+        check_json(value, name, number)
 
 
 def _check_columns(columns: Iterable[str]) -> None:
@@ -330,34 +312,29 @@ def _relocation(old: Path, new: Path) -> Callable[[str], str]:
     return moved
 
 
-def _rows(columns: Iterable[str], records: Iterable[Mapping[str, Any]]) -> list[Row]:
-    columns = list(columns)
-    known = [name for name in KNOWN if name in columns]
-    extra = [name for name in columns if name not in known]
-    return [
-        Row(**{name: record[name] for name in known}, extra={name: record[name] for name in extra})
-        for record in records
-    ]
+def _row(record: Mapping[str, Any]) -> Row:
+    known = {name: record[name] for name in KNOWN if name in record}
+    return Row(**known, extra={name: value for name, value in record.items() if name not in KNOWN})
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    records: list[dict[str, Any]] = []
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")  # without the mark that some editors add
-    if not lines[-1].strip():
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"row {number}: not a line of JSON ({error}); fix or delete it") from None
-        if not isinstance(record, dict):
-            raise ManifestError(f"row {number}: {type(record).__name__}, not an object ({{…}}); fix or delete it")
-        if not records:
-            _check_columns(record)
-        elif record.keys() != records[0].keys():
-            raise _different_columns(record, records[0], number)
-        records.append(record)
-    return _rows(records[0], records) if records else []
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    first: Set[str] | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode())
+            except (ValueError, RecursionError) as error:
+                if not line.strip() and not line.endswith(b"\n"):  # what follows the last line
+                    return
+                raise ManifestError(f"row {number}: not a line of JSON ({error}); fix or delete it") from None
+            if not isinstance(record, dict):
+                raise ManifestError(f"row {number}: {type(record).__name__}, not an object ({{…}}); fix or delete it")
+            if first is None:
+                _check_columns(record)
+                first = record.keys()
+            elif record.keys() != first:
+                raise _different_columns(record, first, number)
+            yield _row(record)
 
 
 def _write_jsonl(table: dict[str, list[Any]], file: Any) -> None:
@@ -366,16 +343,19 @@ def _write_jsonl(table: dict[str, list[Any]], file: Any) -> None:
         file.write(encode(dict(zip(table, values, strict=True))).encode() + b"\n")
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
-        table = file.read()
-    _check_columns(table.column_names)
-    columns: dict[str, list[Any]] = {}
-    for name, arrow in zip(table.column_names, table.columns, strict=True):
-        columns[name] = arrow_values(arrow, f"column {name!r}")
-        if (table.schema.field(name).metadata or {}).items() >= _AS_JSON.items():
-            columns[name] = [None if value is None else json.loads(value) for value in columns[name]]
-    return _rows(columns, (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)))
+        schema = file.schema_arrow
+        _check_columns(schema.names)
+        as_json = [field.name for field in schema if (field.metadata or {}).items() >= _AS_JSON.items()]
+        for batch in file.iter_batches():
+            table, columns = pa.Table.from_batches([batch]), dict[str, list[Any]]()
+            for name, arrow in zip(table.column_names, table.columns, strict=True):
+                columns[name] = arrow_values(arrow, f"column {name!r}")
+                if name in as_json:
+                    columns[name] = [None if value is None else json.loads(value) for value in columns[name]]
+            for values in zip(*columns.values(), strict=True):
+                yield _row(dict(zip(columns, values, strict=True)))
 
 
 def _write_parquet(table: dict[str, list[Any]], file: Any) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase, translate
 from pathlib import Path
 from unicodedata import normalize
@@ -24,8 +24,8 @@ NO_MEDIA = ".nomedia"  # a file with this name excludes its folder, as on Androi
 logger = logging.getLogger(__name__)
 
 
-class Listing:
-    """All files under a folder, from one walk, the same at every walk.
+class Walk:
+    """The files under a folder, each once.
 
     Links to folders are followed, each folder once: one that lies inside is listed there, not where a link leads to it.
     What cannot be read is logged, and the rest is listed.
@@ -41,35 +41,27 @@ class Listing:
     """
 
     def __init__(self, folder: str | os.PathLike[str], option: str, exclude: Sequence[str] = ()) -> None:
-        self.folder = Path(folder)
+        self.folder, self._option = Path(folder), option
         if not os.path.isdir(self.folder):
             exists = os.path.exists(self.folder)
             fix = "is a file; unpack it, or name the folder" if exists else "no such folder; check the path"
             raise SaySeeError(f"{printable(folder)}: {fix} ({option})")
         self._start = os.path.join(self.folder, "")
+        # Complete once all files are listed:
         self.excluded = Counter(dict.fromkeys(exclude, 0))  # files and folders by each pattern and by ``NO_MEDIA``
         self.unreadable: dict[str, str] = {}  # reason for each folder or link that cannot be read, by relative path
-        self.by_suffix: dict[str, list[str]] = defaultdict(list)  # paths; a suffix is in lower case with its dot
         self._patterns = {each: _comparable(each).strip("/").removeprefix("**/") for each in (*EXCLUDED, *exclude)}
         # One expression for all names; the path, and which pattern it is, are looked at where that matches.
         names = (translate(pattern.rpartition("/")[2]) for pattern in self._patterns.values())
         self._candidates = re.compile("|".join(names))
-        self._walk()
-        if "." in self.unreadable:
-            raise SaySeeError(f"{printable(folder)}: {self.unreadable['.']}; change its permissions ({option})")
-        for path, why in self.unreadable.items():
-            logger.warning("%s: %s; skipped", printable(os.path.join(self.folder, path)), why)
-
-    def files(self, suffixes: Iterable[str]) -> list[str]:
-        """Sorted paths of the files that have one of these suffixes (in lower case, with the dot)."""
-        return sorted(path for suffix in suffixes for path in self.by_suffix.get(suffix, ()))
 
     def relative(self, path: str) -> str:
         """The path of a file relative to the folder, with forward slashes."""
         inside = path[len(self._start) :] if path.startswith(self._start) else os.path.relpath(path, self.folder)
         return inside.replace(os.sep, "/")
 
-    def _walk(self) -> None:
+    def __iter__(self) -> Iterator[str]:
+        """The paths, in no order; only once."""
         seen: set[tuple[int, int] | str] = set()
         pending, links = [os.fspath(self.folder)], list[str]()
         while pending or links:
@@ -84,31 +76,34 @@ class Listing:
                 if identity in seen:
                     continue
                 seen.add(identity)
-                with os.scandir(current) as opened:
-                    entries = sorted(opened, key=lambda entry: entry.name)
+                if current != os.fspath(self.folder) and os.path.lexists(os.path.join(current, NO_MEDIA)):
+                    self.excluded[NO_MEDIA] += 1
+                    continue
+                before = len(pending)
+                with os.scandir(current) as entries:
+                    for entry in entries:
+                        if not self._is_excluded(entry) and self._is_file(entry, pending, links):
+                            yield entry.path
+                pending[before:] = sorted(pending[before:], reverse=True)
             except OSError as error:
                 self._skip(current, reason(error))
-                continue
-            if current != os.fspath(self.folder) and any(entry.name == NO_MEDIA for entry in entries):
-                self.excluded[NO_MEDIA] += 1
-                continue
-            for entry in entries:
-                if not self._is_excluded(entry):
-                    self._add(entry, pending, links)
+        for path, why in sorted(self.unreadable.items()):
+            logger.warning("%s: %s; skipped", printable(os.path.join(self.folder, path)), why)
 
-    def _add(self, entry: os.DirEntry[str], pending: list[str], links: list[str]) -> None:
+    def _is_file(self, entry: os.DirEntry[str], pending: list[str], links: list[str]) -> bool:
+        """Whether it is to be listed; a folder is noted to be walked."""
         try:
             if entry.is_dir():
                 (links if entry.is_symlink() else pending).append(entry.path)
-                return
-            is_file = kind_by_suffix(entry.name) is not None  # whoever opens it reports what is wrong with it
-            if not is_file and entry.is_symlink() and not os.path.exists(entry.path):
+                return False
+            # Whoever opens an image or a clip reports what is wrong with it.
+            if entry.is_symlink() and kind_by_suffix(entry.name) is None and not os.path.exists(entry.path):
                 self._skip(entry.path, f"is a link to {printable(os.readlink(entry.path))}, which does not exist")
-                return
+                return False
         except OSError as error:  # a link to itself, or a network drive that no longer answers
             self._skip(entry.path, reason(error))
-            return
-        self.by_suffix[os.path.splitext(entry.name)[1].lower()].append(entry.path)
+            return False
+        return True
 
     def _is_excluded(self, entry: os.DirEntry[str]) -> bool:
         if not self._candidates.match(_comparable(entry.name)):
@@ -120,7 +115,23 @@ class Listing:
         return found is not None
 
     def _skip(self, path: str, why: str) -> None:
-        self.unreadable["." if path == os.fspath(self.folder) else self.relative(path)] = why
+        if path == os.fspath(self.folder):
+            raise SaySeeError(f"{printable(path)}: {why}; change its permissions ({self._option})")
+        self.unreadable[self.relative(path)] = why
+
+
+class Listing(Walk):
+    """All files of a :class:`Walk`; the same at every walk."""
+
+    def __init__(self, folder: str | os.PathLike[str], option: str) -> None:
+        super().__init__(folder, option)
+        self._by_suffix: dict[str, list[str]] = defaultdict(list)
+        for path in self:
+            self._by_suffix[os.path.splitext(path)[1].lower()].append(path)
+
+    def files(self, suffixes: Iterable[str]) -> list[str]:
+        """Sorted paths of the files that have one of these suffixes (in lower case, with the dot)."""
+        return sorted(path for suffix in suffixes for path in self._by_suffix.get(suffix, ()))
 
 
 def _comparable(text: str) -> str:

@@ -262,7 +262,7 @@ def test_an_index_of_an_earlier_release_gets_exif_and_loses_videos_without_encod
     party = video(tmp_path / "photos/party.mp4")
     os.utime(party, (10**9, 10**9))
     with open_store(place).writing() as writer, writer.transaction():
-        (item,) = (row for row in writer.known().values() if row.kind == "image")
+        (item,) = (row for row in writer.items() if row.kind == "image")
         item.metadata = {}
         writer.execute("UPDATE items SET metadata = '{}'")
         writer.execute("DELETE FROM about WHERE name = 'examined'")
@@ -285,7 +285,7 @@ def test_metadata_that_no_database_can_hold_is_stored_without_it(place):
         writer.set_about(About("model", None, {"image": "1", "clip": "2"}, 24, "float32", "/root", None, "."))
         with writer.transaction():
             writer.put([Item("image", "a.png", metadata=odd)], np.eye(1, 24, dtype=np.float32))
-        (row,) = writer.known().values()
+        (row,) = writer.items()
     assert row.metadata == {"ab": "cd?", "list": ["", {"deep": None}], "far": None, "path": "x"}
 
 

@@ -149,7 +149,7 @@ def test_what_another_writer_takes_out_or_puts_meanwhile_is_made_right(encoder, 
         """Another run has come first: one row is gone, and one of the new places is taken."""
         items = list(items)
         with open_store(database).writing() as other:
-            known = other.known()
+            known = {item.key: item for item in other.items()}
             if ("image", "holiday/0.png") in known:
                 other.remove([known["image", "holiday/0.png"]])
                 assert other.about is not None
@@ -285,7 +285,7 @@ def test_compact_reclaims_disk_space_and_damage_is_found(database):
     fill(database, vectors)
     index = Index.open(database)
     with index.store.writing() as writer:
-        writer.remove([item for item in writer.known().values() if item.id > 10])
+        writer.remove([item for item in writer.items() if item.id > 10])
     before, after = index.compact()
     assert after < before / 3
     admin(database, f"UPDATE items SET vector = '[{','.join(['0'] * DIMENSION)}]' WHERE id = 1")

@@ -26,7 +26,7 @@ from saysee.search.service.items import Items
 
 def row(index, path: Path) -> int:
     with index.store.writing() as writer:
-        return next(item.id for item in writer.known().values() if Path(item.path).name == path.name)
+        return next(item.id for item in writer.items() if Path(item.path).name == path.name)
 
 
 def test_files_are_served_whole_and_by_their_content(ask, index, photos):

@@ -1,5 +1,6 @@
 """An index of vectors that the user already has, from CLIP's image encoder: no image is encoded again."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from saysee.search.index.about import IndexReport
 from saysee.search.index.index import open_store
 from saysee.search.index.readers.files import read_files
 from saysee.search.index.readers.given import Given
+from saysee.search.index.readers.item_list import Listed, batched
 from saysee.search.index.sources import is_upload
-from saysee.search.index.store import UNIT_TOLERANCE, Item, Key, Tables, Vectors, storable
-from saysee.search.index.updating import begin, finish, to_remove
+from saysee.search.index.store import UNIT_TOLERANCE, Tables, Vectors
+from saysee.search.index.updating import begin, finish, remove_rows
 
 _CHUNK = 8_192  # vectors read and committed together
 _SAMPLES = 8  # images that are encoded to check whether the vectors are of this model
@@ -97,61 +99,59 @@ def _index(
                 f"{part.place}: {part.values.shape[1]} dimensions, and the model {encoder.name} has "
                 f"{encoder.dimension}; give the model whose image encoder made them"
             )
-    store, items = open_store(to), given.items
+    store, items, rows = open_store(to), given.items, 0
     report = IndexReport(index=store.place, notes=[*_check_space(encoder, given, images), *given.notes])
     report.notes += [encoder.warning] if encoder.warning else []
     with store.writing() as writer:
-        about, known = begin(writer, encoder, given.root, given.source, given.vectors.precision)
-        for item in items:
-            item.encoded_by = about.fingerprints[item.kind]
-        scaled = 0
-        with progress_bar("importing", len(items)) as bar:
-            for start in range(0, len(items), _CHUNK):
+        about = begin(writer, encoder, given.root, given.source, given.vectors.precision)
+        items.begin()
+        for known in batched(writer.items(), _CHUNK):
+            rows += len(known)
+            for row, found in zip(known, items.find(known), strict=True):
+                if found is not None:
+                    made_of = (about.fingerprints[row.kind], json.loads(found[1] or "{}"))
+                    same = (row.encoded_by, row.metadata) == made_of
+                    items.compared(found[0], row.id, row.hash, "kept" if same else None)
+                elif not is_upload(row):
+                    items.add_row(row, row.hash, "gone")
+        scaled, total = 0, len(items)
+        with progress_bar("importing", total) as bar:
+            for start in range(0, total, _CHUNK):
                 block, lengths = given.vectors.block(start, start + _CHUNK)
+                chunk = items.block(start, start + _CHUNK)
+                for place in np.flatnonzero(lengths == 0):
+                    bad = chunk[place]
+                    report.refused.append((bad.item.path, given.vectors.why(start + int(place), bad.item.path)))
+                    items.mark("bad", bad.number)
                 good = np.flatnonzero(lengths > 0)
-                usable = [items[start + place] for place in good]
+                usable = [chunk[place] for place in good]
+                for one in usable:
+                    one.item.encoded_by = about.fingerprints[one.item.kind]
                 unit = (block[good] / lengths[good, None]).astype(np.float32)
-                changed = _changed(writer, known, usable, unit)
+                changed = _changed(writer, usable, unit)
                 if changed:
                     with writer.transaction():
-                        writer.put([usable[place] for place in changed], unit[changed])
+                        writer.put([usable[place].item for place in changed], unit[changed])
                 scaled += int(np.sum(np.abs(lengths[good] - 1) > UNIT_TOLERANCE))
                 report.imported += len(changed)
                 report.kept += len(usable) - len(changed)
                 bar.advance(len(lengths))
-        bad = {item.key: number for number, item in enumerate(items) if not item.id}
-        report.refused = [
-            (items[number].path, given.vectors.why(number, items[number].path)) for number in bad.values()
-        ]
-        listed = {item.key for item in items}
-        gone = {key: row for key, row in known.items() if key not in listed and not is_upload(row)}
-        gone = gone if allow_removals else to_remove(gone, known, report, {})
-        leaving = [row for key, row in known.items() if key in gone or key in bad]
-        report.removed = len(leaving)
-        writer.remove(leaving)
+        remove_rows(writer, items, report, rows, allow_removals)
         if scaled:
             report.notes.append(f"{scaled:,} vectors were not of length 1; all are kept as unit vectors")
         finish(writer, about, report)
     return report
 
 
-def _changed(writer: Tables, known: dict[Key, Item], items: Sequence[Item], unit: Vectors) -> list[int]:
-    """Positions of the items that the index does not have with this vector and metadata; the others get their ids."""
-    numbers, stored = writer.vectors_of([known[item.key].id for item in items if item.key in known])
+def _changed(writer: Tables, items: Sequence[Listed], unit: Vectors) -> list[int]:
+    """Positions of the items that the index does not have with this vector and metadata."""
+    numbers, stored = writer.vectors_of([one.row for one in items if one.row is not None and one.state == "kept"])
     vectors = dict(zip(numbers.tolist(), stored, strict=True))
-    changed = []
-    for position, (item, vector) in enumerate(zip(items, unit, strict=True)):
-        row = known.get(item.key)
-        if (
-            row is not None
-            and (before := vectors.get(row.id)) is not None
-            and (row.encoded_by, row.metadata) == (item.encoded_by, storable(item.metadata))
-            and np.abs(before - vector).max() <= _SAME
-        ):
-            item.id = row.id
-        else:
-            changed.append(position)
-    return changed
+    return [
+        position
+        for position, (one, vector) in enumerate(zip(items, unit, strict=True))
+        if (before := vectors.get(one.row)) is None or np.abs(before - vector).max() > _SAME
+    ]
 
 
 def _check_space(encoder: Encoder, given: Given, images: ImageServer | None) -> list[str]:
@@ -160,7 +160,7 @@ def _check_space(encoder: Encoder, given: Given, images: ImageServer | None) -> 
     vectors: list[NDArray[np.float64]] = []
     errors: list[MediaError] = []
     for place in np.unique(np.linspace(0, len(given.items) - 1, 4 * _SAMPLES, dtype=int)).tolist():
-        item = given.items[place]
+        item = given.items.block(place, place + 1)[0].item
         (vector,), (length,) = given.vectors.block(place, place + 1)
         if len(contents) + len(errors) == _SAMPLES or item.kind != "image" or not length:
             continue

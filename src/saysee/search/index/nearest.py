@@ -18,7 +18,7 @@ import numpy as np
 from saysee.files import atomic_write, fingerprint
 from saysee.media.formats import Kind
 from saysee.search.index.sql import SqlTables
-from saysee.search.index.store import Ids, Vectors
+from saysee.search.index.store import KINDS, Ids, Vectors
 
 MEMORY_ROWS = 20_000
 """Up to here there is no file: so few vectors are read from SQLite and compared in memory, where a query takes as long
@@ -145,7 +145,7 @@ def replace_stamp(tables: SqlTables, kind: Kind, base: str | None = None) -> Non
 
 def load(tables: SqlTables, kind: Kind, known: Searcher | None = None) -> Searcher | None:
     """The searcher of a kind; None where its file is missing, stale or damaged. ``known`` is an earlier one."""
-    if tables.counts()[kind] <= MEMORY_ROWS:
+    if not _is_large(tables, kind):
         return in_memory(tables, kind)
     path, record = _copy(tables, kind)
     try:
@@ -156,6 +156,12 @@ def load(tables: SqlTables, kind: Kind, known: Searcher | None = None) -> Search
     except (OSError, RuntimeError):  # just removed by a writer, or written by a newer faiss
         pass
     return None
+
+
+def _is_large(tables: SqlTables, kind: Kind) -> bool:
+    """Whether there are more than ``MEMORY_ROWS``: counting a million takes 0.1 s, which each added row would cost."""
+    sql = "SELECT 1 FROM items WHERE kind = ? LIMIT 1 OFFSET ?"
+    return tables.execute(sql, (kind, MEMORY_ROWS)).fetchone() is not None
 
 
 def _with_outdated(tables: SqlTables, kind: Kind, known: Faiss) -> Faiss:
@@ -186,7 +192,7 @@ def _base(stamp: str) -> str:
 
 def in_memory(tables: SqlTables, kind: Kind) -> InMemory:
     """All vectors of a kind, read from the tables."""
-    rows = tables.counts()[kind]
+    rows = tables.execute("SELECT count(*) FROM items WHERE kind = ?", (kind,)).fetchone()[0]
     ids, vectors = np.empty(rows, np.int64), np.empty((rows, tables.existing_about().dimension), np.float32)
     end = 0
     for numbers, block in blocks(tables, kind):
@@ -199,8 +205,8 @@ def write_all(tables: SqlTables) -> dict[Kind, str]:
     """Writes the files that are missing, removes stale ones, and returns how each kind that has rows is searched."""
     methods: dict[Kind, str] = {}
     current = set()
-    for kind, rows in tables.counts().items():
-        if rows > MEMORY_ROWS:
+    for kind in KINDS:
+        if _is_large(tables, kind):
             searcher = load(tables, kind)
             if searcher is None or searcher.is_worn:
                 publish(tables, kind, build(tables, kind))
@@ -208,7 +214,7 @@ def write_all(tables: SqlTables) -> dict[Kind, str]:
             assert searcher is not None
             methods[kind] = searcher.method
             current.add(_copy(tables, kind)[0])
-        elif rows:
+        elif tables.has(kind):
             methods[kind] = InMemory.method
     assert tables.folder is not None
     for path in set(tables.folder.glob("*.faiss")) - current:
@@ -219,7 +225,7 @@ def write_all(tables: SqlTables) -> dict[Kind, str]:
 
 def damage(tables: SqlTables, kind: Kind) -> str | None:
     """What is wrong with a kind's file, read to its last byte; None where all is well or no file is needed."""
-    if tables.counts()[kind] <= MEMORY_ROWS:
+    if not _is_large(tables, kind):
         return None
     path, record = _copy(tables, kind)
     if not record or not path.is_file():
@@ -270,9 +276,9 @@ def build(tables: SqlTables, kind: Kind) -> Copy:
     import faiss
 
     last = tables.execute("SELECT max(number) FROM outdated").fetchone()[0] if _has_outdated(tables) else None
-    approximate = tables.counts()[kind] > EXACT_ROWS
     cursor = tables.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))
     ids = np.fromiter((row[0] for row in cursor), np.int64)
+    approximate = len(ids) > EXACT_ROWS
     clusters = 2 ** round(float(np.log2(2 * np.sqrt(len(ids)))))
     layout = f"IVF{clusters},SQfp16" if approximate else "IDMap,SQfp16"
     index = faiss.index_factory(tables.existing_about().dimension, layout, faiss.METRIC_INNER_PRODUCT)

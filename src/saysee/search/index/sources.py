@@ -4,23 +4,27 @@ The files of uploads have the hash of their content for a name. That distinguish
 bringing the index up to date with that keeps them.
 """
 
+import hashlib
+import json
 import logging
 import mimetypes
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from saysee.data.manifest import OPTIONAL, Manifest
+from saysee.data.manifest import OPTIONAL, read_rows
 from saysee.errors import MediaError, SaySeeError
-from saysee.media.folders import Listing
-from saysee.media.formats import Kind, file_kind, kind_by_suffix
+from saysee.media.folders import Walk
+from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind, kind_by_suffix
 from saysee.media.source import opened, printable
-from saysee.search.index.about import MAX_EXAMPLES, About, IndexReport, counted
-from saysee.search.index.store import KINDS, Item, Key, Vectors, is_database, storable
+from saysee.search.index.about import About, IndexReport, counted
+from saysee.search.index.readers.item_list import ItemList
+from saysee.search.index.store import Item, Key, Vectors, is_database, storable
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +50,11 @@ class Source:
 
     root: Path  # folder that relative paths start from, absolute
     name: str  # "." for the folder itself, else the manifest's name in it
-    items: list[Item]  # the images and clips, each once
+    items: ItemList  # the images and clips, each once
     place: str  # the folder or manifest as the user named it, for messages
     exclude: Sequence[str] = ()  # patterns of files and folders that are not indexed, beside the usual ones
     ignored: Counter[str] = field(default_factory=Counter)  # how many files of each suffix are neither image nor clip
-    # excluded, unreadable: as of a :class:`saysee.media.folders.Listing`
+    # excluded, unreadable: as of a :class:`saysee.media.folders.Walk`
     excluded: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
     # unit vectors [D] of items that the index's model has encoded already
@@ -77,7 +81,7 @@ def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> S
 
     Args:
         place: the folder or manifest.
-        exclude: patterns of files and folders that are not indexed, as of :class:`saysee.media.folders.Listing`.
+        exclude: patterns of files and folders that are not indexed, as of :class:`saysee.media.folders.Walk`.
 
     Raises:
         SaySeeError: no such place, or no image and no clip in it; patterns for a manifest.
@@ -89,7 +93,7 @@ def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> S
         return _of_folder(path, os.fspath(place), exclude)
     if exclude:
         raise SaySeeError(f"{place}: --exclude is for folders; remove the rows from the manifest")
-    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(Manifest.read(path)), os.fspath(place))
+    return Source(Path(os.path.abspath(path.parent)), path.name, _of_manifest(path), os.fspath(place))
 
 
 def watch_index(
@@ -122,15 +126,16 @@ def watch_index(
 
 
 def _state_of(place: str | os.PathLike[str], exclude: Sequence[str]) -> object:
-    """What changes with the files of a source: their names, sizes and times."""
-    source, found = find_source(place, exclude), []
-    for path in [item.path for item in source.items] if source.is_folder else [source.name]:
+    """What changes with the files of a source: a hash of their names, sizes and times."""
+    source, state = find_source(place, exclude), 0
+    for path in (one.item.path for one in source.items.select("listed")) if source.is_folder else [source.name]:
         try:
             status = os.stat(source.root / path)
-            found.append((path, status.st_size, status.st_mtime_ns))
+            found = (path, status.st_size, status.st_mtime_ns)
         except OSError:
-            found.append((path, 0, 0))
-    return found, list(source.unreadable)
+            found = (path, 0, 0)
+        state ^= int.from_bytes(hashlib.blake2b(repr(found).encode()).digest(), "big")  # in any order
+    return state, list(source.unreadable)
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:
@@ -174,23 +179,26 @@ def _places(absolute: str, relative: str | None, folder: Path | None) -> Iterato
 
 
 def _of_folder(folder: Path, place: str, exclude: Sequence[str]) -> Source:
-    listing = Listing(folder, "what to index", exclude)
+    walk, items = Walk(folder, "what to index", exclude), ItemList()
     ignored: Counter[str] = Counter()
-    found: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
-    for suffix, paths in listing.by_suffix.items():
-        kind = kind_by_suffix(suffix and f"a{suffix}")
-        for path in paths:
-            one = kind if kind is not None or suffix in _OTHERS else _kind_by_content(path)
-            if one is None:
-                ignored[suffix or NO_SUFFIX] += 1
-            else:
-                found[one].append(listing.relative(path))
-    items = [Item(kind, path) for kind, paths in found.items() for path in sorted(paths)]
-    if not items:
+
+    kinds: dict[str, Kind | None] = {suffix: kind_by_suffix(f"a{suffix}") for suffix in IMAGE_SUFFIXES | AUDIO_SUFFIXES}
+
+    def files() -> Iterator[Key]:
+        for path in walk:
+            if (kind := kinds.get(path[path.rfind(".") :].lower())) is None:
+                suffix = os.path.splitext(path)[1].lower()
+                if suffix in _OTHERS or (kind := _kind_by_content(path)) is None:
+                    ignored[suffix or NO_SUFFIX] += 1
+                    continue
+            yield kind, walk.relative(path)
+
+    items.add_files(files())
+    if not len(items):
         others = f" ({counted(ignored)})" if ignored else ""
         raise SaySeeError(f"{printable(folder)}: no image and no clip there{others}; name the folder that holds them")
     root = Path(os.path.abspath(folder))
-    return Source(root, ".", items, place, exclude, ignored, listing.excluded, listing.unreadable)
+    return Source(root, ".", items, place, exclude, ignored, walk.excluded, walk.unreadable)
 
 
 def _kind_by_content(path: str) -> Kind | None:
@@ -202,64 +210,47 @@ def _kind_by_content(path: str) -> Kind | None:
     return None if found is None else found.kind
 
 
-def _of_manifest(manifest: Manifest) -> list[Item]:
-    images: dict[str, Item] = {}
-    clips = []
-    for row in manifest:
+def _of_manifest(path: Path) -> ItemList:
+    items = ItemList()
+    for row in read_rows(path):
         columns = {name: getattr(row, name) for name in ("image_id", "split", *OPTIONAL)} | dict(row.extra)
         values: dict[str, Any] = storable({name: value for name, value in columns.items() if value is not None})
-        image = images.setdefault(_normal(row.image), Item("image", _normal(row.image), metadata=values))
-        image.metadata = {name: value for name, value in image.metadata.items() if values.get(name) == value}
-        clips.append(Item("clip", _normal(row.clip), metadata=values))
-    return [*images.values(), *clips]
+        image = Item("image", _normal(row.image), metadata=values)
+        if not items.add(image) and (found := items.find([image])[0]) is not None:
+            before = json.loads(found[1] or "{}")
+            common = {name: value for name, value in before.items() if values.get(name) == value}
+            if common != before:
+                items.set_metadata(found[0], common)
+        items.add(Item("clip", _normal(row.clip), metadata=values))
+    return items
 
 
 def _normal(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
 
 
-def vanished_folders(source: Source, gone: Mapping[Key, Item]) -> dict[Key, str]:
-    """Which of the rows lie in a folder that has vanished whole, and in which: a drive may just not be mounted."""
-    listed = {folder for item in source.items for folder in PurePosixPath(item.path).parents}
-    empty: dict[PurePosixPath, bool] = {}
+def vanished_folder(source: Source) -> Callable[[str], str | None]:
+    """Finds the folder that has vanished whole, and a file of this path with it: a drive may just not be mounted."""
 
-    def is_empty(folder: PurePosixPath) -> bool:
-        if folder not in empty:
-            try:
-                empty[folder] = not os.listdir(source.root / folder)
-            except OSError:
-                empty[folder] = True
-        return empty[folder]
+    @lru_cache(maxsize=10_000)
+    def has_vanished(folder: str) -> bool:
+        if source.items.has_below(folder):
+            return False
+        try:
+            return not os.listdir(source.root / folder)
+        except OSError:
+            return True
 
-    found = {}
-    for key, row in gone.items():
-        above = reversed(PurePosixPath(row.path).parents)
-        vanished = next((folder for folder in above if folder not in listed and is_empty(folder)), None)
-        if vanished is not None:
-            found[key] = str(vanished)
-    return found
+    def of(path: str) -> str | None:
+        above = map(str, reversed(PurePosixPath(path).parents)) if source.is_folder else ()
+        return next(filter(has_vanished, above), None)
 
-
-def without_clips(source: Source) -> tuple[Source, int]:
-    """A source with its clips counted as ignored, by suffix, and their number."""
-    images = [item for item in source.items if item.kind == "image"]
-    clips = Counter(
-        PurePosixPath(item.path).suffix.lower() or NO_SUFFIX for item in source.items if item.kind == "clip"
-    )
-    if not images:
-        raise SaySeeError(f"{source.place}: no image there, and this model cannot encode clips; give a SaySee model")
-    return replace(source, items=images, ignored=source.ignored + clips), clips.total()
-
-
-def examples_of(items: Iterable[Item]) -> list[Key]:
-    """The items that a visitor may try as queries, whose metadata ``example`` is their kind: clips, then images."""
-    keys = [item.key for item in items if item.metadata.get("example") == item.kind]
-    return sorted(keys, key=lambda key: key[0])[:MAX_EXAMPLES]
+    return of
 
 
 def is_upload(item: Item) -> bool:
     """Whether a row was added one by one."""
-    return item.hash is not None and PurePosixPath(item.path).stem == item.hash
+    return item.hash is not None and item.hash in item.path and PurePosixPath(item.path).stem == item.hash
 
 
 def place_of_upload(item: Item, uploads: Path | None) -> Path | None:
@@ -273,19 +264,14 @@ def place_of_upload(item: Item, uploads: Path | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def with_uploads(items: list[Item], known: Iterable[Item], root: Path, index: Path | None) -> list[Item]:
-    """The files of a source, and of the known rows of its index the uploads that are still there."""
-    added = {}
-    for item in filter(is_upload, known):
-        path = item.path
-        if not (root / path).is_file():
-            moved = place_of_upload(item, None if index is None else index / UPLOADS_FOLDER)
-            if moved is None:
-                continue
-            path = path_from(root, moved)
-        added[item.kind, path] = replace(item, path=path, id=0)
-    # Where the index lies in its own source, the walk has found them too, without their metadata.
-    return [item for item in items if item.key not in added] + list(added.values())
+def find_upload(row: Item, root: Path, index: Path | None) -> str | None:
+    """Where the file of a row that was added one by one is now, as a row names it; None if it is gone, or another."""
+    if not is_upload(row):
+        return None
+    if (root / row.path).is_file():
+        return row.path
+    moved = place_of_upload(row, None if index is None else index / UPLOADS_FOLDER)
+    return None if moved is None else path_from(root, moved)
 
 
 def path_from(root: Path, file: Path) -> str:

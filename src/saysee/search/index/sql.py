@@ -14,6 +14,7 @@ from saysee.media.formats import Kind
 from saysee.search.index.about import About
 from saysee.search.index.store import CHANGEABLE, ITEM_COLUMNS, KINDS, Ids, Item, Key, Tables, Vectors
 
+_PAGE = 1_000  # rows read at once, where all are
 _ITEM = ", ".join(ITEM_COLUMNS)
 _WRITTEN = ("kind", "hash", "encoded_by", *CHANGEABLE)
 _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -88,7 +89,10 @@ class SqlTables(Tables):
 
     def items(self) -> Iterator[Item]:
         """See :meth:`Tables.items`."""
-        return self._select("")
+        last = 0
+        while page := list(self._select("WHERE id > ? ORDER BY id LIMIT ?", last, _PAGE)):
+            yield from page
+            last = page[-1].id
 
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:
         """See :meth:`Tables.rows`."""

@@ -66,7 +66,8 @@ class Item:
     def from_row(cls, row: Sequence[Any]) -> Item:
         """From the columns of ``ITEM_COLUMNS``; PostgreSQL has the metadata as an object, the others as text."""
         kind, path, size, mtime_ns, content, metadata, *rest = row
-        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+        if isinstance(metadata, str):
+            metadata = json.loads(metadata) if metadata != "{}" else {}  # most have none
         return cls(kind, path, size, mtime_ns, content, metadata, *rest)
 
     def changeable(self) -> tuple[Any, ...]:
@@ -151,11 +152,7 @@ class Tables(ABC):
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """All rows."""
-
-    def known(self) -> dict[Key, Item]:
-        """All rows, by kind and path."""
-        return {item.key: item for item in self.items()}
+        """All rows, of which few are held in memory at once; rows may be changed and removed meanwhile."""
 
     @abstractmethod
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:

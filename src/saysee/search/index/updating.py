@@ -3,14 +3,16 @@
 Threads read and decode ahead while the model encodes. Each batch is one transaction.
 """
 
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,23 +26,25 @@ from saysee.media.metadata import EXIF_KEYS, is_video, read_exif
 from saysee.media.source import printable, reason
 from saysee.search.index.about import EXAMPLES, About, IndexReport, counted
 from saysee.search.index.index import open_store
+from saysee.search.index.readers.item_list import LEAVING, ItemList, Listed, batched
 from saysee.search.index.sources import (
     NO_SUFFIX,
     Source,
     beside,
-    examples_of,
     find_source,
+    find_upload,
     is_upload,
     root_of,
-    vanished_folders,
-    with_uploads,
-    without_clips,
+    vanished_folder,
 )
-from saysee.search.index.store import KINDS, Item, Key, Tables, is_database
+from saysee.search.index.store import KINDS, Item, Tables, Vectors, is_database
 
 _EXAMINED = "examined"
 """The note that all files were examined for what they say of themselves; earlier releases did not."""
 _VIDEO = MediaError("undecodable", "is a video")
+_AT_ONCE = 1_000  # rows compared, or removed, together
+
+_Found = tuple[Listed, Vectors | None, Any]  # the vector of its content if that is known; else what the model takes
 
 
 def update_index(
@@ -75,20 +79,17 @@ def update_index(
     source = place if isinstance(place, Source) else find_source(place)
     store = open_store(to)
     report = IndexReport(store.place, notes=[encoder.warning] if encoder.warning else [])
+    report.ignored, report.excluded = source.ignored.copy(), source.excluded.copy()
+    report.unreadable = [(printable(source.root / path), why) for path, why in source.unreadable.items()]
+    source.items.begin()
     if not encoder.has_speech:
-        source, count = without_clips(source)
-        if count:
-            report.notes.append(f"clips ignored: {count:,}; the model {encoder.name} has no speech encoder")
+        _ignore_clips(source, encoder, report)
     with store.writing() as writer:
-        about, known = begin(writer, encoder, source.root, source.name)
-        others = Counter(row.kind for row in known.values() if row.encoded_by != about.fingerprints[row.kind])
-        for kind, count in others.items():
-            report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
-        items = with_uploads(source.items, known.values(), source.root, writer.folder)
-        run = _Run(writer, encoder, about, replace(source, items=items), known, report)
+        about = begin(writer, encoder, source.root, source.name)
+        run = _Run(writer, encoder, about, source, report)
         run.go(batch_size, workers or encoder.workers)
-        run.remove(allow_removals)
-        writer.note(EXAMPLES, examples_of(items))
+        remove_rows(writer, source.items, report, run.rows, allow_removals, vanished_folder(source))
+        writer.note(EXAMPLES, source.items.examples())
         finish(writer, about, report)
     if not report.images and not report.clips:
         path, reason = report.refused[0]
@@ -98,22 +99,28 @@ def update_index(
     return report
 
 
-def begin(
-    writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32"
-) -> tuple[About, dict[Key, Item]]:
+def _ignore_clips(source: Source, encoder: Encoder, report: IndexReport) -> None:
+    clips = source.items.ignore_clips()
+    if not len(source.items):
+        raise SaySeeError(f"{source.place}: no image there, and this model cannot encode clips; give a SaySee model")
+    if clips:
+        report.ignored.update({suffix or NO_SUFFIX: count for suffix, count in clips.items()})
+        report.notes.append(f"clips ignored: {clips.total():,}; the model {encoder.name} has no speech encoder")
+
+
+def begin(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32") -> About:
     """Begins an index of the ``source`` below ``root``, in this precision, or resumes one of the same files and model.
 
     Returns:
-        what holds once :func:`finish` is called, and the rows of the index.
+        what holds once :func:`finish` is called.
 
     Raises:
         SaySeeError: the index is of another model, or of other files that still exist.
     """
     before = writer.about
-    known = writer.known() if before else {}
     if before is not None:
         before.check(encoder, writer.place)
-        _check_same_source(writer, before, root, source, known)
+        _check_same_source(writer, before, root, source)
     fingerprints: dict[Kind, str] = {kind: encoder.fingerprint(kind) for kind in KINDS}
     if before is not None and not encoder.has_speech:  # a CLIP leaves clips as another model encoded them
         fingerprints["clip"] = before.fingerprints["clip"]
@@ -129,7 +136,7 @@ def begin(
         source=source,
     )
     writer.set_about(replace(about, fingerprints=before.fingerprints) if before else about)
-    return about, known
+    return about
 
 
 def finish(writer: Tables, about: About, report: IndexReport) -> None:
@@ -140,146 +147,183 @@ def finish(writer: Tables, about: About, report: IndexReport) -> None:
     report.images, report.clips = counts["image"], counts["clip"]
 
 
-def to_remove(
-    gone: dict[Key, Item], known: dict[Key, Item], report: IndexReport, folders: Mapping[Key, str]
-) -> dict[Key, Item]:
-    """Which of the rows that are gone from the source are removed where no removals are allowed; reports the others.
+def remove_rows(
+    writer: Tables,
+    items: ItemList,
+    report: IndexReport,
+    rows: int,
+    allow_removals: bool,
+    vanished: Callable[[str], str | None] = lambda _: None,
+) -> None:
+    """Removes the rows of files that cannot be used any more, and those that are gone from the source.
 
-    Those in ``folders``, which have vanished whole, are kept, and all if they are more than half of the ``known``.
+    Without ``allow_removals`` it keeps and reports those whose folder has ``vanished`` whole, and all that are gone if
+    they are more than half of the ``rows``.
     """
-    if 2 * len(gone) > len(known):
-        report.missing["."] += len(gone)
-        what, removed = f"of {len(known):,} rows", dict[Key, Item]()
-    else:
-        report.missing.update(folders.values())
-        what = f"rows of whole folders ({counted(Counter(folders.values()))})"
-        removed = {key: row for key, row in gone.items() if key not in folders}
-    if kept := len(gone) - len(removed):
+    kept = Counter[str]()
+    too_many = 2 * items.count("state = 'gone'") > rows
+    for one in () if allow_removals else items.select("state = 'gone'"):
+        if (folder := "." if too_many else vanished(one.item.path)) is not None:
+            kept[folder] += 1
+            items.mark("missing", one.number)
+    if kept:
+        report.missing.update(kept)
+        what = f"of {rows:,} rows" if too_many else f"rows of whole folders ({counted(kept)})"
         report.notes.append(
-            f"{kept:,} {what} are kept although they are gone from the source; bring them back, or remove the rows "
-            "with --allow-removals"
+            f"{kept.total():,} {what} are kept although they are gone from the source; bring them back, or remove the "
+            "rows with --allow-removals"
         )
-    return removed
+    leaving = (replace(one.item, id=one.row) for one in items.select(LEAVING) if one.row is not None)
+    for batch in batched(leaving, _AT_ONCE):
+        writer.remove(batch)
+        report.removed += len(batch)
 
 
-def _check_same_source(writer: Tables, before: About, root: Path, source: str, known: dict[Key, Item]) -> None:
+def _check_same_source(writer: Tables, before: About, root: Path, source: str) -> None:
     """Refuses other files while those of the index still exist: all of them would be removed from it."""
-    first = next((row.path for row in known.values()), None)
-    old = root_of(before, writer.folder, first)
+    first = next(iter(writer.items()), None)
+    old = root_of(before, writer.folder, first.path if first else None)
     place = before.source if is_database(before.source) else os.path.normpath(old / before.source)
     there = is_database(before.source) or os.path.exists(place)
-    if known and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), source):
+    if first is not None and there and (os.path.realpath(old), before.source) != (os.path.realpath(root), source):
         raise SaySeeError(f"{writer.place}: is an index of {place}; name another place by --to")
 
 
 class _Run:
     """One run over the files that are new or may have changed."""
 
-    def __init__(
-        self,
-        writer: Tables,
-        encoder: Encoder,
-        about: About,
-        source: Source,
-        known: dict[Key, Item],
-        report: IndexReport,
-    ) -> None:
-        self.writer, self.encoder, self.about, self.source = writer, encoder, about, source
-        self.known, self.report = known, report
-        report.ignored, report.excluded = source.ignored.copy(), source.excluded.copy()
-        report.unreadable = [(printable(source.root / path), why) for path, why in source.unreadable.items()]
-        self.current = {key: row for key, row in known.items() if row.encoded_by == about.fingerprints[row.kind]}
-        self.contents = {row.content for row in self.current.values()}
-        self.bad: dict[Key, Item] = {}  # rows whose files can no longer be used
-        self.gone: dict[Key, Item] = {}  # rows whose files have disappeared
-        self._find_gone()
-        self.homeless = {row.content: row for key, row in (self.gone | self.bad).items() if key in self.current}
+    def __init__(self, writer: Tables, encoder: Encoder, about: About, source: Source, report: IndexReport) -> None:
+        self.writer, self.encoder, self.about, self.source, self.report = writer, encoder, about, source, report
+        self.items, self.root, self.rows = source.items, os.fspath(source.root), 0
+        self._compare()
 
-    def _find_gone(self) -> None:
-        listed = {item.key for item in self.source.items}
-        unlisted = {}
-        for key, row in self.known.items():
-            if key in listed:
-                continue
-            if not self.source.is_folder:
-                self.gone[key] = row
-            elif (place := self.source.unreadable_above(row.path)) is not None:
-                self.report.missing[place] += 1
-            elif os.path.lexists(self.source.root / row.path):
-                unlisted[key] = row
-            else:
-                self.gone[key] = row
-        if unlisted:  # excluded now, or it came into the folder after that was listed and another process added it
+    def _compare(self) -> None:
+        """Looks up each row of the index in the list, and notes which are unchanged or gone.
+
+        An item has changed if its file has another size or time, or no vector of this model. All have, where an earlier
+        release did not examine the files: these are read again, but not encoded.
+        """
+        examined = self.writer.noted(_EXAMINED) is not None
+        others: Counter[Kind] = Counter()
+        for rows in batched(self.writer.items(), _AT_ONCE):
+            for row in filter(is_upload, rows):
+                self._keep_upload(row)
+            renewed, kept = dict[int, Item](), list[int]()
+            for row, found in zip(rows, self.items.find(rows), strict=True):
+                content = row.hash
+                if row.encoded_by != self.about.fingerprints[row.kind]:
+                    others[row.kind] += 1
+                    content = None
+                if found is None:
+                    self._note_unlisted(row, content)
+                    continue
+                number, metadata, state = found
+                if state == "ignored":
+                    continue
+                if content is None or not examined or self._status(row.path) != (row.size, row.mtime_ns):
+                    self.items.compared(number, row.id, content)
+                    continue
+                kept.append(number)
+                if row.metadata or metadata:
+                    exif = {name: row.metadata[name] for name in EXIF_KEYS if name in row.metadata}
+                    if (now := exif | json.loads(metadata or "{}")) != row.metadata:
+                        renewed[number] = replace(row, metadata=now)
+            self.items.mark("kept", *kept)
+            gone = {item.key for item in self.writer.refresh(list(renewed.values()))}
+            for number, item in renewed.items():
+                if item.key in gone:  # another process has removed the row
+                    self.items.compared(number, None, None)
+            self.rows += len(rows)
+        for kind, count in others.items():
+            self.report.notes.append(f"{count:,} {kind}s of the index are of another model, and are encoded again")
+        if not self.rows:  # nothing is there that an earlier release wrote
+            self.writer.note(_EXAMINED, 1)
+        self._check_unlisted()
+
+    def _keep_upload(self, row: Item) -> None:
+        """Lists the file of a row that was added one by one, where it is now."""
+        if (path := find_upload(row, self.source.root, self.writer.folder)) is not None:
+            # Where the index lies in its own source, the walk has found it too, without its metadata.
+            self.items.add(Item(row.kind, path, metadata=row.metadata), upload=True)
+
+    def _note_unlisted(self, row: Item, content: str | None) -> None:
+        if self.source.is_folder and (place := self.source.unreadable_above(row.path)) is not None:
+            self.report.missing[place] += 1
+        else:
+            there = self.source.is_folder and os.path.lexists(os.path.join(self.root, row.path))
+            self.items.add_row(row, content, "unlisted" if there else "gone")
+
+    def _check_unlisted(self) -> None:
+        """Files that are there but were not listed are excluded now, or another process has just added them."""
+        if self.items.count("state = 'unlisted'"):
             with suppress(SaySeeError):
-                listed = {item.key for item in find_source(self.source.place, self.source.exclude).items}
-                self.bad = {key: row for key, row in unlisted.items() if key not in listed}
+                again = find_source(self.source.place, self.source.exclude).items
+                for one in self.items.select("state = 'unlisted'"):
+                    self.items.mark("bad" if again.find([one.item])[0] is None else "kept", one.number)
 
     def go(self, batch_size: int, workers: int) -> None:
         """Brings the rows of the source's files up to date."""
-        changed = self._find_changed()
-        kept = len(self.source.items)
-        with progress_bar("indexing", len(changed)) as bar:
-            for items, prepared in read_ahead(_batches(changed, batch_size), self._read, workers):
-                self._write(items, prepared)
-                bar.advance(len(items))
+        kept, ignored = len(self.items), self.report.ignored.total()
+        with progress_bar("indexing", self.items.count("state IS NULL")) as bar:
+            for found, prepared in read_ahead(self._with_vectors(batch_size, workers), self._prepare, workers):
+                self._write([(one, vector, content) for (one, vector), content in zip(found, prepared, strict=True)])
+                bar.advance(len(found))
         if self.writer.noted(_EXAMINED) is None:
             self.writer.note(_EXAMINED, 1)
-        ignored = self.report.ignored.total() - self.source.ignored.total()
-        self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused) - ignored
+        kept -= self.report.ignored.total() - ignored
+        self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused)
 
-    def remove(self, allow_removals: bool) -> None:
-        """Removes the rows of files that have disappeared or can no longer be used."""
-        gone = self.gone
-        if not allow_removals:
-            folders = vanished_folders(self.source, gone) if self.source.is_folder else {}
-            gone = to_remove(gone, self.known, self.report, folders)
-        leaving = gone | self.bad
-        self.writer.remove(list(leaving.values()))
-        self.report.removed = len(leaving)
+    def _with_vectors(self, size: int, workers: int) -> Iterator[list[tuple[Listed, Vectors | None]]]:
+        """The changed items in batches of a kind, each with the vector of its content, if that is known."""
+        order: Literal["path", "number"] = "path" if self.source.is_folder else "number"
+        kinds = (self.items.select("state IS NULL AND kind = ?", kind, by=order) for kind in KINDS)
+        batches = (batch for changed in kinds for batch in batched(changed, size))
+        for batch, errors in read_ahead(batches, self._examine, workers):
+            for one, error in zip(batch, errors, strict=True):
+                if error is not None:
+                    self._refuse(one, error)
+            good = (one for one, error in zip(batch, errors, strict=True) if error is None)
+            yield [(one, self._vector_of(one.item)) for one in good]
 
-    def _find_changed(self) -> list[Item]:
-        """The items of another size or time, or without a vector of this model. The others get their metadata.
+    def _vector_of(self, item: Item) -> Vectors | None:
+        item.encoded_by = self.about.fingerprints[item.kind]
+        if item.hash is None:
+            return None
+        known = self.source.vectors.get(item.key)
+        return self.writer.vector_of(item) if known is None else known
 
-        All items, where an earlier release did not examine the files: these are read again, but not encoded.
-        """
-        if not self.known:  # nothing is there that an earlier release wrote
-            self.writer.note(_EXAMINED, 1)
-        examined = self.writer.noted(_EXAMINED) is not None
-        changed, renewed = [], []
-        for item in self.source.items:
-            row = self.current.get(item.key)
-            if row is None or not examined or self._status(item) != (row.size, row.mtime_ns):
-                changed.append(item)
-                continue
-            item.metadata = {name: row.metadata[name] for name in EXIF_KEYS if name in row.metadata} | item.metadata
-            if item.metadata != row.metadata:
-                renewed.append(replace(row, metadata=item.metadata))
-        return changed + self.writer.refresh(renewed)  # with those whose row another process has removed
+    def _examine(self, one: Listed) -> SaySeeError | None:
+        """Reads the hash of a file, and what it says of itself; an error where it cannot be used."""
+        item = one.item
 
-    def _examine(self, item: Item, file: BinaryIO) -> dict[str, Any] | None:
-        if item.kind == "clip":
-            # Where a user lists clips, a video among them is meant.
-            return None if self.source.is_folder and is_video(file, audio_container(file)) else {}
-        exif = read_exif(file)
-        item.metadata = exif | item.metadata
-        return exif
+        def read(path: Path) -> SaySeeError | None:
+            if not path.is_file() or (status := self._status(item.path)) is None:
+                return None  # the model has the error message
+            item.size, item.mtime_ns = status
+            if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
+                item.mtime_ns = None
+            with path.open("rb") as file:
+                item.hash = fingerprint(file)
+                if item.kind == "image":
+                    item.metadata = read_exif(file) | item.metadata
+                    return None
+                # Where a user lists clips, a video among them is meant.
+                video = self.source.is_folder and not is_upload(item) and is_video(file, audio_container(file))
+            return _VIDEO if video else None
 
-    def _read(self, item: Item) -> Any:
-        """What the model takes of a file; None where its content is known; an error where it cannot be used."""
+        found: SaySeeError | None = self._or_error(item, read)
+        return found
+
+    def _prepare(self, found: tuple[Listed, Vectors | None]) -> Any:
+        """What the model takes of a file whose vector is not known; an error where it cannot be used."""
+        item, vector = found[0].item, found[1]
+        return self._or_error(item, partial(self.encoder.prepare, item.kind)) if vector is None else None
+
+    def _or_error(self, item: Item, read: Callable[[Path], Any]) -> Any:
         path = self.source.root / item.path
         try:
             item.path.encode()
-            if path.is_file() and (status := self._status(item)) is not None:
-                item.size, item.mtime_ns = status
-                if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
-                    item.mtime_ns = None
-                with path.open("rb") as file:
-                    item.hash = fingerprint(file)
-                    if self._examine(item, file) is None and not is_upload(item):
-                        return _VIDEO
-                if item.content in self.contents or item.key in self.source.vectors:
-                    return None
-            return self.encoder.prepare(item.kind, path)
+            return read(path)
         except UnicodeEncodeError:
             return SaySeeError(f"{printable(path)}: its name is not valid Unicode; rename it")
         except SaySeeError as error:
@@ -290,83 +334,67 @@ class _Run:
         except Exception as error:  # one file stops no run
             return MediaError("undecodable", f"{printable(path)}: cannot be decoded ({reason(error)}); save it again")
 
-    def _write(self, items: Sequence[Item], prepared: Sequence[Any]) -> None:
+    def _write(self, found: list[_Found]) -> None:
         """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
-        renewed, others = [], []
-        for item, content in zip(items, prepared, strict=True):
-            row = None
-            if content is None:
-                row = self.current.get(item.key) if item.key in self.known else self.homeless.pop(item.content, None)
-            if row is not None and row.content == item.content:
-                item.id = row.id
-                self.gone.pop(row.key, None)
-                self.bad.pop(row.key, None)
-                renewed.append(item)
+        renewed, others = list[tuple[Listed, Vectors]](), list[_Found]()
+        for one, vector, content in found:
+            row = None if vector is None or one.row is None or one.hash != one.item.hash else one.row
+            if vector is not None and one.row is None:
+                row = self.items.take_leaving(one.item.kind, one.item.hash)
+            if vector is None or row is None:
+                others.append((one, vector, content))
             else:
-                others.append((item, content))
-        gone = self.writer.refresh(renewed)
-        moved = {item.key for item in renewed} - self.known.keys() - {item.key for item in gone}
-        self.report.moved += len(moved)
-        self._write_vectors([*others, *((item, None) for item in gone)])
+                one.item.id = row
+                renewed.append((one, vector))
+        lost = {item.key for item in self.writer.refresh([one.item for one, _ in renewed])}
+        self.report.moved += sum(one.row is None and one.item.key not in lost for one, _ in renewed)
+        others += [(one, vector, None) for one, vector in renewed if one.item.key in lost]
+        self._write_vectors(others)
 
-    def _write_vectors(self, contents: list[tuple[Item, Any]]) -> None:
+    def _write_vectors(self, found: list[_Found]) -> None:
         """Writes rows with the vector of another file of the same content or of the model, in one transaction."""
-        copied, new = [], []
-        for item, content in contents:
-            item.encoded_by = self.about.fingerprints[item.kind]
-            known = self.source.vectors.get(item.key)
-            vector = self.writer.vector_of(item) if known is None and content is None else known
-            if vector is not None:
-                copied.append((item, vector))
-                continue
-            while content is None:  # the row that had this content was changed or removed meanwhile
-                self.contents.discard(item.content)
-                content = self._read(item)
-            if isinstance(content, SaySeeError):
-                self._refuse(item, content)
+        items, vectors, new = list[Item](), [], []
+        for one, known, content in found:
+            if known is not None:
+                items.append(one.item)
+                vectors.append(known)
+            elif isinstance(content, SaySeeError):
+                self._refuse(one, content)
             else:
-                new.append((item, content))
-        items, vectors = [item for item, _ in copied], [vector for _, vector in copied]
+                new.append((one, content))
         if new:
-            encoded = self.encoder.encode_prepared(new[0][0].kind, [content for _, content in new])
-            for (item, _), vector in zip(new, encoded, strict=True):
+            encoded = self.encoder.encode_prepared(new[0][0].item.kind, [content for _, content in new])
+            for (one, _), vector in zip(new, encoded, strict=True):
                 if np.isfinite(vector).all():
-                    items.append(item)
+                    items.append(one.item)
                     vectors.append(vector)
                     self.report.encoded += 1
                 else:
-                    message = f"{printable(self.source.root / item.path)}: the model has no finite vector for it"
-                    self._refuse(item, MediaError("not-finite", message))
+                    message = f"{self._shown(one.item)}: the model has no finite vector for it"
+                    self._refuse(one, MediaError("not-finite", message))
         if items:
             with self.writer.transaction():
                 self.writer.put(items, np.stack(vectors))
 
-    def _refuse(self, item: Item, error: SaySeeError) -> None:
-        suffix = os.path.splitext(item.path)[1].lower()
-        row = self.known.get(item.key)
-        if error is _VIDEO or (error.code == "undecodable" and kind_by_suffix(item.path) is None):
-            self.report.ignored[suffix or NO_SUFFIX] += 1
+    def _refuse(self, one: Listed, error: SaySeeError) -> None:
+        path = one.item.path
+        if error is _VIDEO or (error.code == "undecodable" and kind_by_suffix(path) is None):
+            self.report.ignored[os.path.splitext(path)[1].lower() or NO_SUFFIX] += 1
         else:
-            self.report.refused.append((printable(self.source.root / item.path), str(error)))
-        if row is None:
+            self.report.refused.append((self._shown(one.item), str(error)))
+        if one.row is None:
             return
         if error.code in ("unreadable", "broken-link"):
-            self.report.missing[os.path.dirname(item.path) or "."] += 1
-        elif error.code == "missing":
-            self.gone[item.key] = row
+            self.report.missing[os.path.dirname(path) or "."] += 1
         else:  # its vector is of a content that no longer exists
-            self.bad[item.key] = row
+            self.items.mark("gone" if error.code == "missing" else "bad", one.number)
 
-    def _status(self, item: Item) -> tuple[int, int] | None:
+    def _shown(self, item: Item) -> str:
+        return printable(self.source.root / item.path)
+
+    def _status(self, path: str) -> tuple[int, int] | None:
         try:
-            status = os.stat(self.source.root / item.path)
+            status = os.stat(os.path.join(self.root, path))
         except (OSError, ValueError):
             return None
         return status.st_size, status.st_mtime_ns
-
-
-def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of one kind."""
-    for kind in KINDS:
-        of_kind = [item for item in items if item.kind == kind]
-        yield from (of_kind[start : start + size] for start in range(0, len(of_kind), size))

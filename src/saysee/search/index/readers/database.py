@@ -17,7 +17,8 @@ from saysee.data.tables import plain_value
 from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
 from saysee.search.index.postgres import Connection, Reasons, Server
-from saysee.search.index.readers.given import Given, GivenVectors, Part, path_column, to_items
+from saysee.search.index.readers.given import Given, GivenVectors, Part, add_rows, path_column
+from saysee.search.index.readers.item_list import ItemList
 
 _STATEMENT_SECONDS = 300  # most time of a statement: of a batch of rows, not of all
 _BATCH = 2_000  # rows that are fetched together
@@ -68,9 +69,10 @@ def read_database(url: str, query: str, encoder: Encoder) -> Given:
                 cursor.itersize = _BATCH
                 cursor.execute(query)
                 rows = _Rows(cursor, file, encoder.dimension, place)
-                items = to_items(rows, rows.titles, path_column(rows.titles, place), _ROOT)
+                items = ItemList()
+                count = add_rows(items, rows, rows.titles, path_column(rows.titles, place), _ROOT)
         part = rows.part()
-    if not items:
+    if not count:
         raise SaySeeError(f"{place}: it gives no row; check its conditions")
     return Given(items, GivenVectors([part]), _ROOT, server.source, notes, clip)
 

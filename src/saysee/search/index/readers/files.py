@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from saysee.data.tables import Table, normal_title, open_table, plain_column, read_text
 from saysee.errors import SaySeeError
-from saysee.search.index.readers.given import PATH_COLUMNS, Given, GivenVectors, Part, path_column, to_items
-from saysee.search.index.store import Item
+from saysee.search.index.readers.given import PATH_COLUMNS, Given, GivenVectors, Part, add_rows, path_column
+from saysee.search.index.readers.item_list import ItemList
 
 
 def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
@@ -28,14 +28,15 @@ def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
     parts = [_read_part(path, dimension) for path in _files(vectors, "img_emb", "--from-vectors")]
     place = _inner(ids, "metadata")
     root = Path(os.path.abspath(place.parent))
-    lists = [_read_ids(path, root) for path in _files(place, "metadata", "--ids")]
-    items = _fit(lists, parts, ids, vectors)
+    items = ItemList()
+    lists = [_read_ids(path, root, items) for path in _files(place, "metadata", "--ids")]
+    _check_counts(lists, parts, ids, vectors)
     return Given(items, GivenVectors(parts), root, place.name, [note for found in lists for note in found.notes])
 
 
 class _Ids(NamedTuple):
     path: Path
-    items: list[Item]
+    lines: int
     notes: Sequence[str]
 
 
@@ -61,33 +62,27 @@ def _files(place: Path, inner: str, option: str) -> list[Path]:
     )
 
 
-def _fit(lists: Sequence[_Ids], parts: Sequence[Part], ids: Path, vectors: Path) -> list[Item]:
-    """All ids, checked to be as many as the vectors, in each file if there are as many files."""
-    pairs = list(zip(lists, parts, strict=True)) if len(lists) == len(parts) else []
-    for found, part in pairs:
-        if len(found.items) != len(part.values):
-            raise _counts_differ(found.path, len(found.items), part.place, len(part.values))
-    rows = [item for found in lists for item in found.items]
-    total = sum(len(part.values) for part in parts)
-    if len(rows) != total:
-        raise _counts_differ(ids, len(rows), vectors, total)
-    if not rows:
+def _check_counts(lists: Sequence[_Ids], parts: Sequence[Part], ids: Path, vectors: Path) -> None:
+    """Checks that there are as many ids as vectors, in each file if there are as many files."""
+    for found, part in zip(lists, parts, strict=True) if len(lists) == len(parts) else ():
+        if found.lines != len(part.values):
+            raise _counts_differ(found.path, found.lines, part.place, len(part.values))
+    count, total = sum(found.lines for found in lists), sum(len(part.values) for part in parts)
+    if count != total:
+        raise _counts_differ(ids, count, vectors, total)
+    if not count:
         raise SaySeeError(f"{ids}: no lines; give one for each vector")
-    for path, count in Counter(item.path for item in rows).items() if len(lists) > 1 else ():
-        if count > 1:
-            raise SaySeeError(f"{ids}: {path!r} is there {count} times; give each vector a path of its own")
-    return rows
 
 
 def _counts_differ(ids: Path, lines: int, vectors: object, count: int) -> SaySeeError:
     return SaySeeError(f"{ids}: {lines:,} lines for the {count:,} vectors of {vectors}; write one for each")
 
 
-def _read_ids(path: Path, root: Path) -> _Ids:
+def _read_ids(path: Path, root: Path, items: ItemList) -> _Ids:
     table = _open_ids(path)
     column = path_column(table.titles, str(path))
     rows = ((table.place(number), values) for number, values in table.rows())
-    return _Ids(path, to_items(rows, table.titles, column, root), table.notes)
+    return _Ids(path, add_rows(items, rows, table.titles, column, root), table.notes)
 
 
 def _open_ids(path: Path) -> Table:

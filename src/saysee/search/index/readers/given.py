@@ -12,6 +12,7 @@ from saysee.data.manifest import name_on_disk
 from saysee.data.tables import normal_title, word
 from saysee.errors import SaySeeError
 from saysee.media.formats import kind_by_suffix
+from saysee.search.index.readers.item_list import ItemList
 from saysee.search.index.store import Item
 
 PATH_COLUMNS = ("path", "imagepath", "image", "file", "filename", "url", "id", "key")
@@ -59,7 +60,7 @@ class GivenVectors:
 class Given:
     """What a reader has read."""
 
-    items: list[Item]  # the rows, each with a path of its own
+    items: ItemList  # the rows, each with a path of its own
     vectors: GivenVectors  # of the rows, in the same order
     root: Path  # folder that relative paths start from
     source: str  # name of a table in it, or a database's address without a password
@@ -77,19 +78,21 @@ def path_column(titles: Sequence[str], place: str) -> int:
     return column
 
 
-def to_items(rows: Iterable[tuple[str, Sequence[Any]]], titles: Sequence[str], column: int, root: Path) -> list[Item]:
-    """Rows of an index from rows of a table, each after its place for messages; further columns become metadata.
+def add_rows(
+    items: ItemList, rows: Iterable[tuple[str, Sequence[Any]]], titles: Sequence[str], column: int, root: Path
+) -> int:
+    """Adds rows of a table, each after its place for messages, and returns how many; further columns become metadata.
 
     Raises:
         SaySeeError: a row without a path, or with that of another; the message has its place.
     """
-    items: dict[str, Item] = {}
+    count = 0
     for place, values in rows:
         name = name_on_disk(word(values[column], place, titles[column]) or "", root)
-        if not name or name in items:
-            what = f"{name!r} is there twice" if name else "no path"
-            raise SaySeeError(f"{place}: {what}; give each vector a path of its own")
         further = ((title, value) for at, (title, value) in enumerate(zip(titles, values, strict=True)) if at != column)
         metadata = {title: value for title, value in further if title and value is not None}
-        items[name] = Item(kind_by_suffix(name) or "image", name, metadata=metadata)
-    return list(items.values())
+        if not name or not items.add(Item(kind_by_suffix(name) or "image", name, metadata=metadata)):
+            what = f"{name!r} is there twice" if name else "no path"
+            raise SaySeeError(f"{place}: {what}; give each vector a path of its own")
+        count += 1
+    return count
