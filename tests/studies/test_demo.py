@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,12 @@ import pytest
 from markupsafe import escape
 
 from saysee import Index
+from saysee.cli import main
 from saysee.errors import SaySeeError
+from saysee.evaluation import localization
 from saysee.studies import demo as demo_module
+from saysee.studies import full, overhead
+from saysee.studies.ablation import study as ablation
 from saysee.studies.demo import ROWS, DemoSettings, choose_examples, run_demo
 from saysee.studies.report import DemoResult
 from saysee.training.trainer import Trainer
@@ -164,3 +169,51 @@ def test_as_many_examples_are_answered_right_as_of_the_whole_split(
 def test_a_folder_of_another_seed_is_an_error(demo: tuple[Path, DemoResult]) -> None:
     with pytest.raises(SaySeeError, match="seed 0"):
         run_demo(demo[0], DemoSettings(seed=1))
+
+
+MORE = {
+    "overhead": "--batch-sizes 8 --depths 1 --rounds 1",
+    "robustness": "--clips 3 --conditions telephone=8",
+    "direct-or-transcribed": "--clips 3 --conditions telephone=8",
+    "ablation": "--seeds 1 --rows baseline",
+    "learning-curve": "--seeds 1 --sizes 0.5,1 --rows baseline",
+    "corpus-of-languages": "--images 24 --val-images 4 --test-images 8",
+    "languages": "--seeds 1 --rows 'all languages'",
+}
+"""What makes a study of ``saysee demo --full`` small; the last of equal flags counts."""
+
+
+@pytest.mark.nightly
+def test_every_study_of_the_full_demo_runs_on_its_corpus_and_models(
+    demo: tuple[Path, DemoResult], ctc_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str], output: Path, folder: Path) -> int:
+        """As ``run_saysee``, in this process, which is faster."""
+        monkeypatch.chdir(folder)
+        with output.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            return main(words)
+
+    recognizer = ctc_folder("wav2vec2")
+
+    def small(study: full.Study) -> full.Study:
+        words = [study.command.replace(f"cascade:{full.RECOGNIZER}", f"cascade:{recognizer}"), MORE.get(study.name, "")]
+        words += SMALL.recipe_overrides if "nano" in study.command else ()
+        return study._replace(command=" ".join(words))
+
+    monkeypatch.setattr(full, "run_saysee", run)
+    monkeypatch.setattr(localization, "MAX_IMAGES", 2)
+    monkeypatch.setattr(ablation, "train_alone", demo_module.train_alone)
+    for module in (ablation, overhead):
+        monkeypatch.setattr(module, "run_alone", demo_module.run_alone)
+    folder = demo[0]
+    result = full.run_studies(folder, demo[1].seconds["training CMD"], [small(study) for study in full.STUDIES])
+    assert result.failures == []
+    assert list(result.records) == [study.name for study in full.STUDIES]
+    page = result.page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((.*?)\)", page)
+    assert all((folder / "studies" / link).is_file() for link in links)
+    for file in ("localization.txt", "ablation/table.md", "ablation/plot-sizes.svg", "languages/table.md"):
+        assert file in links
+    for name in ("reconstruction", "overhead", "robustness", "direct-or-transcribed"):
+        assert {f"{name}/table.md", f"{name}.txt"} <= set(links)
+        assert any(link.startswith(f"{name}/") and link.endswith(".png") for link in links)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -134,19 +134,26 @@ def _numbers(flag: str, text: str, kind: Callable[[str], Number], example: str) 
         raise ConfigError(f"{flag} is {text!r}; give numbers separated by commas, such as {example}") from error
 
 
-def demo(*, to: Path = Path("demo"), seed: int = 0) -> Result:
+def demo(*, to: Path = Path("demo"), seed: int = 0, full: bool = False) -> Iterator[Result]:
     """Make a corpus, train three recipes on it, evaluate them, write a report, and index the test split.
 
     Args:
         to: folder of the corpus, the models, the report and the index
         seed: seed of the corpus and of the training
+        full: then run all studies on the corpus and the models, which takes a night; the same command resumes
     """
     from saysee.studies.demo import DemoSettings, run_demo
 
     result = run_demo(to, DemoSettings(seed=seed))
-    return Result(
+    yield Result(
         result.to_dict(), [result.to_table(), f"report: {result.report}", f"search it by voice: saysee serve {to}"]
     )
+    if full:
+        from saysee.studies.full import REFERENCE_SECONDS, run_studies
+
+        studies = run_studies(result.folder, result.seconds.get("training CMD", REFERENCE_SECONDS))
+        values = {"page": str(studies.page), "studies": studies.records}
+        yield Result(values, [f"studies: {studies.page}"], failures=studies.failures)
 
 
 def robustness(

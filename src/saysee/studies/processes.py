@@ -118,16 +118,27 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
     result_file = Path(recipe.output) / "result.json"
     before = recipe_file.read_bytes() if recipe_file.exists() else None
     save_recipe(recipe, recipe_file)
-    if not result_file.exists() or recipe_file.read_bytes() != before:
-        _train(recipe_file, what)
+    is_finished = result_file.exists() and recipe_file.read_bytes() == before
+    if not is_finished and run_saysee(["train", str(recipe_file), "--resume", "auto"]):
+        raise SaySeeError(f"training {what} failed; fix the error above and run the command again to resume")
     return {"model": f"{recipe.output}/best", **json.loads(result_file.read_text(encoding="utf-8"))}
 
 
-def _train(recipe_file: Path, what: str) -> None:
-    command = [sys.executable, "-m", "saysee", "train", str(recipe_file), "--resume", "auto"]
-    gpus = _visible_gpus()
+def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | None = None) -> int:
+    """Runs a command line in a process of its own, and returns its exit code.
+
+    Args:
+        words: after ``saysee``.
+        output: file of what it prints on stdout; None for none.
+        folder: in which it runs; None for that of this process.
+
+    Raises:
+        KeyboardInterrupt: it or this process was interrupted.
+    """
+    command, gpus = [sys.executable, "-m", "saysee", *words], _visible_gpus()
     environment = os.environ if gpus is None else {**os.environ, _GPUS: gpus}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    with open(output or os.devnull, "wb") as stdout:
+        process = subprocess.Popen(command, stdout=stdout, cwd=folder, env=environment)
     try:
         while (code := process.poll()) is None:
             if _stopping.wait(_POLL_SECONDS):
@@ -141,8 +152,7 @@ def _train(recipe_file: Path, what: str) -> None:
         raise
     if code == 130:
         raise KeyboardInterrupt
-    if code:
-        raise SaySeeError(f"training {what} failed; fix the error above and run the command again to resume")
+    return code
 
 
 @contextmanager

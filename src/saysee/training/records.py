@@ -166,7 +166,7 @@ def environment(seed: int, **more: Any) -> dict[str, Any]:
     return {
         "seed": seed,
         "command": sys.argv,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
@@ -177,7 +177,7 @@ def environment(seed: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the running source, with ``+changes`` where files differ from it; None outside a checkout of it."""
 
     def git(*words: str) -> str:
