@@ -76,16 +76,16 @@ def test_interaction_lights_what_each_moment_speaks_of(model, monkeypatch):
     pixels[24:40, 4:20] = pixels[24:40, 44:60] = 255
     clip = np.random.default_rng(0).normal(size=4 * SAMPLE_RATE).astype(np.float32) / 10
     found = attend(encoder, clip, Image.fromarray(pixels), "interaction")
-    assert (found.source, found.rows, found.columns, found.frame_seconds) == ("interaction", 7, 7, 0.32)
-    assert len(found.frames) == 13
-    assert found.frames.sum(axis=1) == pytest.approx(np.ones(13), abs=1e-5)
-    brightest = found.frames.reshape(13, 7, 7).max(axis=1).argmax(axis=1)
-    assert (brightest[:6] < 3).all(), brightest
-    assert (brightest[7:] > 3).all(), brightest
+    assert (found.source, found.rows, found.columns, found.frame_seconds) == ("interaction", 7, 7, 0.64)
+    assert len(found.frames) == 7
+    assert found.frames.sum(axis=1) == pytest.approx(np.ones(7), abs=1e-5)
+    brightest = found.frames.reshape(7, 7, 7).max(axis=1).argmax(axis=1)
+    assert (brightest[:3] < 3).all(), brightest
+    assert (brightest[4:] > 3).all(), brightest
     exact = attention._KEPT[encoder].encoder
     runs = exact.runs
     attend(encoder, clip[:SAMPLE_RATE], Image.fromarray(pixels), "interaction")
-    assert exact.runs - runs == 1 + 5, "the image's part is kept; a second has 5 windows"
+    assert exact.runs - runs == 1 + 3, "the image's part is kept; a second has 3 windows"
 
 
 def test_a_long_clip_has_no_more_moments(model, monkeypatch):
@@ -117,9 +117,9 @@ def test_the_map_is_the_fusion_encoder_s_own(model, sounds, image):
 def test_source_grid_times_and_weights(model, sounds, image):
     found = attend(Encoder(model), sounds[0], image)
     assert (found.source, found.rows, found.columns) == ("interaction", 7, 7)
-    assert (found.frame_seconds, found.seconds) == (0.32, 1.0)
-    assert found.frames.shape == (4, 49)
-    assert found.frames.sum(axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert (found.frame_seconds, found.seconds) == (0.64, 1.0)
+    assert found.frames.shape == (2, 49)
+    assert found.frames.sum(axis=1) == pytest.approx(np.ones(2), abs=1e-5)
     assert found.box == (0.25, 0.0, 0.75, 1.0)
     with pytest.raises(SaySeeError, match="save_fusion"):
         attend(Encoder(model), sounds[0], image, "fusion")
