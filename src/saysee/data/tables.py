@@ -6,7 +6,6 @@ What does not fit is an error that names its line or row. What is guessed or dro
 import csv
 import datetime
 import decimal
-import io
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ _SPLITS = {
 _SEEN = re.compile(r"^(.+?)[ _-]?((?:un)?seen)$")
 _DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r'"?sep=(.|\\t)"?\r?\n?', re.IGNORECASE)  # Excel's own first line
+_SEPARATOR_LENGTH = 16  # characters; more than such a line has
 _PATH_SUFFIX = re.compile(r"(filepath|filename|path|file|name)$")
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -103,9 +104,12 @@ class Table:
         for title, count in Counter(self.titles).items():
             if count > 1 and title:
                 raise ManifestError(f"{self.path}: {count} columns {title!r}; rename all but one")
-        for number, values in self._rows:
-            if any(value is not None for value in values):
-                yield number, values
+        try:
+            for number, values in self._rows:
+                if any(value is not None for value in values):
+                    yield number, values
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(f"{self.path}: cannot be read ({reason(error)}); check the file") from None
 
     def place(self, number: int) -> str:
         """Where a row is, for error messages."""
@@ -145,80 +149,94 @@ def open_table(path: str | os.PathLike[str], without: Callable[[pa.DataType], bo
     try:
         if suffix == ".parquet":
             return _open_parquet(path, without)
-        text, notes = read_text(path)
-        return (_open_json_lines if suffix in _JSON_SUFFIXES else _open_delimited)(path, text, notes)
+        encoding, notes = text_encoding(path)
+        return (_open_json_lines if suffix in _JSON_SUFFIXES else _open_delimited)(path, encoding, notes)
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path}: cannot be read ({reason(error)}); check the file") from None
 
 
 def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
-    """A text file without its byte order mark, and a note if its encoding was guessed.
+    """A text file without its byte order mark, with its line ends; notes and errors of :func:`text_encoding`."""
+    encoding, notes = text_encoding(path)
+    with path.open(encoding=encoding, newline="") as file:
+        return file.read(), notes
 
-    UTF-8, UTF-16 with a mark (as Excel writes it) or without, else Windows-1252.
+
+def text_encoding(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The encoding of a text file, and a note if it was guessed.
+
+    UTF-8, UTF-16 with a byte order mark (as Excel writes it) or without, else Windows-1252.
 
     Raises:
         ManifestError: it cannot be read, or is none of these.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(2)
+        bare = {b"\0": "utf-16-be"}.get(start[:1]) or ("utf-16-le" if start[1:2] == b"\0" else "")
+        utf16 = start in (b"\xff\xfe", b"\xfe\xff")
+        for encoding in ("utf-16",) if utf16 else (bare,) if bare else ("utf-8-sig", "cp1252"):
+            if _is_text(path, encoding):
+                return encoding, (f"{path}: not UTF-8; read as Windows-1252",) * (encoding == "cp1252")
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
-    utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-    bare = {b"\0": "utf-16-be"}.get(data[:1]) or ("utf-16-le" if data[1:2] == b"\0" else "")
-    for encoding in ("utf-16",) if utf16 else (bare,) if bare else ("utf-8-sig", "cp1252"):
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text, (f"{path}: not UTF-8; read as Windows-1252",) * (encoding == "cp1252")
     raise ManifestError(f"{path}: not text in UTF-8, UTF-16 or Windows-1252; save it as UTF-8")
 
 
-def _open_delimited(path: Path, text: str, notes: tuple[str, ...]) -> Table:
-    separator = _SEPARATOR_LINE.match(text)
+def _is_text(path: Path, encoding: str) -> bool:
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            return all("\0" not in part for part in iter(partial(file.read, 1 << 20), ""))
+    except UnicodeError:
+        return False
+
+
+def _open_delimited(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:
+    with path.open(encoding=encoding, newline="") as file:
+        separator = _SEPARATOR_LINE.match(file.read(_SEPARATOR_LENGTH))
     named = separator[1].replace("\\t", "\t") if separator else ""
-    headers = {mark: _header(text, mark, bool(separator)) for mark in (named or _DELIMITERS)}
+    headers = {mark: _header(path, encoding, mark, bool(separator)) for mark in (named or _DELIMITERS)}
 
     def fit(mark: str) -> tuple[int, int]:
         return sum(role_of(title) is not None for title in headers[mark]), len(headers[mark])
 
     delimiter = max(headers, key=fit)
     titles = headers[delimiter]
-    return Table(
-        path, tuple(titles), "line", notes, _delimited_rows(path, text, delimiter, bool(separator), len(titles))
-    )
+    rows = _delimited_rows(path, encoding, delimiter, bool(separator), len(titles))
+    return Table(path, tuple(titles), "line", notes, rows)
 
 
-def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with the line where it starts. Raises csv.Error with a line number."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ManifestError(f"line {line}: {error}; quote each cell that contains a quote, and double it") from None
-        if any(cell.strip() for cell in record):
-            yield line, [cell.strip() for cell in record]
+    with path.open(encoding=encoding, newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                fix = "quote each cell that contains a quote, and double it"
+                raise ManifestError(f"line {line}: {error}; {fix}") from None
+            if any(cell.strip() for cell in record):
+                yield line, [cell.strip() for cell in record]
 
 
-def _header(text: str, delimiter: str, skip: bool) -> list[str]:
+def _header(path: Path, encoding: str, delimiter: str, skip: bool) -> list[str]:
     try:
-        records = _records(text, delimiter)
+        records = _records(path, encoding, delimiter)
         return next(record for place, (_, record) in enumerate(records) if place or not skip)
     except (StopIteration, ManifestError):
         return []
 
 
 def _delimited_rows(
-    path: Path, text: str, delimiter: str, skip: bool, width: int
+    path: Path, encoding: str, delimiter: str, skip: bool, width: int
 ) -> Iterator[tuple[int, Sequence[Any]]]:
     name = {",": "a comma", ";": "a semicolon", "\t": "a tab"}.get(delimiter, repr(delimiter))
     try:
-        for place, (line, record) in enumerate(_records(text, delimiter)):
+        for place, (line, record) in enumerate(_records(path, encoding, delimiter)):
             if place <= skip:
                 continue
             if len(record) != width:
@@ -230,55 +248,65 @@ def _delimited_rows(
         raise ManifestError(f"{path}: {error}") from None
 
 
-def _open_json_lines(path: Path, text: str, notes: tuple[str, ...]) -> Table:
-    records: list[tuple[int, dict[str, Any]]] = []
-    error = None
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise TypeError(f"{type(record).__name__}, not an object")
-        except (ValueError, TypeError, RecursionError) as why:
-            error = ManifestError(f"{path}: line {number}: not an object of JSON ({why}); fix or delete it")
-            break
-        records.append((number, record))
-    titles = tuple(dict.fromkeys(title for _, record in records for title in record))
+def _open_json_lines(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:
+    titles: dict[str, None] = {}
+    try:
+        for _, record in _objects(path, encoding):
+            titles |= dict.fromkeys(record)
+    except ManifestError:
+        if not titles:
+            raise
+    rows = ((number, [plain_value(one.get(title)) for title in titles]) for number, one in _objects(path, encoding))
+    return Table(path, tuple(titles), "line", notes, rows)
 
-    def rows() -> Iterator[tuple[int, Sequence[Any]]]:
-        yield from ((number, [plain_value(record.get(title)) for title in titles]) for number, record in records)
-        if error is not None:
-            raise error
 
-    if error is not None and not records:
-        raise error
-    return Table(path, titles, "line", notes, rows())
+def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding=encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise TypeError(f"{type(record).__name__}, not an object")
+            except (ValueError, TypeError, RecursionError) as why:
+                raise ManifestError(f"{path}: line {number}: not an object of JSON ({why}); fix or delete it") from None
+            yield number, record
 
 
 def _open_parquet(path: Path, without: Callable[[pa.DataType], bool] | None) -> Table:
     with pq.ParquetFile(path) as file:
-        table = file.read([field.name for field in file.schema_arrow if without is None or not without(field.type)])
-    columns: dict[str, list[Any]] = {}
-    errors, notes = list[ManifestError](), list[str]()
-    for title, column in zip(table.column_names, table.columns, strict=True):
-        if title in columns:
-            errors.append(ManifestError(f"{path}: two columns {title!r}; rename one"))
-        try:
-            columns[title] = arrow_values(column, f"{path}: column {title!r}")
-        except ManifestError as error:
-            if role_of(title):
-                columns[title] = []
-                errors.append(error)
-            else:
-                notes.append(f"{error}; dropped")
+        fields = [field for field in file.schema_arrow if without is None or not without(field.type)]
+    titles = [field.name for field in fields]
+    twice = [title for title in titles if titles.count(title) > 1]
+    wrong = {title: ManifestError(f"{path}: two columns {title!r}; rename one") for title in twice}
+
+    def batches() -> Iterator[dict[str, list[Any]]]:
+        """The columns that can be read; others are noted."""
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=titles) if titles else ():
+                columns: dict[str, list[Any]] = {}
+                for title, column in zip(batch.schema.names, pa.Table.from_batches([batch]).columns, strict=True):
+                    if title in wrong:
+                        continue
+                    try:
+                        columns[title] = arrow_values(column, f"{path}: column {title!r}")
+                    except ManifestError as error:
+                        wrong[title] = error
+                yield columns
+
+    for _ in batches():  # so that what cannot be read is known before the first row is
+        pass
+    errors = [error for title, error in wrong.items() if role_of(title) or title in twice]
+    notes = tuple(f"{error}; dropped" for error in wrong.values() if error not in errors)
+    kept = dict.fromkeys(title for title in titles if title not in wrong or wrong[title] in errors)
 
     def rows() -> Iterator[tuple[int, Sequence[Any]]]:
         if errors:
             raise errors[0]
-        yield from enumerate(zip(*columns.values(), strict=True), 1)
+        yield from enumerate((row for columns in batches() for row in zip(*columns.values(), strict=True)), 1)
 
-    return Table(path, tuple(columns), "row", tuple(notes), rows())
+    return Table(path, tuple(kept), "row", notes, rows())
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -10,13 +10,14 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from saysee.data.corpora.finding import split_word
-from saysee.data.tables import arrow_values, open_table, plain_column
+from saysee.data.tables import Table, arrow_values, open_table, plain_column
 from saysee.errors import ManifestError, SaySeeError, extra_needed
 from saysee.media.folders import Listing
 from saysee.media.source import reason
@@ -104,21 +105,23 @@ class Part:
         """
         try:
             if self.form == "text":
-                return dict.fromkeys(self._text.titles, "text")
+                with self._text() as table:
+                    return dict.fromkeys(table.titles, "text")
             found = {field.name: str(field.type) for field in self._schema}
         except Exception as error:  # of pyarrow, fsspec or the network
             raise BrokenPartError(reason(error)) from None
         types = {column: feature.get("_type") for column, feature in self.features.items()}
         return {column: types[column] if types.get(column) in _MEDIA else kind for column, kind in found.items()}
 
-    @property
-    def _text(self) -> Any:
+    @contextmanager
+    def _text(self) -> Iterator[Table]:
         if "://" not in self.path:
-            return open_table(self.path)
+            yield open_table(self.path)
+            return
         with tempfile.TemporaryDirectory() as folder, open_file(self.path) as file:
             copy = Path(folder, self.name)
             copy.write_bytes(file.read())
-            return open_table(copy)
+            yield open_table(copy)
 
     def rows(self, media: Sequence[str], words: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """The values of each row in columns of media, as they are, and of words (column → flag), as JSON has them.
@@ -131,10 +134,10 @@ class Part:
         number = 1
         try:
             if self.form == "text":
-                table = self._text
-                for _, values in table.rows():
-                    row = dict(zip(table.titles, values, strict=True))
-                    yield {column: row[column] for column in columns}
+                with self._text() as table:
+                    for _, cells in table.rows():
+                        row = dict(zip(table.titles, cells, strict=True))
+                        yield {column: row[column] for column in columns}
             for batch in [] if self.form == "text" else self._batches(columns):
                 values = {column: plain_column(batch[column]).to_pylist() for column in media}
                 for column, flag in words.items():

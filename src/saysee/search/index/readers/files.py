@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from saysee.data.tables import Table, normal_title, open_table, plain_column, read_text
+from saysee.data.tables import Table, normal_title, open_table, plain_column, text_encoding
 from saysee.errors import SaySeeError
 from saysee.search.index.readers.given import PATH_COLUMNS, Given, GivenVectors, Part, add_rows, path_column
 from saysee.search.index.readers.item_list import ItemList
+
+_BATCH = 8_192  # rows of Parquet read together
 
 
 def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
@@ -91,10 +93,17 @@ def _open_ids(path: Path) -> Table:
     known = {*map(normal_title, table.titles)} & {*PATH_COLUMNS}
     if path.suffix.lower() != ".txt" or (known and len(table.titles) > 1):
         return table
-    text, notes = read_text(path)
-    lines = [(number, [line]) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), 1) if line.strip()]
-    headed = bool(lines) and normal_title(lines[0][1][0]) in PATH_COLUMNS
-    return Table(path, ("path",), "line", notes, lines[headed:])
+    encoding, notes = text_encoding(path)
+    return Table(path, ("path",), "line", notes, _lines(path, encoding))
+
+
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    with path.open(encoding=encoding) as file:
+        lines = ((number, line.removesuffix("\n")) for number, line in enumerate(file, 1) if line.strip())
+        first = next(lines, None)
+        if first is not None and normal_title(first[1]) not in PATH_COLUMNS:
+            yield first[0], [first[1]]
+        yield from ((number, [line]) for number, line in lines)
 
 
 def _is_vectors(kind: Any) -> bool:
@@ -108,7 +117,7 @@ def _is_vectors(kind: Any) -> bool:
 
 
 def _read_part(path: Path, dimension: int) -> Part:
-    """The vectors of a file as fp16 or fp32."""
+    """The vectors of a file, which are not held in memory."""
     wrong: dict[int, str] = {}
     try:
         if path.suffix.lower() == ".npy":
@@ -124,7 +133,7 @@ def _read_part(path: Path, dimension: int) -> Part:
         raise SaySeeError(f"{path}: holds no vectors that can be read ({why}); save it again") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
         raise SaySeeError(f"{path}: shape {list(matrix.shape)} of {matrix.dtype}; give [N, D] of float16 or float32")
-    return Part(str(path), matrix if matrix.dtype.itemsize <= 4 else np.asarray(matrix, np.float32), wrong)
+    return Part(str(path), matrix, wrong)
 
 
 def _read_parquet(path: Path, dimension: int) -> tuple[NDArray[Any], dict[int, str]]:
@@ -134,18 +143,29 @@ def _read_parquet(path: Path, dimension: int) -> tuple[NDArray[Any], dict[int, s
         raise SaySeeError(
             f"{path}: {len(lists)} columns of lists of floats{names}; keep the one that holds the vectors"
         )
-    column = plain_column(pq.read_table(path, columns=lists).column(0)).combine_chunks()
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), -1))
-    counts = Counter(lengths[lengths >= 0].tolist())
-    width = dimension if dimension in counts else max(counts, key=counts.__getitem__, default=0)
-    good = lengths == width
+
+    def columns() -> Iterator[Any]:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH, columns=lists):
+                yield plain_column(pa.chunked_array([batch.column(0)])).combine_chunks()
+
+    lengths = np.concatenate([[0], *(pc.fill_null(pc.list_value_length(column), -1) for column in columns())])[1:]
+    widths, counts = np.unique(lengths[lengths >= 0], return_counts=True)
+    width = dimension if dimension in widths else int(widths[counts.argmax()]) if len(widths) else 0
     wrong = {
         int(row): "it has no vector" if lengths[row] < 0 else f"its vector has {lengths[row]} dimensions, not {width}"
-        for row in np.flatnonzero(~good)
+        for row in np.flatnonzero(lengths != width)
     }
-    values = (column.filter(pa.array(good)) if wrong else column).flatten().to_numpy(zero_copy_only=False)
-    if not wrong:
-        return np.asarray(values).reshape(len(column), -1), {}
-    matrix: NDArray[Any] = np.full((len(column), width), np.nan, values.dtype)
-    matrix[good] = values.reshape(-1, width)
-    return matrix, wrong
+    # In a temporary file, as vectors may take more than the memory.
+    with tempfile.TemporaryFile() as file:
+        start = 0
+        for column in columns():
+            good = lengths[start : start + len(column)] == width
+            values = column.filter(pa.array(good)).flatten().to_numpy(zero_copy_only=False)
+            part: NDArray[Any] = np.full((len(column), width), np.nan, values.dtype)
+            part[good] = values.reshape(-1, width)
+            file.write(part.tobytes())
+            start += len(column)
+        file.flush()
+        shape = (len(lengths), width)
+        return np.memmap(file, part.dtype, "r", shape=shape) if start * width else np.empty(shape, np.float32), wrong
