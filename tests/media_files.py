@@ -29,12 +29,8 @@ def clip(path: Path, seed: int) -> Path:
 
 
 def rows(place: str | Path) -> dict[tuple[str, str], tuple[int, bytes]]:
-    """Kind and path to id and vector, of an index in a folder or in PostgreSQL."""
-    store = open_store(place)
-    if store.folder is not None:
-        with store.reading() as connection:
-            found = connection.execute("SELECT kind, path, id, vector FROM items JOIN vectors ON item = id")
-            return {(kind, path): (number, vector) for kind, path, number, vector in found}
-    with store.reading() as connection:
-        found = connection.execute("SELECT kind, path, id, vector FROM items")
-        return {(kind, path): (number, vector.to_numpy().tobytes()) for kind, path, number, vector in found}
+    """Kind and path to id and vector."""
+    with open_store(place).reading() as tables:
+        keys = {item.id: item.key for item in tables.items()}
+        ids, vectors = tables.vectors_of(keys)
+        return {keys[number]: (number, vector.tobytes()) for number, vector in zip(ids.tolist(), vectors, strict=True)}

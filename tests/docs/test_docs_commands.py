@@ -30,7 +30,7 @@ from saysee.cli import main, parse
 from saysee_process import start_saysee
 
 TESTS = ROOT / "tests"
-ORDER = ["corpora.md", "train.md", "flickr8k-and-spokencoco.md", "evaluate.md", "search.md"]
+ORDER = ["corpora.md", "train.md", "flickr8k-and-spokencoco.md", "evaluate.md", "search.md", "lancedb.md"]
 ORDER += ["search-python.md", "serve.md", "README.md"]
 ORDER += ["published-weights.md"]  # last, because it takes the place of an encoder
 """The pages whose examples run: each uses what those before it made."""

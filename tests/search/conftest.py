@@ -117,9 +117,12 @@ def database(postgres: str) -> str:
     return f"{postgres}&schema=test_{next(_SCHEMAS)}"
 
 
-@pytest.fixture(params=["folder", "postgres"])
+@pytest.fixture(params=["folder", "postgres", "lance"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An index that is not yet there, in a folder and in a database."""
+    """An index that is not yet there, in a folder, in a database and in LanceDB."""
+    if request.param == "lance":
+        pytest.importorskip("lancedb", reason="the extra 'lance' is not installed")
+        return f"lance://{tmp_path / 'index'}"
     if request.param == "postgres":
         return str(request.getfixturevalue("database"))
     return str(tmp_path / "index")

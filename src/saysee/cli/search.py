@@ -48,7 +48,7 @@ def index(
     Args:
         model: folder or hub name of a SaySee model
         source: the folder to index, with its sub-folders, or a manifest
-        to: folder of the index, or postgresql://user@host/database
+        to: folder of the index, or its address: postgresql://user@host/database, lance:///folder or s3://bucket/prefix
         from_vectors: existing CLIP vectors to index: .npy or .parquet, or a folder of such files
         ids: one row per vector with a column path: .csv, .tsv, .jsonl, .parquet, .txt, or a folder of such files
         from_postgres: address of a database with CLIP vectors to index, which is only read
@@ -113,7 +113,7 @@ def index_check(index: str) -> Result:
     """Read a whole index and list what is wrong with it.
 
     Args:
-        index: folder of the index, or its postgresql:// address
+        index: folder of the index, or its address (postgresql://, lance://, s3://)
     """
     from saysee.search.index.index import Index
 
@@ -128,7 +128,7 @@ def index_compact(index: str) -> Result:
     """Reclaim the disk space of removed rows.
 
     Args:
-        index: folder of the index, or its postgresql:// address
+        index: folder of the index, or its address (postgresql://, lance://, s3://)
     """
     from saysee.search.index.index import Index
 
@@ -161,7 +161,7 @@ def search(
     """Find images by speech, text or an image; with --for clips, find clips.
 
     Args:
-        index: folder of the index, or its postgresql:// address
+        index: folder of the index, or its address (postgresql://, lance://, s3://)
         query: clips, images, or folders of them
         text: a text query (repeatable)
         record: record a query by the microphone, for this many seconds, or until silence or Enter

@@ -43,7 +43,7 @@ def serve(
     In a terminal on a desktop, the page is opened in the browser, unless other machines are admitted.
 
     Args:
-        index: folder of the index or of a demo, or a postgresql:// address
+        index: folder of the index or of a demo, or its address (postgresql://, lance://, s3://)
         host: address to listen on; the default admits this machine only
         port: port to listen on; 0 takes a free one
         token: secret that clients must send (default: SAYSEE_TOKEN); required if other machines can connect

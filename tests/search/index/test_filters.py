@@ -86,7 +86,13 @@ def in_postgres(postgres):
     return _filled(f"{postgres}&schema=filters")
 
 
-@pytest.fixture(params=["in_folder", "in_postgres"])
+@pytest.fixture(scope="module")
+def in_lance(tmp_path_factory):
+    pytest.importorskip("lancedb", reason="the extra 'lance' is not installed")
+    return _filled(f"lance://{tmp_path_factory.mktemp('filters') / 'index'}")
+
+
+@pytest.fixture(params=["in_folder", "in_postgres", "in_lance"])
 def store(request):
     return request.getfixturevalue(request.param)
 
@@ -137,12 +143,12 @@ def test_of_equal_scores_the_earlier_rows_come_first(place):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
-def test_both_stores_choose_the_same_rows(in_folder, in_postgres, text):
+def test_all_stores_choose_the_same_rows(in_folder, in_postgres, in_lance, text):
     try:
         parse_filters([text])
     except SaySeeError:
         return
-    assert chosen(in_folder, text) == chosen(in_postgres, text)
+    assert chosen(in_folder, text) == chosen(in_postgres, text) == chosen(in_lance, text)
 
 
 @given(text=st.text())

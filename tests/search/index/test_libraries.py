@@ -261,13 +261,14 @@ def test_an_index_of_an_earlier_release_gets_exif_and_loses_videos_without_encod
     update_index(encoder, tmp_path / "photos", place)
     party = video(tmp_path / "photos/party.mp4")
     os.utime(party, (10**9, 10**9))
-    with open_store(place).writing() as writer, writer.transaction():
+    with open_store(place).writing() as writer:
         (item,) = (row for row in writer.items() if row.kind == "image")
         item.metadata = {}
-        writer.execute("UPDATE items SET metadata = '{}'")
-        writer.execute("DELETE FROM about WHERE name = 'examined'")
+        writer.refresh([item])
+        writer.note("examined", None)
         status = party.stat()
-        writer.put([Item("clip", "party.mp4", status.st_size, status.st_mtime_ns, "x")], np.eye(1, 24, dtype="f4"))
+        with writer.transaction():
+            writer.put([Item("clip", "party.mp4", status.st_size, status.st_mtime_ns, "x")], np.eye(1, 24, dtype="f4"))
     counted()
     report = update_index(encoder, tmp_path / "photos", place)
     assert (counted(), report.removed, dict(report.ignored)) == (0, 1, {".mp4": 1})

@@ -1,57 +1,22 @@
-"""What only an index in PostgreSQL has: several writers, HNSW, the ways in which a server refuses."""
+"""What only an index in PostgreSQL has: HNSW, the ways in which a server refuses."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 
-from media_files import picture, rows
+from many_rows import ABOUT, DIMENSION, clustered, fill, recall
 from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.search.index.index import open_store
-from saysee.search.index.store import About, Item
-from saysee.search.index.updating import update_index
-from saysee_process import start_saysee
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
 from saysee.search.index import postgres as postgres_store  # noqa: E402
 from saysee.search.index import postgres_search  # noqa: E402
-
-DIMENSION = 24
-PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-PATIENCE = 120
-ABOUT = About("model", None, {"image": "1", "clip": "2"}, DIMENSION, "float32", "/root", None, ".")
-
-
-def clustered(count: int) -> np.ndarray:
-    """Unit vectors around centres around centres, as those of pictures lie."""
-    rng = np.random.default_rng(0)
-    topics = rng.standard_normal((20, DIMENSION))
-    scenes = topics[rng.integers(0, 20, 400)] + 0.6 * rng.standard_normal((400, DIMENSION))
-    vectors = scenes[rng.integers(0, 400, count)] + 0.4 * rng.standard_normal((count, DIMENSION))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def fill(place: str, vectors: np.ndarray) -> dict[str, str]:
-    """Rows "0.jpg" and so on with these vectors."""
-    items = [Item("image", f"{n}.jpg", n, metadata={"week": n % 7}) for n in range(len(vectors))]
-    with open_store(place).writing() as writer:
-        if writer.about is None:
-            writer.set_about(ABOUT)
-        with writer.transaction():
-            writer.put(items, vectors)
-        return writer.make_ready()
 
 
 def admin(place: str, *statements: str) -> None:
@@ -62,174 +27,10 @@ def admin(place: str, *statements: str) -> None:
     connection.close()
 
 
-WRITER = """
-import sys
-import numpy as np
-from saysee.search.index.index import open_store
-from saysee.search.index.store import About, Item
-place, me = sys.argv[1], int(sys.argv[2])
-about = About("model", None, {"image": "1", "clip": "2"}, 24, "float32", "/root", None, ".")
-print("ready", flush=True)
-sys.stdin.readline()  # so that all begin at once
-while True:
-    try:
-        with open_store(place).writing() as writer:
-            if writer.about is None:
-                writer.set_about(about)
-            for start in range(0, 200, 50):
-                items = [Item("image", f"shared/{n}.jpg", n) for n in range(start, start + 50)]
-                items += [Item("image", f"{me}/{n}.jpg", n) for n in range(start, start + 50)]
-                if me % 2:
-                    items.reverse()  # each takes the rows in another order
-                with writer.transaction():
-                    writer.put(items, np.eye(24, dtype=np.float32)[[item.size % 24 for item in items]])
-        break
-    except Exception as error:
-        if "has just changed this index" not in str(error):
-            raise
-"""
-
-
-def test_several_processes_write_at_once_and_no_row_is_lost_or_doubled(database):
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, database, str(me)], **PIPES, text=True) for me in range(3)
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        _, errors = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, errors
-    found = rows(database)
-    wanted = {f"{folder}/{n}.jpg" for folder in ("shared", 0, 1, 2) for n in range(200)}
-    assert {path for _, path in found} == wanted
-    assert Index.open(database).counts()["image"] == len(wanted)
-    assert len({number for number, _ in found.values()}) == len(wanted)
-    assert Index.open(database).check() == []
-
-
-def test_two_runs_over_one_folder_give_what_one_gives(encoder, photos, database, tmp_path):
-    for number in range(30):
-        picture(photos / f"more/{number}.png", 50 + number)
-    update_index(encoder, photos, tmp_path / "alone")
-    with open_store(database).writing() as writer:  # begun, so that neither finds it begun meanwhile
-        about = open_store(tmp_path / "alone").about()
-        assert writer.about is None
-        writer.set_about(About(**{name: getattr(about, name) for name in About.__dataclass_fields__}))
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            update_index(encoder, photos, database, batch_size=2, workers=1)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-    alone, together = rows(tmp_path / "alone"), rows(database)
-    assert together.keys() == alone.keys()
-    for key, (_, vector) in alone.items():
-        np.testing.assert_allclose(np.frombuffer(together[key][1], "<f4"), np.frombuffer(vector, "<f4"), atol=2e-6)
-
-
-def test_what_another_writer_takes_out_or_puts_meanwhile_is_made_right(encoder, photos, database, monkeypatch):
-    update_index(encoder, photos, database)
-    before = rows(database)
-    (photos / "holiday/0.png").rename(photos / "holiday/new.png")
-    (photos / "holiday/1.png").rename(photos / "holiday/newer.png")
-    refresh = postgres_store.PostgresTables.refresh
-
-    def late(self, items):
-        """Another run has come first: one row is gone, and one of the new places is taken."""
-        items = list(items)
-        with open_store(database).writing() as other:
-            known = {item.key: item for item in other.items()}
-            if ("image", "holiday/0.png") in known:
-                other.remove([known["image", "holiday/0.png"]])
-                assert other.about is not None
-                with other.transaction():
-                    other.put([Item("image", "holiday/newer.png", hash="x")], np.ones((1, DIMENSION), np.float32))
-        return refresh(self, items)
-
-    monkeypatch.setattr(postgres_store.PostgresTables, "refresh", late)
-    report = update_index(encoder, photos, database)
-    after = rows(database)
-    assert len(after) == 9
-    assert report.encoded == 1
-    assert after["image", "holiday/newer.png"] == before["image", "holiday/1.png"]
-    np.testing.assert_allclose(
-        np.frombuffer(after["image", "holiday/new.png"][1], "<f4"),
-        np.frombuffer(before["image", "holiday/0.png"][1], "<f4"),
-        atol=2e-6,
-    )
-
-
-def test_file_that_came_after_the_listing_keeps_the_row_that_another_gave_it(encoder, photos, database):
-    from saysee.search.index.sources import find_source
-
-    listed = find_source(photos)
-    picture(photos / "late.png", 77)
-    update_index(encoder, photos, database)
-    assert update_index(encoder, listed, database).removed == 0
-    assert ("image", "late.png") in rows(database)
-    (photos / "late.png").unlink()
-    assert update_index(encoder, listed, database).removed == 1
-
-
-def test_index_that_another_changed_since_it_was_read_is_not_written_over(database):
-    with open_store(database).writing() as one, open_store(database).writing() as other:
-        assert one.about is None
-        assert other.about is None
-        one.set_about(ABOUT)
-        with pytest.raises(SaySeeError, match="another process"):
-            other.set_about(About("other", None, {"image": "3", "clip": "2"}, 7, "float32", "/root", None, "."))
-        other.set_about(ABOUT)
-    assert open_store(database).about() == ABOUT
-
-
-def test_killed_it_resumes(encoder, model_folder, photos, database):
-    for number in range(60):
-        picture(photos / f"more/{number}.png", 50 + number)
-    process = start_saysee("index", model_folder, photos, "--to", database, "--batch-size", "1")
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        try:
-            if sum(Index.open(database).counts().values()) >= 5:
-                break
-        except SaySeeError:  # not yet begun
-            time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = sum(Index.open(database).counts().values())
-    report = update_index(encoder, photos, database)
-    assert 5 <= done < 69
-    assert (report.kept, report.encoded) == (done, 69 - done)
-    assert Index.open(database).check() == []
-
-
 @pytest.fixture
 def few(monkeypatch):
     """HNSW from 300 rows on."""
     monkeypatch.setattr(postgres_search, "EXACT_ROWS", 300)
-
-
-def recall(store, vectors: np.ndarray, where: str | None = None, rest: slice | None = None) -> float:
-    rng = np.random.default_rng(1)
-    queries = vectors[rng.integers(0, len(vectors), 50)] + 0.1 * rng.standard_normal((50, DIMENSION)).astype(np.float32)
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    candidates = np.arange(len(vectors))[rest or slice(None)]
-    truth = candidates[np.argsort(-(queries @ vectors[candidates].T), axis=1, kind="stable")[:, :10]]
-    found = store.nearest(queries, "image", 10, where)
-    numbers = [{int(item.path.removesuffix(".jpg")) for item, _ in got} for got in found]
-    return float(np.mean([len(got & set(right.tolist())) / 10 for got, right in zip(numbers, truth, strict=True)]))
 
 
 def test_hnsw_finds_what_exact_search_finds(database, few):

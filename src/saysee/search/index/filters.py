@@ -3,6 +3,7 @@
 A filter may come from anyone: no part of it becomes SQL, and matching takes time in proportion to the text's length.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Filter:
             return False
         return (low is None or _to_number(low) <= value) and (high is None or value <= _to_number(high))
 
+    def matches_metadata(self, metadata: str) -> bool:
+        """Whether the value of this key in metadata as JSON fulfills the filter."""
+        return any(
+            self.matches(value) for key, value in json.loads(metadata).items() if normalize("NFC", key) == self.name
+        )
+
 
 Filters = Sequence[Filter]
 
@@ -90,16 +97,16 @@ def parse_filters(texts: Iterable[str | Filter]) -> tuple[Filter, ...]:
     return filters
 
 
-def compose_condition(where: str, text: str, json: str) -> tuple[str, str]:
+def compose_condition(where: str, text: str, json_text: str) -> tuple[str, str]:
     """A condition in SQL on ``items``, and the table that it is on, so that names compare in Unicode NFC.
 
-    Nothing changes for a condition in ASCII. For any other, the table has its texts in NFC. ``text`` and ``json`` are
-    the SQL of a text column and of the metadata in NFC, where {} is the column.
+    Nothing changes for a condition in ASCII. For any other, the table has its texts in NFC. ``text`` and ``json_text``
+    are the SQL of a text column and of the metadata in NFC, where {} is the column.
     """
     if where.isascii():
         return where, "items"
     columns = [*NUMBER_COLUMNS, *(f"{text.format(name)} AS {name}" for name in TEXT_COLUMNS)]
-    columns.append(f"{json.format('metadata')} AS metadata")
+    columns.append(f"{json_text.format('metadata')} AS metadata")
     return normalize("NFC", where), f"(SELECT {', '.join(columns)} FROM items) AS items"
 
 

@@ -52,7 +52,7 @@ def index_vectors(
             image, file, filename, url, id, key), whose other columns become metadata; ``.txt`` with a path a line; or a
             folder of such files, such as clip-retrieval's with its ``metadata/metadata_0.parquet``. Relative paths
             start from where this file or folder is.
-        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
+        to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         images: where images with an address on the web are fetched from, to compare some with their vectors.
         allow_removals: remove the rows that are no longer given even if these are more than half.
 

@@ -20,7 +20,7 @@ from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.ranking import Scored, Speech, measure, nearest, reranked
 from saysee.search.index.sources import model_of, root_of
 from saysee.search.index.sqlite import ITEMS_FILE, SqliteStore
-from saysee.search.index.store import KINDS, Item, Store, Vectors, is_database
+from saysee.search.index.store import KINDS, LANCE, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
     from saysee.encoding.encoder import Encoder
@@ -108,8 +108,8 @@ class Index:
         """Opens an index.
 
         Args:
-            path: its folder, a folder that holds it as ``index``, such as a demo's, or
-                ``postgresql://user@host/database?schema=name``.
+            path: its folder, a folder that holds it as ``index``, such as a demo's, or its address:
+                ``postgresql://user@host/database?schema=name``, ``lance:///folder`` or ``s3://bucket/prefix``.
             model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
                 first query that needs it.
             device: of a model that is loaded here, as torch names it.
@@ -181,7 +181,7 @@ class Index:
             vectors: [Q, D] of the index's own model, of any length but 0.
             k: most hits for each query.
             offset: so many of the best hits are skipped, as for the next page of a list.
-            where: an SQL expression of the store's own database (SQLite or PostgreSQL) that rows must fulfill, over
+            where: an SQL expression of the store (of SQLite, PostgreSQL or Lance) that rows must fulfill, over
                 the columns id, kind, path, folder, name, size, mtime_ns, hash and metadata (JSON). It runs in a
                 read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
             filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
@@ -369,12 +369,17 @@ class Index:
 
 
 def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store at a folder, or at ``postgresql://user@host/database?schema=name``. Nothing is opened yet.
+    """The store at a folder or an address, as of :meth:`Index.open`. Nothing is opened yet.
 
     Raises:
         SaySeeError: an address that cannot be parsed.
-        MissingExtraError: a database without the extra "postgres".
+        MissingExtraError: a database without its extra, "postgres" or "lance".
     """
+    if isinstance(place, str) and place.startswith(LANCE):
+        with extra_needed("an index in LanceDB", "lance"):
+            from saysee.search.index.lance.store import LanceStore
+
+        return LanceStore(place)
     if is_database(place):
         with extra_needed("an index in PostgreSQL", "postgres"):
             from saysee.search.index.postgres import PostgresStore

@@ -29,7 +29,7 @@ from saysee.files import write_text
 from saysee.media.formats import Kind
 from saysee.search.index import nearest as fast_copy
 from saysee.search.index.about import About
-from saysee.search.index.filters import Filter, Filters, compose_condition
+from saysee.search.index.filters import Filters, compose_condition
 from saysee.search.index.ranking import ranked
 from saysee.search.index.sql import SqlTables
 from saysee.search.index.store import (
@@ -291,7 +291,7 @@ def _chosen_ids(tables: SqliteTables, kind: Kind, where: str | None, filters: Fi
     tables.existing_about()
     connection, conditions = tables.connection, ["kind = ?"]
     for number, one in enumerate(filters):
-        matches = one.matches if one.is_column else partial(_matches_metadata, one)
+        matches = one.matches if one.is_column else one.matches_metadata
         connection.create_function(f"filter_{number}", 1, matches, deterministic=True)
         conditions.append(f"filter_{number}({one.name if one.is_column else 'metadata'})")
     end, table = float("inf"), "items"
@@ -320,11 +320,6 @@ def _allow_reading(action: int, _: str | None, name: str | None, *__: str | None
     reading = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
     calling = action == sqlite3.SQLITE_FUNCTION and str(name).lower() != "load_extension"
     return sqlite3.SQLITE_OK if reading or calling else sqlite3.SQLITE_DENY
-
-
-def _matches_metadata(one: Filter, metadata: str) -> bool:
-    values = json.loads(metadata)
-    return any(one.matches(value) for key, value in values.items() if normalize("NFC", key) == one.name)
 
 
 def _connected(file: Path, read_only: bool = False) -> closing[sqlite3.Connection]:

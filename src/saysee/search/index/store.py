@@ -1,4 +1,5 @@
-"""What an index holds, and what every store of one can do: SQLite in a folder (sqlite.py) and PostgreSQL (postgres.py).
+"""What an index holds, and what every store can do: SQLite in a folder (sqlite.py), PostgreSQL (postgres.py) and
+LanceDB (lance.py).
 
 A store opens connections to the same tables: ``about`` (name and JSON value), ``items`` (a row for each image and
 clip) and the rows' vectors.
@@ -30,6 +31,7 @@ Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
+LANCE = ("lance://", "s3://")  # what the address of an index in LanceDB starts with
 UNIT_TOLERANCE = 0.01  # how far a stored vector's length may be from 1: fp16 is within 0.001
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
@@ -306,7 +308,7 @@ def storable(value: Any) -> Any:
 
 def is_database(place: str | os.PathLike[str]) -> bool:
     """Whether a place is a database's address, not a path."""
-    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://"))
+    return isinstance(place, str) and place.startswith(("postgresql://", "postgres://", *LANCE))
 
 
 def no_index(place: str) -> SaySeeError:

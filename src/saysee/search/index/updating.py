@@ -65,7 +65,7 @@ def update_index(
     Args:
         encoder: the model.
         place: a folder or a manifest, or what :func:`saysee.search.index.sources.find_source` found there.
-        to: folder of the index, or ``postgresql://user@host/database?schema=name``.
+        to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; None for those of the encoder.
         allow_removals: remove the rows of all files that have disappeared, however many.

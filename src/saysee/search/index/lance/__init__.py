@@ -1,0 +1,1 @@
+"""An index in LanceDB: tables of files in a folder or an object store, without a server."""
