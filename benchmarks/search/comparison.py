@@ -15,6 +15,7 @@ from benchmarks.search.encoding import compare_encoding
 from benchmarks.search.models import Size
 from benchmarks.search.querying import compare_queries
 from benchmarks.search.spoken import compare_spoken
+from benchmarks.search.vectors import DIMENSION
 from saysee.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -22,9 +23,16 @@ logger = logging.getLogger(__name__)
 Part = Literal["encoding", "queries", "spoken"]
 PARTS: tuple[Part, ...] = get_args(Part)
 SIZES: tuple[Size, ...] = get_args(Size)
-_QUERY_HEADS = ("method", "p50, ms", "p99, ms", "recall@10", "MB in memory", "MB on disk", "seconds to build")
-
-_SIZE_KEYS = ("megabytes_in_memory", "megabytes_on_disk")
+_QUERY_HEADS = (
+    "method",
+    "p50, ms",
+    "p99, ms",
+    "recall@10",
+    "MB in memory",
+    "MB on disk",
+    "seconds to build",
+    "ms to add a row",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class SearchSpeedSettings:
         clips: number of clips to encode.
         image_size: width and height of the images in pixels.
         rows: numbers of vectors to search in, one comparison each.
+        dimension: of these vectors.
         pgvector_rows: largest number of vectors that pgvector indexes.
         queries: number of timed searches.
         spoken_rows: number of vectors in the index of the service.
@@ -50,6 +59,7 @@ class SearchSpeedSettings:
     clips: int = 64
     image_size: tuple[int, int] = (640, 480)
     rows: list[int] = field(default_factory=lambda: [10_000, 100_000, 1_000_000])
+    dimension: int = DIMENSION
     pgvector_rows: int = 100_000
     queries: int = 500
     spoken_rows: int = 10_000
@@ -61,6 +71,8 @@ class SearchSpeedSettings:
                 raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 1")
         if min(self.rows, default=0) < 100:
             raise ConfigError(f"--rows is {self.rows}; give numbers of at least 100")
+        if self.dimension < 64:
+            raise ConfigError(f"--dimension is {self.dimension}; it must be at least 64")
         if not all(16 <= side <= 8_000 for side in self.image_size):
             raise ConfigError(f"--image_size is {self.image_size}; give width and height of 16 to 8000 pixels")
 
@@ -126,7 +138,9 @@ def compare_search(settings: SearchSpeedSettings) -> SearchSpeed:
         for rows in settings.rows:
             logger.info("queries, %d vectors", rows)
             with _scratch() as scratch:
-                done.queries.append(compare_queries(rows, settings.queries, settings.pgvector_rows, scratch))
+                done.queries.append(
+                    compare_queries(rows, settings.queries, settings.pgvector_rows, scratch, settings.dimension)
+                )
     if "spoken" in settings.parts:
         for size in settings.sizes:
             logger.info("spoken queries over HTTP, %s size", size)
@@ -168,6 +182,7 @@ def _query_line(name: str, method: dict[str, Any]) -> list[str]:
             for key in ("megabytes_in_memory", "megabytes_on_disk")
         ),
         f"{method['seconds_to_build']:.1f}",
+        f"{method.get('ms_to_add_and_find', '–')}",
     ]
 
 

@@ -1,9 +1,11 @@
-"""Searching: an index against plain faiss and pgvector, by latency, recall, memory and build time."""
+"""Searching: indexes against plain faiss and pgvector, by latency, recall, memory, and time to build and to add a row."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,15 +21,17 @@ from benchmarks.search.memory import memory_of
 from benchmarks.search.models import model_of_width
 from benchmarks.search.pgvector import PgvectorTable, reason_to_skip
 from benchmarks.search.turns import take_turns
-from benchmarks.search.vectors import DIMENSION, Vectors, write_vectors
+from benchmarks.search.vectors import Vectors, write_vectors
 from saysee.encoding.encoder import Encoder
 from saysee.search.index.imported_vectors import index_vectors
 from saysee.search.index.index import Index
+from saysee.search.index.store import Item
 from saysee.studies.processes import run_alone
 
 K = 10
 WARM_UP = 20
 """Queries that are not timed: they read the files into memory."""
+_ADDED = 5
 _BLOCK = 65_536
 _PROBES = 32
 _TRAINING_ROWS = 64
@@ -43,32 +47,38 @@ class Method:
     Attributes:
         search: see :data:`Search`.
         metrics: name of the method, seconds to build, megabytes.
+        add: adds a row with a vector [D], if it can; the last search of a run finds it.
     """
 
     search: Search
     metrics: dict[str, Any]
+    add: Callable[[Vectors], None] | None = None
 
 
-def compare_queries(rows: int, queries: int, pgvector_rows: int, scratch: Path) -> dict[str, Any]:
+def compare_queries(rows: int, queries: int, pgvector_rows: int, scratch: Path, dimension: int) -> dict[str, Any]:
     """Times single queries of all methods in turn.
 
     Args:
         rows: number of vectors in the index.
         queries: number of timed queries.
         pgvector_rows: largest number of vectors that pgvector indexes.
-        scratch: folder for vectors, index and database.
+        scratch: folder for vectors, indexes and database.
+        dimension: of the vectors.
 
     Returns:
-        For each method p50 and p99 in milliseconds, recall@10 against exact search, seconds to build and megabytes.
+        For each method p50 and p99 in milliseconds, recall@10 against exact search, seconds to build and megabytes; of
+        indexes also the milliseconds to add a row and find it.
     """
-    vectors, ids, asked = write_vectors(scratch / "vectors", rows, queries + WARM_UP)
+    vectors, ids, asked = write_vectors(scratch / "vectors", rows, queries + WARM_UP, dimension)
     matrix = np.load(vectors, mmap_mode="r")
     with ExitStack() as stack:
         methods = {
-            "saysee index": _index(vectors, ids, scratch / "index"),
+            "saysee index": _index(vectors, ids, os.fspath(scratch / "index"), dimension),
             "faiss, flat": _flat(matrix),
             "faiss, IVF": _clustered(matrix),
         }
+        if importlib.util.find_spec("lancedb") is not None:
+            methods["saysee index, LanceDB"] = _index(vectors, ids, f"lance://{scratch / 'lance'}", dimension)
         reason = reason_to_skip() if rows <= pgvector_rows else f"more than {pgvector_rows:,} rows"
         if reason is None:
             table = stack.enter_context(PgvectorTable.create(matrix, scratch / "postgres"))
@@ -76,7 +86,7 @@ def compare_queries(rows: int, queries: int, pgvector_rows: int, scratch: Path) 
         metrics = _timed(methods, asked)
     metrics["saysee index"]["megabytes_in_memory"] = run_alone(memory_of, scratch / "index", asked[:WARM_UP], K)
     skipped = {} if reason is None else {"pgvector": reason}
-    return {"rows": rows, "dimension": DIMENSION, "queries": queries, "methods": metrics, "skipped": skipped}
+    return {"rows": rows, "dimension": dimension, "queries": queries, "methods": metrics, "skipped": skipped}
 
 
 def _timed(methods: dict[str, Method], asked: Vectors) -> dict[str, dict[str, Any]]:
@@ -90,6 +100,9 @@ def _timed(methods: dict[str, Method], asked: Vectors) -> dict[str, dict[str, An
     take_turns(turns, WARM_UP)
     spent = take_turns(turns, len(asked) - WARM_UP)
     truth = answers["faiss, flat"]
+    for method in methods.values():
+        if method.add is not None:
+            method.metrics["ms_to_add_and_find"] = round(1000 * _time_to_add(method.add, method.search, asked), 1)
     return {
         name: method.metrics
         | {
@@ -101,37 +114,56 @@ def _timed(methods: dict[str, Method], asked: Vectors) -> dict[str, dict[str, An
     }
 
 
+def _time_to_add(add: Callable[[Vectors], None], search: Search, asked: Vectors) -> float:
+    """Median seconds from a new row to a search that has found it."""
+    seconds = []
+    for number, vector in enumerate(asked[:_ADDED], start=1):
+        start = time.perf_counter()
+        add(vector)
+        found = search(vector)
+        seconds.append(time.perf_counter() - start)
+        if found[0] != -number:
+            raise RuntimeError(f"the row that was added is not the first of {found}")
+    return float(np.median(seconds))
+
+
 def _recall(found: list[list[int]], truth: list[list[int]]) -> float:
     return float(np.mean([len(set(mine) & set(right)) / len(right) for mine, right in zip(found, truth, strict=True)]))
 
 
-def _index(vectors: Path, ids: Path, folder: Path) -> Method:
-    encoder = Encoder(model_of_width(DIMENSION))
+def _index(vectors: Path, ids: Path, place: str, dimension: int) -> Method:
+    encoder = Encoder(model_of_width(dimension))
     start = time.perf_counter()
-    report = index_vectors(encoder, vectors, ids, folder)
+    report = index_vectors(encoder, vectors, ids, place)
     seconds = time.perf_counter() - start
-    index = Index.open(folder)
+    index = Index.open(place)
+    number = itertools.count(-1, -1)
+
+    def add(vector: Vectors) -> None:
+        with index.store.writing() as writer, writer.transaction():
+            writer.put([Item("image", f"{next(number)}.jpg")], vector[None])
 
     def search(query: Vectors) -> list[int]:
         (hits,) = index.search(vectors=query[None], k=K, kind="image")
         return [int(Path(hit.path).stem) for hit in hits]
 
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    with index.store.writing() as writer:
+        size = writer.size_in_bytes()
     metrics = {
         "method": report.search["image"],
         "seconds_to_build": round(seconds, 1),
         "megabytes_on_disk": size // 10**6,
     }
-    return Method(search, metrics)
+    return Method(search, metrics, add)
 
 
 def _flat(matrix: NDArray[np.float16]) -> Method:
-    return _of_faiss(faiss.IndexFlatIP(DIMENSION), matrix, "exact, fp32")
+    return _of_faiss(faiss.IndexFlatIP(matrix.shape[1]), matrix, "exact, fp32")
 
 
 def _clustered(matrix: NDArray[np.float16]) -> Method:
     clusters = 2 ** round(math.log2(2 * math.sqrt(len(matrix))))
-    index = faiss.index_factory(DIMENSION, f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(matrix.shape[1], f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)
     index.nprobe = min(_PROBES, clusters)
     return _of_faiss(index, matrix, f"approximate, {index.nprobe} of {clusters} clusters, fp32")
 

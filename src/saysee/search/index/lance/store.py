@@ -101,7 +101,7 @@ class LanceStore(Store):
         except SaySeeError:
             raise
         except Exception as error:
-            text = next(text for part, text in _REASONS if re.search(part, str(error)))
+            text = next(text for part, text in _REASONS if re.search(part, str(error), re.IGNORECASE))
             raise SaySeeError(f"{self.place}: {text.format(one_line(error))}") from None
 
     def size_in_bytes(self) -> int | None:
