@@ -1,4 +1,4 @@
-"""Searching: indexes against plain faiss and pgvector, by latency, recall, memory, and time to build and to add a row."""
+"""Searching: indexes against plain faiss and pgvector, by latency, recall, memory, and time to build and to add."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int
         depth *= 4  # many candidates are copies of each other
     ids = [number for hits in best for number, _ in hits[offset:]]
     items = tables.rows(ids)
-    for number, count in tables.copies(ids).items():
+    for number, count in tables.copies(items.values()).items():
         items[number].copies = count
     return [[(items[number], score) for number, score in hits[offset:]] for hits in best]
 

@@ -115,11 +115,11 @@ class SqlTables(Tables):
         """The rows for which the end of an SQL statement, from WHERE on, holds."""
         return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
 
-    def copies(self, ids: Iterable[int]) -> dict[int, int]:
+    def copies(self, items: Iterable[Item]) -> dict[int, int]:
         """See :meth:`Tables.copies`."""
         same = "SELECT count(*) FROM items AS same WHERE same.kind = items.kind AND same.hash = items.hash"
         sql = f"SELECT id, ({same}) FROM items WHERE hash IS NOT NULL AND {self._among}"
-        return dict(self.execute(sql, (json.dumps(list(ids)),)).fetchall())
+        return dict(self.execute(sql, (json.dumps([item.id for item in items]),)).fetchall())
 
     def vector_of(self, item: Item) -> Vectors | None:
         """See :meth:`Tables.vector_of`."""

@@ -176,8 +176,8 @@ class Tables(ABC):
         """
 
     @abstractmethod
-    def copies(self, ids: Iterable[int]) -> dict[int, int]:
-        """For the ids of rows whose content is known, how many rows have that content."""
+    def copies(self, items: Iterable[Item]) -> dict[int, int]:
+        """For the rows whose content is known, by id, how many rows have that content."""
 
     @abstractmethod
     def vector_of(self, item: Item) -> Vectors | None:

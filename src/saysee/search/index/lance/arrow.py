@@ -1,4 +1,4 @@
-"""Rows of an index as columns of Arrow, and values within Lance's SQL."""
+"""Rows of an index as columns of Arrow, how they are written, and values within Lance's SQL."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def to_rows(items: Sequence[Item], schema: pa.Schema, vectors: Vectors | None = 
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
         columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def insert(table: Any, rows: pa.Table) -> Any:
+    """Adds rows whose path is not there."""
+    # With an index over the paths Lance does not find that two writers insert the same.
+    return table.merge_insert("path").when_not_matched_insert_all().use_index(False).execute(rows)
+
+
+def update(table: Any, rows: pa.Table) -> Any:
+    """Replaces the columns that are given of rows whose id is there."""
+    return table.merge_insert("id").when_matched_update_all().execute(rows)
+
+
+def delete(table: Any, condition: str) -> Any:
+    """Removes the rows for which a condition holds."""
+    return table.delete(condition)
 
 
 def quoted(text: str) -> str:

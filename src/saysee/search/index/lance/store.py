@@ -20,10 +20,10 @@ from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.filters import Filters
 from saysee.search.index.lance.arrow import one_line
-from saysee.search.index.lance.searching import searcher
+from saysee.search.index.lance.searching import Held, searcher
 from saysee.search.index.lance.tables import ABOUT, CONFLICT, LanceTables
 from saysee.search.index.ranking import ranked
-from saysee.search.index.store import Hits, Ids, Store, Vectors, no_index
+from saysee.search.index.store import Hits, Store, Vectors, no_index
 
 _REASONS = (
     (r"os error 28\b|StorageFull", "the disk is full; free some space and run the command again, it resumes"),
@@ -60,7 +60,7 @@ class LanceStore(Store):
         self._local = Path(rest).expanduser().absolute() if scheme == "lance" else None
         self.place = address if self._local is None else f"lance://{self._local}"
         self._connection: Any = None
-        self.held: dict[Kind, tuple[int, Ids, Vectors]] = {}  # of a version of a table of few rows
+        self.held: dict[Kind, Held] = {}  # what searching has read of the tables
 
     @contextmanager
     def reading(self) -> Iterator[LanceTables]:
@@ -84,7 +84,6 @@ class LanceStore(Store):
     ) -> Hits:
         """See :meth:`Store.nearest`."""
         with self.reading() as tables:
-            tables.existing_about()
             return ranked(tables, queries, searcher(tables, queries, kind, where, filters), k, offset)
 
     def connect(self) -> Any:

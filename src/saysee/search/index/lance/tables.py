@@ -21,18 +21,20 @@ import pyarrow.compute as pc
 
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
-from saysee.search.index.lance.arrow import KEY, LITERALS, among, quoted, row_schema, to_items, to_rows
-from saysee.search.index.lance.searching import ivf_problem, make_ready
-from saysee.search.index.store import (
-    ITEM_COLUMNS,
-    KINDS,
-    UNIT_TOLERANCE,
-    Ids,
-    Item,
-    Key,
-    Tables,
-    Vectors,
+from saysee.search.index.lance.arrow import (
+    KEY,
+    LITERALS,
+    among,
+    delete,
+    insert,
+    quoted,
+    row_schema,
+    to_items,
+    to_rows,
+    update,
 )
+from saysee.search.index.lance.searching import ivf_problem, make_ready
+from saysee.search.index.store import ITEM_COLUMNS, KINDS, UNIT_TOLERANCE, Ids, Item, Key, Tables, Vectors
 
 if TYPE_CHECKING:
     from saysee.search.index.lance.store import LanceStore
@@ -56,6 +58,8 @@ class LanceTables(Tables):
         super().__init__(store.place, None)
         self.store, self._latest = store, latest
         self._opened: dict[str, Any] = {}
+        self._versions: dict[str, int] = {}
+        self._kept: pa.Table | None = None
         self._ids, self._ids_taken = iter(range(0)), 0
         self._about_text = ""
 
@@ -72,6 +76,14 @@ class LanceTables(Tables):
             elif self._latest:
                 self._opened[name].checkout_latest()
         return self._opened[name]
+
+    def version(self, name: str) -> int:
+        """Of a table, as first opened here; 0 where there is none."""
+        if name not in self._versions:
+            table = self.table(name)
+            with self.store.errors_in_one_line():
+                self._versions[name] = 0 if table is None else int(table.version)
+        return self._versions[name]
 
     def commit(self, name: str, change: Callable[[Any], Any]) -> Any:
         """What a change of a table gives; it is made again where other writers come first."""
@@ -97,7 +109,7 @@ class LanceTables(Tables):
                 raise
         return True
 
-    def _select(self, name: str, columns: Iterable[str], condition: str = "", limit: int | None = None) -> pa.Table:
+    def select(self, name: str, columns: Iterable[str], condition: str = "", limit: int | None = None) -> pa.Table:
         """Columns of the rows for which the condition holds."""
         batches = list(self.batches(name, columns, condition, limit))
         return pa.Table.from_batches(batches) if batches else pa.table({column: [] for column in columns})
@@ -121,7 +133,7 @@ class LanceTables(Tables):
             yield batch
 
     def _about_values(self) -> dict[str, Any] | None:
-        rows = self._select(ABOUT, ["value"], f"name = '{ABOUT}'")["value"].to_pylist()
+        rows = self.select(ABOUT, ["value"], f"name = '{ABOUT}'")["value"].to_pylist()
         if not rows:
             return None
         (self._about_text,) = rows
@@ -151,7 +163,7 @@ class LanceTables(Tables):
 
     def noted(self, name: str) -> Any:
         """See :meth:`Tables.noted`."""
-        rows = self._select(ABOUT, ["value"], f"name = {quoted(name)}")["value"].to_pylist()
+        rows = self.select(ABOUT, ["value"], f"name = {quoted(name)}")["value"].to_pylist()
         return json.loads(rows[0]) if rows else None
 
     def note(self, name: str, value: Any) -> None:
@@ -166,9 +178,10 @@ class LanceTables(Tables):
 
     def counts(self) -> dict[Kind, int]:
         """See :meth:`Tables.counts`."""
-        return {kind: self._count(kind) for kind in KINDS}
+        return {kind: self.count(kind) for kind in KINDS}
 
-    def _count(self, kind: Kind, condition: str | None = None) -> int:
+    def count(self, kind: Kind, condition: str | None = None) -> int:
+        """Rows of a kind for which a condition holds."""
         table = self.table(kind)
         with self.store.errors_in_one_line():
             return 0 if table is None else int(table.count_rows(condition))
@@ -177,11 +190,28 @@ class LanceTables(Tables):
         """See :meth:`Tables.items`."""
         return (item for kind in KINDS for batch in self.batches(kind, ITEM_COLUMNS) for item in to_items(batch))
 
+    def _having(self, kind: Kind, column: str, values: Iterable[Any], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of the rows of a kind of which a column has one of the values."""
+        values, held = sorted(set(values)), None if self._latest else self.store.held.get(kind)
+        if values and held is not None and held.table is not None and held.rows and held.version == self.version(kind):
+            yield held.table.filter(pc.is_in(held.table[column], pa.array(values))).select(list(columns))
+        else:
+            yield from (self.select(kind, columns, condition) for condition in among(column, values))
+
+    def keep(self, rows: pa.Table) -> None:
+        """Keeps all columns of rows that will be asked for by their ids, while this reader sees one version."""
+        self._kept = None if self._latest else rows
+
     def _of_ids(self, ids: Iterable[int], columns: Sequence[str]) -> Iterator[pa.Table]:
         left = {int(number) for number in ids}
+        if self._kept is not None and left:
+            found = self._kept.filter(pc.is_in(self._kept["id"], pa.array(sorted(left))))
+            _, first = np.unique(np.asarray(found["id"]), return_index=True)  # several queries may find the same
+            found = found.select(list(columns)).take(first)
+            left.difference_update(found["id"].to_pylist())
+            yield found
         for kind in KINDS:
-            for condition in among("id", sorted(left)):
-                found = self._select(kind, columns, condition)
+            for found in self._having(kind, "id", left, columns):
                 if len(found):
                     yield found
                     left.difference_update(found["id"].to_pylist())
@@ -196,19 +226,19 @@ class LanceTables(Tables):
         found = {
             item.key: item
             for kind in KINDS
-            for condition in among("path", [path for of, path in asked if of == kind])
-            for item in to_items(self._select(kind, ITEM_COLUMNS, condition))
+            for rows in self._having(kind, "path", [path for of, path in asked if of == kind], ITEM_COLUMNS)
+            for item in to_items(rows)
         }
         return {key: found[key] for key in asked if key in found}
 
     def row_with(self, kind: Kind, content: str) -> Item | None:
         """See :meth:`Tables.row_with`."""
-        found = to_items(self._select(kind, ITEM_COLUMNS, f"hash = {quoted(content)}"))
+        found = (item for rows in self._having(kind, "hash", [content], ITEM_COLUMNS) for item in to_items(rows))
         return min(found, key=lambda item: item.id, default=None)
 
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
         """See :meth:`Tables.newest`."""
-        found = self._select(kind, ["id", "mtime_ns"])
+        found = self.select(kind, ["id", "mtime_ns"])
         ids = found["id"].to_numpy()
         times = np.array(pc.fill_null(found["mtime_ns"], np.iinfo(np.int64).max), np.int64)
         order = ids[np.lexsort((-ids, -times))][offset:][:k]
@@ -217,25 +247,20 @@ class LanceTables(Tables):
             rows = self.rows(numbers)
             yield from (rows[number] for number in numbers if number in rows)
 
-    def copies(self, ids: Iterable[int]) -> dict[int, int]:
+    def copies(self, items: Iterable[Item]) -> dict[int, int]:
         """See :meth:`Tables.copies`."""
-        copies: dict[int, int] = {}
-        for found in self._of_ids(ids, ["id", "hash", "kind"]):
-            hashes, kind = found["hash"].to_pylist(), found["kind"][0].as_py()
-            conditions = among("hash", sorted({one for one in hashes if one is not None}))
-            counted = Counter(
-                one for each in conditions for one in self._select(kind, ["hash"], each)["hash"].to_pylist()
-            )
-            copies |= {
-                n: counted[one] for n, one in zip(found["id"].to_pylist(), hashes, strict=True) if one is not None
-            }
-        return copies
+        known = [item for item in items if item.hash is not None]
+        counted: Counter[tuple[Kind, str | None]] = Counter()
+        for kind in {item.kind for item in known}:
+            for found in self._having(kind, "hash", {item.hash for item in known if item.kind == kind}, ["hash"]):
+                counted.update((kind, one) for one in found["hash"].to_pylist())
+        return {item.id: counted[item.content] for item in known}
 
     def vector_of(self, item: Item) -> Vectors | None:
         """See :meth:`Tables.vector_of`."""
         condition = f"hash = {quoted(item.hash or '')} AND encoded_by = {quoted(item.encoded_by)}"
-        found = self._select(item.kind, ["vector"], condition, limit=1)
-        return self._vectors(found["vector"].chunks)[0] if len(found) else None
+        found = self.select(item.kind, ["vector"], condition, limit=1)
+        return self.vectors(found["vector"].chunks)[0] if len(found) else None
 
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
         """See :meth:`Tables.contents_of`."""
@@ -243,7 +268,7 @@ class LanceTables(Tables):
         if not tables:
             return np.empty(0, np.int64), [], np.empty((0, self.existing_about().dimension), np.float32)
         found = pa.concat_tables(tables).sort_by("id")
-        return found["id"].to_numpy(), found["hash"].to_pylist(), self._vectors(found["vector"].chunks)
+        return found["id"].to_numpy(), found["hash"].to_pylist(), self.vectors(found["vector"].chunks)
 
     def _put(self, items: Sequence[Item], vectors: Vectors) -> None:
         for kind in KINDS:
@@ -268,7 +293,7 @@ class LanceTables(Tables):
             for item in (items[place] for place in waiting):
                 item.id = there.get(item.key) or self._next_id(len(new))
             written = 0
-            for places, write in ((new, _insert), (known, _update)):
+            for places, write in ((new, insert), (known, update)):
                 if places:
                     rows = to_rows([items[place] for place in places], schema, vectors[places])
                     done = self.commit(kind, partial(write, rows=rows))
@@ -302,7 +327,7 @@ class LanceTables(Tables):
         for kind in KINDS:
             of_kind = [item for item in staying if item.kind == kind]
             if of_kind:
-                self.commit(kind, partial(_update, rows=to_rows(of_kind, row_schema(0))))
+                self.commit(kind, partial(update, rows=to_rows(of_kind, row_schema(0))))
         self._vacate(moved, staying)
         return [item for item in items if item.id not in there]
 
@@ -315,16 +340,16 @@ class LanceTables(Tables):
         """See :meth:`Tables.remove`."""
         for kind in KINDS:
             for condition in among("id", [item.id for item in items if item.kind == kind]):
-                self.commit(kind, partial(_delete, condition=condition))
+                self.commit(kind, partial(delete, condition=condition))
 
     def tidy(self, name: str, kept: timedelta = _KEPT_VERSIONS) -> None:
         """Merges small files, adds rows to the indexes, and removes old versions; leaves it to another who does."""
         table = self.table(name)
         with self.store.errors_in_one_line():
             try:
-                if table is not None:
-                    with warnings.catch_warnings():  # that readers of older versions fail, which may read again
-                        warnings.simplefilter("ignore")
+                with warnings.catch_warnings():  # that readers of older versions fail, which may read again
+                    warnings.simplefilter("ignore")
+                    if table is not None:
                         table.optimize(cleanup_older_than=kept)
             except RuntimeError as error:
                 if not CONFLICT.search(str(error)):
@@ -346,7 +371,7 @@ class LanceTables(Tables):
         for kind in KINDS:
             paths: Counter[str] = Counter()
             for batch in self.batches(kind, ["id", "path", "vector"]):
-                ids, lengths = batch["id"].to_numpy(), np.linalg.norm(self._vectors([batch["vector"]]), axis=1)
+                ids, lengths = batch["id"].to_numpy(), np.linalg.norm(self.vectors([batch["vector"]]), axis=1)
                 yield from (
                     f"the vector of row {row} is damaged" for row in ids[~(np.abs(lengths - 1) < UNIT_TOLERANCE)]
                 )
@@ -354,44 +379,15 @@ class LanceTables(Tables):
             yield from (f"the {kind} {path} is there twice" for path, count in paths.items() if count > 1)
 
     def _count_of_others(self, kind: Kind, fingerprint: str) -> int:
-        return self._count(kind, f"encoded_by <> {quoted(fingerprint)}")
+        return self.count(kind, f"encoded_by <> {quoted(fingerprint)}")
 
     def blocks(self, kind: Kind) -> Iterator[tuple[Ids, Vectors]]:
         """Ids [n] and vectors [n, D] of a kind in runs."""
         return (
-            (batch["id"].to_numpy(), self._vectors([batch["vector"]])) for batch in self.batches(kind, ["id", "vector"])
+            (batch["id"].to_numpy(), self.vectors([batch["vector"]])) for batch in self.batches(kind, ["id", "vector"])
         )
 
-    def rows_at(self, kind: Kind, places: Ids) -> tuple[Ids, Vectors]:
-        """Ids [N] and vectors [N, D] at places in a table, as Lance numbers them within a version."""
-        return self._taken(kind, "take_row_ids", places)
-
-    def sample(self, kind: Kind, count: int, rng: np.random.Generator) -> Vectors:
-        """Vectors [N, D] of rows drawn at random."""
-        return self._taken(kind, "take_offsets", rng.choice(self._count(kind), count, replace=False))[1]
-
-    def _taken(self, kind: Kind, how: str, places: Ids) -> tuple[Ids, Vectors]:
-        if not len(places):
-            return np.empty(0, np.int64), self._vectors([])
-        with self.store.errors_in_one_line():
-            found = getattr(self.table(kind), how)(places.tolist()).select(["id", "vector"]).to_arrow()
-        return np.asarray(found["id"], np.int64), self._vectors(found["vector"].chunks)
-
-    def _vectors(self, arrays: Sequence[Any]) -> Vectors:
+    def vectors(self, arrays: Sequence[Any]) -> Vectors:
         """Vectors [N, D] of arrays of lists."""
-        parts = [np.asarray(array.flatten(), np.float32) for array in arrays if len(array)]
-        vectors = np.concatenate(parts) if parts else np.empty(0, np.float32)
-        return vectors.reshape(-1, self.existing_about().dimension)
-
-
-def _insert(table: Any, rows: pa.Table) -> Any:
-    # With an index over the paths Lance does not find that two writers insert the same.
-    return table.merge_insert("path").when_not_matched_insert_all().use_index(False).execute(rows)
-
-
-def _update(table: Any, rows: pa.Table) -> Any:
-    return table.merge_insert("id").when_matched_update_all().execute(rows)
-
-
-def _delete(table: Any, condition: str) -> Any:
-    return table.delete(condition)
+        parts = [np.asarray(array.flatten(), np.float32).reshape(len(array), -1) for array in arrays if len(array)]
+        return np.concatenate(parts) if parts else np.empty((0, self.existing_about().dimension), np.float32)
