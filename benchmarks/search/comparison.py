@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from benchmarks.search.encoding import compare_encoding
 from benchmarks.search.models import Size
 from benchmarks.search.querying import compare_queries
-from benchmarks.search.spoken import compare_spoken
+from benchmarks.search.spoken import CLIENTS, compare_spoken
 from benchmarks.search.vectors import DIMENSION
 from saysee.errors import ConfigError
 
@@ -109,9 +109,17 @@ class SearchSpeed:
             )
             tables += [f"{name}: {reason}" for name, reason in one["skipped"].items()]
         if self.spoken:
-            columns = ("encoders", "vectors", "forward pass p50, ms", "over HTTP p50, ms", "p99, ms", "ratio of p50")
-            names = ("size", "rows", "forward_p50_ms", "http_p50_ms", "http_p99_ms", "ratio_of_p50")
-            tables.append(_table(columns, [[str(one[name]) for name in names] for one in self.spoken]))
+            columns = {
+                "encoders": "size",
+                "vectors": "rows",
+                "forward pass p50, ms": "forward_p50_ms",
+                "over HTTP p50, ms": "http_p50_ms",
+                "p99, ms": "http_p99_ms",
+                "ratio of p50": "ratio_of_p50",
+                f"{CLIENTS} clients: requests a second": "requests_per_second",
+                "p99 of a request, ms": "clients_p99_ms",
+            }
+            tables.append(_table([*columns], [[str(one[name]) for name in columns.values()] for one in self.spoken]))
         return "\n\n".join(tables)
 
 

@@ -1,4 +1,4 @@
-"""A spoken query over HTTP, from the audio file to the hits, against the forward pass of the encoder alone."""
+"""A spoken query over HTTP, from the audio file to the hits, against the encoder's forward pass alone; and many."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from saysee.media.audio import SAMPLE_RATE
 from saysee.search.index.imported_vectors import index_vectors
 
 SECONDS = 5.0
+CLIENTS, CLIENT_SECONDS, ASKING_SECONDS = 50, 4.0, 20.0
+"""Clients at the same time, the speech that each sends, and how long they go on."""
 WARM_UP = 3
 _BOUNDARY = "saysee-benchmark"
 _PATIENCE_SECONDS = 60.0
@@ -41,7 +45,8 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
         scratch: folder for model, vectors and index.
 
     Returns:
-        p50 and p99 of both in milliseconds, and the ratio of the p50.
+        p50 and p99 of both in milliseconds, and the ratio of the p50; for many clients at once, each of which asks
+        again when it is answered, the requests a second and the p99.
 
     Raises:
         SaySeeError: the service does not start.
@@ -63,6 +68,7 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
         turns = {"forward": forward, "http": lambda: _ask(address, body)}
         take_turns(turns, WARM_UP)
         spent = take_turns(turns, rounds)
+        many = _ask_at_once(address, _form(noise(np.random.default_rng(0), CLIENT_SECONDS)))
     return {
         "size": size,
         "rows": rows,
@@ -74,6 +80,7 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
         "http_p99_ms": round(1000 * spent["http"].percentile(99), 1),
         "ratio_of_p50": round(spent["http"].median() / spent["forward"].median(), 3),
         "median_ratio": round(ratio(spent["http"], spent["forward"]), 3),
+        **many,
     }
 
 
@@ -104,6 +111,26 @@ def _ask(address: str, body: bytes) -> None:
     with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
         if not json.load(answer)["hits"]:
             raise SaySeeError(f"{address}: the service found nothing; give an index with rows")
+
+
+def _ask_at_once(address: str, body: bytes) -> dict[str, Any]:
+    start = time.perf_counter()
+
+    def ask(_: int) -> list[float]:
+        taken = []
+        while (begun := time.perf_counter()) < start + ASKING_SECONDS:
+            _ask(address, body)
+            taken.append(time.perf_counter() - begun)
+        return taken
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        taken = [each for of_client in clients.map(ask, range(CLIENTS)) for each in of_client]
+    seconds = time.perf_counter() - start
+    return {
+        "clients": CLIENTS,
+        "requests_per_second": round(len(taken) / seconds, 1),
+        "clients_p99_ms": round(1000 * float(np.percentile(taken, 99)), 1),
+    }
 
 
 def _form(samples: Any) -> bytes:

@@ -70,12 +70,15 @@ def test_pgvector_is_measured_where_it_is_installed():
 
 
 @pytest.mark.nightly  # starts a service and waits for it
-def test_a_spoken_query_goes_through_the_service():
+def test_a_spoken_query_goes_through_the_service(monkeypatch):
     pytest.importorskip("fastapi")
+    monkeypatch.setattr("benchmarks.search.spoken.ASKING_SECONDS", 2.0)
     settings = SearchSpeedSettings(parts=["spoken"], sizes=["nano"], spoken_rows=200, rounds=1)
     (found,) = compare_search(settings).spoken
     assert found["http_p50_ms"] > found["forward_p50_ms"] > 0
     assert found["ratio_of_p50"] == pytest.approx(found["http_p50_ms"] / found["forward_p50_ms"], abs=0.02)
+    assert found["requests_per_second"] > 0
+    assert found["clients_p99_ms"] > found["http_p50_ms"]
 
 
 @pytest.mark.parametrize(
