@@ -121,11 +121,11 @@ class SqlTables(Tables):
         sql = f"SELECT id, ({same}) FROM items WHERE hash IS NOT NULL AND {self._among}"
         return dict(self.execute(sql, (json.dumps([item.id for item in items]),)).fetchall())
 
-    def vector_of(self, item: Item) -> Vectors | None:
-        """See :meth:`Tables.vector_of`."""
+    def vectors_with(self, kind: Kind, encoded_by: str, contents: Iterable[str]) -> dict[str, Vectors]:
+        """See :meth:`Tables.vectors_with`."""
         sql = f"SELECT vector FROM {self.with_vectors} WHERE kind = ? AND hash = ? AND encoded_by = ? LIMIT 1"
-        row = self.execute(sql, (item.kind, item.hash, item.encoded_by)).fetchone()
-        return None if row is None else np.asarray(self.to_vectors(row)[0])
+        rows = {content: self.execute(sql, (kind, content, encoded_by)).fetchone() for content in contents}
+        return {content: np.asarray(self.to_vectors(row)[0]) for content, row in rows.items() if row is not None}
 
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
         """See :meth:`Tables.contents_of`."""

@@ -180,8 +180,8 @@ class Tables(ABC):
         """For the rows whose content is known, by id, how many rows have that content."""
 
     @abstractmethod
-    def vector_of(self, item: Item) -> Vectors | None:
-        """The vector [D] of any row of the same content that the same model encoded; None where there is none."""
+    def vectors_with(self, kind: Kind, encoded_by: str, contents: Iterable[str]) -> dict[str, Vectors]:
+        """By the hash of a content, a vector [D] that this model made of it, of a row of a kind."""
 
     @abstractmethod
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:

@@ -282,15 +282,14 @@ class _Run:
             for one, error in zip(batch, errors, strict=True):
                 if error is not None:
                     self._refuse(one, error)
-            good = (one for one, error in zip(batch, errors, strict=True) if error is None)
-            yield [(one, self._vector_of(one.item)) for one in good]
-
-    def _vector_of(self, item: Item) -> Vectors | None:
-        item.encoded_by = self.about.fingerprints[item.kind]
-        if item.hash is None:
-            return None
-        known = self.source.vectors.get(item.key)
-        return self.writer.vector_of(item) if known is None else known
+            good = [one for one, error in zip(batch, errors, strict=True) if error is None]
+            made_by, given = self.about.fingerprints[batch[0].item.kind], self.source.vectors
+            contents = {one.item.hash: one.item.key for one in good if one.item.hash is not None}
+            known = self.writer.vectors_with(batch[0].item.kind, made_by, contents)
+            known |= {content: given[key] for content, key in contents.items() if key in given}
+            for one in good:
+                one.item.encoded_by = made_by
+            yield [(one, known.get(one.item.hash or "")) for one in good]
 
     def _examine(self, one: Listed) -> SaySeeError | None:
         """Reads the hash of a file, and what it says of itself; an error where it cannot be used."""

@@ -256,11 +256,14 @@ class LanceTables(Tables):
                 counted.update((kind, one) for one in found["hash"].to_pylist())
         return {item.id: counted[item.content] for item in known}
 
-    def vector_of(self, item: Item) -> Vectors | None:
-        """See :meth:`Tables.vector_of`."""
-        condition = f"hash = {quoted(item.hash or '')} AND encoded_by = {quoted(item.encoded_by)}"
-        found = self.select(item.kind, ["vector"], condition, limit=1)
-        return self.vectors(found["vector"].chunks)[0] if len(found) else None
+    def vectors_with(self, kind: Kind, encoded_by: str, contents: Iterable[str]) -> dict[str, Vectors]:
+        """See :meth:`Tables.vectors_with`."""
+        vectors: dict[str, Vectors] = {}
+        for condition in among("hash", sorted(set(contents))):
+            found = self.select(kind, ["hash", "vector"], f"{condition} AND encoded_by = {quoted(encoded_by)}")
+            if len(found):
+                vectors.update(zip(found["hash"].to_pylist(), self.vectors(found["vector"].chunks), strict=True))
+        return vectors
 
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
         """See :meth:`Tables.contents_of`."""
