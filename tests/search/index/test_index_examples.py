@@ -9,6 +9,8 @@ import pytest
 
 from saysee import Index, SaySeeError
 from saysee.data.manifest import Manifest, Row
+from saysee.encoding.encoder import Encoder
+from saysee.search.index.about import MAX_EXAMPLES
 from saysee.search.index.sources import find_source
 from saysee.search.index.updating import update_index
 
@@ -69,3 +71,13 @@ def test_the_folder_that_holds_an_index_opens_it(encoder, photos, tmp_path):
         Index.open(photos)
     assert str(photos / "index") in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_clips_that_a_model_cannot_encode_take_no_example_of_an_image(clip_folder, photos, tmp_path):
+    number = MAX_EXAMPLES + 1
+    rows = [Row(f"{i}.wav", "work/4.png", "4", "test", extra={"example": "clip"}) for i in range(number)]
+    rows.append(Row("last.wav", "work/5.png", "5", "test", extra={"example": "image"}))
+    Manifest(rows, photos).write(photos / "rows.jsonl")
+    report = update_index(Encoder(clip_folder), find_source(photos / "rows.jsonl"), tmp_path / "index")
+    assert (report.ignored[".wav"], report.images) == (number + 1, 2)
+    assert [item.path for item in Index.open(tmp_path / "index").examples()] == ["work/5.png"]

@@ -137,7 +137,7 @@ class ItemList:
     def examples(self) -> list[Key]:
         """The items that a visitor may try as queries, whose metadata ``example`` is their kind: clips, then images."""
         sql = (
-            "SELECT kind, path FROM items WHERE listed AND metadata IS NOT NULL "
+            "SELECT kind, path FROM items WHERE listed AND state IS NOT 'ignored' AND metadata IS NOT NULL "
             f"AND json_extract(metadata, '$.example') = kind ORDER BY kind, number LIMIT {MAX_EXAMPLES}"
         )
         return [(kind, path.decode()) for kind, path in self._execute(sql)]
