@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saysee.cli.printing import Result, print_message, print_table
-from saysee.errors import ConfigError
+from saysee.errors import ConfigError, extra_needed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ def index(
     exclude: Sequence[str] = (),
     allow_removals: bool = False,
     watch: bool = False,
+    ray: str | bool = False,
     batch_size: int = 64,
     workers: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -58,6 +59,7 @@ def index(
         exclude: pattern of files and folders to skip, such as raw or "2019/private*" (repeatable)
         allow_removals: remove the rows of vanished files even of whole folders, or of more than half of the index
         watch: stay, and update the index whenever the files change
+        ray: encode on a Ray cluster: host:port, auto or ray://host:port; without an address, on this machine
         batch_size: files encoded together
         workers: number of decoding threads (default: one per CPU core)
         device: device to compute on
@@ -68,8 +70,8 @@ def index(
     if from_vectors is not None or from_postgres is not None:
         if (from_vectors is None) != (ids is None) or (from_postgres is None) != (query is None) or (ids and query):
             raise ConfigError("--from-vectors VECTORS requires --ids CSV, or --from-postgres ADDRESS --query SELECT")
-        if model is None or source is not None or watch or exclude:
-            raise ConfigError("to index existing vectors, give --model MODEL; no folder, no --watch, no --exclude")
+        if model is None or source is not None or watch or exclude or ray:
+            raise ConfigError("to index existing vectors, give --model MODEL; no folder, --watch, --exclude or --ray")
         from saysee.encoding.encoder import Encoder
         from saysee.media.web import ImageServer
         from saysee.search.index.imported_vectors import index_database, index_vectors
@@ -89,10 +91,16 @@ def index(
     from saysee.search.index.updating import update_index
 
     found = find_source(source, exclude)  # reports what is wrong with it before a model is loaded
-    encoder = Encoder(model, device)
+    encoder = Encoder(model, "cpu" if ray else device)
 
     def update(found: Source) -> IndexReport:
-        return update_index(encoder, found, to, batch_size=batch_size, workers=workers, allow_removals=allow_removals)
+        options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "allow_removals": allow_removals}
+        if ray is not False:
+            with extra_needed("--ray", "ray"):
+                from saysee.search.index.cluster import update_on_cluster
+            address = "" if ray is True else str(ray)
+            options["spread"] = partial(update_on_cluster, address, device, workers, encoder, to)
+        return update_index(encoder, found, to, **options)
 
     if not watch:
         return _indexed(encoder, update(found))

@@ -43,7 +43,7 @@ def test_unchanged_files_are_not_even_opened(encoder, photos, place, counted, mo
     settle(photos)
     update_index(encoder, photos, place)
     assert counted() == 9
-    monkeypatch.setattr("saysee.search.index.updating.fingerprint", lambda file: pytest.fail(f"{file.name} was read"))
+    monkeypatch.setattr("saysee.search.index.batches.fingerprint", lambda file: pytest.fail(f"{file.name} was read"))
     before = rows(place)
     report = update_index(encoder, photos, place)
     assert (report.kept, report.encoded, counted()) == (9, 0, 0)

@@ -88,6 +88,13 @@ class IndexReport:
     search: dict[Kind, str] = field(default_factory=dict)  # how the index is searched, by kind
     notes: list[str] = field(default_factory=list)  # warnings, such as of what could not be checked
 
+    def add(self, other: IndexReport) -> None:
+        """Adds what another process did with files."""
+        self.encoded += other.encoded
+        self.refused += other.refused
+        self.ignored += other.ignored
+        self.missing += other.missing
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}

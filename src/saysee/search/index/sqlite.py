@@ -93,6 +93,7 @@ class SqliteStore(Store):
     """The folder of an index."""
 
     folder: Path
+    many_writers = False
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.place = folder, os.fspath(folder)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,6 +257,7 @@ class Store(ABC):
 
     place: str  # for messages: never with a password
     folder: Path | None  # on this machine; None for an index in a database
+    many_writers: ClassVar[bool] = True  # whether several processes may write at the same time
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Tables]:

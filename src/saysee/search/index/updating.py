@@ -1,30 +1,25 @@
 """Brings an index up to date with its files: the model encodes only what is new or changed.
 
-Threads read and decode ahead while the model encodes. Each batch is one transaction.
+It compares the files with the rows, and has the differences written (batches.py), here or in other processes.
 """
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from saysee.encoding.encoder import Encoder
-from saysee.encoding.reading import read_ahead
-from saysee.errors import MediaError, SaySeeError
-from saysee.files import STILL_SECONDS, fingerprint
+from saysee.errors import SaySeeError
 from saysee.log import progress_bar
-from saysee.media.formats import Kind, audio_container, kind_by_suffix
-from saysee.media.metadata import EXIF_KEYS, is_video, read_exif
-from saysee.media.source import printable, reason
+from saysee.media.formats import Kind
+from saysee.media.metadata import EXIF_KEYS
+from saysee.media.source import printable
 from saysee.search.index.about import EXAMPLES, About, IndexReport, counted
+from saysee.search.index.batches import BatchWriter, Done, Part, Spread
 from saysee.search.index.index import open_store
 from saysee.search.index.readers.item_list import LEAVING, ItemList, Listed, batched
 from saysee.search.index.sources import (
@@ -37,14 +32,12 @@ from saysee.search.index.sources import (
     root_of,
     vanished_folder,
 )
-from saysee.search.index.store import KINDS, Item, Tables, Vectors, is_database
+from saysee.search.index.store import KINDS, Item, Tables, is_database
 
 _EXAMINED = "examined"
 """The note that all files were examined for what they say of themselves; earlier releases did not."""
-_VIDEO = MediaError("undecodable", "is a video")
+_PART_BATCHES = 4  # that another process gets at a time: it reads ahead within these. A choice
 _AT_ONCE = 1_000  # rows compared, or removed, together
-
-_Found = tuple[Listed, Vectors | None, Any]  # the vector of its content if that is known; else what the model takes
 
 
 def update_index(
@@ -55,6 +48,7 @@ def update_index(
     batch_size: int = 64,
     workers: int | None = None,
     allow_removals: bool = False,
+    spread: Spread | None = None,
 ) -> IndexReport:
     """Creates an index of the files of a folder or manifest, or brings one up to date.
 
@@ -69,6 +63,7 @@ def update_index(
         batch_size: files encoded, and committed, together.
         workers: threads that decode; None for those of the encoder.
         allow_removals: remove the rows of all files that have disappeared, however many.
+        spread: does the work in other processes; see :func:`saysee.search.index.cluster.update_on_cluster`.
 
     Raises:
         SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
@@ -78,6 +73,10 @@ def update_index(
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
     source = place if isinstance(place, Source) else find_source(place)
     store = open_store(to)
+    if spread is not None and not store.many_writers:
+        raise SaySeeError(
+            f"{store.place}: only one process can write it; name an index in PostgreSQL or LanceDB by --to"
+        )
     report = IndexReport(store.place, notes=[encoder.warning] if encoder.warning else [])
     report.ignored, report.excluded = source.ignored.copy(), source.excluded.copy()
     report.unreadable = [(printable(source.root / path), why) for path, why in source.unreadable.items()]
@@ -87,7 +86,7 @@ def update_index(
     with store.writing() as writer:
         about = begin(writer, encoder, source.root, source.name)
         run = _Run(writer, encoder, about, source, report)
-        run.go(batch_size, workers or encoder.workers)
+        run.go(batch_size, workers or encoder.workers, spread)
         remove_rows(writer, source.items, report, run.rows, allow_removals, vanished_folder(source))
         writer.note(EXAMPLES, source.items.examples())
         finish(writer, about, report)
@@ -189,12 +188,12 @@ def _check_same_source(writer: Tables, before: About, root: Path, source: str) -
         raise SaySeeError(f"{writer.place}: is an index of {place}; name another place by --to")
 
 
-class _Run:
+class _Run(BatchWriter):
     """One run over the files that are new or may have changed."""
 
     def __init__(self, writer: Tables, encoder: Encoder, about: About, source: Source, report: IndexReport) -> None:
-        self.writer, self.encoder, self.about, self.source, self.report = writer, encoder, about, source, report
-        self.items, self.root, self.rows = source.items, os.fspath(source.root), 0
+        super().__init__(writer, encoder, about, source.items, report, source.vectors)
+        self.source, self.items, self.rows = source, source.items, 0
         self._compare()
 
     def _compare(self) -> None:
@@ -220,7 +219,7 @@ class _Run:
                 number, metadata, state = found
                 if state == "ignored":
                     continue
-                if content is None or not examined or self._status(row.path) != (row.size, row.mtime_ns):
+                if content is None or not examined or self.status(row.path) != (row.size, row.mtime_ns):
                     self.items.compared(number, row.id, content)
                     continue
                 kept.append(number)
@@ -261,139 +260,35 @@ class _Run:
                 for one in self.items.select("state = 'unlisted'"):
                     self.items.mark("bad" if again.find([one.item])[0] is None else "kept", one.number)
 
-    def go(self, batch_size: int, workers: int) -> None:
+    def go(self, batch_size: int, workers: int, spread: Spread | None) -> None:
         """Brings the rows of the source's files up to date."""
         kept, ignored = len(self.items), self.report.ignored.total()
+        if spread is None:
+            counts = self.write(self._changed(batch_size), workers)
+        else:
+            parts = self._changed(_PART_BATCHES * batch_size)
+            counts = map(self._add, spread(Part(self.about, listed, batch_size) for listed in parts))
         with progress_bar("indexing", self.items.count("state IS NULL")) as bar:
-            for found, prepared in read_ahead(self._with_vectors(batch_size, workers), self._prepare, workers):
-                self._write([(one, vector, content) for (one, vector), content in zip(found, prepared, strict=True)])
-                bar.advance(len(found))
+            for count in counts:
+                bar.advance(count)
         if self.writer.noted(_EXAMINED) is None:
             self.writer.note(_EXAMINED, 1)
         kept -= self.report.ignored.total() - ignored
         self.report.kept = kept - self.report.encoded - self.report.moved - len(self.report.refused)
 
-    def _with_vectors(self, size: int, workers: int) -> Iterator[list[tuple[Listed, Vectors | None]]]:
-        """The changed items in batches of a kind, each with the vector of its content, if that is known."""
+    def _changed(self, size: int) -> Iterator[list[Listed]]:
+        """The items that are new or have changed, in batches of a kind."""
         order: Literal["path", "number"] = "path" if self.source.is_folder else "number"
         kinds = (self.items.select("state IS NULL AND kind = ?", kind, by=order) for kind in KINDS)
-        batches = (batch for changed in kinds for batch in batched(changed, size))
-        for batch, errors in read_ahead(batches, self._examine, workers):
-            for one, error in zip(batch, errors, strict=True):
-                if error is not None:
-                    self._refuse(one, error)
-            good = [one for one, error in zip(batch, errors, strict=True) if error is None]
-            made_by, given = self.about.fingerprints[batch[0].item.kind], self.source.vectors
-            contents = {one.item.hash: one.item.key for one in good if one.item.hash is not None}
-            known = self.writer.vectors_with(batch[0].item.kind, made_by, contents)
-            known |= {content: given[key] for content, key in contents.items() if key in given}
-            for one in good:
-                one.item.encoded_by = made_by
-            yield [(one, known.get(one.item.hash or "")) for one in good]
+        return (batch for changed in kinds for batch in batched(changed, size))
 
-    def _examine(self, one: Listed) -> SaySeeError | None:
-        """Reads the hash of a file, and what it says of itself; an error where it cannot be used."""
-        item = one.item
-
-        def read(path: Path) -> SaySeeError | None:
-            if not path.is_file() or (status := self._status(item.path)) is None:
-                return None  # the model has the error message
-            item.size, item.mtime_ns = status
-            if time.time_ns() - status[1] < STILL_SECONDS * 1e9:  # then its content is looked at again
-                item.mtime_ns = None
-            with path.open("rb") as file:
-                item.hash = fingerprint(file)
-                if item.kind == "image":
-                    item.metadata = read_exif(file) | item.metadata
-                    return None
-                # Where a user lists clips, a video among them is meant.
-                video = self.source.is_folder and not is_upload(item) and is_video(file, audio_container(file))
-            return _VIDEO if video else None
-
-        found: SaySeeError | None = self._or_error(item, read)
-        return found
-
-    def _prepare(self, found: tuple[Listed, Vectors | None]) -> Any:
-        """What the model takes of a file whose vector is not known; an error where it cannot be used."""
-        item, vector = found[0].item, found[1]
-        return self._or_error(item, partial(self.encoder.prepare, item.kind)) if vector is None else None
-
-    def _or_error(self, item: Item, read: Callable[[Path], Any]) -> Any:
-        path = self.source.root / item.path
-        try:
-            item.path.encode()
-            return read(path)
-        except UnicodeEncodeError:
-            return SaySeeError(f"{printable(path)}: its name is not valid Unicode; rename it")
-        except SaySeeError as error:
-            return error
-        except OSError as error:
-            message = f"{printable(path)}: cannot be read ({error.strerror or error}); copy it again"
-            return MediaError("unreadable", message)
-        except Exception as error:  # one file stops no run
-            return MediaError("undecodable", f"{printable(path)}: cannot be decoded ({reason(error)}); save it again")
-
-    def _write(self, found: list[_Found]) -> None:
-        """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
-        renewed, others = list[tuple[Listed, Vectors]](), list[_Found]()
-        for one, vector, content in found:
-            row = None if vector is None or one.row is None or one.hash != one.item.hash else one.row
-            if vector is not None and one.row is None:
-                row = self.items.take_leaving(one.item.kind, one.item.hash)
-            if vector is None or row is None:
-                others.append((one, vector, content))
-            else:
-                one.item.id = row
-                renewed.append((one, vector))
-        lost = {item.key for item in self.writer.refresh([one.item for one, _ in renewed])}
-        self.report.moved += sum(one.row is None and one.item.key not in lost for one, _ in renewed)
-        others += [(one, vector, None) for one, vector in renewed if one.item.key in lost]
-        self._write_vectors(others)
-
-    def _write_vectors(self, found: list[_Found]) -> None:
-        """Writes rows with the vector of another file of the same content or of the model, in one transaction."""
-        items, vectors, new = list[Item](), [], []
-        for one, known, content in found:
-            if known is not None:
-                items.append(one.item)
-                vectors.append(known)
-            elif isinstance(content, SaySeeError):
-                self._refuse(one, content)
-            else:
-                new.append((one, content))
-        if new:
-            encoded = self.encoder.encode_prepared(new[0][0].item.kind, [content for _, content in new])
-            for (one, _), vector in zip(new, encoded, strict=True):
-                if np.isfinite(vector).all():
-                    items.append(one.item)
-                    vectors.append(vector)
-                    self.report.encoded += 1
-                else:
-                    message = f"{self._shown(one.item)}: the model has no finite vector for it"
-                    self._refuse(one, MediaError("not-finite", message))
-        if items:
-            with self.writer.transaction():
-                self.writer.put(items, np.stack(vectors))
-
-    def _refuse(self, one: Listed, error: SaySeeError) -> None:
-        path = one.item.path
-        if error is _VIDEO or (error.code == "undecodable" and kind_by_suffix(path) is None):
-            self.report.ignored[os.path.splitext(path)[1].lower() or NO_SUFFIX] += 1
-        else:
-            self.report.refused.append((self._shown(one.item), str(error)))
-        if one.row is None:
-            return
-        if error.code in ("unreadable", "broken-link"):
-            self.report.missing[os.path.dirname(path) or "."] += 1
-        else:  # its vector is of a content that no longer exists
-            self.items.mark("gone" if error.code == "missing" else "bad", one.number)
-
-    def _shown(self, item: Item) -> str:
-        return printable(self.source.root / item.path)
-
-    def _status(self, path: str) -> tuple[int, int] | None:
-        try:
-            status = os.stat(os.path.join(self.root, path))
-        except (OSError, ValueError):
-            return None
-        return status.st_size, status.st_mtime_ns
+    def _add(self, done: Done) -> int:
+        """Adds up what another process did, and finds which of its new rows are of files that have moved."""
+        self.report.add(done.report)
+        for number, state in done.states.items():
+            self.items.mark(state, number)
+        for item in done.new:
+            if (row := self.items.take_leaving(item.kind, item.hash)) is not None:
+                self.writer.remove([replace(item, id=row)])
+                self.report.moved += 1
+        return done.count
