@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
 import lancedb
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EXACT_ROWS = 20_000  # up to here every vector is compared, as in the other stores
 RENEW_ROWS = 5_000  # rows beside an index before they are added to it
-_DISTANCE = "l2"  # of unit vectors it orders as the cosine does; clusters by "dot" took twice the probes
+_DISTANCE: Final = "l2"  # of unit vectors it orders as the cosine does; clusters by "dot" took twice the probes
 _TRIAL_QUERIES, _FIRST_PROBES = 256, 8
 _NOTE_SECONDS = 60.0  # after which a reader asks again how many clusters to search
 _REFINED = 4
