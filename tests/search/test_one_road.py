@@ -17,7 +17,7 @@ from saysee import Encoder, Index, Manifest, SpeechImageModel
 from saysee.cli import main
 from saysee.data.manifest import Row
 from saysee.evaluation import protocols
-from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.sql.sqlite import SqliteStore
 from saysee.search.service.app import make_app
 from saysee.search.service.core import Service
 from saysee.search.service.settings import ServiceSettings

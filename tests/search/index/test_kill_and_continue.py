@@ -13,7 +13,7 @@ import pytest
 
 from media_files import clip, picture
 from saysee import Index, SaySeeError
-from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.sql.sqlite import SqliteStore
 from saysee.search.index.updating import update_index
 from saysee_process import Started, start_saysee
 

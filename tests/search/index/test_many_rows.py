@@ -13,7 +13,7 @@ from media_files import picture, rows
 from saysee import SaySeeError
 from saysee.search.index.readers import item_list
 from saysee.search.index.sources import find_source
-from saysee.search.index.sqlite import SqliteStore
+from saysee.search.index.sql.sqlite import SqliteStore
 from saysee.search.index.store import Item
 from saysee.search.index.updating import begin, update_index
 

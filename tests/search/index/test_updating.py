@@ -268,7 +268,7 @@ def test_second_writer_is_refused_by_name_and_readers_go_on(encoder, photos, tmp
     update_index(encoder, photos, tmp_path / "index")
     program = (
         "import sys, pathlib\n"
-        "from saysee.search.index.sqlite import SqliteStore\n"
+        "from saysee.search.index.sql.sqlite import SqliteStore\n"
         "with SqliteStore(pathlib.Path(sys.argv[1])).writing() as writer, writer.transaction():\n"
         "    writer.connection.execute('DELETE FROM items')\n"
         "    print('holding', flush=True)\n"
@@ -291,7 +291,7 @@ def test_second_writer_is_refused_by_name_and_readers_go_on(encoder, photos, tmp
 
 
 def test_full_disk_is_one_line_and_the_run_resumes(encoder, photos, tmp_path, monkeypatch):
-    from saysee.search.index.sqlite import SqliteTables
+    from saysee.search.index.sql.sqlite import SqliteTables
 
     begin = SqliteTables.__init__
 

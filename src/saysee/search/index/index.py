@@ -19,7 +19,7 @@ from saysee.search.index.about import EXAMPLES, INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.ranking import Scored, Speech, measure, nearest, reranked
 from saysee.search.index.sources import model_of, root_of
-from saysee.search.index.sqlite import ITEMS_FILE, SqliteStore
+from saysee.search.index.sql.sqlite import ITEMS_FILE, SqliteStore
 from saysee.search.index.store import KINDS, LANCE, Item, Store, Vectors, is_database
 
 if TYPE_CHECKING:
@@ -382,7 +382,7 @@ def open_store(place: str | os.PathLike[str]) -> Store:
         return LanceStore(place)
     if is_database(place):
         with extra_needed("an index in PostgreSQL", "postgres"):
-            from saysee.search.index.postgres import PostgresStore
+            from saysee.search.index.sql.postgres import PostgresStore
 
         return PostgresStore(os.fspath(place))
     return SqliteStore(Path(place))

@@ -1,5 +1,4 @@
-"""What an index holds, and what every store can do: SQLite in a folder (sqlite.py), PostgreSQL (postgres.py) and
-LanceDB (lance.py).
+"""What an index holds, and what every store of one can do: those in SQL (sql/) and LanceDB (lance/).
 
 A store opens connections to the same tables: ``about`` (name and JSON value), ``items`` (a row for each image and
 clip) and the rows' vectors.

@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 from lancedb.index import BTree, IvfSq
 
 from saysee.media.formats import Kind
+from saysee.search.index.exact import RECALL, RECALL_K, best_rows, recall, trial_queries
 from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
 from saysee.search.index.lance.arrow import one_line, to_json, to_texts
-from saysee.search.index.nearest import RECALL, RECALL_K, best_rows, recall, trial_queries
 from saysee.search.index.ranking import Search
 from saysee.search.index.store import ITEM_COLUMNS, WHERE_SECONDS, Ids, Vectors, condition_error
 

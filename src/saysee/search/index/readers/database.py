@@ -16,9 +16,9 @@ from psycopg import IsolationLevel, errors
 from saysee.data.tables import plain_value
 from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
-from saysee.search.index.postgres import Connection, Reasons, Server
 from saysee.search.index.readers.given import Given, GivenVectors, Part, add_rows, path_column
 from saysee.search.index.readers.item_list import ItemList
+from saysee.search.index.sql.postgres import Connection, Reasons, Server
 
 _STATEMENT_SECONDS = 300  # most time of a statement: of a batch of rows, not of all
 _BATCH = 2_000  # rows that are fetched together

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from saysee.search.index.nearest import recall, trial_queries
+from saysee.search.index.exact import recall, trial_queries
 
 
 def test_trial_queries_leave_their_vectors_and_stay_where_vectors_lie():

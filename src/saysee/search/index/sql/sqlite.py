@@ -27,11 +27,12 @@ import numpy as np
 from saysee.errors import SaySeeError
 from saysee.files import write_text
 from saysee.media.formats import Kind
-from saysee.search.index import nearest as fast_copy
 from saysee.search.index.about import About
+from saysee.search.index.exact import best_rows
 from saysee.search.index.filters import Filters, compose_condition
 from saysee.search.index.ranking import ranked
-from saysee.search.index.sql import SqlTables
+from saysee.search.index.sql import fast_copy
+from saysee.search.index.sql.tables import SqlTables
 from saysee.search.index.store import (
     KINDS,
     UNIT_TOLERANCE,
@@ -159,7 +160,7 @@ class SqliteStore(Store):
             with self.reading() as tables:
                 allowed = _chosen_ids(tables, kind, where, filters)
                 if len(allowed) <= fast_copy.MEMORY_ROWS:
-                    chosen = partial(fast_copy.best_rows, queries, *tables.vectors_of(allowed.tolist()))
+                    chosen = partial(best_rows, queries, *tables.vectors_of(allowed.tolist()))
                     return ranked(tables, queries, chosen, k, offset)
         searcher = self.searcher(kind)
         with self.reading() as tables:

@@ -7,7 +7,7 @@ off the indexed vectors.
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 
 from saysee.files import atomic_write, fingerprint
 from saysee.media.formats import Kind
-from saysee.search.index.sql import SqlTables
+from saysee.search.index.exact import RECALL, RECALL_K, best_rows, recall, trial_queries
+from saysee.search.index.sql.tables import SqlTables
 from saysee.search.index.store import KINDS, Ids, Vectors
 
 MEMORY_ROWS = 20_000
@@ -27,11 +28,9 @@ RENEW_ROWS = 5_000  # rows added, changed or removed beside a file before it is 
 EXACT_ROWS = 300_000
 """Up to here every vector is compared; beyond, clusters are chosen first. At this size it takes 17 ms, little beside
 the hundreds that encoding a spoken query takes, and misses nothing."""
-RECALL, RECALL_K = 0.995, 10  # least recall@10 of the trial queries; what is promised of real queries is 0.99
 
-_TRIAL_QUERIES, _MOVE = 256, 0.5
+_TRIAL_QUERIES = 256
 _TRAINING_ROWS = 64  # vectors to each cluster that k-means looks at; faiss asks for 39 at least
-_PRODUCTS_AT_ONCE = 1 << 24  # similarities held at once, 64 MB
 _BLOCK = 65_536  # vectors read at once
 
 
@@ -108,18 +107,6 @@ class Faiss:
 
 
 Searcher = InMemory | Faiss
-
-
-def best_rows(queries: Vectors, ids: Ids, vectors: Vectors, k: int) -> list[Ids]:
-    """For each query of [Q, D] the ids of the ``k`` nearest vectors of [N, D], and of those as near as the last."""
-    found: list[Ids] = []
-    k = min(k, len(ids))
-    at_once = max(1, _PRODUCTS_AT_ONCE // max(1, len(ids)))
-    for start in range(0, len(queries), at_once):
-        scores = queries[start : start + at_once] @ vectors.T
-        least = -np.partition(-scores, k - 1, axis=1)[:, k - 1] if k else np.zeros(len(scores), np.float32)
-        found += [ids[row >= last] for row, last in zip(scores, least, strict=True)]
-    return found
 
 
 def current_stamp(tables: SqlTables, kind: Kind) -> str:
@@ -328,18 +315,3 @@ def publish(tables: SqlTables, kind: Kind, copy: Copy) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return fingerprint(file)
-
-
-def trial_queries(vectors: Vectors, rng: np.random.Generator) -> Vectors:
-    """Indexed vectors [N, D], each moved by half of the difference between two others, as queries [N, D].
-
-    Queries of speech or text do not lie where images do, so images themselves would be too easy. So would noise of all
-    dimensions be: images fill few of them, and a move out of these changes no order. The differences between images lie
-    where images do.
-    """
-    return np.asarray(vectors + _MOVE * (rng.permutation(vectors) - rng.permutation(vectors)), np.float32)
-
-
-def recall(found: Iterable[Ids], truth: Iterable[Ids]) -> float:
-    """Mean share of the right ids that were found."""
-    return float(np.mean([np.isin(right, got).mean() for got, right in zip(found, truth, strict=True)]))

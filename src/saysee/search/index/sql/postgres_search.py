@@ -18,13 +18,13 @@ import psycopg
 from pgvector import Vector
 
 from saysee.media.formats import Kind
+from saysee.search.index.exact import RECALL, RECALL_K, recall, trial_queries
 from saysee.search.index.filters import NUMBER_COLUMNS, NUMBER_PATTERN, Filter, compose_condition
-from saysee.search.index.nearest import RECALL, RECALL_K, recall, trial_queries
 from saysee.search.index.ranking import Search
 from saysee.search.index.store import WHERE_SECONDS, Ids, Vectors, condition_error
 
 if TYPE_CHECKING:
-    from saysee.search.index.postgres import PostgresTables
+    from saysee.search.index.sql.postgres import PostgresTables
 
 EXACT_ROWS = 20_000  # up to here every vector is compared. A choice, not measured.
 _CANDIDATES = (40, 80, 160, 320, 640, 1_000)  # to be tried for hnsw.ef_search; pgvector takes at most the last

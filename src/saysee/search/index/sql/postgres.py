@@ -25,9 +25,9 @@ from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
 from saysee.search.index.filters import Filters
-from saysee.search.index.postgres_search import hnsw_problem, searcher, update_hnsw
 from saysee.search.index.ranking import ranked
-from saysee.search.index.sql import SqlTables
+from saysee.search.index.sql.postgres_search import hnsw_problem, searcher, update_hnsw
+from saysee.search.index.sql.tables import SqlTables
 from saysee.search.index.store import UNIT_TOLERANCE, Hits, Store, Vectors
 
 Connection = psycopg.Connection[tuple[Any, ...]]
