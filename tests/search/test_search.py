@@ -262,7 +262,7 @@ def test_condition_that_takes_long_is_stopped(any_index, monkeypatch):
     sort, seconds, condition = sort_of(any_index.place), 0.2, ENDLESS
     if sort == "lance":  # whose SQL has no recursion
         seconds, condition = 0.02, "length(replace(repeat(path, 1000000), 'o', 'xx')) > 0"
-    module = {"folder": "sqlite", "postgres": "postgres_search", "lance": "lance.searching"}[sort]
+    module = {"folder": "sql.sqlite", "postgres": "sql.postgres_search", "lance": "lance.searching"}[sort]
     monkeypatch.setattr(f"saysee.search.index.{module}.WHERE_SECONDS", seconds)
     with pytest.raises(SaySeeError, match=re.escape(f"it takes over {seconds:g} s")):
         any_index.search(vectors=np.ones((1, DIMENSION)), where=condition)

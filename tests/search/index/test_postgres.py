@@ -15,8 +15,8 @@ from saysee.cli import main
 from saysee.search.index.index import open_store
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-from saysee.search.index import postgres as postgres_store  # noqa: E402
-from saysee.search.index import postgres_search  # noqa: E402
+from saysee.search.index.sql import postgres as postgres_store  # noqa: E402
+from saysee.search.index.sql import postgres_search  # noqa: E402
 
 
 def admin(place: str, *statements: str) -> None:
