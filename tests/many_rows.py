@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from saysee import Index, SaySeeError
 from saysee.search.index.index import open_store
 from saysee.search.index.store import About, Item
 
@@ -40,3 +42,17 @@ def recall(store, vectors: np.ndarray, where: str | None = None, rest: slice | N
     found = store.nearest(queries, "image", 10, where)
     numbers = [{int(item.path.removesuffix(".jpg")) for item, _ in got} for got in found]
     return float(np.mean([len(got & set(right.tolist())) / 10 for got, right in zip(numbers, truth, strict=True)]))
+
+
+def refusal(place: str, write: bool = False) -> str:
+    """The one line that is said where an index cannot be opened, or with ``write`` be begun."""
+
+    def begin() -> None:
+        with open_store(place).writing() as writer:
+            assert writer.about is None
+            writer.set_about(ABOUT)
+
+    with pytest.raises(SaySeeError) as refused:
+        begin() if write else Index.open(place)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)

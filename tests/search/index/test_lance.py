@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from many_rows import ABOUT, DIMENSION, clustered, fill, recall
+from many_rows import ABOUT, DIMENSION, clustered, fill, recall, refusal
 from media_files import rows
 from saysee import Index, SaySeeError
 from saysee.cli import main
@@ -185,18 +185,6 @@ def test_the_same_new_rows_of_several_writers_are_there_once_beside_an_index_of_
     with open_store(place).reading() as reader:
         items = list(reader.items())
     assert len(items) == len({item.path for item in items}) == len({item.id for item in items}) == 460
-
-
-def refusal(place: str, write: bool = False) -> str:
-    def begin() -> None:
-        with open_store(place).writing() as writer:
-            assert writer.about is None
-            writer.set_about(ABOUT)
-
-    with pytest.raises(SaySeeError) as refused:
-        begin() if write else Index.open(place)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 def test_refusals_are_one_line(place, folder, tmp_path, monkeypatch):

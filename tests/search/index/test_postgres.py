@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from many_rows import ABOUT, DIMENSION, clustered, fill, recall
+from many_rows import DIMENSION, clustered, fill, recall, refusal
 from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.search.index.index import open_store
@@ -128,18 +128,6 @@ def locked(postgres):
     connection.execute("CREATE DATABASE bare")
     connection.close()
     return lambda password, database="postgres": f"postgresql://locked:{password}@/{database}?host={folder}"
-
-
-def refusal(place: str, write: bool = False) -> str:
-    def begin() -> None:
-        with open_store(place).writing() as writer:
-            assert writer.about is None
-            writer.set_about(ABOUT)
-
-    with pytest.raises(SaySeeError) as refused:
-        begin() if write else Index.open(place)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
 
 
 def test_refusals_are_one_line_without_the_password(postgres, locked, tmp_path, monkeypatch):
