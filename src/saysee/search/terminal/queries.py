@@ -1,6 +1,5 @@
 """Queries of the command line: audio and image files, folders of them, texts, and a recording."""
 
-import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
 from saysee.search.index.ranking import FUSED, Speech
+from saysee.search.index.readers.item_list import batched
 from saysee.search.index.store import is_database
 from saysee.search.terminal.microphone import NAME
 
@@ -121,7 +121,7 @@ def run_queries(
     found = SearchResults()
     files = _expand(places)
     queries = _read(files, texts, recording, found.skipped)
-    while chunk := list(itertools.islice(queries, _CHUNK)):
+    for chunk in batched(queries, _CHUNK):
         outcomes: dict[int, QueryResult | MediaError] = {}
         for query_kind, side in _SIDES.items():
             positions = [position for position, query in enumerate(chunk) if query.kind == query_kind]

@@ -228,7 +228,7 @@ def make_ready(tables: LanceTables) -> dict[Kind, str]:
 
 def ivf_problem(tables: LanceTables, kind: Kind) -> str | None:
     """What is wrong with a kind's index; None where all is well or none is needed."""
-    if tables.counts()[kind] <= EXACT_ROWS:
+    if tables.count(kind) <= EXACT_ROWS:
         return None
     with tables.store.errors_in_one_line():
         columns = {column for index in tables.table(kind).list_indices() for column in index.columns}
