@@ -44,7 +44,7 @@ class _Hubert(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Waveforms [B, T] to the mean [B, S] of the last hidden state."""
-        return self.hubert(waveforms).last_hidden_state.mean(dim=1)  # type: ignore[no-any-return]
+        return self.hubert(waveforms)[-1].mean(dim=1)  # type: ignore[no-any-return]
 
 
 class _Clip(nn.Module):
@@ -85,7 +85,7 @@ def spoken() -> NDArray[np.float32]:
 def drawn(processor: Any) -> NDArray[np.float32]:
     """Scenes as a processor prepares them, [N, B, 3, H, W]."""
     scenes = plan(0, {"train": CALIBRATION * IMAGES, "val": 0, "test": 0})
-    pixels = processor.image_processor([draw_scene(each.scene) for each in scenes], return_tensors="np").pixel_values
+    pixels = np.stack([processor.prepare_image(draw_scene(each.scene)).numpy() for each in scenes])
     return np.asarray(pixels, np.float32).reshape(CALIBRATION, IMAGES, *pixels.shape[1:])
 
 

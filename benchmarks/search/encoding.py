@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
-from transformers import HubertModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+)
 
 from benchmarks.search.models import Size, model_of
 from benchmarks.search.turns import cpu_ratio, ratio, take_turns
@@ -104,12 +112,14 @@ def _cosines(index: Path, paths: list[Path], vectors: NDArray[np.float32]) -> li
 @torch.no_grad()
 def plain_images(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
     """Unit vectors [N, D], one image at a time in fp32, as the page of CLIP shows it."""
-    clip, processor = model.image_encoder.clip, model.processor.image_processor
+    own = model.image_encoder.clip
+    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**own.config.without_text.to_dict())).eval()
+    clip.load_state_dict(own.state_dict(), strict=False)  # the text encoder's are left
+    processor = CLIPImageProcessorPil(**asdict(model.processor.image_processor))
 
     def vectors() -> Iterator[torch.Tensor]:
         for path in paths:
-            inputs = processor(images=Image.open(path), return_tensors="pt")
-            yield clip.visual_projection(clip.vision_model(**inputs).pooler_output)
+            yield clip(**processor(images=Image.open(path), return_tensors="pt")).image_embeds
 
     return _unit(vectors())
 
@@ -117,8 +127,8 @@ def plain_images(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float
 @torch.no_grad()
 def plain_speech(model: SpeechImageModel, paths: list[Path]) -> NDArray[np.float32]:
     """Unit vectors [N, D], one clip at a time in fp32, as the page of HuBERT shows it, then the speech head."""
-    encoder, extractor = model.speech_encoder, model.processor.feature_extractor
-    hubert = HubertModel(encoder.hubert.config).eval()  # without the fixes of SaySee
+    encoder, extractor = model.speech_encoder, Wav2Vec2FeatureExtractor(**asdict(model.processor.feature_extractor))
+    hubert = HubertModel(HubertConfig(**encoder.hubert.config.to_dict())).eval()
     hubert.load_state_dict(encoder.hubert.state_dict())
 
     def vectors() -> Iterator[torch.Tensor]:

@@ -21,14 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from lab.nano.images import LABELS, SURROUNDINGS, ImagePool
 from lab.nano.loop import LoopSettings, check_same_run, run_steps
-from lab.nano.running import run
+from lab.nano.running import run, save_encoder
 from lab.nano.words import MAX_WORDS, word_tokenizer
 from saysee.errors import ConfigError
 from saysee.files import write_folder
+from saysee.model.pretrained.clip import CLIP
+from saysee.model.pretrained.configuration import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from saysee.model.processor import SpeechImageProcessor
 from saysee.tasks.contrastive import info_nce
 
@@ -130,9 +132,8 @@ def pretrain_clip_nano(folder: Path, settings: ClipNanoSettings) -> dict[str, An
     metrics = run_steps("clip-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, whole)
 
     def save(temporary: Path) -> None:
-        training.clip.to("cpu", torch.float16).save_pretrained(temporary)
+        save_encoder(training.clip, processor, temporary)
         tokenizer.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
 
     write_folder(folder / "model", save)
     return metrics
@@ -150,7 +151,6 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
         num_hidden_layers=settings.text_layers,
         num_attention_heads=_heads(settings.text_width),
         max_position_embeddings=MAX_WORDS,
-        projection_dim=settings.projection,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -163,12 +163,11 @@ def clip_nano_config(settings: ClipNanoSettings, tokenizer: PreTrainedTokenizerF
         num_attention_heads=_heads(settings.width),
         image_size=settings.image_size,
         patch_size=settings.patch_size,
-        projection_dim=settings.projection,
         hidden_act="gelu",
     )
     return CLIPConfig(
-        text_config=text.to_dict(),
-        vision_config=vision.to_dict(),
+        text_config=text,
+        vision_config=vision,
         projection_dim=settings.projection,
         trained_on="drawn scenes of colored shapes, not photographs",  # shown by `saysee index` and the page
     )
@@ -191,7 +190,7 @@ class _Training:
     ) -> None:
         self.settings, self.pool, self.held_out = settings, pool, held_out
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.clip = CLIPModel(clip_nano_config(settings, tokenizer))
+        self.clip = CLIP(clip_nano_config(settings, tokenizer))
         self.clip.vision_model.embeddings.position_embedding.weight.data[1:] = _places(
             settings.image_size // settings.patch_size, settings.width
         )
@@ -220,12 +219,12 @@ class _Training:
         if self._kept["pixels"].device.type != "cpu":
             chosen = self._moved(chosen)
         pixels = self._normalized(augmented(_pixels(self._rows("pixels", chosen)), noise))
-        vision = self.clip.vision_model(pixel_values=pixels, output_hidden_states=True)
-        patch_loss, metrics = self._patch_loss(vision.hidden_states[1][:, 1:], vision.last_hidden_state[:, 1:], chosen)
+        states = self.clip.vision_model(pixels)
+        patch_loss, metrics = self._patch_loss(states[1][:, 1:], states[-1][:, 1:], chosen)
         if seeing:
             return patch_loss, metrics
         ids = self._moved(self.tokens.drawn(numbers, rng))
-        image = self.clip.visual_projection(vision.pooler_output)
+        image = self.clip.image_vectors(states[-1])
         # The parameter itself is bounded: a clamp behind it would stop its gradient, and with it the way back.
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
@@ -239,7 +238,7 @@ class _Training:
         images, texts = [], []
         for start in range(0, len(self.held_out_pixels), 250):
             pixels = _pixels(self.held_out_pixels[start : start + 250].to(self.device))
-            images.append(self.clip.get_image_features(pixel_values=self._normalized(pixels)).pooler_output)
+            images.append(self.clip.encode_image(self._normalized(pixels))[0])
             texts.append(text_vectors(self.clip, self.held_out_tokens.firsts(start, start + 250)))
         image, text = (functional.normalize(torch.cat(each), dim=-1) for each in (images, texts))
         scores = text @ image.T
@@ -307,13 +306,9 @@ class _Training:
         return loss, metrics | right
 
 
-def text_vectors(clip: CLIPModel, ids: Tensor) -> Tensor:
-    """[B, D] vectors, not normalized, of captions [B, N] int that are padded after the end mark.
-
-    No mask is needed: attention is causal, and the vector is read at the end mark, which does not see the padding.
-    """
-    vector: Tensor = clip.get_text_features(input_ids=ids.to(clip.device)).pooler_output
-    return vector
+def text_vectors(clip: CLIP, ids: Tensor) -> Tensor:
+    """[B, D] vectors, not normalized, of captions [B, N] int that are padded after the end mark."""
+    return clip.encode_text(ids.to(clip.logit_scale.device))
 
 
 def _pixels(pixels: Tensor) -> Tensor:

@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from transformers import HubertConfig
 
 from lab.nano.labels import FrameLabels, PhoneLabels, hubert_labels, mfcc_labels, numbered
 from lab.nano.loop import LoopSettings, run_steps
 from lab.nano.probe import frame_middles, probe_phones
-from lab.nano.running import run
+from lab.nano.running import run, save_encoder
 from lab.nano.speech import ESPEAK, MANY, UNHEARD_VOICES, SpeechPool, SpokenItem
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import write_folder
 from saysee.media.augmentation import augmented, vocal_tract
 from saysee.model.configuration import HeadConfig
-from saysee.model.loading import load_hubert
+from saysee.model.pretrained.configuration import HubertConfig
+from saysee.model.pretrained.weights import load_hubert
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
@@ -123,15 +123,9 @@ def pretrain_hubert_nano(folder: Path, settings: HubertNanoSettings) -> dict[str
         "hubert-nano", folder, training.parts, settings.loop, training.loss_of, training.evaluate, asdict(settings)
     )
     hubert, extractor = training.encoder.hubert, training.processor.feature_extractor
-    hubert.config.apply_spec_augment = False  # the mask is for pre-training only
     encoder = training.encoder.to("cpu").eval()
     metrics["probe"] = {name: probe_phones(encoder, pool, each).to_dict() for name, each in held_out.items()}
-
-    def save(temporary: Path) -> None:
-        hubert.to("cpu", torch.float16).save_pretrained(temporary)
-        extractor.save_pretrained(temporary)
-
-    write_folder(folder / "model", save)
+    write_folder(folder / "model", lambda temporary: save_encoder(hubert, extractor, temporary))
     return metrics
 
 
@@ -146,10 +140,9 @@ def hubert_nano_config(settings: HubertNanoSettings) -> HubertConfig:
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.width // 32,
         intermediate_size=4 * settings.width,
-        conv_dim=[32, 64, 128, settings.width],
-        conv_kernel=[20, 8, 4, 4],
-        conv_stride=[10, 4, 4, 4],
-        num_feat_extract_layers=4,
+        conv_dim=(32, 64, 128, settings.width),
+        conv_kernel=(20, 8, 4, 4),
+        conv_stride=(10, 4, 4, 4),
         num_conv_pos_embeddings=32,
         num_conv_pos_embedding_groups=settings.width // 32,
         feat_extract_norm="layer",
@@ -225,7 +218,6 @@ class _Training:
         self.encoder = SpeechEncoder(hubert_nano_config(settings), HeadConfig(heads=1), width=1)
         if settings.start:
             self.encoder.hubert.load_state_dict(load_hubert(settings.start).state_dict())
-        self.encoder.hubert.config.apply_spec_augment = True  # or transformers ignores mask_time_indices
         self.parts = nn.ModuleDict(
             {
                 "hubert": self.encoder.hubert,
@@ -310,14 +302,9 @@ class _Training:
                 hidden[:, ahead:] |= starts[:, : frames.shape[1] - ahead]
             hidden[0, 0] = True  # never none, so that the learned vector always has a gradient
         self._masked = hidden.to(self.device)
-        output = self.encoder.hubert(
-            waveforms.to(self.device),
-            attention_mask=mask.long().to(self.device),
-            mask_time_indices=self._masked if noise is not None else torch.zeros_like(self._masked),
-            output_hidden_states=True,
-        )
-        self._state_before = output.hidden_states[-2]
-        return output.last_hidden_state, frames.to(self.device)
+        samples, masked = mask.sum(dim=1).to(self.device), self._masked if noise is not None else None
+        *_, self._state_before, last = self.encoder.hubert(waveforms.to(self.device), samples, masked)
+        return last, frames.to(self.device)
 
     def _labels_at(self, pool: SpeechPool, numbers: list[int], speeds: list[float], frames: int) -> Tensor:
         """[B, F] labels at the middle of each frame, of clips that are played at these speeds."""

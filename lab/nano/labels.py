@@ -23,7 +23,7 @@ from lab.nano.speech import SpeechPool
 from saysee.log import progress_bar
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
-from saysee.model.loading import load_hubert
+from saysee.model.pretrained.weights import load_hubert
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
@@ -123,7 +123,7 @@ def hubert_labels(pool: SpeechPool, folder: Path, clusters: int, seed: int) -> C
 
     Args:
         pool: as for :class:`ClusterLabels`.
-        folder: the earlier model, as ``HubertModel.from_pretrained`` reads it.
+        folder: the earlier model, in the Hugging Face layout.
         clusters: K.
         seed: of the initial centers.
 

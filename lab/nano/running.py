@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+from safetensors.torch import save_file
 
 from lab.programs import run_program
+from saysee.files import write_text
+from saysee.model.pretrained.clip import CLIP
+from saysee.model.pretrained.hubert import Hubert
+from saysee.model.processor import ImagePreparation, SpeechPreparation
 
 
 def run(
@@ -53,3 +60,19 @@ def parser(settings: type[Any], defaults: Path) -> ArgumentParser:
     made.add_argument("--config", action="config")
     made.add_class_arguments(settings, as_group=False)
     return made
+
+
+def save_encoder(encoder: Hubert | CLIP, prepares: SpeechPreparation | ImagePreparation, folder: Path) -> None:
+    """Writes an encoder in fp16 and how its inputs are prepared, in the Hugging Face layout, for transformers too."""
+    weights = {name: value.to("cpu", torch.float16).contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if isinstance(encoder, CLIP):
+        kind, type_of_preparation = "CLIPModel", {"image_processor_type": "CLIPImageProcessor"}
+    else:
+        kind, type_of_preparation = "HubertModel", {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+    # Of transformers, which would hide frames and skip layers in training.
+    plain = {} if isinstance(encoder, CLIP) else {"apply_spec_augment": False, "layerdrop": 0.0}
+    config = encoder.config.to_dict() | plain | {"architectures": [kind], "dtype": "float16"}
+    values = asdict(prepares) | type_of_preparation
+    for name, content in (("config.json", config), ("preprocessor_config.json", values)):
+        write_text(folder / name, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -48,7 +48,7 @@ def test_old_formats_load_with_no_missing_key_and_the_same_values(tmp_path: Path
     from benchmarks.full_size import old_clip, old_hubert
     from transformers import CLIPModel, HubertModel
 
-    from saysee.model.loading import load_clip, load_hubert
+    from saysee.model.pretrained.weights import load_clip, load_hubert
 
     for kind, config in hubert_configs.items():
         new, folder = HubertModel(config), tmp_path / kind

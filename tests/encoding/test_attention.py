@@ -14,7 +14,7 @@ from saysee.encoding.encoder import Encoder
 from saysee.errors import MediaError, SaySeeError
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import FusionConfig
-from saysee.model.processor import SpeechImageProcessor
+from saysee.model.processor import ImagePreparation, SpeechImageProcessor
 from saysee.model.retriever import SpeechImageModel
 
 FUSION = FusionConfig(width=16, layers=1, heads=2)
@@ -143,15 +143,9 @@ def test_source_grid_times_and_weights(model, sounds, image):
 )
 def test_the_grid_is_where_the_processor_takes_its_pixels_from(size, settings):
     """In an image that gets redder to the right and greener downwards, each pixel shows where it came from."""
-    images = CLIPImageProcessorPil(
-        **{
-            "size": {"shortest_edge": 64},
-            "crop_size": {"height": 64, "width": 64},
-            "do_normalize": False,
-            "do_rescale": False,
-            **settings,
-        }
-    )
+    crop = {"height": 64, "width": 64}
+    plain = {"size": {"shortest_edge": 64}, "crop_size": crop, "do_normalize": False, "do_rescale": False, **settings}
+    images = ImagePreparation.of(plain)
     width, height = size
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0] = np.linspace(0, 255, width)
@@ -159,7 +153,9 @@ def test_the_grid_is_where_the_processor_takes_its_pixels_from(size, settings):
     ramp[..., 2] = 255
     processor = SpeechImageProcessor.from_sources(None, None, 64, text=False)
     processor.image_processor = images
-    seen = np.asarray(images(Image.fromarray(ramp), return_tensors="np")["pixel_values"][0], np.float64)
+    seen = np.asarray(images(Image.fromarray(ramp)), np.float64)
+    transformers_own = CLIPImageProcessorPil(**plain)(Image.fromarray(ramp), return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(seen, transformers_own)
     assert seen.shape == (3, 64, 64)
     left, top, right, bottom = grid_box(processor, size, 64)
     shown = seen[2] > 250  # not of a margin

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel
 
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.pretrained.configuration import CLIPConfig
 
 
 @pytest.fixture
 def encoder(clip_config):
     torch.manual_seed(0)
-    return ImageEncoder(clip_config).eval()
+    return ImageEncoder(CLIPConfig.of(clip_config.to_dict())).eval()
 
 
 @pytest.fixture
@@ -34,11 +35,9 @@ def test_vectors_and_patches_are_clip_s_own(encoder, clip_config, pixels):
 
 @torch.no_grad()
 def test_the_vision_tower_alone_gives_the_same(encoder, clip_config, pixels):
-    config = clip_config.vision_config
-    config.projection_dim = clip_config.projection_dim
-    alone = ImageEncoder(config).eval()
-    assert isinstance(alone.clip, CLIPVisionModelWithProjection)
+    alone = ImageEncoder(CLIPConfig.of(clip_config.to_dict()).without_text).eval()
     assert not alone.has_text
+    assert not [name for name in alone.state_dict() if "text" in name]
     both = encoder.clip.state_dict()
     alone.clip.load_state_dict({name: both[name] for name in alone.clip.state_dict()})
     for mine, theirs in zip(vars(alone(pixels)).values(), vars(encoder(pixels)).values(), strict=True):
@@ -55,12 +54,19 @@ def test_patches_are_numbered_row_by_row_from_the_top_left(encoder, pixels):
 
 
 @torch.no_grad()
-def test_text_vectors_are_clip_s_own(encoder):
-    ids = torch.tensor([[2, 5, 6, encoder.clip.config.text_config.eos_token_id]])
-    mask = torch.ones_like(ids)
-    expected = encoder.clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-    torch.testing.assert_close(encoder.encode_text(ids, mask), expected)
-    assert expected.shape == (1, 24)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_text_vectors_are_clip_s_own_whatever_follows_the_mark_of_the_end(clip_config, legacy):
+    end = clip_config.text_config.eos_token_id
+    clip_config.text_config.eos_token_id = 2 if legacy else end  # in OpenAI's files: the highest number
+    clip = CLIPModel(clip_config).eval()
+    encoder = ImageEncoder(CLIPConfig.of(clip_config.to_dict())).eval()
+    encoder.clip.load_state_dict(clip.state_dict())
+    ids = torch.tensor([[1, 5, 6, end, 0, 0], [1, 4, 7, 8, 9, end]])
+    expected = clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output
+    assert expected.shape == (2, 24)
+    torch.testing.assert_close(encoder.encode_text(ids), expected)
+    ids[0, 4:] = end
+    torch.testing.assert_close(encoder.encode_text(ids), expected)
 
 
 def test_a_frozen_vision_tower_keeps_no_graph_and_a_trained_one_does(encoder, pixels):

@@ -40,12 +40,12 @@ def test_images_are_prepared_as_clip_s_own_processor_does(processor, image, clip
 
 
 def test_texts_are_cut_at_the_tokenizer_s_limit_and_end_in_its_end_mark(processor, clip_folder):
-    tokens = processor.prepare_text(["two green stars", "a dog " * 50], 77)
+    texts = ["two green stars", "a dog " * 50]
     own = AutoTokenizer.from_pretrained(clip_folder)
-    assert tokens["input_ids"].shape == tokens["attention_mask"].shape == (2, 40)
-    assert tokens["input_ids"][1, -1] == own.eos_token_id
-    assert tokens["input_ids"][0, :5].tolist() == own("two green stars")["input_ids"]
-    assert tokens["attention_mask"].sum(1).tolist() == [5, 40]
+    for limit, most in ((77, 40), (7, 7)):
+        expected = own(texts, padding=True, truncation=True, max_length=most)["input_ids"]
+        assert processor.tokenizer.ids(texts, limit).tolist() == expected
+        assert expected[1][most - 1 :] == [own.eos_token_id]
 
 
 def test_padding_is_zeros_and_the_mask_is_exact(processor, sounds):
@@ -66,8 +66,7 @@ def test_what_is_saved_prepares_the_same(processor, image, sounds, tmp_path):
     np.testing.assert_array_equal(again.prepare_speech(sounds[0]), processor.prepare_speech(sounds[0]))
     assert torch.equal(again.prepare_image(image), processor.prepare_image(image))
     texts = ["a red square above a blue circle", "two"]
-    for key, value in processor.prepare_text(texts, 77).items():
-        assert torch.equal(again.prepare_text(texts, 77)[key], value)
+    assert torch.equal(again.tokenizer.ids(texts, 77), processor.tokenizer.ids(texts, 77))
 
 
 def test_without_text_no_tokenizer_is_saved(tmp_path, image):

@@ -275,7 +275,7 @@ def test_the_published_sizes_choose_their_encoders(
     CLIPConfig(projection_dim=dimension + 1).save_pretrained(tmp_path / "clip")
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'clip'}: .*{dimension + 1}.*{dimension}"):
         convert_speechclip(path, tmp_path / "model", tmp_path / "hubert", tmp_path / "clip")
-    HubertConfig(**size | {"num_hidden_layers": states}).save_pretrained(tmp_path / "hubert")
+    HubertConfig(**size | {"num_hidden_layers": states}, num_attention_heads=16).save_pretrained(tmp_path / "hubert")
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'hubert'}: {states + 1} .*{states}"):
         convert_speechclip(path, tmp_path / "model", tmp_path / "hubert", tmp_path / "clip")
     assert not (tmp_path / "model").exists()

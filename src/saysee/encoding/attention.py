@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from saysee.encoding.encoder import Encoder
@@ -224,14 +223,6 @@ def grid_box(processor: SpeechImageProcessor, size: tuple[int, int], covered: in
     Returns:
         (left, top, right, bottom) as fractions of the image's sides.
     """
-    images = processor.image_processor
-    width, height = size
-    if images.do_resize:
-        # The processor's own resizing gives the size, whatever its settings; the pixels do not matter.
-        blank = np.zeros((3, height, width), np.uint8)
-        _, height, width = images.resize(blank, images.size, resample=Image.Resampling.NEAREST).shape
-    left, top = 0, 0
-    if images.do_center_crop:
-        left = (width - images.crop_size["width"]) // 2
-        top = (height - images.crop_size["height"]) // 2
+    width, height = processor.image_processor.resized(*size)
+    left, top = processor.image_processor.crop_corner(width, height)
     return left / width, top / height, (left + covered) / width, (top + covered) / height

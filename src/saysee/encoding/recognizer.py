@@ -25,7 +25,7 @@ from saysee.hardware import usable_cores
 from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.source import printable
-from saysee.model.loading import first_line, load_weights, read_config
+from saysee.model.pretrained.weights import first_line, read_config
 
 Waveform = NDArray[np.float32]
 
@@ -208,7 +208,14 @@ class _Ctc:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
         read_config(place, tuple(MODEL_FOR_CTC_MAPPING_NAMES), "speech recognizer", _FIX)
-        self._model = load_weights(AutoModelForCTC, place, "speech recognizer", _FIX).eval().to(device)
+        try:
+            options = {"dtype": torch.float32, "output_loading_info": True}
+            model, report = AutoModelForCTC.from_pretrained(place, **options)
+        except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
+            raise CheckpointError(f"no speech recognizer at {place}: {first_line(error)}; {_FIX}") from error
+        if missing := sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name):
+            raise CheckpointError(f"speech recognizer at {place}: it lacks {missing[0]} and maybe more; {_FIX}")
+        self._model = model.eval().to(device)
         self._processor = _load_processor(place)
 
     @torch.inference_mode()

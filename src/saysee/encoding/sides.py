@@ -15,12 +15,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,10 +51,6 @@ _LEAST_WIDTH = 64
 _PIXELS_TO_ONE = 3
 """Pixels along a side of an image, for each that the model sees, that are kept in decoding: with 3 the vectors of
 clip-nano have a cosine of 0.9999 and more to those of the whole image, with 2 of 0.999."""
-_IMAGE_SETTINGS = (
-    "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
-    "image_mean", "image_std",
-)  # fmt: skip
 
 
 class Side(ABC):
@@ -354,7 +350,8 @@ class ImageSide(Side):
             for name, weight in self.encoder.state_dict().items()
             if name.startswith(parts)
         }
-        return {name: getattr(self.processor.image_processor, name, None) for name in _IMAGE_SETTINGS}, weights
+        settings = asdict(self.processor.image_processor)
+        return settings | {name: _size_in_indexes(settings[name]) for name in ("size", "crop_size")}, weights
 
     def _inputs(self, prepared: list[Any]) -> tuple[Tensor, ...]:
         return (self._to_device(torch.stack(prepared)),)
@@ -393,27 +390,24 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _about(side: SpeechSide | ImageSide, prepares: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """What cached features depend on: the side's encoder with its weights, and the processor that prepares items."""
-    # Where a model came from, and how fast it should be, change nothing in its output.
-    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "_attn_implementation"}
-    config = {name: value for name, value in side._config.to_dict().items() if name not in ignored}
     return {
         "format": FEATURES_FORMAT,
-        "transformers": transformers.__version__,
         "precision": side.precision,
         "kept as": str(side.features_dtype),
-        "preprocessing": prepares.to_dict(),
-        "encoder": _fingerprint(config, weights),
+        "preprocessing": asdict(prepares),
+        "encoder": _fingerprint(asdict(side._config), weights),
     }
 
 
+def _size_in_indexes(size: Mapping[str, int]) -> str:
+    """A size as transformers wrote it, which prepared images once: indexes of that time stay valid."""
+    names = ["height", "width", "longest_edge", "shortest_edge", "max_height", "max_width", "min_pixels", "max_pixels"]
+    return f"SizeDict({', '.join(f'{name}={size.get(name)}' for name in names)})"
+
+
 def _fingerprint(settings: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
-    parts: list[bytes | memoryview] = [json.dumps(settings, sort_keys=True, default=_plain).encode()]
+    parts: list[bytes | memoryview] = [json.dumps(settings, sort_keys=True).encode()]
     for name, weight in sorted(weights.items()):
         flat = weight.detach().cpu().contiguous().reshape(-1)
         parts += [f"{name} {weight.dtype} {list(weight.shape)}".encode(), flat.view(torch.uint8).numpy().data]
     return fingerprint(*parts)
-
-
-def _plain(value: Any) -> Any:
-    """A processor's value as JSON: sizes are mappings of a class of their own, some settings enumerations."""
-    return {name: value[name] for name in sorted(value)} if hasattr(value, "keys") else str(value)

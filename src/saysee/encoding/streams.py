@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import HubertConfig
 
 from saysee.media.audio import SAMPLE_RATE
+from saysee.model.pretrained.configuration import HubertConfig
 
 _STREAM_CLIPS = 8
 """Most clips in a pass of a narrow HuBERT: its operations are so short that calling them for one clip takes half of the
@@ -28,10 +28,9 @@ _ALIKE = 0.8
 def takes_several(hubert: HubertConfig) -> bool:
     """Whether passes of several clips on one core each are faster than single clips on all cores.
 
-    Not for a wide HuBERT, nor for one with a group norm, which holds the lengths of one batch and cannot serve several
-    threads.
+    Not for a wide HuBERT, nor for one with a group norm, which takes each clip alone.
     """
-    return bool(hubert.hidden_size < _WIDE and hubert.feat_extract_norm != "group")
+    return hubert.hidden_size < _WIDE and hubert.feat_extract_norm != "group"
 
 
 def clips_of_a_pass(clips: int, streams: int) -> int:

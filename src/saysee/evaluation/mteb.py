@@ -72,10 +72,10 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         self.mteb_model_meta = ModelMeta(
             name=name or f"saysee/{short_name(place)}",
             revision=revision or "0",
-            n_parameters=self.model.num_parameters(),
+            n_parameters=sum(weight.numel() for weight in self.model.parameters()),
             embed_dim=self.model.config.projection_dim,
             open_weights=True,
-            framework=["PyTorch", "Transformers"],
+            framework=["PyTorch"],
             similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=False,
             modalities=[name for name in _KINDS if has_text or name != "text"],

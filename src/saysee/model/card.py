@@ -19,7 +19,8 @@ import yaml
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import fingerprint, short_name, write_text
 from saysee.model.configuration import SpeechImageConfig
-from saysee.model.packaged import OWNER
+from saysee.model.pretrained.packaged import OWNER
+from saysee.model.pretrained.weights import read_config
 
 CARD_FILE, TRAINING_FILE = "README.md", "training.json"
 _TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -136,11 +137,8 @@ def write_card(
         ConfigError: the file was edited by hand, or SaySee did not write it.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no SaySee model at {folder}: no config.json; give a folder that 'saysee train' wrote")
-    config = SpeechImageConfig.from_pretrained(folder)
-    if config.model_type != SpeechImageConfig.model_type or not hasattr(config, "speech_config"):
-        raise CheckpointError(f"{folder} holds a model of another kind; give a folder that 'saysee train' wrote")
+    fix = "give a folder that 'saysee train' wrote"
+    config = SpeechImageConfig.of(read_config(folder, (SpeechImageConfig.model_type,), "SaySee model", fix))
     path = folder / CARD_FILE if to is None else Path(to)
     if _edited(path):
         raise ConfigError(f"{path}: was edited, or SaySee did not write it; write to another file with --to FILE")

@@ -2,39 +2,112 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessorPil, ProcessorMixin, Wav2Vec2FeatureExtractor
 
-from saysee.media.audio import SAMPLE_RATE
+from saysee.errors import ConfigError
+from saysee.files import write_text
 from saysee.media.padding import pad
-from saysee.model.packaged import place_of
+from saysee.model.pretrained.tokenizer import TextTokenizer
+from saysee.model.pretrained.weights import read_json
+
+_FILE, _OTHER_FILE = "processor_config.json", "preprocessor_config.json"
+_SPEECH, _IMAGES = "feature_extractor", "image_processor"
 
 
-class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
+@dataclass
+class SpeechPreparation:
+    """How HuBERT's waveforms are prepared, with the names of ``preprocessor_config.json``."""
+
+    do_normalize: bool = True
+
+
+@dataclass
+class ImagePreparation:
+    """How CLIP's images are prepared, with the names and the defaults of ``preprocessor_config.json``."""
+
+    do_resize: bool = True
+    size: dict[str, int] = field(default_factory=lambda: {"shortest_edge": 224})
+    resample: int = int(Image.Resampling.BICUBIC)
+    do_center_crop: bool = True
+    crop_size: dict[str, int] = field(default_factory=lambda: {"height": 224, "width": 224})
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: list[float] = field(default_factory=lambda: [0.48145466, 0.4578275, 0.40821073])
+    image_std: list[float] = field(default_factory=lambda: [0.26862954, 0.26130258, 0.27577711])
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> ImagePreparation:
+        """Of the values of a ``preprocessor_config.json``, whose other keys are ignored; in older ones a size is a
+        number."""
+        known = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
+        if isinstance(known.get("size"), int):
+            known["size"] = {"shortest_edge": known["size"]}
+        if isinstance(known.get("crop_size"), int):
+            known["crop_size"] = {"height": known["crop_size"], "width": known["crop_size"]}
+        made = cls(**known)
+        if "shortest_edge" not in made.size and not {"height", "width"} <= made.size.keys():
+            raise ConfigError(f"size of images is {made.size}; give shortest_edge, or height and width")
+        return made
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image before it is cropped."""
+        if not self.do_resize:
+            return width, height
+        if "height" in self.size:
+            return self.size["width"], self.size["height"]
+        short, edge = min(width, height), self.size["shortest_edge"]
+        return int(edge * width / short), int(edge * height / short)
+
+    def crop_corner(self, width: int, height: int) -> tuple[int, int]:
+        """Left and top, in a resized image, of what is kept; negative where a margin is added."""
+        if not self.do_center_crop:
+            return 0, 0
+        return (width - self.crop_size["width"]) // 2, (height - self.crop_size["height"]) // 2
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """One image to pixels [3, H, W]."""
+        image = image.convert("RGB")
+        if self.do_resize:
+            image = image.resize(self.resized(*image.size), Image.Resampling(self.resample))
+        if self.do_center_crop:
+            left, top = self.crop_corner(*image.size)
+            image = image.crop((left, top, left + self.crop_size["width"], top + self.crop_size["height"]))
+        pixels = np.asarray(image)
+        scaled: Any = pixels.astype(np.float64) * self.rescale_factor if self.do_rescale else pixels
+        values: NDArray[Any] = scaled.astype(np.float32)
+        if self.do_normalize:
+            values = (values - np.array(self.image_mean, np.float32)) / np.array(self.image_std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+class SpeechImageProcessor:
     """Prepares waveforms, images and texts for a model.
 
     Args:
-        feature_extractor: HuBERT's own, which says whether waveforms are normalized.
-        image_processor: CLIP's own: resizing, cropping, normalizing.
-        has_text: whether a tokenizer is saved beside it.
+        feature_extractor: says whether waveforms are normalized.
+        image_processor: resizes, crops and normalizes images.
+        tokenizer: of texts; None if the model takes none.
     """
 
     def __init__(
         self,
-        feature_extractor: Wav2Vec2FeatureExtractor,
-        image_processor: CLIPImageProcessorPil,
-        has_text: bool = False,
-        **kwargs: Any,
+        feature_extractor: SpeechPreparation,
+        image_processor: ImagePreparation,
+        tokenizer: TextTokenizer | None = None,
     ) -> None:
-        super().__init__(feature_extractor, image_processor, **kwargs)
-        self.has_text = has_text
-        self.tokenizer: Any = None
+        self.feature_extractor, self.image_processor, self.tokenizer = feature_extractor, image_processor, tokenizer
 
     @classmethod
     def from_sources(
@@ -43,77 +116,64 @@ class SpeechImageProcessor(ProcessorMixin):  # type: ignore[misc]
         """The processor of two encoders.
 
         Args:
-            speech: hub name or folder of the HuBERT; None: an extractor that normalizes.
+            speech: hub name or folder of the HuBERT; None: waveforms are normalized.
             image: hub name or folder of the CLIP; None: CLIP's own steps at ``image_size``.
             image_size: side of the square image that the vision transformer takes, in pixels.
             text: take the tokenizer too (``image`` must have one).
-            raw_speech: do not normalize waveforms, whatever the extractor says.
+            raw_speech: do not normalize waveforms, whatever the HuBERT says.
 
         Raises:
             OSError: a file of a source is missing.
+            ValueError: one is damaged.
+            ConfigError: a size is of a form that is not known.
         """
-        if speech is None:
-            options = {"sampling_rate": SAMPLE_RATE, "do_normalize": True, "return_attention_mask": True}
-            extractor = Wav2Vec2FeatureExtractor(**options)
-        else:
-            extractor = Wav2Vec2FeatureExtractor.from_pretrained(place_of(speech))
+        extractor = SpeechPreparation() if speech is None else _speech(_values(speech, _SPEECH))
         extractor.do_normalize = extractor.do_normalize and not raw_speech
         if image is None:
-            crop = {"height": image_size, "width": image_size}
-            images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=crop)
-        else:
-            image = place_of(image)
-            images = CLIPImageProcessorPil.from_pretrained(image)
-        processor = cls(extractor, images, has_text=text)
-        if text:
-            tokenizer = AutoTokenizer.from_pretrained(image)
-            # Without tokenizer files, transformers makes a tokenizer of special tokens only.
-            if len(tokenizer) <= len(tokenizer.all_special_tokens):
-                raise OSError(f"{image} has no tokenizer files")
-            processor.tokenizer = tokenizer
-        return processor
+            size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
+            return cls(extractor, ImagePreparation(size=size, crop_size=crop))
+        tokenizer = TextTokenizer.load(image) if text else None
+        return cls(extractor, ImagePreparation.of(_values(image, _IMAGES)), tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, place: str | os.PathLike[str], **hub: Any) -> SpeechImageProcessor:
+        """Reads what :meth:`save_pretrained` wrote, from a folder or the hub; errors as :meth:`from_sources`."""
+        extractor, images = _values(place, _SPEECH, **hub), _values(place, _IMAGES, **hub)
+        tokenizer = TextTokenizer.load(place, **hub) if read_json(place, _FILE, **hub).get("has_text") else None
+        return cls(_speech(extractor), ImagePreparation.of(images), tokenizer)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the files of the processor, and of the tokenizer if it has one, into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        values: dict[str, Any] = {_SPEECH: asdict(self.feature_extractor), _IMAGES: asdict(self.image_processor)}
+        values["has_text"] = self.tokenizer is not None
+        write_text(Path(folder) / _FILE, json.dumps(values, indent=2) + "\n")
+        if self.tokenizer is not None:
+            self.tokenizer.save(Path(folder))
 
     def prepare_speech(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         """One waveform [T] at 16 kHz, normalized as HuBERT was trained: [T]."""
         if not self.feature_extractor.do_normalize:
             return waveform
-        # As Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm, but without lists.
         return np.asarray((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7), dtype=np.float32)
 
     def prepare_image(self, image: Image.Image) -> Tensor:
         """One RGB image to pixels [3, H, W]."""
-        pixels = self.image_processor(image, return_tensors="pt")["pixel_values"][0]
-        assert isinstance(pixels, Tensor)
-        return pixels
-
-    def prepare_text(self, texts: Sequence[str], limit: int) -> dict[str, Tensor]:
-        """Texts to ``input_ids`` and ``attention_mask``, both [B, N].
-
-        Args:
-            texts: the texts.
-            limit: tokens that the text encoder takes. A tokenizer may know less, or not know its limit.
-        """
-        limit = min(limit, self.tokenizer.model_max_length)
-        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-        return dict(self.tokenizer(list(texts), **options))
+        return self.image_processor(image)
 
     @staticmethod
     def pad(waveforms: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Prepared clips of any lengths to zero-padded waveforms [B, T] and their exact mask [B, T]."""
         return pad(waveforms)
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Writes the files of the processor, and of the tokenizer if it has one, into a folder."""
-        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
-        return files
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> SpeechImageProcessor:
-        """Reads what :meth:`save_pretrained` wrote, from a folder or the hub."""
-        place = place_of(pretrained_model_name_or_path)
-        processor: SpeechImageProcessor = super().from_pretrained(place, **kwargs)
-        if processor.has_text:
-            processor.tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
-        return processor
+def _values(place: str | os.PathLike[str], part: str, **hub: Any) -> dict[str, Any]:
+    """The values of one part, from either of the files that releases of transformers write."""
+    values = read_json(place, _FILE, **hub).get(part) or read_json(place, _OTHER_FILE, **hub)
+    if not values:
+        raise FileNotFoundError(f"{place} has no {_OTHER_FILE}")
+    return dict(values)
+
+
+def _speech(values: dict[str, Any]) -> SpeechPreparation:
+    return SpeechPreparation(bool(values.get("do_normalize", True)))

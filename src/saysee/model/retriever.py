@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPVisionConfig, HubertConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 from saysee.errors import CheckpointError, SaySeeError
-from saysee.files import set_default_mode
+from saysee.files import set_default_mode, unfinished, write_text
 from saysee.model.card import TRAINING_FILE, read_training, save_card
 from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConfig
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
-from saysee.model.loading import first_line, load_clip, load_hubert, load_weights, read_config, vision_alone
-from saysee.model.packaged import place_of
+from saysee.model.pretrained.configuration import HubertConfig
+from saysee.model.pretrained.packaged import place_of
+from saysee.model.pretrained.weights import HUB, find, first_line, load_clip, load_hubert, load_weights, read_config
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 
@@ -34,12 +36,14 @@ ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 Layers = int | Literal["all"]
 
 
-class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
+class SpeechImageModel(nn.Module):
     """A HuBERT speech encoder and a CLIP image encoder in one space, and in training a fusion encoder between them.
 
     Made by :meth:`from_encoders` or :meth:`from_pretrained`.
 
     Attributes:
+        config: the :class:`SpeechImageConfig`.
+        name_or_path: where it was loaded from; empty if nowhere.
         processor: the :class:`SpeechImageProcessor` saved beside the weights.
         speech_encoder, image_encoder: the two sides.
         fusion: the :class:`FusionEncoder`, or None.
@@ -47,16 +51,15 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         trained: facts about the run that trained it, saved beside the weights for the model card; or None.
     """
 
-    config_class = SpeechImageConfig
-    base_model_prefix = "saysee"
-    main_input_name = "waveforms"
-    _supports_sdpa = True
+    model_type = SpeechImageConfig.model_type
+    name_or_path = ""
     processor: SpeechImageProcessor
     frozen_dropout = False
     trained: dict[str, Any] | None = None
 
     def __init__(self, config: SpeechImageConfig) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
         self.speech_encoder = SpeechEncoder(config.speech_config, HeadConfig(**config.head), config.projection_dim)
         self.image_encoder = ImageEncoder(config.image_config)
         self.fusion: FusionEncoder | None = None
@@ -65,13 +68,12 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         self.processor = SpeechImageProcessor.from_sources(
             None, None, config.vision_config.image_size, text=False, raw_speech=config.takes_raw_speech
         )
-        self.post_init()
 
     @classmethod
     def from_encoders(
         cls,
-        speech: str | os.PathLike[str] | HubertConfig,
-        image: str | os.PathLike[str] | CLIPConfig | CLIPVisionConfig,
+        speech: str | os.PathLike[str] | Any,
+        image: str | os.PathLike[str] | Any,
         *,
         text: bool = True,
         head: HeadConfig | None = None,
@@ -81,7 +83,8 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
         Args:
             speech: hub name or folder of a HuBERT, ``saysee/hubert-nano`` of this package, or a configuration for
-                random weights.
+                random weights: the values of a ``config.json``, or an object whose ``to_dict`` gives them, such as
+                transformers' own.
             image: the same of a CLIP, such as ``saysee/clip-nano``.
             text: keep CLIP's text encoder where there is one.
             head: the speech head; None is SpeechCLIP parallel's.
@@ -89,19 +92,22 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
 
         Raises:
             CheckpointError: there is no model of the kind at a folder or hub name.
+            ConfigError: a configuration has a value of a wrong type, or values that do not fit each other.
         """
-        speech_place = None if isinstance(speech, HubertConfig) else place_of(speech)
-        image_place = None if isinstance(image, CLIPConfig | CLIPVisionConfig) else place_of(image)
+        speech_place, image_place = (
+            place_of(side) if isinstance(side, str | os.PathLike) else None for side in (speech, image)
+        )
         hubert = None if speech_place is None else load_hubert(speech_place)
+        if hubert is not None:
+            _draw_as_before(hubert.config)
         clip = None if image_place is None else load_clip(image_place, text)
-        image_config = image if clip is None else clip.config
-        if isinstance(image_config, CLIPConfig) and not text:
-            image_config = vision_alone(image_config)
         config = SpeechImageConfig(
             speech_config=speech if hubert is None else hubert.config,
-            image_config=image_config,
+            image_config=image if clip is None else clip.config,
             head=None if head is None else vars(head),
         )
+        if not text:
+            config.image_config = config.image_config.without_text
         model = cls(config)
         if hubert is not None:
             model.speech_encoder.hubert.load_state_dict(hubert.state_dict())
@@ -124,56 +130,70 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         # Last, so that the same seed gives the same encoders and head with and without a fusion encoder.
         if fusion is not None:
             model.add_fusion(fusion)
-        return model.eval()  # type: ignore[no-any-return]
+        return model.eval()
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+        cls, place: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, **hub: Any
     ) -> SpeechImageModel:
         """Loads what :meth:`save_pretrained` wrote, from a folder or the hub, with its processor; in evaluation mode.
 
+        Args:
+            place: the folder or hub name.
+            dtype: of the weights.
+            hub: ``revision``, ``token``, ``cache_dir`` or ``local_files_only`` of a download.
+
         Raises:
             CheckpointError: there is no SaySee model at that place.
+            SaySeeError: an argument is unknown.
         """
-        place = place_of(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-        fix = "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
-        read_config(place, (cls.config_class.model_type,), "SaySee model", fix, **hub)
-        model = load_weights(super(), place, "SaySee model", fix, *args, **kwargs)
+        if unknown := hub.keys() - set(HUB):
+            raise SaySeeError(f"from_pretrained takes dtype, {', '.join(HUB)}, and not {', '.join(sorted(unknown))}")
+        place = place_of(place)
+        what, fix = "SaySee model", "give a folder that save_pretrained or 'saysee train' wrote, or a name on the hub"
+        values = read_config(place, (cls.model_type,), what, fix, **hub)
+        model = load_weights(lambda: cls(SpeechImageConfig.of(values)), place, what, fix, dtype=dtype, **hub)
+        model.name_or_path = place
         try:
             model.processor = SpeechImageProcessor.from_pretrained(place, **hub)
+            model.trained = read_training(find(place, TRAINING_FILE, **hub))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no processor of a SaySee model at {place}: {first_line(error)}; {fix}") from error
-        model.trained = read_training(_training_file(place, hub))
-        return model  # type: ignore[no-any-return]
+        return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, fusion: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        fusion: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
         """Writes weights, configuration, processor and model card into a folder.
 
         Args:
-            save_directory: the folder; created if it does not exist.
+            folder: created if it does not exist.
             fusion: save the fusion encoder too, for attention maps and re-ranking. Retrieval does not need it.
-            kwargs: as for ``PreTrainedModel.save_pretrained``.
-
-        Raises:
-            SaySeeError: ``push_to_hub=True``, which would upload the weights without the processor; use
-                ``model.push_to_hub(NAME)``.
+            state_dict: the weights to save; None saves the model's own.
         """
-        if kwargs.pop("push_to_hub", False):
-            raise SaySeeError("save_pretrained writes a folder only; upload with model.push_to_hub(NAME)")
-        state = kwargs.pop("state_dict", None) or self.state_dict()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.state_dict() if state_dict is None else state_dict
         kept = self.config.fusion
         if not fusion:
             state = {name: value for name, value in state.items() if not name.startswith("fusion.")}
             self.config.fusion = None
         try:
-            super().save_pretrained(save_directory, state_dict=state, **kwargs)
-            save_card(save_directory, self.config, self.trained)  # of what is saved
+            values = self.config.to_dict() | {"architectures": [type(self).__name__]}
+            write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
+            save_card(folder, self.config, self.trained)  # of what is saved
         finally:
             self.config.fusion = kept
-        for weights in Path(save_directory).glob("*.safetensors"):
-            set_default_mode(weights)
-        self.processor.save_pretrained(save_directory)
+        # Under another name at first: the file may hold the very weights that are being written.
+        weights = folder / "model.safetensors"
+        save_file({name: value.contiguous() for name, value in state.items()}, unfinished(weights), {"format": "pt"})
+        set_default_mode(unfinished(weights))
+        unfinished(weights).replace(weights)
+        self.processor.save_pretrained(folder)
 
     def add_fusion(self, config: FusionConfig) -> None:
         """Gives the model a new fusion encoder."""
@@ -181,8 +201,15 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         fusion = FusionEncoder(config, self.config.projection_dim, self.config.vision_config.hidden_size)
         self.fusion = fusion.train(self.training)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: each part initializes itself, and weights that a saved model lacks are an error."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.parameters()).dtype
 
     def forward(self, waveforms: Tensor, speech_mask: Tensor, pixels: Tensor) -> tuple[SpeechFeatures, ImageFeatures]:
         """Waveforms [B, T], their mask [B, T] and pixels [B, 3, H, W] to the features of both sides."""
@@ -214,9 +241,6 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         clip.visual_projection.requires_grad_(image != 0)
         if image not in (0, "all"):
             clip.vision_model.post_layernorm.requires_grad_(True)
-        # In training, transformers requires gradients of the waveform itself, which would keep the activations of the
-        # frozen convolutions in memory and run backward through them.
-        hubert.feature_extractor._requires_grad = speech == "all"
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SpeechImageModel:
@@ -259,13 +283,13 @@ class SpeechImageModel(PreTrainedModel):  # type: ignore[misc]
         return np.asarray(_unit(a) @ _unit(b).T, dtype=np.float32)
 
 
-def _training_file(place: str, hub: Mapping[Any, Any]) -> str | None:
-    """Path of a model's file about its training, downloaded from the hub if needed; None if it has none."""
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    file: str | None = cached_file(
-        place, TRAINING_FILE, **{f"_raise_exceptions_for_{name}": False for name in quiet}, **hub
-    )
-    return file
+def _draw_as_before(config: HubertConfig) -> None:
+    """Draws as many numbers as transformers, which loaded HuBERT once: so a seed still gives the head it gave then."""
+    if config.mask_time_prob > 0:
+        torch.empty(config.hidden_size).uniform_()
+    for _ in range(2):
+        width, groups = config.hidden_size, config.num_conv_pos_embedding_groups
+        torch.empty(width, width // groups, config.num_conv_pos_embeddings).normal_()
 
 
 def _unit(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -283,7 +307,3 @@ def _train_last(module: nn.Module, layers: nn.ModuleList, count: Layers, setting
         )
     for layer in layers[len(layers) - count :]:
         layer.requires_grad_(True)
-
-
-AutoConfig.register(SpeechImageConfig.model_type, SpeechImageConfig, exist_ok=True)
-AutoModel.register(SpeechImageConfig, SpeechImageModel, exist_ok=True)

@@ -13,17 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import HubertConfig, HubertModel
-from transformers.models.hubert.modeling_hubert import HubertPositionalConvEmbedding
 
 from saysee.errors import ConfigError
 from saysee.media.audio import SAMPLE_RATE
 from saysee.model.configuration import HeadConfig
 from saysee.model.dropout import quicken_dropout
 from saysee.model.features import SpeechFeatures
-
-NARROW_GROUP = 16
-"""Channels in a group of a convolution below which bf16 is not trusted on a CPU; see :class:`ExactPositions`."""
+from saysee.model.pretrained.configuration import HubertConfig
+from saysee.model.pretrained.hubert import Hubert
 
 
 class SpeechEncoder(nn.Module):
@@ -54,18 +51,8 @@ class SpeechEncoder(nn.Module):
                 f"the speech head has {head.heads} attention heads (head.heads); give a number that divides "
                 f"HuBERT's width, {config.hidden_size}"
             )
-        # SpecAugment would mask padding and fail on short clips; LayerDrop would leave the mix one state short.
-        config.apply_spec_augment = False
-        config.layerdrop = 0.0
-        self.hubert = HubertModel(config)
-        # Other classes rather than other modules, so that the weights keep their names.
-        self.hubert.encoder.pos_conv_embed.__class__ = ExactPositions
-        norm = getattr(self.hubert.feature_extractor.conv_layers[0], "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm):
-            norm.__class__ = ClipGroupNorm
         self.unnormed_last = config.do_stable_layer_norm and head.as_published
-        if self.unnormed_last:
-            self.hubert.encoder.layer_norm.__class__ = UnusedNorm
+        self.hubert = Hubert(config, final_norm=not self.unnormed_last)
         stride, self.frame_samples = 1, 1
         for kernel, step in zip(config.conv_kernel, config.conv_stride, strict=True):
             self.frame_samples += (kernel - 1) * stride
@@ -95,29 +82,16 @@ class SpeechEncoder(nn.Module):
         if short > 0:
             waveforms, mask = functional.pad(waveforms, (0, short)), functional.pad(mask, (0, short))
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) < self.frame_samples)
-        frames = self.frames(mask.sum(dim=1))
-        self._set_lengths(mask)
+        samples = mask.sum(dim=1)
         trains = any(parameter.requires_grad for parameter in self.hubert.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            attended = None if _is_whole(mask) else mask.long()
-            output = self.hubert(waveforms, attention_mask=attended, output_hidden_states=True)
-        frame_mask = torch.arange(output.last_hidden_state.shape[1], device=mask.device) < frames[:, None]
-        # Releases of transformers disagree on which side of the large kind's final norm the last hidden state is; the
-        # output is the side that this encoder has chosen.
-        states = (*output.hidden_states[:-1], output.last_hidden_state)
+            states = self.hubert(waveforms, None if _is_whole(mask) else samples)
+        frame_mask = torch.arange(states[0].shape[1], device=mask.device) < self.frames(samples)[:, None]
         return tuple(states[layer] for layer in self.layers), frame_mask
 
     def frames(self, samples: Tensor) -> Tensor:
         """Number of frames, at least one, of clips with these numbers of samples."""
-        frames: Tensor = self.hubert._get_feat_extract_output_lengths(samples.clamp_min(self.frame_samples))
-        return frames
-
-    def _set_lengths(self, mask: Tensor) -> None:
-        layer = self.hubert.feature_extractor.conv_layers[0]
-        if isinstance(norm := getattr(layer, "layer_norm", None), ClipGroupNorm):
-            # None where nothing is padded, so that several threads may encode whole clips at once.
-            kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            norm.lengths = None if _is_whole(mask) else ((mask.sum(dim=1) - kernel) // stride + 1).tolist()
+        return self.hubert.frames(samples.clamp_min(self.frame_samples))
 
 
 def _is_whole(mask: Tensor) -> bool:
@@ -136,57 +110,6 @@ def _layer_numbers(chosen: list[int] | None, last: int) -> list[int]:
             "from the last: name some of them, each once"
         )
     return numbers
-
-
-class ClipGroupNorm(nn.GroupNorm):
-    """HuBERT base's group norm over time, taken over each clip's own steps only.
-
-    HuBERT base normalizes its first convolution over the whole time axis, so zero padding changes the features of the
-    real frames and a clip's vector depends on what it was batched with. Here each clip is normalized alone, by the same
-    kernel as when it comes unpadded, which is how HuBERT was pre-trained.
-
-    Attributes:
-        lengths: steps of each clip of the next batch, set before each forward pass; None normalizes over all.
-    """
-
-    lengths: list[int] | None = None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, C, steps] to the same shape; zeros beyond each clip's own steps."""
-        steps = hidden.shape[-1]
-        if self.lengths is None or all(length == steps for length in self.lengths):
-            return super().forward(hidden)
-        return torch.cat(
-            [
-                functional.pad(super(ClipGroupNorm, self).forward(clip[None, :, :length]), (0, steps - length))
-                for clip, length in zip(hidden, self.lengths, strict=True)
-            ]
-        )
-
-
-class UnusedNorm(nn.LayerNorm):
-    """The final layer norm of HuBERT large, which keeps its weights and is not applied."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Any shape, unchanged."""
-        return hidden
-
-
-class ExactPositions(HubertPositionalConvEmbedding):  # type: ignore[misc]
-    """HuBERT's positional convolution, in fp32 where the CPU's bf16 convolution is wrong.
-
-    With 2 to 12 channels in a group and HuBERT's wide kernel, the bf16 convolution of torch 2.13 gave errors as large
-    as its result on a CPU with AMX (its gradient was right, so training continued and learned little). The published
-    sizes have 48 and 64 channels in a group and keep their precision.
-    """
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, F, S] to the same shape."""
-        narrow = self.conv.in_channels // self.conv.groups < NARROW_GROUP
-        if hidden.device.type != "cpu" or not narrow or not torch.is_autocast_enabled("cpu"):
-            return super().forward(hidden)  # type: ignore[no-any-return]
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(hidden.float())  # type: ignore[no-any-return]
 
 
 class LayerMix(nn.Module):

@@ -19,13 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPVisionConfig, HubertConfig
 
 from saysee.errors import CheckpointError
 from saysee.files import write_folder
 from saysee.model.configuration import HeadConfig
-from saysee.model.loading import FIX, first_line, read_config
-from saysee.model.packaged import place_of
+from saysee.model.pretrained.weights import clip_config, first_line, hubert_config
 from saysee.model.retriever import SpeechImageModel
 from saysee.model.speech_encoder import SpeechHead
 
@@ -224,9 +222,7 @@ def _published(name: str) -> str:
 
 def _check_encoders(path: Any, speech: str, image: str, states: int, width: int, dimension: int) -> None:
     """Raises CheckpointError unless the encoders have the checkpoint's sizes. It reads their configurations only."""
-    read_config(speech, ("hubert",), "HuBERT", FIX)
-    kind = CLIPConfig if read_config(image, ("clip", "clip_vision_model"), "CLIP", FIX) == "clip" else CLIPVisionConfig
-    hubert, clip = HubertConfig.from_pretrained(place_of(speech)), kind.from_pretrained(place_of(image))
+    hubert, clip = hubert_config(speech), clip_config(image)
     has = (hubert.num_hidden_layers + 1, hubert.hidden_size)
     if has != (states, width):
         raise CheckpointError(

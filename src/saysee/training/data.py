@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import HubertConfig
 
 from saysee.data.loader import Batch, Loaded, Plan, ResumableLoader, SpeechImageLoader, files_checksum
 from saysee.data.manifest import Manifest
@@ -24,6 +23,7 @@ from saysee.encoding.features import CachedFeatures, Missing
 from saysee.encoding.precision import Arithmetic, Precision
 from saysee.encoding.reading import read_ahead
 from saysee.errors import MediaError, SaySeeError
+from saysee.model.pretrained.configuration import HubertConfig
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FeatureSettings, Recipe
 from saysee.tasks.contrastive import AllImages

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, HubertConfig
 
 from saysee.data.loader import Batch
 from saysee.errors import ConfigError
 from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.model.pretrained.configuration import CLIPConfig, HubertConfig
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe, SpeechNoiseSettings
 from saysee.tasks.base import Task
@@ -116,8 +116,8 @@ def build_model(recipe: Recipe) -> SpeechImageModel:
     """
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)
-    speech = _encoder(HubertConfig, settings.speech, "model.speech")
-    image = _encoder(CLIPVisionConfig, settings.image, "model.image")
+    speech = _encoder(settings.speech, {"model_type": "hubert"}, HubertConfig.of, "model.speech")
+    image = _encoder(settings.image, {"model_type": "clip_vision_model"}, CLIPConfig.of, "model.image")
     fusion = _fusion_config(recipe) if recipe.denoising.weight or recipe.matching.weight else None
     try:
         model = SpeechImageModel.from_encoders(speech, image, text=settings.text, head=recipe.head, fusion=fusion)
@@ -149,14 +149,14 @@ def build_tasks(recipe: Recipe, model: SpeechImageModel) -> dict[str, Task]:
     return tasks
 
 
-def _encoder(kind: Any, value: str | dict[str, Any], setting: str) -> Any:
+def _encoder(value: str | dict[str, Any], kind: dict[str, str], of: Callable[..., Any], setting: str) -> Any:
     """The name of a checkpoint unchanged, or the configuration that a mapping of values describes."""
     if not isinstance(value, dict):
         return value
     try:
-        return kind(**value)
-    except Exception as error:  # transformers raises errors of its own for a value of a wrong type
-        raise ConfigError(f"{setting} is not a {kind.__name__}: {' '.join(str(error).split())}") from error
+        return of(kind | value)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def _fusion_config(recipe: Recipe) -> FusionConfig:

@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 def vectors_of(training):
     pixels = torch.from_numpy(training.held_out.pixels).permute(0, 3, 1, 2).float() / 255
-    image = training.clip.get_image_features(pixel_values=training._normalized(pixels)).pooler_output
+    image = training.clip.encode_image(training._normalized(pixels))[0]
     text = text_vectors(training.clip, training.held_out_tokens.firsts(0, TINY.held_out))
     unit = torch.nn.functional.normalize
     return {"images": unit(image, dim=-1).numpy(), "texts": unit(text, dim=-1).numpy()}

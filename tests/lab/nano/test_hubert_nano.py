@@ -17,10 +17,12 @@ from lab.nano.loop import LoopSettings
 from lab.nano.probe import frame_middles
 from lab.nano.speech import SpeechPool, SpokenItem
 from safetensors.torch import load_file
+from transformers import HubertModel
 
 from lab.nano import hubert as hubert_nano
 from saysee.errors import CheckpointError, ConfigError
 from saysee.model.configuration import HeadConfig
+from saysee.model.pretrained.hubert import Hubert
 from saysee.model.retriever import SpeechImageModel
 
 pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
@@ -84,7 +86,10 @@ def test_what_is_saved_loads_like_any_hubert_and_gives_the_same_frames(trained, 
     processor = model.processor
     waveforms, mask = processor.pad([processor.prepare_speech(clip) for clip in kept["clips"]])
     with torch.no_grad():
-        states = model.speech_encoder.hubert(waveforms, attention_mask=mask.long()).last_hidden_state
+        states = model.speech_encoder.hubert(waveforms, mask.sum(dim=1))[-1]
+        theirs = HubertModel.from_pretrained(folder / "model", dtype=torch.float32).encoder.layers.state_dict()
+    ours = model.speech_encoder.hubert.encoder.layers.state_dict()
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
     real = kept["frames"]
     assert (states - kept["states"])[real].abs().max() < 2e-2 * kept["states"][real].abs().max()
     assert (states[real].std(dim=0) > 1e-3).any()
@@ -347,7 +352,5 @@ def test_sizes_that_no_network_can_have_are_errors(wrong, name):
 
 
 def test_the_default_is_as_small_as_it_says():
-    from transformers import HubertModel
-
-    count = sum(each.numel() for each in HubertModel(hubert_nano_config(HubertNanoSettings())).parameters())
+    count = sum(each.numel() for each in Hubert(hubert_nano_config(HubertNanoSettings())).parameters())
     assert 2e6 < count < 2.5e6

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saysee.errors import CheckpointError
 
-ENCODERS = Path(__file__).parents[1] / "encoders"
+ENCODERS = Path(__file__).parents[2] / "encoders"
 """One folder each, in the Hugging Face layout."""
 OWNER = "saysee/"
 

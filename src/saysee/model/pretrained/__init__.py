@@ -1,0 +1,1 @@
+"""HuBERT and CLIP, and the files of their checkpoints in the Hugging Face layout."""
