@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -51,6 +52,7 @@ def one_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "train_alone", train)
         patch.setattr(demo_module, "run_alone", lambda function, *arguments: function(*arguments))
+        patch.setattr(demo_module, "cpu_shares", lambda most: [])
         yield
 
 
@@ -121,6 +123,29 @@ def test_a_second_call_repeats_no_training(demo: tuple[Path, DemoResult]) -> Non
     for name, found in first.results.items():
         assert second.results[name].overall == found.overall
     assert json.loads(json.dumps(second.to_dict()))["scores"].keys() == ROWS.keys()
+    again = {"scoring baseline", "scoring SaySee", "scoring CMD", "other queries", "scoring other queries", "index"}
+    assert {name for name in first.seconds if first.seconds[name] != second.seconds[name]} == again
+
+
+def test_two_trainings_at_once_give_the_same_report(
+    demo: tuple[Path, DemoResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, first = demo
+    together, began = threading.Barrier(2, timeout=60), list[str]()
+
+    def train(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
+        began.append(what)
+        if len(began) < 3:
+            together.wait()
+        return dict(first.runs[what])
+
+    monkeypatch.setattr(demo_module, "train_alone", train)
+    monkeypatch.setattr(demo_module, "cpu_shares", lambda most: ["cpu", "cpu"])
+    result = run_demo(folder, SMALL)
+    assert set(began[:2]) == {"CMD", "SaySee"}, "the longest begin first"
+    assert list(result.runs) == list(result.results) == list(ROWS)
+    assert all(result.results[name].overall == found.overall for name, found in first.results.items())
+    assert result.others == first.others
 
 
 def test_other_queries_are_scored_on_the_same_gallery(demo: tuple[Path, DemoResult]) -> None:

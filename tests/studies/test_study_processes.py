@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -66,6 +67,34 @@ def test_as_many_run_at_once_as_there_are_devices_and_each_sees_its_own(monkeypa
     assert order == list(range(5))
     on_devices(lambda _: order.append(run_alone(os.getenv, "CUDA_VISIBLE_DEVICES")), [0], [])
     assert order[-1] == "5,7", "without devices a process sees what this one sees"
+
+
+@pytest.mark.parametrize(
+    ("at_once", "of_user", "expected"), [(1, None, None), (2, None, "3"), (8, None, "1"), (2, "4", "4")]
+)
+def test_processes_on_the_cpu_share_its_cores(
+    at_once: int, of_user: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if of_user:
+        monkeypatch.setenv("OMP_NUM_THREADS", of_user)
+    seen = []
+    on_devices(lambda _: seen.append(run_alone(os.getenv, "OMP_NUM_THREADS")), [0], ["cpu"] * at_once)
+    assert seen == [expected]
+
+
+def test_the_first_error_ends_the_other_process() -> None:
+    def call(item: str) -> None:
+        if item == "long":
+            run_alone(time.sleep, 600)
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        raise SaySeeError("row fails")
+
+    with pytest.raises(SaySeeError, match="row fails"):
+        on_devices(call, ["long", "fails"], ["cpu", "cpu"])
+    assert multiprocessing.active_children() == []
 
 
 def test_the_first_error_stops_the_training_on_the_other_device(

@@ -154,14 +154,14 @@ class _Whisper:
     def __init__(self, name: str, device: str) -> None:
         with _EXTRA():
             from faster_whisper import WhisperModel
+        threads = torch.get_num_threads()
         load = partial(
             WhisperModel,
             name.removeprefix(_OPENAI),
             device=device,
             compute_type="int8" if device == "cpu" else "float16",
-            cpu_threads=usable_cores(),
+            cpu_threads=threads,
         )
-        threads = torch.get_num_threads()
         try:
             try:
                 self._model = load(local_files_only=True)

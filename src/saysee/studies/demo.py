@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import random
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.corpus import build_scenes
 from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
-from saysee.evaluation.protocols import evaluate, numbered_images
+from saysee.evaluation.protocols import EvaluationResult, evaluate, numbered_images
 from saysee.evaluation.recall import retrieval_ranks
 from saysee.files import write_text
 from saysee.model.retriever import SpeechImageModel
@@ -30,8 +32,8 @@ from saysee.search.index.updating import update_index
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation.runs import BREAKDOWN
-from saysee.studies.other_queries import score_other_queries
-from saysee.studies.processes import run_alone, train_alone
+from saysee.studies.other_queries import QuerySet, make_other_queries, score_other_queries
+from saysee.studies.processes import cpu_shares, on_devices, run_alone, sigterm_as_interrupt, train_alone
 from saysee.studies.report import DemoResult, write_report
 from saysee.training.data import cache_features, feature_cache
 from saysee.training.trainer import Trainer
@@ -51,6 +53,7 @@ ROWS = {
 }
 """The compared rows and what each sets in the recipe ``nano``: SpeechCLIP parallel; SaySee's recipe, as
 ``docs/method.md`` describes it; and that recipe with the paper's cross-modal denoising."""
+_ONCE = ("scenes", "features", "training")  # what the names of steps begin with that a second call does not repeat
 CLIPS, IMAGES = 6, 2
 WORDS = 9  # most words of an example: longer ones do not fit beside each other
 
@@ -67,6 +70,7 @@ class DemoSettings:
     seed: int = 0  # of the corpus and of every training
 
 
+@sigterm_as_interrupt()
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
     """Does the missing steps, and writes ``report.html`` and the index ``index``; all that it makes is in ``folder``.
 
@@ -85,31 +89,24 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
             test_images=settings.test_images,
             seed=settings.seed,
         )
-    manifest = Manifest.read(manifest_path)
+    test = Manifest.read(manifest_path).select("test")
     recipes = {name: _recipe(folder, name, own, settings) for name, own in ROWS.items()}
-    runs = _train(folder, recipes, steps)
-    for repeated in ("scoring", "index"):  # by every call
-        steps.seconds.pop(repeated, None)
-    with steps.timed("scoring", "scoring on the test split"):
-        models = {name: SpeechImageModel.from_pretrained(folder / "runs" / name / "best") for name in ROWS}
-        cache = feature_cache(recipes["baseline"].features, manifest.root)
-        results = {
-            name: evaluate(Encoder(model, cache=cache), manifest, split="test", by=BREAKDOWN, keep_vectors=True)
-            for name, model in models.items()
-        }
-        best = max(runs, key=lambda name: float(runs[name]["best_val_mean_R@1"]))
-        test, images = manifest.select("test"), results[best].images
-        assert images is not None
-        others = score_other_queries(models[best], test, images, queries=settings.other_queries, seed=settings.seed)
+    runs, results, others = _train_and_score(folder, recipes, test, settings, steps)
+    best = max(runs, key=lambda name: float(runs[name]["best_val_mean_R@1"]))
+    images = results[best].images
+    assert images is not None
+    model = SpeechImageModel.from_pretrained(folder / "runs" / best / "best")
+    with steps.timed("scoring other queries", "scoring other queries"):
+        scored = score_other_queries(model, test, images, others)
     demo = DemoResult(
         folder=folder,
         seed=settings.seed,
         settings=vars(settings),
         test=test,
-        models=models,
         results=results,
         best=best,
-        others=others,
+        model=model,
+        others=scored,
         runs=runs,
         seconds=steps.seconds,
     )
@@ -119,17 +116,35 @@ def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoRe
     return demo
 
 
-def _train(folder: Path, recipes: dict[str, Recipe], steps: _Steps) -> dict[str, dict[str, Any]]:
-    """Trains what is not trained yet; returns the result of each run."""
+def _train_and_score(
+    folder: Path, recipes: dict[str, Recipe], test: Manifest, settings: DemoSettings, steps: _Steps
+) -> tuple[dict[str, dict[str, Any]], dict[str, EvaluationResult], list[QuerySet]]:
+    """Trains what is not trained yet, and scores every row; makes the other queries meanwhile.
+
+    Returns:
+        By row the result of the run and its scores; and the other queries.
+    """
     trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
     with steps.timed("features", "features of the frozen encoders", done=all(trained.values())):
         if not all(trained.values()):
             run_alone(_cache_features, recipes["baseline"])
     runs: dict[str, dict[str, Any]] = {}
-    for name, recipe in recipes.items():
+    results: dict[str, EvaluationResult] = {}
+    others: list[QuerySet] = []
+
+    def train(name: str) -> None:
         with steps.timed(f"training {name}", f"training: {name}", done=trained[name]):
-            runs[name] = train_alone(recipe, folder / f"{name}.yaml", name)
-    return runs
+            runs[name] = train_alone(recipes[name], folder / f"{name}.yaml", name)
+        with steps.timed(f"scoring {name}"):
+            results[name] = run_alone(_score, recipes[name], test)
+
+    def make() -> None:
+        with steps.timed("other queries", "other queries"):
+            others.extend(run_alone(make_other_queries, test, settings.other_queries, settings.seed))
+
+    jobs: list[Callable[[], None]] = [*(partial(train, name) for name in reversed(recipes)), make]  # the longest first
+    on_devices(lambda job: job(), jobs, cpu_shares(len(jobs)))
+    return {name: runs[name] for name in recipes}, {name: results[name] for name in recipes}, others
 
 
 def _recipe(folder: Path, name: str, own: tuple[str, ...], settings: DemoSettings) -> Recipe:
@@ -146,6 +161,12 @@ def _recipe(folder: Path, name: str, own: tuple[str, ...], settings: DemoSetting
     )
 
 
+def _score(recipe: Recipe, test: Manifest) -> EvaluationResult:
+    """Scores the best model of a run on the test split, with the vectors."""
+    encoder = Encoder(Path(recipe.output) / "best", cache=feature_cache(recipe.features, test.root))
+    return evaluate(encoder, test, split="test", by=BREAKDOWN, keep_vectors=True)
+
+
 def _cache_features(recipe: Recipe) -> None:
     """Caches the features of all splits, for training and evaluation."""
     trainer = Trainer(recipe)
@@ -158,7 +179,7 @@ class _Steps:
     """Seconds of each step, kept between calls in a JSON file; SaySeeError if that is of another seed."""
 
     def __init__(self, path: Path, seed: int) -> None:
-        self._path, self._seed, self._shown = path, seed, 0
+        self._path, self._seed, self._shown, self._lock = path, seed, 0, threading.Lock()
         self.seconds: dict[str, float] = {}
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -166,21 +187,26 @@ class _Steps:
                 raise SaySeeError(
                     f"{path.parent} holds a demo of seed {kept['seed']}; give another --to, or --seed {kept['seed']}"
                 )
-            self.seconds = kept["seconds"]
+            self.seconds = {name: took for name, took in kept["seconds"].items() if name.startswith(_ONCE)}
 
     @contextmanager
     def timed(self, name: str, title: str = "", done: bool = False) -> Iterator[None]:
-        """Adds the time of a ``with`` block to a step, also if it is interrupted, unless the step was done before."""
+        """Adds the time of a ``with`` block to a step, also if it is interrupted, unless the step was done before.
+
+        Steps may run at once, in threads.
+        """
         if title:
-            self._shown += 1
-            logger.info("%d/%d %s", self._shown, len(ROWS) + 3, title)
+            with self._lock:
+                self._shown += 1
+                logger.info("%d/%d %s", self._shown, len(ROWS) + 4, title)
         start = time.perf_counter()
         try:
             yield
         finally:
-            if not done:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-                write_text(self._path, json.dumps({"seed": self._seed, "seconds": self.seconds}))
+            with self._lock:
+                if not done:
+                    self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+                    write_text(self._path, json.dumps({"seed": self._seed, "seconds": self.seconds}))
 
 
 def index_test_split(demo: DemoResult) -> IndexReport:

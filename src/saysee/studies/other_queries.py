@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,16 @@ WHISPER, TRANSCRIBED = "Whisper tiny", 40
 """The recognizer of the cascade, and the clips of each voice that it transcribes: it takes some 0.4 s for each."""
 
 
+class QuerySet(NamedTuple):
+    """The queries of one kind."""
+
+    way: str  # name of the kind
+    kind: Literal["clip", "text"]
+    rows: list[Row]  # whose images are right
+    items: list[Any]  # samples [T] at 16 kHz, or texts
+    note: str  # description for the report
+
+
 @dataclass(frozen=True)
 class OtherQueries:
     """The scores of one kind of queries."""
@@ -43,14 +53,11 @@ class OtherQueries:
     note: str  # description for the report
 
 
-def score_other_queries(
-    model: SpeechImageModel, test: Manifest, images: NDArray[Any], *, queries: int, seed: int
-) -> list[OtherQueries]:
-    """Scores a model that has a text encoder on other kinds of queries.
+def make_other_queries(test: Manifest, queries: int, seed: int) -> list[QuerySet]:
+    """Writes, speaks and transcribes the queries of each kind; no model is needed.
 
     Args:
         test: rows of the test split of a scenes corpus.
-        images: [M, D] vectors of ``test.images()``.
         queries: number of captions of each spoken kind, chosen by ``seed``.
 
     Raises:
@@ -58,46 +65,53 @@ def score_other_queries(
     """
     rows = [test.rows[i] for i in sorted(Random(seed).sample(range(len(test)), min(queries, len(test))))]
     speakers = [parse_speaker(row.speaker or "") for row in rows]
-    encoder, number = Encoder(model), {row.image_id: number for number, row in enumerate(test.images())}
 
-    def score(way: str, rows: Sequence[Row], vectors: NDArray[Any], note: str) -> OtherQueries:
-        own = np.array([number[row.image_id] for row in rows])
+    def spoken(way: str, note: str, **changes: Any) -> QuerySet:
+        each = zip(rows, speakers, strict=True)
+        clips = [synthesize(row.text or "", replace(speaker, **changes)).samples for row, speaker in each]
+        return QuerySet(way, "clip", rows, clips, note)
+
+    german = vars(Speaker("de", "", 50, 150))
+    texts = [row.text or "" for row in test.rows]
+    made = [
+        QuerySet(
+            "in writing", "text", list(test.rows), texts, "CLIP's own text encoder, which this training did not touch"
+        ),
+        spoken("the split's own voices", "none of them occurs in training"),
+        spoken("the same, fast", "250 words a minute; training: 140 to 200", rate=250),
+        spoken("the same, slow", "100 words a minute; training: 140 to 200", rate=100),
+        spoken("the same, high", "pitch 90 of 100; training: 30 to 70", pitch=90),
+        spoken("a German voice reading English", "German sounds; training: eight accents of English", **german),
+    ]
+    heard = [made[1], *_packaged_clips(test)]
+    made += heard[1:]
+    if recognizer := _recognizer():
+        for kind in heard:
+            transcripts = [recognizer.hear(clip).text for clip in kind.items[:TRANSCRIBED]]
+            note = f"by {WHISPER}, then CLIP's text encoder"
+            made.append(QuerySet(f"{kind.way}, transcribed", "text", kind.rows[:TRANSCRIBED], transcripts, note))
+    return made
+
+
+def score_other_queries(
+    model: SpeechImageModel, test: Manifest, images: NDArray[Any], kinds: Sequence[QuerySet]
+) -> list[OtherQueries]:
+    """Scores a model that has a text encoder.
+
+    Args:
+        test: rows of the test split.
+        images: [M, D] vectors of ``test.images()``.
+        kinds: from :func:`make_other_queries`.
+    """
+    encoder, number = Encoder(model), {row.image_id: number for number, row in enumerate(test.images())}
+    found = []
+    for kind in kinds:
+        vectors = encoder.encode(kind.kind, kind.items, progress=False)
+        own = np.array([number[row.image_id] for row in kind.rows])
         measures = retrieval_measures(retrieval_ranks(vectors, images, own), resamples=0)
         to_image, to_speech = measures.speech_to_image, measures.image_to_speech
         back = to_speech["R@1"] if to_speech and len(np.unique(own)) == len(images) else None
-        return OtherQueries(way, len(rows), to_image["R@1"], to_image["R@10"], back, note)
-
-    def said(rows: Sequence[Row], speakers: Sequence[Speaker]) -> list[NDArray[np.float32]]:
-        return [synthesize(row.text or "", speaker).samples for row, speaker in zip(rows, speakers, strict=True)]
-
-    def spoken(way: str, note: str, speakers: Sequence[Speaker]) -> OtherQueries:
-        return score(way, rows, encoder.encode_speech(said(rows, speakers), progress=False), note)
-
-    def changed(**changes: Any) -> list[Speaker]:
-        return [replace(speaker, **changes) for speaker in speakers]
-
-    written = encoder.encode_text([row.text or "" for row in test.rows], progress=False)
-    german = [Speaker("de", "", 50, 150)] * len(rows)
-    found = [
-        score("in writing", test.rows, written, "CLIP's own text encoder, which this training did not touch"),
-        spoken("the split's own voices", "none of them occurs in training", speakers),
-        spoken("the same, fast", "250 words a minute; training: 140 to 200", changed(rate=250)),
-        spoken("the same, slow", "100 words a minute; training: 140 to 200", changed(rate=100)),
-        spoken("the same, high", "pitch 90 of 100; training: 30 to 70", changed(pitch=90)),
-        spoken("a German voice reading English", "German sounds; training: eight accents of English", german),
-    ]
-    heard = _packaged_clips(test)
-    for voice, clips in heard.items():
-        vectors = encoder.encode_speech([clip for clip, _ in clips], progress=False)
-        note = "from a person's recordings; no training has heard it"
-        found.append(score(voice, [row for _, row in clips], vectors, note))
-    if recognizer := _recognizer():
-        first = rows[:TRANSCRIBED]
-        own = list(zip(said(first, speakers[:TRANSCRIBED]), first, strict=True))
-        for voice, clips in {"the split's own voices": own, **heard}.items():
-            texts = [recognizer.hear(clip).text for clip, _ in clips[:TRANSCRIBED]]
-            vectors, note = encoder.encode_text(texts, progress=False), f"by {WHISPER}, then CLIP's text encoder"
-            found.append(score(f"{voice}, transcribed", [row for _, row in clips[:TRANSCRIBED]], vectors, note))
+        found.append(OtherQueries(kind.way, len(own), to_image["R@1"], to_image["R@10"], back, kind.note))
     return found
 
 
@@ -108,14 +122,17 @@ def parse_speaker(name: str) -> Speaker:
     return Speaker(accent, variant, int(pitch.removeprefix("p")), int(rate.removeprefix("r")))
 
 
-def _packaged_clips(test: Manifest) -> dict[str, list[tuple[NDArray[np.float32], Row]]]:
-    """By voice the packaged clips and the rows of their captions; none for another corpus."""
+def _packaged_clips(test: Manifest) -> list[QuerySet]:
+    """The packaged clips of each voice with the rows of their captions; none for another corpus."""
     rows = {(row.image_id, row.text): row for row in test.rows}
-    found: dict[str, list[tuple[NDArray[np.float32], Row]]] = {}
+    found: dict[str, QuerySet] = {}
     for clip in json.loads((VOICES / "clips.json").read_text(encoding="utf-8")):
         if row := rows.get((clip["image_id"], clip["text"])):
-            found.setdefault(clip["voice"], []).append((load_audio(VOICES / clip["file"]), row))
-    return found
+            voice, note = clip["voice"], "from a person's recordings; no training has heard it"
+            kind = found.setdefault(voice, QuerySet(voice, "clip", [], [], note))
+            kind.rows.append(row)
+            kind.items.append(load_audio(VOICES / clip["file"]))
+    return list(found.values())
 
 
 def _recognizer() -> SpeechRecognizer | None:

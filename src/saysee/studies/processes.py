@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from saysee.errors import SaySeeError
+from saysee.hardware import torch_device, usable_cores
 from saysee.log import configure_command_line, is_configured
 from saysee.settings.reading import save_recipe
 from saysee.settings.recipe import Recipe
@@ -24,34 +25,36 @@ PATIENCE_SECONDS = 10
 """Time for an interrupted training to finish its step and write its checkpoint, before it is terminated."""
 
 _POLL_SECONDS = 0.2
-_GPUS = "CUDA_VISIBLE_DEVICES"
+_GPUS, _THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
 
-_device: ContextVar[str] = ContextVar("device", default="")
-"""The device of the processes that this thread starts; empty is any."""
+_variables: ContextVar[dict[str, str]] = ContextVar("variables")
+"""Environment variables that give the processes that this thread starts a device of their own."""
 _stopping = threading.Event()
 
 
 def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices: Sequence[str]) -> None:
     """Calls a function for each item, as many at once as there are devices; in turn for none or one.
 
-    The processes that the function starts see one device each, so that their settings are those of a run in turn. The
-    first error stops the other calls, as an interrupt does.
+    The processes that the function starts see one device each, so that their settings are those of a run in turn; those
+    on the CPU share its cores, unless ``OMP_NUM_THREADS`` is set. The first error stops the other calls, as an
+    interrupt does.
 
     Args:
         function: called in threads.
         items: in the order in which they begin.
         devices: ``cpu``, ``cuda`` or ``cuda:N``; one may be there several times.
     """
-    free: SimpleQueue[str] = SimpleQueue()
+    free: SimpleQueue[dict[str, str]] = SimpleQueue()
+    bars = {"TERM": "dumb"} if len(devices) > 1 else {}  # bars of several processes would overwrite each other
     for device in devices or [""]:
-        free.put(device)
+        free.put(bars | _alone_on(device, devices.count("cpu")))
 
     def call(item: Item) -> None:
-        device = free.get()
-        before = _device.set(device)
+        variables = free.get()
+        before = _variables.set(variables)
         try:
             if not _stopping.is_set():
                 function(item)
@@ -59,8 +62,8 @@ def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices:
             _stopping.set()
             raise
         finally:
-            _device.reset(before)
-            free.put(device)
+            _variables.reset(before)
+            free.put(variables)
 
     try:
         if len(devices) < 2:
@@ -79,27 +82,43 @@ def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices:
         _stopping.clear()
 
 
-def _visible_gpus() -> str | None:
-    """What a process sees of the GPUs, so that it computes on this thread's device; None changes nothing."""
-    kind, _, number = _device.get().partition(":")
-    if kind != "cuda":
-        return "" if kind == "cpu" else None
+def cpu_shares(most: int) -> list[str]:
+    """The CPU once per core, at most ``most`` times, as devices; none where a GPU takes the items in turn."""
+    return [] if torch_device() == "cuda" else ["cpu"] * min(most, usable_cores())
+
+
+def _alone_on(device: str, at_once: int) -> dict[str, str]:
+    """The variables with which a process computes on a device, the CPU as one of ``at_once``; none for any device."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        threads = {} if at_once == 1 or _THREADS in os.environ else {_THREADS: str(max(1, usable_cores() // at_once))}
+        return {_GPUS: "", **threads}
     visible = os.environ.get(_GPUS)
-    return (number or "0") if visible is None else visible.split(",")[int(number or 0)]
+    gpu = (number or "0") if visible is None else visible.split(",")[int(number or 0)]
+    return {_GPUS: gpu} if kind == "cuda" else {}
 
 
 def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
     """Calls a function of a module in a process of its own, which frees its memory when it ends.
 
-    The function, its arguments and its result are pickled.
+    The function, its arguments and its result are pickled. An interrupt ends the process.
     """
     with ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_step,
-        initargs=(is_configured(), _visible_gpus()),
+        initargs=(is_configured(), _variables.get({})),
     ) as process:
-        return process.submit(function, *arguments).result()
+        called = process.submit(function, *arguments)
+        try:
+            while not wait([called], _POLL_SECONDS).done:
+                if _stopping.is_set():
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        return called.result()
 
 
 def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
@@ -135,8 +154,7 @@ def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | 
     Raises:
         KeyboardInterrupt: it or this process was interrupted.
     """
-    command, gpus = [sys.executable, "-m", "saysee", *words], _visible_gpus()
-    environment = os.environ if gpus is None else {**os.environ, _GPUS: gpus}
+    command, environment = [sys.executable, "-m", "saysee", *words], {**os.environ, **_variables.get({})}
     with open(output or os.devnull, "wb") as stdout:
         process = subprocess.Popen(command, stdout=stdout, cwd=folder, env=environment)
     try:
@@ -169,9 +187,8 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _start_step(as_command_line: bool, gpus: str | None) -> None:
-    if gpus is not None:
-        os.environ[_GPUS] = gpus  # before torch looks for one
+def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:
+    os.environ.update(variables)  # before torch reads them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     if as_command_line:
         configure_command_line()

@@ -38,9 +38,9 @@ class DemoResult:
     seed: int  # of the demo, and of the choice of queries that the report shows
     settings: Mapping[str, Any]  # of the demo, by name
     test: Manifest  # rows of the test split
-    models: Mapping[str, SpeechImageModel]  # best model by row
     results: Mapping[str, EvaluationResult]  # evaluation by row, with vectors
     best: str  # the row whose model is best on the validation split
+    model: SpeechImageModel  # that model
     others: Sequence[OtherQueries]  # other kinds of queries to that model
     runs: Mapping[str, Mapping[str, Any]]  # ``result.json`` of the training by row
     seconds: Mapping[str, float]  # seconds by step, of the call that did it
@@ -135,7 +135,7 @@ def _queries(demo: DemoResult) -> list[dict[str, Any]]:
 
 def _attention(demo: DemoResult) -> list[dict[str, Any]]:
     """Three random clips: which regions each word belongs to, by the best model."""
-    encoder, clips = Encoder(demo.models[demo.best]), []
+    encoder, clips = Encoder(demo.model), []
     for index in random.Random(demo.seed + 1).sample(range(len(demo.test)), ATTENTION_CLIPS):
         row = demo.test.rows[index]
         image = load_image(demo.test.image_path(row))
