@@ -52,7 +52,8 @@ def find(place: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
     try:
         return Path(huggingface_hub.hf_hub_download(os.fspath(place), name, **hub))
     except errors.LocalEntryNotFoundError:
-        if huggingface_hub.try_to_load_from_cache(os.fspath(place), "config.json", hub.get("cache_dir")):
+        known = {name: hub[name] for name in ("cache_dir", "revision") if name in hub}
+        if huggingface_hub.try_to_load_from_cache(os.fspath(place), "config.json", **known):
             return None
         raise FileNotFoundError("it is not on this machine, and the hub cannot be reached") from None
     except errors.EntryNotFoundError:
