@@ -43,7 +43,7 @@ class DemoResult:
     model: SpeechImageModel  # that model
     others: Sequence[OtherQueries]  # other kinds of queries to that model
     runs: Mapping[str, Mapping[str, Any]]  # ``result.json`` of the training by row
-    seconds: Mapping[str, float]  # seconds by step, of the call that did it
+    seconds: Mapping[str, float]  # seconds by step, of the call that did it; some steps run at once
 
     @property
     def report(self) -> Path:
