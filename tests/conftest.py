@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -18,6 +19,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import numpy as np
 import pytest
 import soundfile
+
+# No test cuts the power, and to wait for the disk at each file takes milliseconds.
+os.fsync = lambda file: None
+gc.disable()  # until all is imported, of which it would take a quarter of the time
+
+SLOW_ROOMS = ("docs", "golden", "page", "studies", "training")
+
+
+def pytest_collection_modifyitems(items):
+    """The slow rooms come first, so that of several workers none has a long test left when the others end."""
+    items.sort(key=lambda item: item.nodeid.split("/")[1] not in SLOW_ROOMS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    gc.freeze()
+    gc.enable()
+
 
 CAPTIONS = ["a red square above a blue circle", "two green stars", "a dog runs on the beach"]
 
@@ -158,6 +177,25 @@ def ctc_folder(tmp_path, hubert_configs):
         return tmp_path / kind
 
     return make
+
+
+@pytest.fixture(scope="module")
+def heard_once():
+    """Whisper hears each clip once: a second time it would write the same."""
+    from faster_whisper import WhisperModel
+
+    heard, transcribe = {}, WhisperModel.transcribe
+
+    def once(self, waveform, **options):
+        clip = waveform.tobytes(), str(options)
+        if clip not in heard:
+            segments, about = transcribe(self, waveform, **options)
+            heard[clip] = list(segments), about
+        return heard[clip]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WhisperModel, "transcribe", once)
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,7 +174,3 @@ def test_a_recognizer_in_front_of_a_clip_is_its_speech_side(whisper, spoken):
     written = encoder.encode_text(texts[:3])
     assert ((vectors @ written.T).argmax(axis=1) == [0, 1, 2]).all()
     refused(SaySeeError, lambda: Encoder("saysee/clip-nano").encode_speech(paths[:1]), "clip-nano", "recognizer")
-
-
-def test_a_path_may_be_a_path_object_or_text():
-    assert SpeechRecognizer(str(get_model_path())).name == SpeechRecognizer(Path(get_model_path())).name

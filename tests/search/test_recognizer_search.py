@@ -31,6 +31,8 @@ from saysee.search.service.schemas import SearchForm
 from saysee.search.service.settings import ServiceSettings
 from saysee.studies.other_queries import VOICES
 
+pytestmark = pytest.mark.usefixtures("heard_once")
+
 WHISPER = str(get_model_path())
 WAYS = ("direct", "transcribed", "both")
 SAID = json.loads((VOICES / "clips.json").read_text())[3]  # "here is a brown shape below a small plain red flower"
