@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import IO
 
@@ -102,6 +103,15 @@ def start_saysee(*words: object, program: str | None = None, **variables: str) -
     )
 
 
+def wait_for(condition: Callable[[], bool], process: Started, seconds: float = 240) -> None:
+    """Waits until a condition holds; a process that ends before fails."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"it ended too early: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def _text(reader: Connection) -> IO[str]:
     file = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
     reader.close()
@@ -112,6 +122,7 @@ def _run(
     program: str | None, words: list[str], stdout: Connection, stderr: Connection, environment: Mapping[str, str]
 ) -> None:
     os.setsid()
+    os.fsync = lambda file: None  # as in conftest.py
     multiprocessing.set_start_method(None, force=True)  # not that of this process, which a forkserver started
     os.environ.clear()
     os.environ.update(environment)

@@ -141,7 +141,7 @@ def test_of_equal_scores_the_earlier_rows_come_first(place):
         assert [(item.path, score) for item, score in found] == [("1.png", 1.0), ("3.png", 1.0), ("5.png", 1.0)]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
 def test_all_stores_choose_the_same_rows(in_folder, in_postgres, in_lance, text):
     try:

@@ -165,7 +165,8 @@ import sys
 import numpy as np
 from saysee.search.index.index import open_store
 from saysee.search.index.store import Item
-sys.stdin.readline()
+print("ready", flush=True)
+sys.stdin.readline()  # so that both begin at once
 with open_store(sys.argv[1]).writing() as writer:
     for start in range(0, 60, 5):
         items = [Item("image", f"shared/{n}.jpg", n) for n in range(start, start + 5)]
@@ -176,12 +177,16 @@ with open_store(sys.argv[1]).writing() as writer:
 def test_the_same_new_rows_of_several_writers_are_there_once_beside_an_index_of_the_paths(place, few):
     """With such an index Lance itself lets two writers insert the same key."""
     fill(place, clustered(400))
-    processes = [
-        subprocess.Popen([sys.executable, "-c", INSERT, place], stdin=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", INSERT, place], **pipes) for _ in range(2)]
     for process in processes:
-        process.communicate("go\n", timeout=240)
-    assert [process.returncode for process in processes] == [0, 0, 0]
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=240)
+    assert [process.returncode for process in processes] == [0, 0]
     with open_store(place).reading() as reader:
         items = list(reader.items())
     assert len(items) == len({item.path for item in items}) == len({item.id for item in items}) == 460

@@ -56,9 +56,9 @@ def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 
 @contextmanager
-def running(folder: Path, *words: object) -> Iterator[Running]:
-    """``saysee serve`` as a process of its own."""
-    process = start_saysee("serve", folder, "--port", "0", "--json", *words)
+def running(folder: Path, *words: object, program: str | None = None) -> Iterator[Running]:
+    """``saysee serve``, or a program that takes its words, as a process of its own."""
+    process = start_saysee("serve", folder, "--port", "0", "--json", *words, program=program)
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()

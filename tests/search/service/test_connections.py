@@ -39,10 +39,12 @@ def test_six_hundred_half_heads_keep_nobody_waiting(index):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2_000:
         pytest.skip(f"this test opens 600 sockets, and only {hard} files may be open here")
+    program = """import sys; from saysee.cli import main; from saysee.search.service import connections
+connections._HEAD_SECONDS = 4.0; sys.exit(main(sys.argv[1:]))"""
     with ExitStack() as stack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
         try:
-            service = stack.enter_context(running(index.folder))
+            service = stack.enter_context(running(index.folder, program=program))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_000), hard))
         half = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: "

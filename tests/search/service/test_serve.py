@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -107,11 +106,20 @@ def test_an_error_at_the_start_is_one_line(index, tmp_path, capsys, monkeypatch)
             assert why in errors
 
 
-def test_a_missing_extra_is_named(index):
-    program = "import sys; sys.modules['uvicorn'] = None; from saysee.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", program, "serve", str(index.folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (done.returncode, "pip install 'saysee[serve]'" in done.stderr) == (2, True), done.stderr
+def test_a_missing_extra_is_named(index, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for module in ("app", "connections"):
+        monkeypatch.delitem(sys.modules, f"saysee.search.service.{module}")
+    assert main(["serve", str(index.folder)]) == 2
+    assert "pip install 'saysee[serve]'" in capsys.readouterr().err
+
+
+IN_A_TERMINAL = """import os, sys
+for number in (0, 1):
+    os.dup2(os.open(sys.argv[1], os.O_RDWR), number)
+sys.stdin, sys.stdout = open(0), open(1, "w")
+from saysee.cli import main
+sys.exit(main(sys.argv[2:]))"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of its own needs a pty")
@@ -119,19 +127,18 @@ def test_a_missing_extra_is_named(index):
     ("display", "words", "opened"),
     [(":9", (), True), (None, (), False), (":9", ("--json",), False), (":9", ("--token", TOKEN), False)],
 )
-def test_the_page_is_opened_for_a_person_at_a_desktop(index, tmp_path, display, words, opened):
+def test_the_page_is_opened_for_a_person_at_a_desktop(index, tmp_path, monkeypatch, display, words, opened):
     import pty
 
     browser, seen = tmp_path / "browser", tmp_path / "seen"
     browser.write_text(f'#!/bin/sh\necho "$1" > {seen}.new && mv {seen}.new {seen}\n')
     browser.chmod(0o755)
-    hidden = {"DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"BROWSER": str(browser)} | ({"DISPLAY": display} if display else {})
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    desktop = {"DISPLAY": display} if display else {}
     terminal, inner = pty.openpty()
-    command = [sys.executable, "-m", "saysee", "serve", str(index.folder), "--port", "0", *words]
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=subprocess.PIPE, env=environment)
-    os.close(inner)
+    words = (os.ttyname(inner), "serve", index.folder, "--port", "0", *words)
+    process = start_saysee(*words, program=IN_A_TERMINAL, BROWSER=str(browser), **desktop)
     try:
         line = os.read(terminal, 4096).decode()
         if opened:
@@ -143,4 +150,5 @@ def test_the_page_is_opened_for_a_person_at_a_desktop(index, tmp_path, display, 
     finally:
         process.kill()
         process.communicate()
+        os.close(inner)
         os.close(terminal)

@@ -53,7 +53,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(thumbnails, "_USED_SECONDS", 0.0)
     paths = [str(photo(tmp_path / f"{number}.jpg", number)) for number in range(12)]
     small = Thumbnails(tmp_path)
-    for _ in range(8):
+    for _ in range(3):
         for row, path in enumerate(paths):
             small.get(row, path, "preview" if row else "thumbnail")
             small.get(0, paths[0], "thumbnail")  # used all the time
