@@ -55,6 +55,7 @@ FEW_STEPS = shlex.split(
     "--optimizer.warmup_steps 1 --data.batch_size 4 --data.workers 0"
 )
 """Added to all training except that of the model that later pages use."""
+FEW_SCENES = ["--images", "18", "--val-images", "4", "--test-images", "4"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -135,6 +136,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hubert_configs: Any, 
     for number in range(16):
         files.image(here / "photos" / f"{number}.jpg")
         files.clip(here / "photos" / f"{number}.wav")
+    monkeypatch.setattr("saysee.training.dry_run.MEASURED_STEPS", 1)
     monkeypatch.chdir(here)
     return here
 
@@ -179,6 +181,8 @@ def run_saysee(words: list[str]) -> None:
         words, to = words[: words.index(">")], words[words.index(">") + 1]
     if words[0] == "train" and "runs/first" not in words and "--resume" not in words:
         words = words + FEW_STEPS
+    if words[:2] == ["data", "scenes"]:
+        words = words + FEW_SCENES
     printed, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
         code = main(words)

@@ -56,7 +56,7 @@ def corpus(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """A model trained on the images that are indexed: the page is tested, not what a model can learn."""
     folder = tmp_path_factory.mktemp("page")
     manifest = Manifest.read(
-        build_scenes(folder / "scenes", images=32, val_images=4, test_images=4, seed=3, image_size=128, workers=1)
+        build_scenes(folder / "scenes", images=27, val_images=2, test_images=1, seed=3, image_size=128, workers=1)
     )
     flags = {
         "output": folder / "run",
