@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +19,11 @@ from saysee.studies import demo as demo_module
 from saysee.studies import full
 from saysee.studies.ablation.runs import choose_rows, grid_file, read_grid
 from saysee.studies.full import STUDIES, Study, run_studies
-from saysee_process import start_saysee
+from saysee_process import start_saysee, wait_for
 
 SCENES = "saysee data scenes --val-images 1 --test-images 1 --workers 1 --images"
 QUICK = Study("quick", 1, f"{SCENES} 3 --to studies/quick")
-LONG = Study("long", 1, f"{SCENES} 60 --to studies/long")
+LONG = Study("long", 1, f"{SCENES} 20 --to studies/long")
 FAILS = Study("fails", 1, "saysee evaluate runs/none studies/quick/manifest.parquet --localization")
 
 
@@ -72,9 +71,7 @@ def test_a_killed_or_interrupted_call_resumes_with_the_study_that_was_running(tm
     started = start_saysee(program=program)
     made, quick = tmp_path / "studies" / "long" / "records", tmp_path / "studies" / "quick.txt"
     try:
-        while not (made.is_dir() and any(made.iterdir())):
-            assert started.poll() is None, started.communicate()
-            time.sleep(0.02)
+        wait_for(lambda: made.is_dir() and any(made.iterdir()), started)
     finally:
         os.killpg(started.pid, signal.SIGKILL) if number == signal.SIGKILL else started.send_signal(number)
         started.communicate(timeout=60)

@@ -15,24 +15,15 @@ from saysee.training.dry_run import dry_run
 from saysee.training.trainer import Trainer
 
 
-@pytest.fixture
-def frozen(tiny_settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    """Settings whose features are cached."""
-    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
-    tiny_settings["data"]["crop_seconds"] = None
-    tiny_settings["features"] = {"folder": str(tmp_path / "features")}
-    return tiny_settings
-
-
 def files_below(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
 
 
 def test_the_command_prints_a_result_and_writes_no_file(
-    frozen: dict[str, Any], tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    frozen_settings: dict[str, Any], tiny_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(frozen))
+    recipe.write_text(yaml.safe_dump(frozen_settings))
     before = files_below(tmp_path, tiny_scenes.parent)
     assert main(["train", str(recipe), "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -45,10 +36,10 @@ def test_the_command_prints_a_result_and_writes_no_file(
     assert result["peak_memory_bytes"] > 2**20
 
 
-def test_parameters_and_disk_are_those_of_the_training(frozen: dict[str, Any], tmp_path: Path) -> None:
-    frozen["model"]["speech_layers"] = [-1, 1]
-    result = dry_run(Trainer(resolve_recipe(frozen)))
-    trainer = Trainer(resolve_recipe(frozen))
+def test_parameters_and_disk_are_those_of_the_training(frozen_settings: dict[str, Any], tmp_path: Path) -> None:
+    frozen_settings["model"]["speech_layers"] = [-1, 1]
+    result = dry_run(Trainer(resolve_recipe(frozen_settings)))
+    trainer = Trainer(resolve_recipe(frozen_settings))
     trainer.cache_features()
     assert result.recomputed is None
     assert result.feature_bytes == sum(path.stat().st_size for path in (tmp_path / "features").rglob("*.values"))

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import yaml
 
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
-from saysee_process import Started, start_saysee
+from saysee_process import Started, start_saysee, wait_for
 
 PATIENCE = 120
 
@@ -43,14 +41,6 @@ def finish(recipe: Path) -> dict[str, Any]:
     assert process.returncode == 0, errors
     result: dict[str, Any] = json.loads(output)
     return result
-
-
-def wait_for(condition: Callable[[], bool], process: Started) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be killed: " + process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
 
 
 def final_state(run: Path) -> dict[str, Any]:

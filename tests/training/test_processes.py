@@ -8,8 +8,6 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
 from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
-from saysee_process import Started, start_saysee
+from saysee_process import Started, start_saysee, wait_for
 
 PATIENCE = 240
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
@@ -34,11 +32,12 @@ NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_d
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gloo as tested here are Linux's")
 
 
-def start(recipe: Path, *words: str) -> list[Started]:
-    """Two processes that find each other as torchrun's do."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+def start(recipe: Path, *words: str, machines: int = 1) -> list[Started]:
+    """Two processes that find each other as torchrun's do, on one machine or on one each."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    place["LOCAL_WORLD_SIZE"] = str(2 // machines)
     return [
-        start_saysee("train", recipe, "--json", *words, RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        start_saysee("train", recipe, "--json", *words, RANK=str(rank), LOCAL_RANK=str(rank // machines), **place)
         for rank in range(2)
     ]
 
@@ -175,10 +174,8 @@ def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
     assert again[1]["contrastive_loss"] == pytest.approx(lines[1]["contrastive_loss"], rel=1e-4)
 
 
+@pytest.mark.usefixtures("frozen_settings")
 def test_features_are_computed_by_one_process_and_read_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
-    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": False}
-    settings["data"] |= {"crop_seconds": None}
-    settings["features"] = {"folder": str(tmp_path / "features")}
     settings["denoising"] = {"preset": "off"}
     settings["training"] |= {"steps": 3, "eval_every": 3}
     _, errors = finish(start(write(settings, tmp_path / "two")))
@@ -216,14 +213,6 @@ def never_killed(
     return settings, folder / "run"
 
 
-def wait_for(condition: Callable[[], bool], process: Started) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be stopped: " + process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def steps_logged(run: Path) -> int:
     return len((run / "metrics.jsonl").read_text().splitlines()) if (run / "metrics.jsonl").exists() else 0
 
@@ -248,18 +237,19 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert not torch.equal(*draws[0])
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.nightly)])  # torchrun watches both alike
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_killed_process_ends_the_other_within_a_minute(
-    never_killed: tuple[dict[str, Any], Path], tmp_path: Path, rank: int
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path, by_torchrun: bool
 ) -> None:
     recipe, run = write(never_killed[0], tmp_path), tmp_path / "run"
-    process = start_by_torchrun(recipe)
-    wait_for(lambda: steps_logged(run) >= 3, process)
-    victims = children_of(process)
+    started = [start_by_torchrun(recipe)] if by_torchrun else start(recipe)
+    wait_for(lambda: steps_logged(run) >= 3, started[0])
+    victims = children_of(started[0]) if by_torchrun else [process.pid for process in started]
     assert len(victims) == 2
-    os.kill(victims[rank], signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    os.kill(victims[0], signal.SIGKILL)
+    for process in started:
+        process.communicate(timeout=60)
+        assert process.returncode != 0
     assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
 
 
@@ -280,15 +270,19 @@ def test_interrupted_both_end_at_one_step_and_are_resumed_from_there(
     assert_same_end(whole_run, run)
 
 
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_two_machines_have_the_result_of_two_processes_on_one(
-    never_killed: tuple[dict[str, Any], Path], tmp_path: Path
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path, by_torchrun: bool
 ) -> None:
-    """Two torchruns that know each other by one address alone, with a process each."""
+    """Told where they are as by torchrun, and by two torchruns that know each other by one address alone."""
     settings, whole_run = never_killed
     recipe = write(settings, tmp_path)
     words = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-id", "two-machines"]
     words += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
-    machines = [start_by_torchrun(recipe, *words, "--node-rank", rank) for rank in range(2)]
+    if by_torchrun:
+        machines = [start_by_torchrun(recipe, *words, "--node-rank", rank) for rank in range(2)]
+    else:
+        machines = start(recipe, machines=2)
     finish(machines)
     assert_same_end(whole_run, tmp_path / "run")
 
