@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from PIL import Image
 
 from saysee.cli import VERBS, main
 from saysee.data.manifest import Manifest, Row
-from saysee.settings.reading import resolve_recipe
-from saysee.training.trainer import Trainer
 from saysee.version import __version__
-from saysee_process import start_saysee
+from saysee_process import start_saysee, wait_for
 
 
 @pytest.fixture
@@ -41,9 +38,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.fixture
-def model_folder(tiny_settings: dict[str, Any]) -> Path:
-    Trainer(resolve_recipe(tiny_settings, ["--training.steps=1"])).fit()
-    return Path(tiny_settings["output"]) / "best"
+def model_folder(finished_run: Path) -> Path:
+    return finished_run / "best"
 
 
 def modules_after(*words: str) -> set[str]:
@@ -224,17 +220,13 @@ def test_interrupted_it_exits_130_keeps_what_is_finished_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["data", "scenes", "--to", str(tmp_path / "scenes")]
-    words += ["--images", "40", "--val-images", "4", "--test-images", "8", "--workers", "1"]
+    words += ["--images", "20", "--val-images", "2", "--test-images", "4", "--workers", "1"]
     process = start_saysee(*words)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "scenes").rglob("*.png"))) < 5:  # it is at work
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(list((tmp_path / "scenes").rglob("*.png"))) >= 5, process)  # it is at work
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     capsys.readouterr()
     assert main(words) == 0
-    assert Manifest.read(capsys.readouterr().out.strip()).splits() == {"train": 140, "val": 20, "test": 40}
+    assert Manifest.read(capsys.readouterr().out.strip()).splits() == {"train": 70, "val": 10, "test": 20}

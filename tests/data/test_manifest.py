@@ -70,7 +70,7 @@ def tables(draw: st.DrawFn) -> list[Row]:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(table=tables())
 def test_rows_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, suffix: str, table: list[Row]) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from saysee.settings.recipe import FeatureSettings
 from saysee.training.data import feature_cache
 from saysee.training.objective import build_model
 from saysee.training.trainer import Trainer
-from saysee_process import Started, start_saysee
+from saysee_process import Started, start_saysee, wait_for
 
 PATIENCE = 300
 
@@ -137,11 +136,7 @@ def test_killed_it_keeps_the_finished_shards_and_repeats_none_of_them(
 ) -> None:
     folder = Path(frozen_settings["features"]["folder"])
     process = start_keeping(frozen_settings, tmp_path / "killed")
-    deadline = time.monotonic() + PATIENCE
-    while len(keys_in(folder)) < 3:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
+    wait_for(lambda: len(keys_in(folder)) >= 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = keys_in(folder)

@@ -14,8 +14,6 @@ from saysee.data.corpora.hub import prepare_hub
 from saysee.data.manifest import Manifest
 from saysee.data.verify import verify
 from saysee.errors import ManifestError, SaySeeError
-from saysee.settings.reading import resolve_recipe
-from saysee.training.trainer import Trainer
 
 datasets = pytest.importorskip("datasets", reason="needs the extra hub")
 
@@ -235,10 +233,9 @@ def test_a_missing_shard_of_the_corpus_is_reported(tmp_path: Path, images: Items
 
 
 def test_a_model_is_scored_on_it_with_two_commands(
-    tmp_path: Path, images: Items, clips: Items, capsys: pytest.CaptureFixture[str], tiny_settings: dict[str, Any]
+    tmp_path: Path, images: Items, clips: Items, capsys: pytest.CaptureFixture[str], finished_run: Path
 ) -> None:
-    Trainer(resolve_recipe(tiny_settings, ["--training.steps=1"])).fit()
-    model = str(Path(tiny_settings["output"]) / "best")
+    model = str(finished_run / "best")
     [folder] = audio_to_image(tmp_path / "set", images, clips)
     to = str(tmp_path / "spokencoco-test.parquet")
     assert main(["data", "hub", folder, "--to", to, "--language", "en", "--json"]) == 0

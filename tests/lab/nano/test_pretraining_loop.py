@@ -16,6 +16,7 @@ from torch import nn
 
 from lab.nano import loop
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
+from saysee_process import wait_for
 
 SETTINGS = LoopSettings(steps=11, batch_size=4, lr=1e-2, warmup_steps=3, evaluate_every=4, checkpoint_every=3)
 
@@ -166,11 +167,7 @@ def test_a_real_kill_loses_nothing_but_time(tmp_path, whole):
 
     words = [sys.executable, "-c", RUN, str(Path(__file__).parent), str(tmp_path / "run"), str(tmp_path / "end.pt")]
     process = subprocess.Popen(words)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "run" / "checkpoints" / "step-00000003").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for((tmp_path / "run" / "checkpoints" / "step-00000003").exists, process)
     process.kill()
     process.wait()
     assert not (tmp_path / "end.pt").exists()
