@@ -85,9 +85,12 @@ def test_processes_on_the_cpu_share_its_cores(
 
 
 def test_the_first_error_ends_the_other_process() -> None:
+    done = []
+
     def call(item: str) -> None:
         if item == "long":
-            run_alone(time.sleep, 600)
+            run_alone(time.sleep, 60)
+            done.append(item)
         while not multiprocessing.active_children():
             time.sleep(0.01)
         raise SaySeeError("row fails")
@@ -95,6 +98,7 @@ def test_the_first_error_ends_the_other_process() -> None:
     with pytest.raises(SaySeeError, match="row fails"):
         on_devices(call, ["long", "fails"], ["cpu", "cpu"])
     assert multiprocessing.active_children() == []
+    assert done == []
 
 
 def test_the_first_error_stops_the_training_on_the_other_device(
