@@ -7,13 +7,14 @@ import torch
 from transformers import CLIPModel
 
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.pretrained.clip import CLIP
 from saysee.model.pretrained.configuration import CLIPConfig
 
 
 @pytest.fixture
 def encoder(clip_config):
     torch.manual_seed(0)
-    return ImageEncoder(CLIPConfig.of(clip_config.to_dict())).eval()
+    return ImageEncoder(CLIP(CLIPConfig.of(clip_config.to_dict()))).eval()
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_vectors_and_patches_are_clip_s_own(encoder, clip_config, pixels):
 
 @torch.no_grad()
 def test_the_vision_tower_alone_gives_the_same(encoder, clip_config, pixels):
-    alone = ImageEncoder(CLIPConfig.of(clip_config.to_dict()).without_text).eval()
+    alone = ImageEncoder(CLIP(CLIPConfig.of(clip_config.to_dict()).without_text)).eval()
     assert not alone.has_text
     assert not [name for name in alone.state_dict() if "text" in name]
     both = encoder.clip.state_dict()
@@ -59,7 +60,7 @@ def test_text_vectors_are_clip_s_own_whatever_follows_the_mark_of_the_end(clip_c
     end = clip_config.text_config.eos_token_id
     clip_config.text_config.eos_token_id = 2 if legacy else end  # in OpenAI's files: the highest number
     clip = CLIPModel(clip_config).eval()
-    encoder = ImageEncoder(CLIPConfig.of(clip_config.to_dict())).eval()
+    encoder = ImageEncoder(CLIP(CLIPConfig.of(clip_config.to_dict()))).eval()
     encoder.clip.load_state_dict(clip.state_dict())
     ids = torch.tensor([[1, 5, 6, end, 0, 0], [1, 4, 7, 8, 9, end]])
     expected = clip.get_text_features(input_ids=ids, attention_mask=(ids != 0).long()).pooler_output

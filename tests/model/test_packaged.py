@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,11 @@ def test_what_the_image_encoder_knows_is_said_by_its_configuration(model, tmp_pa
     assert Encoder(model).trained_on == said
     model.save_pretrained(tmp_path)
     assert Encoder(tmp_path).trained_on == said
+
+
+def test_loading_a_clip_does_not_import_the_compiler_of_torch():
+    code = (
+        "import sys; from saysee.model.loading import PlainClip; PlainClip('saysee/clip-nano'); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

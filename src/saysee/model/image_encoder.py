@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from saysee.model.features import ImageFeatures
 from saysee.model.pretrained.clip import CLIP
-from saysee.model.pretrained.configuration import CLIPConfig, CLIPVisionConfig
+from saysee.model.pretrained.configuration import CLIPVisionConfig
 
 
 class ImageEncoder(nn.Module):
     """Images to :class:`ImageFeatures`, and texts to vectors of the same space.
 
     Args:
-        config: of both towers, or of the vision tower alone.
+        clip: both towers, or the vision tower alone.
     """
 
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(self, clip: CLIP) -> None:
         super().__init__()
-        self.clip = CLIP(config)
-        self.has_text = config.text_config is not None
+        self.clip = clip
+        self.has_text = clip.config.text_config is not None
 
     @property
     def vision_config(self) -> CLIPVisionConfig:

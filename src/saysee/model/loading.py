@@ -49,10 +49,7 @@ class PlainClip(nn.Module):
     def __init__(self, place: str | os.PathLike[str]) -> None:
         super().__init__()
         self.name_or_path = os.fspath(place)
-        clip = load_clip(place, text=True)
-        with torch.device("meta"):
-            self.image_encoder = ImageEncoder(clip.config)
-        self.image_encoder.clip = clip
+        self.image_encoder = ImageEncoder(load_clip(place, text=True))
         size, text = self.image_encoder.vision_config.image_size, self.image_encoder.has_text
         try:
             self.processor = SpeechImageProcessor.from_sources(None, self.name_or_path, size, text=text)

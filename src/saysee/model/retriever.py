@@ -22,6 +22,7 @@ from saysee.model.configuration import FusionConfig, HeadConfig, SpeechImageConf
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
+from saysee.model.pretrained.clip import CLIP
 from saysee.model.pretrained.configuration import HubertConfig
 from saysee.model.pretrained.packaged import place_of
 from saysee.model.pretrained.weights import HUB, find, first_line, load_clip, load_hubert, load_weights, read_config
@@ -61,7 +62,7 @@ class SpeechImageModel(nn.Module):
         super().__init__()
         self.config = config
         self.speech_encoder = SpeechEncoder(config.speech_config, HeadConfig(**config.head), config.projection_dim)
-        self.image_encoder = ImageEncoder(config.image_config)
+        self.image_encoder = ImageEncoder(CLIP(config.image_config))
         self.fusion: FusionEncoder | None = None
         if config.fusion is not None:
             self.add_fusion(FusionConfig(**config.fusion))
