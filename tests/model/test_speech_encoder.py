@@ -12,6 +12,7 @@ from transformers import HubertModel
 from saysee.errors import ConfigError
 from saysee.model.configuration import HeadConfig
 from saysee.model.pretrained.configuration import HubertConfig
+from saysee.model.pretrained.weights import load_hubert
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import LayerMix, SpeechEncoder
 
@@ -243,3 +244,17 @@ def test_a_clip_shorter_than_a_frame_has_one_frame_alone_and_in_any_batch(kind, 
 def test_the_published_sizes_have_a_frame_of_400_samples_each_20_ms():
     encoder = SpeechEncoder(HubertConfig(num_hidden_layers=1, hidden_size=48, num_attention_heads=2), HeadConfig(), 8)
     assert (encoder.frame_samples, encoder.frame_seconds) == (400, 0.02)
+
+
+def test_a_hubert_with_batch_norm_of_its_positions_encodes_a_clip_alike_in_any_batch(hubert_configs, tmp_path):
+    config = transformers.HubertConfig(**hubert_configs["base"].to_dict() | {"conv_pos_batch_norm": True})
+    hubert = HubertModel(config).eval()
+    hubert.encoder.pos_conv_embed.batch_norm.running_mean.normal_()
+    hubert.save_pretrained(tmp_path)
+    clips = torch.randn(2, 8000)
+    clips[1, 5000:] = 0
+    with torch.inference_mode():
+        alone = hubert(clips[1:, :5000]).last_hidden_state[0]
+        torch.testing.assert_close(load_hubert(tmp_path)(clips[1:, :5000])[-1][0], alone)
+        batch = load_hubert(tmp_path)(clips, torch.tensor([8000, 5000]))[-1][1]
+    torch.testing.assert_close(batch[: len(alone)], alone)

@@ -169,16 +169,20 @@ class Positions(nn.Module):
         self.extra = 1 - kernel % 2  # frames that padding adds
         self.narrow = width // groups < NARROW_GROUP
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, F, S] to the same shape."""
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, F, S], zero where ``mask`` [B, F] is False, to the same shape."""
         if self.narrow and hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return self._convolved(hidden.float())
-        return self._convolved(hidden)
+                return self._convolved(hidden.float(), mask)
+        return self._convolved(hidden, mask)
 
-    def _convolved(self, hidden: Tensor) -> Tensor:
+    def _convolved(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         hidden = hidden.transpose(1, 2)
-        hidden = self.conv(hidden if self.batch_norm is None else self.batch_norm(hidden))
+        if self.batch_norm is not None:
+            hidden = self.batch_norm(hidden)
+            if mask is not None:  # the norm's bias would reach real frames, as no padding does when the clip is alone
+                hidden = hidden.masked_fill(~mask[:, None], 0.0)
+        hidden = self.conv(hidden)
         return self.activation(hidden[..., : hidden.shape[-1] - self.extra]).transpose(1, 2)
 
 
@@ -234,8 +238,9 @@ class Transformer(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None) -> list[Tensor]:
         """[B, F, S] and the mask [B, F] of real frames, None where all are, to L + 1 hidden states [B, F, S]."""
         if mask is not None:
-            hidden, mask = hidden.masked_fill(~mask[..., None], 0.0), mask[:, None, None]
-        hidden = hidden + self.pos_conv_embed(hidden)
+            hidden = hidden.masked_fill(~mask[..., None], 0.0)
+        hidden = hidden + self.pos_conv_embed(hidden, mask)
+        mask = None if mask is None else mask[:, None, None]
         states = [self.dropout(hidden if self.norm_first else self.layer_norm(hidden))]
         for layer in self.layers:
             states.append(layer(states[-1], mask))
