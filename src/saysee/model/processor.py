@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from saysee.errors import ConfigError
 from saysee.files import write_text
 from saysee.media.padding import pad
 from saysee.model.pretrained.tokenizer import TextTokenizer
 from saysee.model.pretrained.weights import read_json
 
 _FILE, _OTHER_FILE = "processor_config.json", "preprocessor_config.json"
+_SIDES = ("height", "width")
 _SPEECH, _IMAGES = "feature_extractor", "image_processor"
 
 
@@ -49,17 +49,30 @@ class ImagePreparation:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> ImagePreparation:
-        """Of the values of a ``preprocessor_config.json``, whose other keys are ignored; in older ones a size is a
-        number."""
+        """Of the values of a ``preprocessor_config.json``, whose other keys are ignored.
+
+        Raises:
+            ValueError: a value is of a wrong type.
+        """
         known = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
-        if isinstance(known.get("size"), int):
-            known["size"] = {"shortest_edge": known["size"]}
-        if isinstance(known.get("crop_size"), int):
-            known["crop_size"] = {"height": known["crop_size"], "width": known["crop_size"]}
+        for name, forms in (("size", (("shortest_edge",), _SIDES)), ("crop_size", (_SIDES,))):
+            if name in known:
+                known[name] = _sides(name, known[name], forms)
         made = cls(**known)
-        if "shortest_edge" not in made.size and not {"height", "width"} <= made.size.keys():
-            raise ConfigError(f"size of images is {made.size}; give shortest_edge, or height and width")
+        try:
+            made(Image.new("RGB", (8, 8)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"images cannot be prepared as {_OTHER_FILE} says: {error}") from error
         return made
+
+    def check(self, side: int) -> None:
+        """ValueError unless images of all shapes become ``side`` pixels wide and high."""
+        found = self(Image.new("RGB", (side, 2 * side))).shape[1:]
+        if found != (side, side):
+            raise ValueError(
+                f"images become {found[1]} x {found[0]} pixels and the model takes {side} x {side}: give these in size "
+                f"and crop_size of {_OTHER_FILE}"
+            )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image before it is cropped."""
@@ -124,8 +137,7 @@ class SpeechImageProcessor:
 
         Raises:
             OSError: a file of a source is missing.
-            ValueError: one is damaged.
-            ConfigError: a size is of a form that is not known.
+            ValueError: one is damaged, or makes images of another size than the model takes.
         """
         extractor = SpeechPreparation() if speech is None else _speech(_values(speech, _SPEECH))
         extractor.do_normalize = extractor.do_normalize and not raw_speech
@@ -133,7 +145,9 @@ class SpeechImageProcessor:
             size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
             return cls(extractor, ImagePreparation(size=size, crop_size=crop))
         tokenizer = TextTokenizer.load(image) if text else None
-        return cls(extractor, ImagePreparation.of(_values(image, _IMAGES)), tokenizer)
+        images = ImagePreparation.of(_values(image, _IMAGES))
+        images.check(image_size)
+        return cls(extractor, images, tokenizer)
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str], **hub: Any) -> SpeechImageProcessor:
@@ -173,6 +187,20 @@ def _values(place: str | os.PathLike[str], part: str, **hub: Any) -> dict[str, A
     if not values:
         raise FileNotFoundError(f"{place} has no {_OTHER_FILE}")
     return dict(values)
+
+
+def _sides(name: str, value: Any, forms: Sequence[tuple[str, ...]]) -> dict[str, int]:
+    """A size as numbers of pixels by side; older files have one number or a list."""
+    found = value
+    if isinstance(value, int):
+        found = dict.fromkeys(forms[0], value)
+    elif isinstance(value, list) and len(value) == len(_SIDES):
+        found = dict(zip(_SIDES, value, strict=True))
+    sides = {side: pixels for side, pixels in found.items() if pixels is not None} if isinstance(found, dict) else {}
+    known = any(set(sides) == set(form) for form in forms)
+    if not known or not all(type(pixels) is int and pixels > 0 for pixels in sides.values()):
+        raise ValueError(f"{name} of images is {value!r}; give {', or '.join(' and '.join(form) for form in forms)}")
+    return sides
 
 
 def _speech(values: dict[str, Any]) -> SpeechPreparation:

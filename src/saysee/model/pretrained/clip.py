@@ -28,7 +28,7 @@ class CLIP(nn.Module):
         factors = [(self.visual_projection, config.initializer_factor if text else vision.initializer_factor)]
         if text is not None:
             self.text_projection = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
-            self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+            self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
             factors.append((self.text_projection, config.initializer_factor))
         for projection, _ in factors:
             initialize(projection, 1.0)

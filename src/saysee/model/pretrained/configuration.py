@@ -53,6 +53,7 @@ class HubertConfig:
         Raises:
             ConfigError: a value is of a wrong type, or does not fit the others.
         """
+        _check_kind(values, "hubert")
         return _of(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,13 +127,13 @@ class CLIPConfig:
         Raises:
             ConfigError: a value is of a wrong type, or does not fit the others.
         """
-        if values.get("model_type", "clip") == "clip_vision_model":
+        if _check_kind(values, "clip", "clip_vision_model") == "clip_vision_model":
             parts: dict[str, Any] = {"vision_config": _of(CLIPVisionConfig, values), "text_config": None}
         else:
             kinds: dict[str, type] = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
-            # Older files have the values in a second dictionary, which counts.
+            # In older files a second dictionary overrides all values of the first, with defaults where it has none.
             parts = {
-                part: _of(kind, {**(values.get(part) or {}), **(values.get(f"{part}_dict") or {})})
+                part: _of(kind, values.get(part) if (given := values.get(f"{part}_dict")) is None else given, part)
                 for part, kind in kinds.items()
             }
         own = {name: value for name, value in values.items() if name not in ("vision_config", "text_config")}
@@ -153,17 +154,29 @@ class CLIPConfig:
         return {"model_type": "clip", **values, "vision_config": vision, "text_config": text}
 
 
-def _of(kind: type[Config], values: Mapping[str, Any]) -> Config:
+def _check_kind(values: Mapping[str, Any], *kinds: str) -> str:
+    if (kind := values.get("model_type") or kinds[0]) not in kinds:
+        raise ConfigError(f"model_type is {kind!r}; give a configuration of {' or '.join(kinds)}")
+    return str(kind)
+
+
+def _of(kind: type[Config], values: Any, name: str = "the configuration") -> Config:
+    if not isinstance(values, Mapping | None):
+        raise ConfigError(f"{name} is {values!r}; give its values by name")
     known: dict[str, Any] = {}
     for each in fields(kind):  # type: ignore[arg-type]
-        if (value := values.get(each.name)) is None:
+        if (value := (values or {}).get(each.name)) is None:
             continue
-        if isinstance(each.default, tuple):
-            value = tuple(value) if isinstance(value, list | tuple) else value
-        allowed = (int, float) if type(each.default) is float else type(each.default)
-        plain = isinstance(each.default, bool | int | float | str | tuple)
-        if plain and (not isinstance(value, allowed) or isinstance(value, bool) != isinstance(each.default, bool)):
-            raise ConfigError(f"{each.name} is {value!r}; give a value such as {each.default!r}")
+        if isinstance(value, list):
+            value = tuple(value)
+        default = each.default
+        allowed = (int, float) if type(default) is float else type(default)
+        plain = isinstance(default, bool | int | float | str | tuple)
+        known_type = isinstance(value, allowed) and isinstance(value, bool) == isinstance(default, bool)
+        sizes = value if isinstance(default, tuple) else (value,) if type(default) is int else ()
+        least = 0 if each.name.endswith("_token_id") else 1
+        if plain and (not known_type or not all(isinstance(size, int) and size >= least for size in sizes)):
+            raise ConfigError(f"{each.name} is {value!r}; give a value such as {default!r}")
         known[each.name] = value
     return kind(**known)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from saysee.files import write_text
-from saysee.model.pretrained.weights import find, read_json
+from saysee.model.pretrained.weights import find, first_line, read_json
 
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -27,6 +27,9 @@ class TextTokenizer:
         tokens: without cutting and padding.
         settings: of its ``tokenizer_config.json``.
 
+    Raises:
+        ValueError: the settings' ``model_max_length`` is no number of tokens.
+
     Attributes:
         limit: most tokens of a text that it was made for.
     """
@@ -36,7 +39,10 @@ class TextTokenizer:
         self._added = tokens.num_special_tokens_to_add(False)
         tokens.no_truncation()
         tokens.no_padding()
-        self.limit = int(settings.get("model_max_length") or 1e30)
+        limit = settings.get("model_max_length") or 1e30
+        if not isinstance(limit, int | float) or limit <= self._added:
+            raise ValueError(f"model_max_length in {_SETTINGS} is {limit!r}; give a number above {self._added}")
+        self.limit = int(limit)
 
     @classmethod
     def load(cls, place: str | os.PathLike[str], **hub: Any) -> TextTokenizer:
@@ -44,15 +50,22 @@ class TextTokenizer:
 
         Raises:
             OSError: it has none.
+            ValueError: its files are damaged.
         """
-        if file := find(place, _FILE, **hub):
-            tokens = Tokenizer.from_file(os.fspath(file))
-        elif find(place, "merges.txt", **hub):
-            from transformers import AutoTokenizer  # the form before tokenizer.json
-
-            tokens = AutoTokenizer.from_pretrained(place, **hub).backend_tokenizer
-        else:
+        file = find(place, _FILE, **hub)
+        if file is None and find(place, "merges.txt", **hub) is None:
             raise FileNotFoundError(f"{place} has no tokenizer files")
+        try:
+            if file is not None:
+                tokens = Tokenizer.from_file(os.fspath(file))
+            else:
+                from transformers import AutoTokenizer  # the form before tokenizer.json
+
+                tokens = AutoTokenizer.from_pretrained(place, **hub).backend_tokenizer
+        except Exception as error:  # tokenizers raises Exception itself
+            raise ValueError(
+                f"{_FILE if file else 'vocab.json or merges.txt'} is damaged ({first_line(error)})"
+            ) from error
         return cls(tokens, read_json(place, _SETTINGS, **hub))
 
     def save(self, folder: Path) -> None:

@@ -31,6 +31,7 @@ _OLD_NAMES = {
     "pos_conv_embed.conv.weight_g": "pos_conv_embed.conv.parametrizations.weight.original0",
     "pos_conv_embed.conv.weight_v": "pos_conv_embed.conv.parametrizations.weight.original1",
 }
+_POINTER = b"version https://git-lfs"
 _MAY_BE_MISSING = "masked_spec_embed"
 """Only pre-training needs it; it is 0 then."""
 
@@ -180,7 +181,7 @@ def hubert_config(place: str | os.PathLike[str]) -> HubertConfig:
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's error message."""
-    return str(error).strip().split("\n")[0].rstrip(".")
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
 class _Undrawn(TorchFunctionMode):
@@ -225,9 +226,15 @@ def _read(place: str | os.PathLike[str], hub: dict[str, Any]) -> dict[str, Tenso
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{file.name} is a pointer of Git LFS; get the weights by 'git lfs pull' in its folder")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(file)
-    values: dict[str, Tensor] = torch.load(file, "cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    return values
+            return load_file(file)
+        values: dict[str, Tensor] = torch.load(file, "cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    except Exception as error:  # torch's messages say how to run code from the file, or nothing
+        raise ValueError(f"{file.name} is damaged or holds more than weights ({type(error).__name__})") from error
