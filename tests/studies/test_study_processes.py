@@ -86,18 +86,23 @@ def test_processes_on_the_cpu_share_its_cores(
 
 def test_the_first_error_ends_the_other_process() -> None:
     done = []
+    caller_s = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    caller_s.start()
+    before = set(multiprocessing.active_children())
 
     def call(item: str) -> None:
         if item == "long":
             run_alone(time.sleep, 60)
             done.append(item)
-        while not multiprocessing.active_children():
+        while set(multiprocessing.active_children()) <= before:
             time.sleep(0.01)
         raise SaySeeError("row fails")
 
     with pytest.raises(SaySeeError, match="row fails"):
         on_devices(call, ["long", "fails"], ["cpu", "cpu"])
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
+    assert caller_s.is_alive()
+    caller_s.kill()
     assert done == []
 
 

@@ -68,6 +68,26 @@ def test_zero_evaluates_after_each_epoch(tiny_settings: dict[str, Any]) -> None:
     assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6]
 
 
+@pytest.mark.parametrize(
+    ("flags", "clips"),
+    [
+        (["--training.steps=5"], 0.0),
+        (["--training.steps=6"], 0.5),
+        (["--training.steps=3", "--optimizer.accumulate=2"], 0.5),
+        (["--training.steps=5", "--speech_noise.min_epochs=0"], 0.5),
+    ],
+)
+def test_gaps_are_left_out_where_clips_are_heard_seldom(
+    tiny_settings: dict[str, Any], caplog: pytest.LogCaptureFixture, flags: list[str], clips: float
+) -> None:
+    """20 of 60 clips in a batch, so that six batches are two epochs."""
+    noise = ["--speech_noise.clips=0.5", "--speech_noise.min_epochs=2", "--data.batch_size=20"]
+    with caplog.at_level("INFO"):
+        trainer = Trainer(resolve_recipe(tiny_settings, [*noise, *flags]))
+    assert trainer.objective.speech_noise.clips == clips
+    assert ("no gaps in speech" in caplog.text) == (clips == 0)
+
+
 def test_the_best_is_chosen_by_the_recall_that_is_named() -> None:
     scores = [{"mean_R@1": 5.0, "mean_R@10": 20.0}, {"mean_R@1": 4.0, "mean_R@10": 30.0}]
     for best_by, step, recall in (("mean_R@1", 0, 5.0), ("mean_R@10", 1, 4.0), ("step", 1, 4.0)):

@@ -46,6 +46,7 @@ ROWS = {
         "head.layers=1",
         "head.pooling=cls",
         "contrastive.negatives=batch",
+        "speech_noise.clips=0",
     ),
     "SaySee": ("denoising.preset=off",),
     "CMD": ("denoising.preset=paper",),

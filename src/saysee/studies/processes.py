@@ -103,6 +103,7 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
 
     The function, its arguments and its result are pickled. An interrupt ends the process.
     """
+    others = set(multiprocessing.active_children())  # of whoever called, and not to be ended
     with ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),
@@ -115,7 +116,7 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
                 if _stopping.is_set():
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
         return called.result()

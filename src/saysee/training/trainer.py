@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -81,6 +82,7 @@ class Trainer:
             self.objective = build_objective(recipe)
             self.model = self.objective.model
             self.data = TrainingData(recipe, self.manifest, self.model, self.processes, self.arithmetic)
+            self._leave_gaps_out()
             self._prepared = self.accelerator.prepare_model(self.objective)
         (beta1, beta2), decay = recipe.optimizer.betas, recipe.optimizer.weight_decay
         groups = parameter_groups(self.objective, recipe.optimizer)
@@ -90,6 +92,14 @@ class Trainer:
         self.processes.seed_draws(recipe.training.seed + 1)
         self.state = TrainingState()
         self._stop = False
+
+    def _leave_gaps_out(self) -> None:
+        noise = self.recipe.speech_noise
+        epochs = self.recipe.training.steps * self.recipe.optimizer.accumulate / len(self.loader)
+        if noise.clips and epochs < noise.min_epochs:
+            self.objective.speech_noise = replace(noise, clips=0.0)
+            words = "%s: each clip is heard %.1f times, less than speech_noise.min_epochs, %g: no gaps in speech"
+            logger.info(words, self.name, epochs, noise.min_epochs)
 
     @property
     def loader(self) -> ResumableLoader[Batch] | ResumableLoader[FeatureBatch]:

@@ -62,16 +62,11 @@ class HubertConfig:
 
 
 @dataclass(frozen=True)
-class CLIPVisionConfig:
-    """Of CLIP's vision transformer."""
-
+class _TowerConfig:
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.0
@@ -83,26 +78,26 @@ class CLIPVisionConfig:
 
 
 @dataclass(frozen=True)
-class CLIPTextConfig:
+class CLIPVisionConfig(_TowerConfig):
+    """Of CLIP's vision transformer."""
+
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(_TowerConfig):
     """Of CLIP's text transformer."""
 
-    vocab_size: int = 49408
     hidden_size: int = 512
     intermediate_size: int = 2048
-    num_hidden_layers: int = 12
     num_attention_heads: int = 8
+    vocab_size: int = 49408
     max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    initializer_factor: float = 1.0
     pad_token_id: int = 1
     bos_token_id: int = 49406
     eos_token_id: int = 49407
-
-    def __post_init__(self) -> None:
-        _check_heads(self)
 
 
 @dataclass(frozen=True)
