@@ -124,23 +124,18 @@ def forward_passes(model: Any, device: str) -> dict[str, dict[str, float]]:
     hubert, vision = model.speech_encoder.hubert, model.image_encoder.clip.vision_model
     found = {}
     for name, encoder, inputs in (("speech", hubert, waveforms), ("images", vision, pixels)):
-        flops = count_flops(partial(no_gradient, encoder, inputs[:1])) * len(inputs)
+        flops = count_flops(partial(in_bf16, encoder, inputs[:1])) * len(inputs)
         for form, network in ((name, encoder), (f"{name}, compiled", torch.compile(encoder))):
             seconds = timed(partial(in_bf16, network, inputs), device)
             found[form] = {"seconds": round(seconds, 4), "flops_per_second": flops / seconds}
     return found
 
 
-def in_bf16(network: Callable[..., Any], inputs: Tensor) -> None:
-    """Calls a network under autocast."""
-    with torch.autocast(inputs.device.type, torch.bfloat16):
-        no_gradient(network, inputs)
-
-
 @torch.no_grad()
-def no_gradient(network: Callable[..., Any], inputs: Tensor) -> Any:
-    """What a network gives, without a graph."""
-    return network(inputs)
+def in_bf16(network: Callable[..., Any], inputs: Tensor) -> Any:
+    """What a network gives under autocast, without a graph."""
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        return network(inputs)
 
 
 def encoding(trainer: Trainer, manifest: Path) -> dict[str, float]:

@@ -139,21 +139,24 @@ class SpeechImageProcessor:
             OSError: a file of a source is missing.
             ValueError: one is damaged, or makes images of another size than the model takes.
         """
-        extractor = SpeechPreparation() if speech is None else _speech(_values(speech, _SPEECH))
+        extractor = (
+            SpeechPreparation() if speech is None else _speech(_values(read_json(speech, _FILE), speech, _SPEECH))
+        )
         extractor.do_normalize = extractor.do_normalize and not raw_speech
         if image is None:
             size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
             return cls(extractor, ImagePreparation(size=size, crop_size=crop))
         tokenizer = TextTokenizer.load(image) if text else None
-        images = ImagePreparation.of(_values(image, _IMAGES))
+        images = ImagePreparation.of(_values(read_json(image, _FILE), image, _IMAGES))
         images.check(image_size)
         return cls(extractor, images, tokenizer)
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str], **hub: Any) -> SpeechImageProcessor:
         """Reads what :meth:`save_pretrained` wrote, from a folder or the hub; errors as :meth:`from_sources`."""
-        extractor, images = _values(place, _SPEECH, **hub), _values(place, _IMAGES, **hub)
-        tokenizer = TextTokenizer.load(place, **hub) if read_json(place, _FILE, **hub).get("has_text") else None
+        saved = read_json(place, _FILE, **hub)
+        extractor, images = (_values(saved, place, part, **hub) for part in (_SPEECH, _IMAGES))
+        tokenizer = TextTokenizer.load(place, **hub) if saved.get("has_text") else None
         return cls(_speech(extractor), ImagePreparation.of(images), tokenizer)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -181,9 +184,9 @@ class SpeechImageProcessor:
         return pad(waveforms)
 
 
-def _values(place: str | os.PathLike[str], part: str, **hub: Any) -> dict[str, Any]:
-    """The values of one part, from either of the files that releases of transformers write."""
-    values = read_json(place, _FILE, **hub).get(part) or read_json(place, _OTHER_FILE, **hub)
+def _values(saved: dict[str, Any], place: str | os.PathLike[str], part: str, **hub: Any) -> dict[str, Any]:
+    """One part of ``processor_config.json``, which ``saved`` is, or of the other file that transformers writes."""
+    values = saved.get(part) or read_json(place, _OTHER_FILE, **hub)
     if not values:
         raise FileNotFoundError(f"{place} has no {_OTHER_FILE}")
     return dict(values)
