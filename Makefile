@@ -12,10 +12,11 @@ else
 BIN := .venv/bin
 endif
 INSTALLED := .venv/installed
+DEMO_INSTALLED := .venv/installed-demo
 
 .PHONY: demo test test-all benchmark docs lint format clean
 
-demo: $(INSTALLED)
+demo: $(DEMO_INSTALLED)
 	$(BIN)/saysee demo --to demo
 
 test: $(INSTALLED)
@@ -42,12 +43,19 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamp is written last: an interrupted installation is repeated.
-$(INSTALLED): pyproject.toml constraints.txt
+# The stamp is written last: an interrupted installation is repeated. The demo needs a part of what the others do. Bytecode
+# is written at the first import, of what is imported: compiling all takes as long as the rest of the installation.
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
+
+$(INSTALLED): $(DEMO_INSTALLED)
+	$(install) '.[dev]'
+	touch $(INSTALLED)
+
+$(DEMO_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f'SaySee needs Python 3.10 to 3.13, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11 ...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(INSTALLED)
+	$(install) '.[demo]'
+	touch $(DEMO_INSTALLED)
 
 clean:
 	rm -rf .venv demo
