@@ -24,6 +24,7 @@ from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.readers.files import read_files
 from saysee.search.index.index import open_store
 from saysee.search.index.sql import fast_copy
 from saysee.search.index.sql.sqlite import SqliteStore
@@ -31,6 +32,10 @@ from saysee.search.index.store import Item
 from saysee.search.index.updating import update_index
 
 DIMENSION = 24
+
+
+def index_files(encoder, vectors, ids, to):
+    return index_vectors(encoder, read_files(vectors, ids, encoder.dimension), to)
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def given(folder: Path, encoder: Encoder, vectors: np.ndarray, place: str | None
     np.save(folder / "vectors.npy", vectors)
     lines = "".join(f"{number % 10}/{number}.jpg,{number % 7}\n" for number in range(len(vectors)))
     (folder / "ids.csv").write_text("path,week\n" + lines)
-    index_vectors(encoder, folder / "vectors.npy", folder / "ids.csv", place or folder / "index")
+    index_files(encoder, folder / "vectors.npy", folder / "ids.csv", place or folder / "index")
     return Index.open(place or folder / "index", model=encoder.model)
 
 
@@ -418,7 +423,7 @@ def test_imported_vectors_answer_as_encoded_ones(encoder, photos, place, tmp_pat
         )
     with (photos / "ids.csv").open("w", encoding="utf-8") as file:
         csv.writer(file).writerows([["image_path", "caption"], *([path, f"of {path}"] for path in pictures)])
-    report = index_vectors(encoder, photos / f"vectors.{kind}", photos / "ids.csv", place)
+    report = index_files(encoder, photos / f"vectors.{kind}", photos / "ids.csv", place)
     assert report.notes == ["6 vectors were not of length 1; all are kept as unit vectors"]
     update_index(encoder, photos, tmp_path / "encoded")
     results = []
@@ -435,7 +440,7 @@ def test_imported_vectors_that_do_not_fit_are_refused(encoder, photos, tmp_path)
         np.save(tmp_path / "v.npy", vectors, allow_pickle=True)
         (photos / "ids.csv").write_text(lines)
         with pytest.raises(SaySeeError, match=words):
-            index_vectors(encoder, tmp_path / "v.npy", photos / "ids.csv", tmp_path / "given")
+            index_files(encoder, tmp_path / "v.npy", photos / "ids.csv", tmp_path / "given")
 
     two = "path\nholiday/0.png\nholiday/1.png\n"
     rng = np.random.default_rng(0)
@@ -453,7 +458,7 @@ def test_what_cannot_be_checked_is_reported(encoder, tmp_path):
     vectors[2] = np.nan
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "ids.csv").write_text("path\n" + "".join(f"https://example.org/{n}.jpg\n" for n in range(5)))
-    report = index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "given")
+    report = index_files(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "given")
     assert "dimension" in report.notes[0]
     ((path, reason),) = report.refused
     assert path == "https://example.org/2.jpg"

@@ -74,14 +74,18 @@ def index(
             raise ConfigError("to index existing vectors, give --model MODEL; no folder, --watch, --exclude or --ray")
         from saysee.encoding.encoder import Encoder
         from saysee.media.web import ImageServer
-        from saysee.search.index.imported_vectors import index_database, index_vectors
+        from saysee.search.index.imported_vectors import index_vectors
+        from saysee.search.index.readers.files import read_files
 
         images = None if images_from is None else ImageServer(images_from)
         encoder = Encoder(model, device)
-        options: dict[str, Any] = {"images": images, "allow_removals": allow_removals}
         if from_vectors is not None and ids is not None:
-            return _indexed(encoder, index_vectors(encoder, from_vectors, ids, to, **options))
-        return _indexed(encoder, index_database(encoder, str(from_postgres), str(query), to, **options))
+            given = read_files(from_vectors, ids, encoder.dimension)
+        else:
+            with extra_needed("--from-postgres", "postgres"):
+                from saysee.search.index.readers.database import read_database
+            given = read_database(str(from_postgres), str(query), encoder)
+        return _indexed(encoder, index_vectors(encoder, given, to, images=images, allow_removals=allow_removals))
     if ids or query or images_from:
         raise ConfigError("--ids requires --from-vectors, --query --from-postgres, --images-from one of them")
     if model is None or source is None:

@@ -21,9 +21,10 @@ from saysee.cli import main
 from saysee.encoding.encoder import Encoder
 from saysee.errors import ConfigError
 from saysee.media.web import KEY_VARIABLE, ImageServer
-from saysee.search.index.imported_vectors import index_database
+from saysee.search.index.imported_vectors import index_vectors
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+from saysee.search.index.readers.database import read_database  # noqa: E402
 
 GUIDE = Path(__file__).parents[3] / "docs/immich.md"
 _NUMBERS = itertools.count(1)
@@ -46,6 +47,10 @@ CREATE TABLE smart_search (
 );
 CREATE TABLE system_metadata (key character varying PRIMARY KEY, value jsonb NOT NULL);
 """
+
+
+def index_database(encoder, url, sql, to, **options):
+    return index_vectors(encoder, read_database(url, sql, encoder), to, **options)
 
 
 @dataclass

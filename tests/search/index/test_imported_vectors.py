@@ -14,8 +14,13 @@ import pytest
 from media_files import rows
 from saysee import Index, SaySeeError
 from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.readers.files import read_files
 
 COUNT, DIMENSION = 12, 24
+
+
+def index_files(encoder, vectors, ids, to):
+    return index_vectors(encoder, read_files(vectors, ids, encoder.dimension), to)
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ KINDS = {
 def test_parquet_vectors_of_any_list_are_read(encoder: Any, vectors: np.ndarray, tmp_path: Path, kind: str) -> None:
     table = pa.table({"tags": [["a", "b"]] * COUNT, "emb": array_of(vectors, KINDS[kind]), "path": names()})
     pq.write_table(table, tmp_path / "v.parquet", row_group_size=5)
-    report = index_vectors(encoder, tmp_path / "v.parquet", tmp_path / "v.parquet", tmp_path / "index")
+    report = index_files(encoder, tmp_path / "v.parquet", tmp_path / "v.parquet", tmp_path / "index")
     assert (report.images, report.refused) == (COUNT, [])
     found = stored(tmp_path / "index")
     for name, vector in zip(names(), vectors, strict=True):
@@ -81,7 +86,7 @@ def test_one_bad_vector_is_named_and_the_others_are_indexed(
         np.save(tmp_path / "v.npy", matrix)
     else:
         pq.write_table(pa.table({"v": array_of(matrix, pa.list_(pa.float32()))}), tmp_path / "v.parquet")
-    report = index_vectors(encoder, tmp_path / f"v{suffix}", write_ids(photos / "ids.csv", images), tmp_path / "index")
+    report = index_files(encoder, tmp_path / f"v{suffix}", write_ids(photos / "ids.csv", images), tmp_path / "index")
     ((path, reason),) = report.refused
     assert path == images[1]
     assert f"v{suffix}: row 2 ({images[1]}): " in reason
@@ -93,9 +98,7 @@ def test_rows_of_another_width_or_without_a_vector_are_named(encoder: Any, vecto
     lists: list[Any] = [list(vector) for vector in vectors]
     lists[2], lists[5], lists[7] = lists[2][:-1], None, [*lists[7][:-1], None]
     pq.write_table(pa.table({"v": pa.array(lists, pa.large_list(pa.float64()))}), tmp_path / "v.parquet")
-    report = index_vectors(
-        encoder, tmp_path / "v.parquet", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index"
-    )
+    report = index_files(encoder, tmp_path / "v.parquet", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index")
     assert [path for path, _ in report.refused] == ["2.jpg", "5.jpg", "7.jpg"]
     for (_, reason), words in zip(report.refused, (f"{DIMENSION - 1} dim", "no vector", "nan"), strict=True):
         assert words in reason
@@ -104,7 +107,7 @@ def test_rows_of_another_width_or_without_a_vector_are_named(encoder: Any, vecto
 
 def test_large_values_are_no_reason_to_refuse_a_vector(encoder: Any, vectors: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", vectors * np.float32(1e30))
-    report = index_vectors(encoder, tmp_path / "v.npy", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index")
+    report = index_files(encoder, tmp_path / "v.npy", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index")
     assert (report.images, report.refused) == (COUNT, [])
 
 
@@ -122,19 +125,19 @@ def test_the_folders_of_clip_retrieval_are_read_in_the_order_of_their_numbers(
             "width": [640],
         }
         pq.write_table(pa.table(table), tmp_path / f"emb/metadata/metadata_{number}.parquet")
-    report = index_vectors(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "index")
+    report = index_files(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "index")
     assert report.images == COUNT
     found = stored(tmp_path / "index")
     for number in range(COUNT):
         np.testing.assert_allclose(found[f"photos/{number}.jpg"], unit(vectors[number]), atol=2e-3)
-    again = index_vectors(encoder, tmp_path / "emb/img_emb", tmp_path / "emb/metadata", tmp_path / "index")
+    again = index_files(encoder, tmp_path / "emb/img_emb", tmp_path / "emb/metadata", tmp_path / "index")
     assert (again.images, again.removed) == (COUNT, 0)
     np.save(tmp_path / "emb/img_emb/img_emb_3.npy", vectors[:2])
     with pytest.raises(SaySeeError, match=r"metadata_3\.parquet: 1 .*2 vectors of .*img_emb_3\.npy"):
-        index_vectors(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "other")
+        index_files(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "other")
     (tmp_path / "emb/metadata/metadata_11.parquet").unlink()
     with pytest.raises(SaySeeError, match=r"11 lines for the 13 vectors"):
-        index_vectors(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "other")
+        index_files(encoder, tmp_path / "emb", tmp_path / "emb", tmp_path / "other")
 
 
 ODD = ["a, b.jpg", "c;d.jpg", "e 'f'.jpg", "été.jpg"]
@@ -156,7 +159,7 @@ def test_ids_are_read_from_any_usual_table(encoder: Any, vectors: np.ndarray, tm
     else:
         (tmp_path / name).write_text(IDS[name], newline="")
     np.save(tmp_path / "v.npy", vectors[: len(ODD)])
-    index_vectors(encoder, tmp_path / "v.npy", tmp_path / name, tmp_path / "index")
+    index_files(encoder, tmp_path / "v.npy", tmp_path / name, tmp_path / "index")
     found = stored(tmp_path / "index")
     for path, vector in zip(ODD, vectors, strict=False):
         np.testing.assert_allclose(found[path], unit(vector), atol=1e-6)
@@ -182,7 +185,7 @@ def test_ids_that_cannot_be_used_are_an_error_with_their_line(
     np.save(tmp_path / "v.npy", vectors[:2])
     (tmp_path / "ids.csv").write_text(lines)
     with pytest.raises(SaySeeError, match=message):
-        index_vectors(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "index")
+        index_files(encoder, tmp_path / "v.npy", tmp_path / "ids.csv", tmp_path / "index")
 
 
 def test_ids_find_images_whose_accents_are_stored_otherwise(encoder: Any, photos: Path, tmp_path: Path) -> None:
@@ -190,6 +193,6 @@ def test_ids_find_images_whose_accents_are_stored_otherwise(encoder: Any, photos
     images = [path.relative_to(photos).as_posix() for path in sorted((photos / "U\u0308bung").iterdir())]
     np.save(tmp_path / "v.npy", encoder.model.encode_images([photos / name for name in images]))
     ids = write_ids(photos / "ids.csv", [name.replace("U\u0308", "Ü").replace("/", "\\") for name in images])
-    report = index_vectors(encoder, tmp_path / "v.npy", ids, tmp_path / "index")
+    report = index_files(encoder, tmp_path / "v.npy", ids, tmp_path / "index")
     assert report.notes == []  # they were compared with the model's
     assert {path for _, path in rows(tmp_path / "index")} == set(images)

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saysee.encoding.encoder import Encoder
-from saysee.errors import MediaError, SaySeeError, extra_needed
+from saysee.errors import MediaError, SaySeeError
 from saysee.log import progress_bar
 from saysee.media.web import ImageServer
 from saysee.search.index.about import IndexReport
 from saysee.search.index.index import open_store
-from saysee.search.index.readers.files import read_files
 from saysee.search.index.readers.given import Given
 from saysee.search.index.readers.item_list import Listed, batched
 from saysee.search.index.sources import is_upload
@@ -33,8 +32,7 @@ _SAME = 2.0**-11
 
 def index_vectors(
     encoder: Encoder,
-    vectors: str | os.PathLike[str],
-    ids: str | os.PathLike[str],
+    given: Given,
     to: str | os.PathLike[str],
     *,
     images: ImageServer | None = None,
@@ -46,53 +44,14 @@ def index_vectors(
 
     Args:
         encoder: the model whose image encoder they came from.
-        vectors: ``.npy`` [N, D]; ``.parquet`` with one column of lists of floats; or a folder of such files in the
-            order of their numbers, such as clip-retrieval's with its ``img_emb/img_emb_0.npy``. Of any length but 0.
-        ids: N rows in the same order: delimited text, JSON lines or Parquet with a column ``path`` (or image_path,
-            image, file, filename, url, id, key), whose other columns become metadata; ``.txt`` with a path a line; or a
-            folder of such files, such as clip-retrieval's with its ``metadata/metadata_0.parquet``. Relative paths
-            start from where this file or folder is.
+        given: of :func:`saysee.search.index.readers.files.read_files` or ``readers.database.read_database``.
         to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         images: where images with an address on the web are fetched from, to compare some with their vectors.
         allow_removals: remove the rows that are no longer given even if these are more than half.
 
     Raises:
-        SaySeeError: a file cannot be read; another number of ids; another dimension; vectors that are not this model's,
-            as far as the images can be found.
+        SaySeeError: another dimension; vectors that are not this model's, as far as the images can be found.
     """
-    return _index(encoder, read_files(Path(vectors), Path(ids), encoder.dimension), to, images, allow_removals)
-
-
-def index_database(
-    encoder: Encoder,
-    url: str,
-    query: str,
-    to: str | os.PathLike[str],
-    *,
-    images: ImageServer | None = None,
-    allow_removals: bool = False,
-) -> IndexReport:
-    """:func:`index_vectors` of what a query of a PostgreSQL database gives, which is only read.
-
-    Args:
-        encoder, to, images, allow_removals: as for :func:`index_vectors`.
-        url: address of the database, ``postgresql://user@host/database``.
-        query: one SELECT with a column of vectors (of pgvector, or arrays of floats) and one named as in ``ids`` of
-            :func:`index_vectors`, by which a row is known again; further columns become metadata.
-
-    Raises:
-        SaySeeError: no connection; the query cannot be used, writes, or takes over 5 minutes for 2,000 rows; a library
-            of Immich that is of another CLIP; else as :func:`index_vectors`.
-        MissingExtraError: the extra "postgres" is not installed.
-    """
-    with extra_needed("--from-postgres", "postgres"):
-        from saysee.search.index.readers.database import read_database
-    return _index(encoder, read_database(url, query, encoder), to, images, allow_removals)
-
-
-def _index(
-    encoder: Encoder, given: Given, to: str | os.PathLike[str], images: ImageServer | None, allow_removals: bool
-) -> IndexReport:
     for part in given.vectors.parts:
         if part.values.shape[1] != encoder.dimension:
             raise SaySeeError(

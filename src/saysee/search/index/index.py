@@ -66,14 +66,13 @@ class Hit:
 
 
 class Index:
-    """An index of images and clips, for searching. It may be searched while another process writes it.
+    """An index of images and clips, for searching, also while another process writes it.
 
     Open one with :meth:`open`; ``saysee index`` and :func:`saysee.search.index.updating.update_index` write it.
 
     Attributes:
-        place: where it is, for messages: its folder, or its database's address without a password.
-        folder: of an index on this machine; None for one in a database.
         store: what holds its rows and vectors.
+        place, folder: of the store.
         about: model, dimension and so on, as they were when it was opened.
         speech: how spoken queries are searched for.
     """
@@ -110,14 +109,13 @@ class Index:
         Args:
             path: its folder, a folder that holds it as ``index``, such as a demo's, or its address:
                 ``postgresql://user@host/database?schema=name``, ``lance:///folder`` or ``s3://bucket/prefix``.
-            model: the index's model, loaded or where it is now; by default where the index says. It is loaded at the
-                first query that needs it.
+            model: the index's model, or where it is now; by default where the index says. It is loaded at the first
+                query that needs it.
             device: of a model that is loaded here, as torch names it.
-            recognizer: transcribes spoken queries; also its size, folder or hub name, see
-                :class:`saysee.encoding.recognizer.SpeechRecognizer`.
+            recognizer: transcribes spoken queries; also its size, folder or hub name.
             speech: how spoken queries are searched for: "direct", by the model's own speech encoder; "transcribed", by
-                the model's text encoder, for what the recognizer heard; or "both", the two rankings fused, see
-                :mod:`saysee.search.index.ranking`. By default transcribed with a recognizer, direct without.
+                its text encoder, for what the recognizer heard (the default with a recognizer); or "both", the two
+                rankings fused, see :mod:`saysee.search.index.ranking`.
 
         Raises:
             SaySeeError: there is no index, it is damaged or out of reach, or an older or newer release wrote it;
@@ -137,7 +135,7 @@ class Index:
             return tables.counts()
 
     def rows(self, ids: Sequence[int]) -> dict[int, Item]:
-        """The rows of ids, by id; missing ones are skipped."""
+        """As of the store."""
         with self.store.reading() as tables:
             return tables.rows(ids)
 
@@ -175,28 +173,25 @@ class Index:
         """The rows nearest to each of several queries of one kind.
 
         Args:
-            speech: clips, as for ``SpeechImageModel.encode_speech``.
-            images: as for ``SpeechImageModel.encode_images``.
-            texts: as for ``SpeechImageModel.encode_text``.
+            speech, images, texts: as for ``encode_speech``, ``encode_images`` and ``encode_text`` of a model.
             vectors: [Q, D] of the index's own model, of any length but 0.
             k: most hits for each query.
-            offset: so many of the best hits are skipped, as for the next page of a list.
+            offset: so many of the best hits are skipped.
             where: an SQL expression of the store (of SQLite, PostgreSQL or Lance) that rows must fulfill, over
                 the columns id, kind, path, folder, name, size, mtime_ns, hash and metadata (JSON). It runs in a
                 read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
-            filters: such as "folder:holiday*", "taken:2024-06..2024-08" or "size:1000..", over these columns and the
-                keys of the metadata; all must hold. See :func:`saysee.search.index.filters.parse_filters`.
+            filters: such as "folder:holiday*", over these columns and the keys of the metadata; all must hold. See
+                :func:`saysee.search.index.filters.parse_filters`.
             kind: what to find; by default as :meth:`kind_to_find` says.
-            bad: collects the error of each query that cannot be used by its position; such a query has no hits. None
-                raises the first error.
-            transcripts: collects what was recognized in each clip by its position.
+            bad: collects the errors of queries by their positions; such a query has no hits. None raises the first.
+            transcripts: collects what was recognized in clips by their positions.
             rerank: so many of the best rows of each query are read again and ordered by the model's fusion encoder; for
                 clips that find images, or images that find clips. A row whose file cannot be read keeps its place.
             unread: collects the reason for each such file; None logs it.
 
         Returns:
-            for each query up to ``k`` hits of different content, the best first; of equal scores the earlier row.
-            Imported vectors, of which no content is known, each count as their own.
+            for each query up to ``k`` hits of different (or unknown) content, the best first; of equal scores the
+            earlier row.
 
         Raises:
             MediaError: a file of a query cannot be used, and ``bad`` is None.
@@ -227,28 +222,26 @@ class Index:
         found = nearest(self.store, queries[:, good], kind, most, where, parsed, skipped)
         root = root_of(self.about, self.folder, next((item.path for rows in found for item, _ in rows), None))
         hits: list[list[Hit]] = [[] for _ in range(queries.shape[1])]
-        scored = measure(len(queries))
+        missed: list[str] = []
         for position, rows in zip(good, found, strict=True):
-            placed: list[tuple[Item, float, Scored]] = [(row, score, scored) for row, score in rows]
+            placed: list[tuple[Item, float, Scored]] = [(row, score, measure(len(queries))) for row, score in rows]
             if rerank is not None:
-                query = given[chosen[0]][position]
-                of_query = (self.encoder, _QUERY_KINDS[chosen[0]], query, rows[:rerank])
-                placed[:rerank], missed = reranked(*of_query, partial(_path, root))
-                if unread is None:
-                    for reason in missed:
-                        logger.warning("%s: %s", self.place, reason)
-                else:
-                    unread += missed
+                query = (_QUERY_KINDS[chosen[0]], given[chosen[0]][position])
+                placed[:rerank] = reranked(self.encoder, *query, rows[:rerank], partial(_path, root), missed)
                 placed = placed[offset : offset + k]
             hits[position] = [
                 Hit(row.id, row.kind, _path(root, row), score, row.metadata, row.copies, how)
                 for row, score, how in placed
             ]
+        if unread is not None:
+            unread += missed
+        else:
+            for reason in missed:
+                logger.warning("%s: %s", self.place, reason)
         return hits
 
     def _checked_for_reranking(self, first: int, query: str | None, items: Sequence[Any], kind: Kind) -> list[Any]:
         """The queries as items that can be read twice; see :meth:`search` for the errors."""
-        from saysee.encoding.inputs import checked
         from saysee.encoding.reranking import check_can_rerank
 
         if first < 1:
@@ -259,16 +252,11 @@ class Index:
                 "clips searched for directly that find images, and for images that find clips"
             )
         check_can_rerank(self.encoder)
-        kind_of_query: Any = query
-        return [item.read() if hasattr(item, "read") else item for item in checked(items, kind_of_query)]
+        return _read(items, query)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The index's model, loaded at the first use.
-
-        Raises:
-            SaySeeError: the model is not found, or it is another than that of the index.
-        """
+        """The index's model, loaded at the first use; SaySeeError if it is not found, or another than the index's."""
         from saysee.encoding.encoder import Encoder
 
         given = self._model if self._model is not None else model_of(self.about, self.place, self.folder)
@@ -299,10 +287,7 @@ class Index:
         return get_args(Speech) if self.encoder.has_speech else ("transcribed",)
 
     def speech_encoders(self, speech: Speech | None = None) -> list[Encoder]:
-        """What encodes spoken queries: the model's speech encoder, a recognizer and the text encoder, or both so.
-
-        Args:
-            speech: by default that of the index.
+        """What encodes spoken queries in a way, by default the index's own.
 
         Raises:
             SaySeeError: as for :attr:`encoder`; there is no such recognizer; the model does not have this encoder.
@@ -311,8 +296,7 @@ class Index:
         if speech not in self.ways:
             fix = "a recognizer" if self._recognizer is None else "--speech transcribed"
             raise SaySeeError(f"the model {self.encoder.name} has no speech encoder; give {fix}, or use a SaySee model")
-        of_model, of_text = speech != "transcribed", speech != "direct"
-        return [self.encoder] * of_model + ([self._transcriber] if of_text else [])
+        return [self.encoder] * (speech != "transcribed") + ([self._transcriber] if speech != "direct" else [])
 
     def _encoded(
         self,
@@ -323,10 +307,7 @@ class Index:
     ) -> Vectors:
         """Queries of one kind to unit vectors [W, Q, D]: of a clip one for each way."""
         encoders = self.speech_encoders() if kind == "clip" else [self.encoder]
-        if len(encoders) > 1:  # a file that is open can be read once
-            from saysee.encoding.inputs import checked
-
-            items = [item.read() if hasattr(item, "read") else item for item in checked(items, kind)]
+        items = _read(items, kind) if len(encoders) > 1 else items
         return np.stack([encoder.encode(kind, items, bad=bad, transcripts=transcripts) for encoder in encoders])
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
@@ -343,11 +324,7 @@ class Index:
         return np.asarray(queries / lengths)
 
     def check(self) -> list[str]:
-        """Reads the whole index and returns what is wrong with it, one line each; empty when all is well.
-
-        Raises:
-            SaySeeError: it is too damaged to be read.
-        """
+        """Reads the whole index and returns what is wrong with it, one line each; SaySeeError if it cannot be read."""
         with self.store.reading() as tables:
             return [f"{self.place}: {problem}" for problem in tables.problems()]
 
@@ -356,9 +333,6 @@ class Index:
 
         Returns:
             bytes of the index before and after.
-
-        Raises:
-            SaySeeError: another process writes the index, or the disk is full.
         """
         self.store.about()  # raises where there is no index any more; writing would begin one
         with self.store.writing() as tables:
@@ -386,6 +360,13 @@ def open_store(place: str | os.PathLike[str]) -> Store:
 
         return PostgresStore(os.fspath(place))
     return SqliteStore(Path(place))
+
+
+def _read(items: Sequence[Any], kind: Any) -> list[Any]:
+    """Queries that can be read more than once, as an open file cannot."""
+    from saysee.encoding.inputs import checked
+
+    return [item.read() if hasattr(item, "read") else item for item in checked(items, kind)]
 
 
 def _path(root: Path, item: Item) -> str:

@@ -46,10 +46,9 @@ def measure(ways: int) -> Measure:
 def nearest(
     store: Store, vectors: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
 ) -> Hits:
-    """The rows nearest to queries with one or more unit vectors each, [W, Q, D].
+    """The rows nearest to queries with one or more unit vectors each, [W, Q, D], as :meth:`Store.nearest`.
 
-    With one it is :meth:`Store.nearest`. With more the rankings by each, all of one moment, are fused: of equal scores
-    the earlier row comes first, and no hit depends on ``k`` and ``offset``.
+    The rankings by several, all of one moment, are fused: no hit depends on ``k`` and ``offset``.
     """
     if len(vectors) == 1:
         return store.nearest(vectors[0], kind, k, where, filters, offset)
@@ -71,29 +70,24 @@ def _fused(rankings: Sequence[Sequence[tuple[Item, float]]]) -> list[tuple[Item,
 
 
 def reranked(
-    encoder: "Encoder", kind: Kind, query: Any, rows: Sequence[tuple[Item, float]], path_of: Callable[[Item], str]
-) -> tuple[list[tuple[Item, float, Scored]], list[str]]:
-    """The rows that a query found in the order of the model's fusion encoder, with their scores and what these are.
+    encoder: "Encoder",
+    kind: Kind,
+    query: Any,
+    rows: Sequence[tuple[Item, float]],
+    path_of: Callable[[Item], str],
+    unread: list[str],
+) -> list[tuple[Item, float, Scored]]:
+    """The rows that a query of a kind found, in the order of the fusion encoder, with their scores and what these are.
 
-    A row whose file cannot be read keeps its place and its cosine.
-
-    Args:
-        encoder: of a model that can re-rank.
-        kind: of the query, "clip" for images, "image" for clips.
-        query: as for :meth:`saysee.encoding.encoder.Encoder.tokens`.
-        rows: with their cosines, the best first.
-        path_of: where a row's file is.
-
-    Returns:
-        the rows, and a reason for each file that cannot be read.
+    A row whose file, at ``path_of``, cannot be read keeps its place and its cosine; ``unread`` gets the reason.
     """
-    asked, logits, unread = encoder.tokens(kind, query), dict[int, float](), list[str]()
+    asked, logits = encoder.tokens(kind, query), dict[int, float]()
     for place, (item, _) in enumerate(rows):
         try:
             logits[place] = logit(encoder, asked, item.kind, encoder.prepare(item.kind, path_of(item)))
         except MediaError as error:
             unread.append(f"not re-ranked: {error}")
-    return reordered(rows, logits), unread
+    return reordered(rows, logits)
 
 
 def logit(encoder: "Encoder", asked: Any, kind: Kind, prepared: Any) -> float:
@@ -117,10 +111,7 @@ def reordered(rows: Sequence[tuple[Item, float]], logits: Mapping[int, float]) -
 
 
 def ranked(tables: Tables, queries: Vectors, search: Search, k: int, offset: int = 0) -> Hits:
-    """For each query of [Q, D] the hits that :meth:`saysee.search.index.store.Store.nearest` gives.
-
-    Candidates that were removed meanwhile are skipped.
-    """
+    """As :meth:`Store.nearest`, of the rows that a search gives; those that were removed meanwhile are skipped."""
     depth, count = _SPARE * (offset + k), offset + k
     while True:
         found = search(depth)
@@ -153,10 +144,7 @@ def _best(tables: Tables, queries: Vectors, found: Sequence[Ids], count: int) ->
 
 
 def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Filters = ()) -> list[Item]:
-    """Up to ``k`` rows of a kind for which all filters hold, after ``offset`` others: the newest files first.
-
-    Rows without a time are those added last, or of imported vectors.
-    """
+    """As :meth:`Tables.newest`, of the rows for which all filters hold."""
     if not filters:
         return list(tables.newest(kind, k, offset))
     fitting = (item for item in tables.newest(kind) if all(one.matches(_value(item, one)) for one in filters))

@@ -11,7 +11,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -106,20 +106,14 @@ class Tables(ABC):
         return About(**{column.name: values[column.name] for column in fields(About)})
 
     def existing_about(self) -> About:
-        """What holds for the index; raises a SaySeeError where there is none, or another format."""
+        """What holds for the index; SaySeeError where there is none, or another format."""
         if self.about is None:
             raise no_index(self.place)
         return self.about
 
     def set_about(self, about: About) -> None:
-        """Begins the index, or changes what may change; all or nothing.
-
-        Raises:
-            SaySeeError: another process has changed it since it was read.
-        """
-        if about == self.about:
-            return
-        if not self._replace_about(about):
+        """Begins the index, or changes what may change; SaySeeError if another process did since it was read."""
+        if about != self.about and not self._replace_about(about):
             raise SaySeeError(f"{self.place}: another process has just changed this index; run the command again")
         self.about = about
 
@@ -131,9 +125,9 @@ class Tables(ABC):
     def _replace_about(self, about: About) -> bool:
         """Writes what holds, and begins the index where it was not; not if it is neither ``self.about`` nor the new."""
 
-    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """All or nothing, where the store can; else each call within is."""
+        return nullcontext()
 
     @abstractmethod
     def noted(self, name: str) -> Any:
@@ -169,10 +163,8 @@ class Tables(ABC):
 
     @abstractmethod
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
-        """Up to ``k`` rows of a kind after ``offset`` others: those without a time, then the newest files first.
-
-        Of equal times the row added last comes first.
-        """
+        """Up to ``k`` rows of a kind after ``offset`` others: those without a time, as of the last few seconds or of
+        imported vectors, then the newest files first; of equal times the row added last."""
 
     @abstractmethod
     def copies(self, items: Iterable[Item]) -> dict[int, int]:
@@ -207,11 +199,7 @@ class Tables(ABC):
 
     @abstractmethod
     def refresh(self, items: Sequence[Item]) -> list[Item]:
-        """Writes what may change about rows (path, size, time, metadata), by their ids; in one transaction.
-
-        Returns:
-            those whose row another process has removed.
-        """
+        """Writes ``CHANGEABLE`` of rows by their ids, in one transaction; returns those that were removed meanwhile."""
 
     @abstractmethod
     def remove(self, items: Sequence[Item]) -> None:
@@ -260,7 +248,7 @@ class Store(ABC):
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Tables]:
-        """A connection that cannot write, within one transaction: all it reads is of one moment.
+        """A connection that cannot write, and reads all of one moment.
 
         Raises:
             SaySeeError: there is no index, or it is damaged or out of reach.
@@ -288,7 +276,7 @@ class Store(ABC):
         """
 
     def about(self) -> About:
-        """See :meth:`Tables.existing_about`."""
+        """As :meth:`Tables.existing_about`."""
         with self.reading() as tables:
             return tables.existing_about()
 

@@ -64,7 +64,6 @@ class LanceStore(Store):
 
     @contextmanager
     def reading(self) -> Iterator[LanceTables]:
-        """See :meth:`Store.reading`."""
         if self._local is not None and not (self._local / f"{ABOUT}.lance").is_dir():
             raise no_index(self.place)
         yield LanceTables(self, latest=False)
@@ -82,7 +81,6 @@ class LanceStore(Store):
     def nearest(
         self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
     ) -> Hits:
-        """See :meth:`Store.nearest`."""
         with self.reading() as tables:
             return ranked(tables, queries, searcher(tables, queries, kind, where, filters), k, offset)
 

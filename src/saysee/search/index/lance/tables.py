@@ -9,7 +9,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -157,17 +156,11 @@ class LanceTables(Tables):
         done = self.commit(ABOUT, lambda table: table.update(where=condition, values={"value": value}))
         return bool(done.rows_updated)
 
-    def transaction(self) -> nullcontext[None]:
-        """See :meth:`Tables.transaction`. Each call within is a commit."""
-        return nullcontext()
-
     def noted(self, name: str) -> Any:
-        """See :meth:`Tables.noted`."""
         rows = self.select(ABOUT, ["value"], f"name = {quoted(name)}")["value"].to_pylist()
         return json.loads(rows[0]) if rows else None
 
     def note(self, name: str, value: Any) -> None:
-        """See :meth:`Tables.note`."""
         rows = pa.table([[name], [json.dumps(value)]], schema=_ABOUT_COLUMNS)
         self.commit(
             ABOUT,
@@ -177,7 +170,6 @@ class LanceTables(Tables):
         )
 
     def counts(self) -> dict[Kind, int]:
-        """See :meth:`Tables.counts`."""
         return {kind: self.count(kind) for kind in KINDS}
 
     def count(self, kind: Kind, condition: str | None = None) -> int:
@@ -187,7 +179,6 @@ class LanceTables(Tables):
             return 0 if table is None else int(table.count_rows(condition))
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`Tables.items`."""
         return (item for kind in KINDS for batch in self.batches(kind, ITEM_COLUMNS) for item in to_items(batch))
 
     def _having(self, kind: Kind, column: str, values: Iterable[Any], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -217,11 +208,9 @@ class LanceTables(Tables):
                     left.difference_update(found["id"].to_pylist())
 
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:
-        """See :meth:`Tables.rows`."""
         return {item.id: item for found in self._of_ids(ids, ITEM_COLUMNS) for item in to_items(found)}
 
     def rows_of(self, keys: Iterable[Key]) -> dict[Key, Item]:
-        """See :meth:`Tables.rows_of`."""
         asked = list(keys)
         found = {
             item.key: item
@@ -232,12 +221,10 @@ class LanceTables(Tables):
         return {key: found[key] for key in asked if key in found}
 
     def row_with(self, kind: Kind, content: str) -> Item | None:
-        """See :meth:`Tables.row_with`."""
         found = (item for rows in self._having(kind, "hash", [content], ITEM_COLUMNS) for item in to_items(rows))
         return min(found, key=lambda item: item.id, default=None)
 
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
-        """See :meth:`Tables.newest`."""
         found = self.select(kind, ["id", "mtime_ns"])
         ids = found["id"].to_numpy()
         times = np.array(pc.fill_null(found["mtime_ns"], np.iinfo(np.int64).max), np.int64)
@@ -248,7 +235,6 @@ class LanceTables(Tables):
             yield from (rows[number] for number in numbers if number in rows)
 
     def copies(self, items: Iterable[Item]) -> dict[int, int]:
-        """See :meth:`Tables.copies`."""
         known = [item for item in items if item.hash is not None]
         counted: Counter[tuple[Kind, str | None]] = Counter()
         for kind in {item.kind for item in known}:
@@ -257,7 +243,6 @@ class LanceTables(Tables):
         return {item.id: counted[item.content] for item in known}
 
     def vectors_with(self, kind: Kind, encoded_by: str, contents: Iterable[str]) -> dict[str, Vectors]:
-        """See :meth:`Tables.vectors_with`."""
         vectors: dict[str, Vectors] = {}
         for condition in among("hash", sorted(set(contents))):
             found = self.select(kind, ["hash", "vector"], f"{condition} AND encoded_by = {quoted(encoded_by)}")
@@ -266,7 +251,6 @@ class LanceTables(Tables):
         return vectors
 
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
-        """See :meth:`Tables.contents_of`."""
         tables = list(self._of_ids(ids, ["id", "hash", "vector"]))
         if not tables:
             return np.empty(0, np.int64), [], np.empty((0, self.existing_about().dimension), np.float32)
@@ -322,7 +306,6 @@ class LanceTables(Tables):
         return number
 
     def refresh(self, items: Sequence[Item]) -> list[Item]:
-        """See :meth:`Tables.refresh`."""
         there = self.rows([item.id for item in items])
         staying = [item for item in items if item.id in there]
         moved = [item for item in staying if there[item.id].path != item.path]
@@ -340,7 +323,6 @@ class LanceTables(Tables):
         self.remove([row for row in self.rows_of([item.key for item in moved]).values() if row.id not in ids])
 
     def remove(self, items: Sequence[Item]) -> None:
-        """See :meth:`Tables.remove`."""
         for kind in KINDS:
             for condition in among("id", [item.id for item in items if item.kind == kind]):
                 self.commit(kind, partial(delete, condition=condition))
@@ -359,12 +341,12 @@ class LanceTables(Tables):
                     raise
 
     def vacuum(self) -> None:
-        """See :meth:`Tables.vacuum`. Who is reading an old version must read again."""
+        """Who is reading an old version must read again."""
         for name in (*KINDS, ABOUT):
             self.tidy(name, timedelta(microseconds=1))
 
     def size_in_bytes(self) -> int:
-        """See :meth:`Tables.size_in_bytes`. In an object store, of the rows alone."""
+        """In an object store, of the rows alone."""
         if (size := self.store.size_in_bytes()) is not None:
             return size
         with self.store.errors_in_one_line():

@@ -50,9 +50,15 @@ _REASONS: Reasons = (
 
 
 def read_database(url: str, query: str, encoder: Encoder) -> Given:
-    """Reads what a query gives, in one read-only transaction; see ``imported_vectors.index_database``.
+    """Reads what a query of a PostgreSQL database gives, in one read-only transaction.
 
-    The vectors go to a temporary file, so that a library of any size fits into memory.
+    The vectors go to a temporary file, so that a library of any size fits into memory. The query is one SELECT with a
+    column of vectors (of pgvector, or arrays of floats) and one of ``PATH_COLUMNS``, by which a row is known again;
+    further columns become metadata.
+
+    Raises:
+        SaySeeError: no connection; the query cannot be used, writes, or takes over 5 minutes for 2,000 rows; a library
+            of Immich that is of another CLIP.
     """
     server = Server(url)
     place = f"{server.place}: --query"

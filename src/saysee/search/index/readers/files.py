@@ -22,7 +22,15 @@ _BATCH = 8_192  # rows of Parquet read together
 
 
 def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
-    """Reads files as :func:`saysee.search.index.imported_vectors.index_vectors` has them, of this dimension as a rule.
+    """Reads vectors, of this dimension as a rule, and their paths.
+
+    Args:
+        vectors: ``.npy`` [N, D]; ``.parquet`` with one column of lists of floats; or a folder of such files in the
+            order of their numbers, such as clip-retrieval's with its ``img_emb/img_emb_0.npy``. Of any length but 0.
+        ids: N rows in the same order: delimited text, JSON lines or Parquet with a column of ``PATH_COLUMNS``, whose
+            other columns become metadata; ``.txt`` with a path a line; or a folder of such files, such as
+            clip-retrieval's with its ``metadata/metadata_0.parquet``. Relative paths start from its folder.
+        dimension: of the model.
 
     Raises:
         SaySeeError: a file cannot be read; another number of ids; a path is missing or there twice.

@@ -157,7 +157,6 @@ class PostgresStore(Store):
 
     @contextmanager
     def reading(self) -> Iterator[PostgresTables]:
-        """See :meth:`Store.reading`."""
         with self._server.errors_in_one_line():
             connection = self._connection()
             try:
@@ -190,7 +189,6 @@ class PostgresStore(Store):
     def nearest(
         self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
     ) -> Hits:
-        """See :meth:`Store.nearest`."""
         with self.reading() as tables:
             tables.existing_about()
             return ranked(tables, queries, searcher(tables, queries, kind, where, filters), k, offset)
@@ -236,14 +234,12 @@ class PostgresTables(SqlTables):
         self.store, self.connection = store, connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
-        """See :meth:`SqlTables.execute`."""
         return self.connection.execute(sql.replace("?", "%s"), values, binary=True)
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
-        """See :meth:`SqlTables.to_vectors`."""
         vectors = np.array([vector.to_numpy() for vector in values], np.float32)
         return vectors.reshape(len(values), self.existing_about().dimension)
 
@@ -257,7 +253,7 @@ class PostgresTables(SqlTables):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """See :meth:`Tables.transaction`. One writer's at a time, which others wait for."""
+        """One writer's at a time, which others wait for."""
         with self.connection.transaction():
             self.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
             self.execute("SELECT pg_advisory_xact_lock(?)", (self.lock("writing"),))
@@ -296,7 +292,7 @@ class PostgresTables(SqlTables):
                 break
 
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """See :meth:`SqlTables.touch`. The server keeps its HNSW indexes up to date itself."""
+        """The server keeps its HNSW indexes up to date itself."""
 
     def _damage(self) -> Iterator[str]:
         self.execute("SET LOCAL statement_timeout = 0")
@@ -308,13 +304,12 @@ class PostgresTables(SqlTables):
             yield f"the {kind} {path} is there twice"
 
     def size_in_bytes(self) -> int:
-        """See :meth:`Tables.size_in_bytes`."""
         sql = "SELECT pg_total_relation_size('items') + pg_total_relation_size('about')"
         ((size,),) = self.execute(sql).fetchall()
         return int(size)
 
     def vacuum(self) -> None:
-        """See :meth:`Tables.vacuum`. Searching waits while the server rewrites the rows."""
+        """Searching waits while the server rewrites the rows."""
         self.execute(f"SET lock_timeout = '{_LOCK_SECONDS}s'")
         self.execute("VACUUM (FULL, ANALYZE) items")
         self.execute("RESET lock_timeout")

@@ -104,7 +104,6 @@ class SqliteStore(Store):
 
     @contextmanager
     def reading(self) -> Iterator[SqliteTables]:
-        """See :meth:`Store.reading`."""
         if not self.file.is_file():
             raise no_index(self.place)
         with _errors_in_one_line(self.folder), _connected(self.file, read_only=True) as connection:
@@ -154,7 +153,6 @@ class SqliteStore(Store):
     def nearest(
         self, queries: Vectors, kind: Kind, k: int, where: str | None = None, filters: Filters = (), offset: int = 0
     ) -> Hits:
-        """See :meth:`Store.nearest`."""
         allowed = None
         if where is not None or filters:
             with self.reading() as tables:
@@ -213,14 +211,12 @@ class SqliteTables(SqlTables):
         self.connection = connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """See :meth:`SqlTables.execute`."""
         return self.connection.execute(sql, values)
 
     def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self.connection.executemany(sql, rows)
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
-        """See :meth:`SqlTables.to_vectors`."""
         dimension, stored = self.existing_about().dimension, self._stored_type()
         if any(len(value) != stored.itemsize * dimension for value in values):
             raise sqlite3.DatabaseError("a vector has another length than the index's")
@@ -234,7 +230,6 @@ class SqliteTables(SqlTables):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """See :meth:`Tables.transaction`."""
         self.execute("BEGIN IMMEDIATE")
         with self.connection:  # commits; rolls back after an error
             yield
@@ -246,7 +241,7 @@ class SqliteTables(SqlTables):
             fast_copy.replace_stamp(self, kind)
 
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """See :meth:`SqlTables.touch`. The rows are searched beside the fast copies, until these are renewed."""
+        """The rows are searched beside the fast copies, until these are renewed."""
         self.execute(_OUTDATED)
         rows = list(rows)
         self._execute_many("INSERT INTO outdated (kind, item) VALUES (?, ?)", rows)
@@ -261,11 +256,9 @@ class SqliteTables(SqlTables):
             yield number
 
     def size_in_bytes(self) -> int:
-        """See :meth:`Tables.size_in_bytes`."""
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
 
     def vacuum(self) -> None:
-        """See :meth:`Tables.vacuum`."""
         with self.transaction():  # a damaged copy must not be taken for a good one
             for kind in KINDS:
                 if self.copy_problem(kind) is not None:

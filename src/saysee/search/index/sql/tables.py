@@ -70,44 +70,35 @@ class SqlTables(Tables):
         return True
 
     def noted(self, name: str) -> Any:
-        """See :meth:`Tables.noted`."""
         row = self.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def note(self, name: str, value: Any) -> None:
-        """See :meth:`Tables.note`."""
         self.execute(_SET_ABOUT, (name, json.dumps(value)))
 
     def counts(self) -> dict[Kind, int]:
-        """See :meth:`Tables.counts`."""
         found = dict(self.execute("SELECT kind, count(*) FROM items GROUP BY kind").fetchall())
         return {kind: found.get(kind, 0) for kind in KINDS}
 
     def has(self, kind: Kind) -> bool:
-        """See :meth:`Tables.has`."""
         return self.execute("SELECT 1 FROM items WHERE kind = ? LIMIT 1", (kind,)).fetchone() is not None
 
     def items(self) -> Iterator[Item]:
-        """See :meth:`Tables.items`."""
         last = 0
         while page := list(self._select("WHERE id > ? ORDER BY id LIMIT ?", last, _PAGE)):
             yield from page
             last = page[-1].id
 
     def rows(self, ids: Iterable[int]) -> dict[int, Item]:
-        """See :meth:`Tables.rows`."""
         return {item.id: item for item in self._select(f"WHERE {self._among}", json.dumps(list(ids)))}
 
     def rows_of(self, keys: Iterable[Key]) -> dict[Key, Item]:
-        """See :meth:`Tables.rows_of`."""
         return {key: item for key in keys for item in self._select("WHERE kind = ? AND path = ?", *key)}
 
     def row_with(self, kind: Kind, content: str) -> Item | None:
-        """See :meth:`Tables.row_with`."""
         return next(self._select("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
 
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
-        """See :meth:`Tables.newest`."""
         order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
         return self._select(order, kind) if k is None else self._select(f"{order} LIMIT ? OFFSET ?", kind, k, offset)
 
@@ -116,19 +107,16 @@ class SqlTables(Tables):
         return map(Item.from_row, self.execute(f"SELECT {_ITEM} FROM items {condition}", values))
 
     def copies(self, items: Iterable[Item]) -> dict[int, int]:
-        """See :meth:`Tables.copies`."""
         same = "SELECT count(*) FROM items AS same WHERE same.kind = items.kind AND same.hash = items.hash"
         sql = f"SELECT id, ({same}) FROM items WHERE hash IS NOT NULL AND {self._among}"
         return dict(self.execute(sql, (json.dumps([item.id for item in items]),)).fetchall())
 
     def vectors_with(self, kind: Kind, encoded_by: str, contents: Iterable[str]) -> dict[str, Vectors]:
-        """See :meth:`Tables.vectors_with`."""
         sql = f"SELECT vector FROM {self.with_vectors} WHERE kind = ? AND hash = ? AND encoded_by = ? LIMIT 1"
         rows = {content: self.execute(sql, (kind, content, encoded_by)).fetchone() for content in contents}
         return {content: np.asarray(self.to_vectors(row)[0]) for content, row in rows.items() if row is not None}
 
     def contents_of(self, ids: Iterable[int]) -> tuple[Ids, list[str | None], Vectors]:
-        """See :meth:`Tables.contents_of`."""
         sql = f"SELECT id, hash, vector FROM {self.with_vectors} WHERE {self._among} ORDER BY id"
         rows = self.execute(sql, (json.dumps(list(ids)),)).fetchall()
         numbers = np.array([row[0] for row in rows], np.int64)
@@ -147,7 +135,6 @@ class SqlTables(Tables):
         self.touch([(item.kind, item.id) for item in items])
 
     def refresh(self, items: Sequence[Item]) -> list[Item]:
-        """See :meth:`Tables.refresh`."""
         if not items:
             return []
         with self.transaction():
@@ -161,7 +148,6 @@ class SqlTables(Tables):
         return [item for item in items if item.id not in there]
 
     def remove(self, items: Sequence[Item]) -> None:
-        """See :meth:`Tables.remove`."""
         if items:
             with self.transaction():
                 self._execute_many("DELETE FROM items WHERE id = ?", [(item.id,) for item in items])
