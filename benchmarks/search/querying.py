@@ -25,6 +25,7 @@ from benchmarks.search.vectors import Vectors, write_vectors
 from saysee.encoding.encoder import Encoder
 from saysee.search.index.imported_vectors import index_vectors
 from saysee.search.index.index import Index
+from saysee.search.index.readers.files import read_files
 from saysee.search.index.store import Item
 from saysee.studies.processes import run_alone
 
@@ -134,7 +135,7 @@ def _recall(found: list[list[int]], truth: list[list[int]]) -> float:
 def _index(vectors: Path, ids: Path, place: str, dimension: int) -> Method:
     encoder = Encoder(model_of_width(dimension))
     start = time.perf_counter()
-    report = index_vectors(encoder, vectors, ids, place)
+    report = index_vectors(encoder, read_files(vectors, ids, encoder.dimension), place)
     seconds = time.perf_counter() - start
     index = Index.open(place)
     number = itertools.count(-1, -1)

@@ -26,6 +26,7 @@ from saysee.encoding.encoder import Encoder
 from saysee.errors import SaySeeError
 from saysee.media.audio import SAMPLE_RATE
 from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.readers.files import read_files
 
 SECONDS = 5.0
 CLIENTS, CLIENT_SECONDS, ASKING_SECONDS = 50, 4.0, 20.0
@@ -55,7 +56,7 @@ def compare_spoken(size: Size, rows: int, rounds: int, scratch: Path) -> dict[st
     model.save_pretrained(scratch / "model")
     encoder = Encoder(scratch / "model", "cpu")
     vectors, ids, _ = write_vectors(scratch / "vectors", rows, 1, encoder.dimension)
-    index_vectors(encoder, vectors, ids, scratch / "index")
+    index_vectors(encoder, read_files(vectors, ids, encoder.dimension), scratch / "index")
     samples = noise(np.random.default_rng(0), SECONDS)
     prepared = [encoder.prepare("clip", samples)]
     body = _form(samples)

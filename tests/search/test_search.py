@@ -24,8 +24,8 @@ from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
 from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.imported_vectors import index_vectors
-from saysee.search.index.readers.files import read_files
 from saysee.search.index.index import open_store
+from saysee.search.index.readers.files import read_files
 from saysee.search.index.sql import fast_copy
 from saysee.search.index.sql.sqlite import SqliteStore
 from saysee.search.index.store import Item

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +21,13 @@ from saysee.media.metadata import is_video, read_exif
 from saysee.media.source import printable, reason
 from saysee.search.index.about import About, IndexReport
 from saysee.search.index.index import open_store
-from saysee.search.index.readers.item_list import Listed, State, batched
+from saysee.search.index.readers.item_list import ItemList, Listed, State, batched
 from saysee.search.index.sources import NO_SUFFIX, is_upload
 from saysee.search.index.store import Item, Key, Tables, Vectors
 
 _VIDEO = MediaError("undecodable", "is a video")
 
 _Found = tuple[Listed, Vectors | None, Any]  # the vector of its content if that is known; else what the model takes
-
-
-class Marks(Protocol):
-    """What is known of the rows of an index; see :class:`saysee.search.index.readers.item_list.ItemList`."""
-
-    def take_leaving(self, kind: Kind, content: str | None) -> int | None:
-        """The id of a row of this content whose file has disappeared or changed; it stays in the index."""
-
-    def mark(self, state: State, *numbers: int) -> None:
-        """Gives a state to what has these numbers."""
 
 
 class BatchWriter:
@@ -57,7 +47,7 @@ class BatchWriter:
         writer: Tables,
         encoder: Encoder,
         about: About,
-        marks: Marks,
+        marks: ItemList | Done,
         report: IndexReport,
         vectors: Mapping[Key, Vectors] | None = None,
     ) -> None:
@@ -107,8 +97,7 @@ class BatchWriter:
                 video = self._is_folder and not is_upload(item) and is_video(file, audio_container(file))
             return _VIDEO if video else None
 
-        found: SaySeeError | None = self._or_error(item, read)
-        return found
+        return self._or_error(item, read)  # type: ignore[no-any-return]
 
     def _prepare(self, found: tuple[Listed, Vectors | None]) -> Any:
         """What the model takes of a file whose vector is not known; an error where it cannot be used."""
@@ -132,20 +121,20 @@ class BatchWriter:
 
     def _write(self, found: list[_Found]) -> None:
         """Writes a batch: first the rows that keep their vectors, as only time or place changed, then the others."""
-        renewed, others = list[tuple[Listed, Vectors]](), list[_Found]()
-        for one, vector, content in found:
-            row = None if vector is None or one.row is None or one.hash != one.item.hash else one.row
-            if vector is not None and one.row is None:
+        renewed, others = list[_Found](), list[_Found]()
+        for each in found:
+            one, vector, _ = each
+            row = one.row if one.hash == one.item.hash else None
+            if one.row is None and vector is not None:
                 row = self._marks.take_leaving(one.item.kind, one.item.hash)
             if vector is None or row is None:
-                others.append((one, vector, content))
+                others.append(each)
             else:
                 one.item.id = row
-                renewed.append((one, vector))
-        lost = {item.key for item in self.writer.refresh([one.item for one, _ in renewed])}
-        self.report.moved += sum(one.row is None and one.item.key not in lost for one, _ in renewed)
-        others += [(one, vector, None) for one, vector in renewed if one.item.key in lost]
-        self._write_vectors(others)
+                renewed.append(each)
+        lost = {item.key for item in self.writer.refresh([one.item for one, *_ in renewed])}
+        self.report.moved += sum(one.row is None and one.item.key not in lost for one, *_ in renewed)
+        self._write_vectors(others + [each for each in renewed if each[0].item.key in lost])
 
     def _write_vectors(self, found: list[_Found]) -> None:
         """Writes rows with the vector of another file of the same content or of the model, in one transaction."""
@@ -208,7 +197,7 @@ class Part:
 
 @dataclass(slots=True)
 class Done:
-    """What another process did with a :class:`Part`; it is the :class:`Marks` there."""
+    """What another process did with a :class:`Part`; there it is in place of the list of items."""
 
     report: IndexReport
     count: int  # of its files
@@ -219,7 +208,7 @@ class Done:
         """None: rows of other files are known to the process that made the parts."""
 
     def mark(self, state: State, *numbers: int) -> None:
-        """See :meth:`Marks.mark`."""
+        """Gives a state to what has these numbers."""
         self.states |= dict.fromkeys(numbers, state)
 
 
@@ -228,11 +217,7 @@ Spread = Callable[[Iterator[Part]], Iterator[Done]]
 
 
 def update_part(encoder: Encoder, to: str, part: Part) -> Done:
-    """Updates a part of an index that another process has begun.
-
-    Raises:
-        SaySeeError: the index cannot be written.
-    """
+    """Updates a part of an index that another process has begun; SaySeeError if it cannot be written."""
     with open_store(to).writing() as writer:
         done = Done(IndexReport(writer.place), len(part.listed))
         batches = BatchWriter(writer, encoder, part.about, done, done.report)

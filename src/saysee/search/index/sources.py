@@ -74,17 +74,12 @@ class Source:
 def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> Source:
     """The images and clips of a folder, or of a manifest (.parquet, .jsonl).
 
-    In a folder the suffix of a file decides whether it is an image or a clip, or one of ``_OTHERS``; of a file with
-    another suffix, or without one, the first bytes do.
-
-    A clip of a manifest has all columns of its row as metadata. An image has those on which all its rows agree.
-
-    Args:
-        place: the folder or manifest.
-        exclude: patterns of files and folders that are not indexed, as of :class:`saysee.media.folders.Walk`.
+    In a folder the suffix of a file decides whether it is an image or a clip, or one of ``_OTHERS``; if it does not,
+    the first bytes do. A clip of a manifest has all columns of its row as metadata. An image has those on which all its
+    rows agree.
 
     Raises:
-        SaySeeError: no such place, or no image and no clip in it; patterns for a manifest.
+        SaySeeError: no such place, or no image and no clip in it; patterns to exclude of a manifest.
     """
     if is_database(place):  # it may hold a password, so it is not repeated
         raise SaySeeError("a database's address cannot be indexed; name a folder or manifest, then --to ADDRESS")
@@ -104,9 +99,8 @@ def watch_index(
 ) -> Iterator[IndexReport]:
     """Keeps an index up to date: yields a report at first, and after each change of the files.
 
-    The files are listed again and again, as network drives report no changes. A burst of changes is awaited: the index
-    is updated once two listings in a row are the same. An error, such as of a drive that is gone, is logged, and the
-    update is tried again.
+    The files are listed again and again, as network drives report no changes; the index is updated once two listings in
+    a row are the same. An error, such as of a drive that is gone, is logged, and the update is tried again.
     """
     done: object = None
     before: object = None
@@ -139,10 +133,9 @@ def _state_of(place: str | os.PathLike[str], exclude: Sequence[str]) -> object:
 
 
 def root_of(about: About, folder: Path | None, first: str | None) -> Path:
-    """Where the relative paths of an index start from now.
+    """Where the relative paths of an index start from now: the place at which its file ``first`` exists.
 
-    Index and files may have moved together, so the place relative to the index is tried first. The first place at which
-    a file of the index, ``first``, exists is taken.
+    Index and files may have moved together, so the place relative to the index is tried first.
     """
     for root in _places(about.root, about.root_beside, folder):
         if (root / first).exists() if first is not None else root.is_dir():
@@ -151,11 +144,7 @@ def root_of(about: About, folder: Path | None, first: str | None) -> Path:
 
 
 def model_of(about: About, index: str, folder: Path | None) -> str:
-    """Folder or hub name of the index's model now.
-
-    Raises:
-        SaySeeError: the folder no longer exists.
-    """
+    """Folder or hub name of the index's model now; SaySeeError if the folder no longer exists."""
     if about.model_beside is None and not os.path.isabs(about.model):
         return about.model
     for place in _places(about.model, about.model_beside, folder):
@@ -254,10 +243,7 @@ def is_upload(item: Item) -> bool:
 
 
 def place_of_upload(item: Item, uploads: Path | None) -> Path | None:
-    """Where the file of such a row lies in a folder of uploads; None if it is another row, or there is none.
-
-    The path in the row starts from the root of the source's files, so it is wrong once the index alone was moved.
-    """
+    """Where the file of such a row lies in a folder of uploads, also where the index alone was moved, or None."""
     if uploads is None or not is_upload(item):
         return None
     path = uploads / PurePosixPath(item.path).name

@@ -62,8 +62,8 @@ def update_index(
         to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; None for those of the encoder.
-        allow_removals: remove the rows of all files that have disappeared, however many.
-        spread: does the work in other processes; see :func:`saysee.search.index.cluster.update_on_cluster`.
+        allow_removals: remove the rows of all files that have disappeared.
+        spread: does the work in other processes, such as :func:`saysee.search.index.cluster.update_on_cluster`.
 
     Raises:
         SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
@@ -108,7 +108,7 @@ def _ignore_clips(source: Source, encoder: Encoder, report: IndexReport) -> None
 
 
 def begin(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32") -> About:
-    """Begins an index of the ``source`` below ``root``, in this precision, or resumes one of the same files and model.
+    """Begins an index of the ``source`` below ``root``, or resumes one of the same files and model.
 
     Returns:
         what holds once :func:`finish` is called.
@@ -154,11 +154,8 @@ def remove_rows(
     allow_removals: bool,
     vanished: Callable[[str], str | None] = lambda _: None,
 ) -> None:
-    """Removes the rows of files that cannot be used any more, and those that are gone from the source.
-
-    Without ``allow_removals`` it keeps and reports those whose folder has ``vanished`` whole, and all that are gone if
-    they are more than half of the ``rows``.
-    """
+    """Removes the rows of files that cannot be used any more, or are gone from the source; without ``allow_removals`` none
+    whose folder has ``vanished`` whole, and none that is gone if these are more than half of the ``rows``."""
     kept = Counter[str]()
     too_many = 2 * items.count("state = 'gone'") > rows
     for one in () if allow_removals else items.select("state = 'gone'"):
@@ -199,14 +196,16 @@ class _Run(BatchWriter):
     def _compare(self) -> None:
         """Looks up each row of the index in the list, and notes which are unchanged or gone.
 
-        An item has changed if its file has another size or time, or no vector of this model. All have, where an earlier
-        release did not examine the files: these are read again, but not encoded.
+        An item has changed if its file has another size or time, or no vector of this model. All are read again, but
+        not encoded, where an earlier release did not examine the files.
         """
         examined = self.writer.noted(_EXAMINED) is not None
         others: Counter[Kind] = Counter()
         for rows in batched(self.writer.items(), _AT_ONCE):
             for row in filter(is_upload, rows):
-                self._keep_upload(row)
+                if (path := find_upload(row, self.source.root, self.writer.folder)) is not None:
+                    # Where the index lies in its own source, the walk has found it too, without its metadata.
+                    self.items.add(Item(row.kind, path, metadata=row.metadata), upload=True)
             renewed, kept = dict[int, Item](), list[int]()
             for row, found in zip(rows, self.items.find(rows), strict=True):
                 content = row.hash
@@ -238,12 +237,6 @@ class _Run(BatchWriter):
         if not self.rows:  # nothing is there that an earlier release wrote
             self.writer.note(_EXAMINED, 1)
         self._check_unlisted()
-
-    def _keep_upload(self, row: Item) -> None:
-        """Lists the file of a row that was added one by one, where it is now."""
-        if (path := find_upload(row, self.source.root, self.writer.folder)) is not None:
-            # Where the index lies in its own source, the walk has found it too, without its metadata.
-            self.items.add(Item(row.kind, path, metadata=row.metadata), upload=True)
 
     def _note_unlisted(self, row: Item, content: str | None) -> None:
         if self.source.is_folder and (place := self.source.unreadable_above(row.path)) is not None:
