@@ -154,8 +154,11 @@ def remove_rows(
     allow_removals: bool,
     vanished: Callable[[str], str | None] = lambda _: None,
 ) -> None:
-    """Removes the rows of files that cannot be used any more, or are gone from the source; without ``allow_removals`` none
-    whose folder has ``vanished`` whole, and none that is gone if these are more than half of the ``rows``."""
+    """Removes the rows of files that cannot be used any more, or are gone from the source.
+
+    Without ``allow_removals`` it keeps and reports those whose folder has ``vanished`` whole, and all that are gone if
+    they are more than half of the ``rows``.
+    """
     kept = Counter[str]()
     too_many = 2 * items.count("state = 'gone'") > rows
     for one in () if allow_removals else items.select("state = 'gone'"):
