@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 EXPECTED = json.loads(cases.EXPECTED.read_text(encoding="utf-8"))
-# Other instructions sum in another order; what that changes in the last bits grows through layers and steps.
+# Other instructions sum in another order; what that changes in the last bits grows through layers and steps. So does
+# HuBERT's first convolutions as matrix products: it moved two of these losses, after 17 and 19 steps, by up to 1.4e-5.
 SAME_CPU = EXPECTED["capability"] == cases.capability()
-ABSOLUTE, RELATIVE = (1e-6, 1e-5) if SAME_CPU else (1e-4, 1e-3)
+ABSOLUTE, RELATIVE = (1e-6, 2e-5) if SAME_CPU else (1e-4, 1e-3)
 COSINE, STIRRED_COSINE = 0.9999, 0.9998
 """Of a vector in bf16, where the CPU has it, to the same in fp32: the expected vectors are in fp32. The head that no
 training has seen, with its arbitrary weights, has 0.99990."""
