@@ -90,11 +90,25 @@ def test_interaction_lights_what_each_moment_speaks_of(model, monkeypatch):
 
 def test_a_long_clip_has_no_more_moments(model, monkeypatch):
     monkeypatch.setattr("saysee.encoding.attention.Encoder", Told)
+    monkeypatch.setattr("saysee.encoding.attention.takes_several", lambda hubert: True)  # as of hubert-nano
     clip = np.random.default_rng(0).normal(size=40 * SAMPLE_RATE).astype(np.float32) / 10
     found = attend(Told(model), clip, Image.new("RGB", (64, 64)), "interaction")
     assert len(found.frames) == attention.MOST_MOMENTS
     assert found.frames == pytest.approx(np.full(found.frames.shape, 1 / 49)), "nothing to see: uniform"
     assert len(found.frames) * found.frame_seconds == pytest.approx(found.seconds, abs=0.01)
+
+
+def test_a_wide_hubert_encodes_only_so_much_speech_on_a_cpu(model, monkeypatch):
+    """A third of a clip of 20 s is a moment: with the clip itself five runs over it, in place of 34."""
+    monkeypatch.setattr("saysee.encoding.attention.Encoder", Told)
+    monkeypatch.setattr("saysee.encoding.attention.MOST_WIDE_SECONDS", 100.0)
+    monkeypatch.setattr("saysee.encoding.attention.takes_several", lambda hubert: False)
+    encoder, clip = Told(model), np.random.default_rng(0).normal(size=20 * SAMPLE_RATE).astype(np.float32) / 10
+    found = attend(encoder, clip, Image.new("RGB", (64, 64)), "interaction")
+    assert (len(found.frames), found.frame_seconds) == (3, pytest.approx(20 / 3, abs=1e-3))
+    assert attention._KEPT[encoder].encoder.runs == 1 + 49 + 5
+    short = attend(encoder, clip[: 4 * SAMPLE_RATE], Image.new("RGB", (64, 64)), "interaction")
+    assert short.frame_seconds == 0.64
 
 
 def test_a_map_has_a_row_for_each_frame_that_sums_to_1(model, sounds, image):

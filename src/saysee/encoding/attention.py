@@ -19,6 +19,7 @@ from torch import Tensor
 
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.sides import Kind
+from saysee.encoding.streams import takes_several
 from saysee.errors import SaySeeError
 from saysee.files import fingerprint
 from saysee.media.audio import SAMPLE_RATE, check_waveform, load_audio
@@ -45,6 +46,9 @@ subtracted; squares of 0.19 and 0.31 are worse by 14 and 4 points. Moments on 10
 SaySee: 0.32 s 74.3 and 73.1 %, 0.48 s 74.8 and 75.0, 0.64 s 75.8 and 76.1, 0.8 s 74.5 and 76.1."""
 MOST_MOMENTS = 48
 """Of a clip; in a longer clip they are longer, as each costs a run over the whole clip."""
+MOST_WIDE_SECONDS = 64.0
+"""Speech that a wide HuBERT encodes on a CPU for a clip, all its windows together: HuBERT base takes 4 s for so much on two
+cores. A longer clip has fewer and longer moments."""
 MOST_KEPT = 16
 """Clips and images of an encoder whose changes are kept: a query and the results around it."""
 
@@ -93,7 +97,7 @@ def attend(encoder: Encoder, speech: SpeechInput, image: ImageInput, source: Att
     if source == "interaction":
         weights, frame_seconds = interaction(encoder, waveform, decoded)
     else:
-        frame_seconds = model.speech_encoder.frame_seconds
+        frame_seconds = model.speech_encoder.feature_seconds
         weights = attention_map(encoder, waveform, decoded)
         patch = int(model.config.vision_config.patch_size)
         seen = seen // patch * patch  # the convolution that makes the patches drops an incomplete last one
@@ -142,7 +146,7 @@ def interaction(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> tup
         MediaError, SaySeeError: as of :func:`attend`.
     """
     clip, pixels = encoder.prepare("clip", speech), encoder.prepare("image", image)
-    moment = max(round(MOMENT * SAMPLE_RATE), -(-len(clip) // MOST_MOMENTS))
+    moment = max(round(MOMENT * SAMPLE_RATE), -(-len(clip) // _most_moments(encoder, len(clip))))
     of_windows = _changes(encoder, "clip", clip, lambda: silenced(clip, moment))
     of_places = _changes(encoder, "image", pixels, lambda: covered(pixels))
     both = of_windows @ of_places.T
@@ -151,6 +155,13 @@ def interaction(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> tup
     counts = moments.sum(axis=1, keepdims=True)
     most = max(float(counts.max()), float(np.finfo(np.float32).tiny))
     return _finite((moments + (most - counts) / moments.shape[1]) / most), moment / SAMPLE_RATE
+
+
+def _most_moments(encoder: Encoder, samples: int) -> int:
+    if encoder.model.device.type != "cpu" or takes_several(encoder.model.config.speech_config):
+        return MOST_MOMENTS
+    runs = int(MOST_WIDE_SECONDS * SAMPLE_RATE / samples)
+    return min(max(runs - 2, 2), MOST_MOMENTS)  # the clip itself, and one window more than moments
 
 
 def silenced(clip: Floats, moment: int) -> list[Floats]:
