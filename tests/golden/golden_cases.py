@@ -258,7 +258,13 @@ def losses(manifest: Path, run: str, folder: Path) -> list[float]:
     settings = {"data.manifest": manifest, "data.batch_size": 8, "data.workers": 0, "features.keep": keep}
     settings |= {"denoising.preset": preset, "training.steps": 20, "training.log_every": 1}
     settings |= {"training.precision": "fp32", "training.device": "cpu"}
-    settings |= {"head.layers": 1, "head.pooling": "cls", "contrastive.negatives": "batch", "speech_noise.clips": 0}
+    settings |= {
+        "head.layers": 1,
+        "head.pooling": "cls",
+        "head.stride": 1,
+        "contrastive.negatives": "batch",
+        "speech_noise.clips": 0,
+    }
     run_saysee("train", "nano", "--output", folder, *(f"--{name}={value}" for name, value in settings.items()))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "train"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
@@ -14,7 +16,7 @@ from saysee.model.configuration import HeadConfig
 from saysee.model.pretrained.configuration import HubertConfig
 from saysee.model.pretrained.weights import load_hubert
 from saysee.model.processor import SpeechImageProcessor
-from saysee.model.speech_encoder import LayerMix, SpeechEncoder
+from saysee.model.speech_encoder import LayerMix, SpeechEncoder, SpeechHead
 
 WIDTH = 24
 KINDS = ("base", "large")
@@ -30,10 +32,10 @@ def kind(request):
     return request.param
 
 
-@pytest.fixture(params=["cls", "mean"])
+@pytest.fixture(params=[{"pooling": "cls"}, {"pooling": "mean", "stride": 3}], ids=["published", "nano's"])
 def encoder(kind, hubert_configs, request):
     torch.manual_seed(0)
-    return SpeechEncoder(hubert_configs[kind], HeadConfig(pooling=request.param), WIDTH).eval()
+    return SpeechEncoder(hubert_configs[kind], HeadConfig(**request.param), WIDTH).eval()
 
 
 def plain_hubert(encoder):
@@ -87,6 +89,23 @@ def test_the_vector_is_the_mean_of_the_real_frames_where_the_head_says_so(kind, 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("real", [4, 5, 6])
+def test_with_a_stride_the_head_sees_the_means_of_real_frames(real):
+    torch.manual_seed(0)
+    plain = SpeechHead(8, HeadConfig(heads=2, pooling="mean"), WIDTH).eval()
+    strided = SpeechHead(8, HeadConfig(heads=2, pooling="mean", stride=3), WIDTH).eval()
+    strided.load_state_dict(plain.state_dict())
+    states, mask = torch.randn(2, 7, 8), torch.arange(7) < torch.tensor([[real], [7]])
+    states[~mask] = math.nan
+    found = strided(states, mask)
+    means = torch.stack([states[0, :3].mean(dim=0), states[0, 3:real].mean(dim=0)])
+    expected = plain(means[None], torch.ones(1, 2, dtype=torch.bool))
+    assert found.mask.tolist() == [[True, True, False], [True, True, True]]
+    torch.testing.assert_close(found.frames[0, :2], expected.frames[0])
+    torch.testing.assert_close(found.vector[0], expected.vector[0])
+
+
+@torch.no_grad()
 def test_unpadded_input_gives_hubert_s_own_hidden_states(kind, hubert_configs, sounds):
     """Of the old form; what the published form takes of the large kind is in ``test_published_form``."""
     encoder = SpeechEncoder(hubert_configs[kind], HeadConfig(as_published=False), WIDTH).eval()
@@ -110,7 +129,7 @@ def test_a_second_batch_is_not_normalized_by_the_lengths_of_the_first(encoder, s
 @torch.no_grad()
 def test_mask_counts_one_frame_per_20_ms(encoder):
     clips = [torch.randn(samples).numpy() for samples in (400, 719, 720, 16_000)]
-    assert encoder(*SpeechImageProcessor.pad(clips)).mask.sum(1).tolist() == [1, 1, 2, 49]
+    assert encoder.layer_states(*SpeechImageProcessor.pad(clips))[1].sum(1).tolist() == [1, 1, 2, 49]
 
 
 def test_training_takes_the_shortest_clip_and_masks_nothing(encoder, sounds):
@@ -243,7 +262,7 @@ def test_a_clip_shorter_than_a_frame_has_one_frame_alone_and_in_any_batch(kind, 
 
 def test_the_published_sizes_have_a_frame_of_400_samples_each_20_ms():
     encoder = SpeechEncoder(HubertConfig(num_hidden_layers=1, hidden_size=48, num_attention_heads=2), HeadConfig(), 8)
-    assert (encoder.frame_samples, encoder.frame_seconds) == (400, 0.02)
+    assert (encoder.frame_samples, encoder.frame_seconds, encoder.feature_seconds) == (400, 0.02, 0.02)
 
 
 def test_a_hubert_with_batch_norm_of_its_positions_encodes_a_clip_alike_in_any_batch(hubert_configs, tmp_path):

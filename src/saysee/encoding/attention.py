@@ -47,8 +47,8 @@ SaySee: 0.32 s 74.3 and 73.1 %, 0.48 s 74.8 and 75.0, 0.64 s 75.8 and 76.1, 0.8 
 MOST_MOMENTS = 48
 """Of a clip; in a longer clip they are longer, as each costs a run over the whole clip."""
 MOST_WIDE_SECONDS = 64.0
-"""Speech that a wide HuBERT encodes on a CPU for a clip, all its windows together: HuBERT base takes 4 s for so much on two
-cores. A longer clip has fewer and longer moments."""
+"""Speech that a wide HuBERT encodes on a CPU for a clip, all its windows together: HuBERT base takes 4 s for so much on
+two cores. A longer clip has fewer and longer moments."""
 MOST_KEPT = 16
 """Clips and images of an encoder whose changes are kept: a query and the results around it."""
 

@@ -16,8 +16,8 @@ class SpeechFeatures:
     """One batch of encoded clips."""
 
     vector: Tensor  # [B, D] the global vector of each clip, in CLIP's joint space, not normalized
-    # [B, F, D] one vector a frame (20 ms for HuBERT's published sizes), out of the same head; rows beyond a clip's end
-    # have no meaning
+    # [B, F, D] one vector a frame (every ``SpeechEncoder.feature_seconds``), out of the same head; rows beyond a clip's
+    # end have no meaning
     frames: Tensor
     mask: Tensor  # [B, F] bool, True on real frames
 

@@ -40,7 +40,8 @@ class SpeechEncoder(nn.Module):
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
         unnormed_last: the last hidden state is taken before HuBERT's final layer norm, which only the large kind has.
-        frame_seconds: from one frame to the next: 0.02 for HuBERT's published sizes.
+        frame_seconds: from one frame of HuBERT to the next: 0.02 for its published sizes.
+        feature_seconds: from one frame of the features to the next: ``frame_seconds`` times the head's stride.
         frame_samples: T of a single frame, 400 for HuBERT's published sizes; shorter clips are padded with silence.
     """
 
@@ -58,6 +59,7 @@ class SpeechEncoder(nn.Module):
             self.frame_samples += (kernel - 1) * stride
             stride *= step
         self.frame_seconds = stride / SAMPLE_RATE
+        self.feature_seconds = self.frame_seconds * head.stride
         self.layers = _layer_numbers(head.speech_layers, config.num_hidden_layers)
         normalize = head.normalize_hidden_states
         self.layer_mix = LayerMix(len(self.layers), config.do_stable_layer_norm if normalize is None else normalize)
@@ -134,12 +136,13 @@ class LayerMix(nn.Module):
 class SpeechHead(nn.Module):
     """A learnable CLS in front of the frames, transformer layers, a norm, and one linear layer to the joint space.
 
+    With a stride the frames are averaged in runs of so many first, and the features have one for each run.
     As SpeechCLIP's code, CLS starts from N(0, 1) and everything else as torch initializes it.
     """
 
     def __init__(self, speech_width: int, config: HeadConfig, width: int) -> None:
         super().__init__()
-        self.pooling = config.pooling
+        self.pooling, self.stride = config.pooling, config.stride
         self.cls = nn.Parameter(torch.randn(speech_width))
         layer = nn.TransformerEncoderLayer(
             speech_width,
@@ -157,7 +160,9 @@ class SpeechHead(nn.Module):
         self.projection = nn.Linear(speech_width, width)
 
     def forward(self, states: Tensor, mask: Tensor) -> SpeechFeatures:
-        """[B, F, S] mixed states and their [B, F] mask to features in the joint space."""
+        """[B, F, S] mixed states and their [B, F] mask to features in the joint space, of F / stride frames."""
+        if self.stride > 1:
+            states, mask = _averaged(states, mask, self.stride)
         tokens = torch.cat([self.cls.expand(len(states), 1, -1), states], dim=1)
         padding = None if _is_whole(mask) else ~functional.pad(mask, (1, 0), value=True)
         tokens = self.projection(self.layers(tokens, src_key_padding_mask=padding))
@@ -166,3 +171,12 @@ class SpeechHead(nn.Module):
             real = mask[..., None].to(frames.dtype)
             vector = (frames * real).sum(dim=1) / real.sum(dim=1)
         return SpeechFeatures(vector=vector, frames=frames, mask=mask)
+
+
+def _averaged(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """The means of the real frames of each run of ``stride``, and whether it has any."""
+    batch, short = len(mask), -mask.shape[1] % stride
+    groups = functional.pad(states, (0, 0, 0, short)).reshape(batch, -1, stride, states.shape[2])
+    real = functional.pad(mask, (0, short)).reshape(batch, -1, stride)
+    counts = real.sum(dim=2, keepdim=True).clamp_min(1).to(states.dtype)
+    return groups.masked_fill(~real[..., None], 0).sum(dim=2) / counts, real.any(dim=2)

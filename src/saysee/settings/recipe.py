@@ -115,6 +115,8 @@ class HeadConfig:
     count from the last, -1. null takes all. Fewer make cached features smaller."""
     pooling: Literal["cls", "mean"] = "cls"
     """What becomes a clip's vector: the CLS token that stands before the frames, or the mean of the frames."""
+    stride: int = setting(1, at_least=1)
+    """How many frames are averaged into one before the transformer layers, which then take less time."""
     as_published: bool = derived(True)
     """The head ends in a LayerNorm, and the last hidden state of HuBERT large is taken before HuBERT's final norm.
     Models of releases before this field have no such LayerNorm, and take that state behind the final norm."""

@@ -45,6 +45,7 @@ ROWS = {
         "denoising.preset=off",
         "head.layers=1",
         "head.pooling=cls",
+        "head.stride=1",
         "contrastive.negatives=batch",
         "speech_noise.clips=0",
     ),

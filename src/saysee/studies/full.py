@@ -54,7 +54,7 @@ STUDIES = (
     ),
     Study("ablation", 140, f"{_LADDER} --seeds 5"),
     # The runs on all images are those of the ablation, and so is the folder.
-    Study("learning-curve", 80, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'mean of the frames,denoising'"),
+    Study("learning-curve", 80, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
     Study(
         "corpus-of-languages",
         8,

@@ -63,7 +63,7 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
         attention = attention_on_rows(
             [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
             [rows[row] for row in batch.rows],
-            model.speech_encoder.frame_seconds,
+            model.speech_encoder.feature_seconds,
         )
         if attention is not None:
             metrics |= {"attention_mass": attention.mass, "attention_lift": attention.lift}
