@@ -19,7 +19,6 @@ from saysee.media.images import load_image
 from saysee.model.configuration import HeadConfig
 from saysee.model.retriever import SpeechImageModel
 
-
 HUBERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 CLIP = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
 
