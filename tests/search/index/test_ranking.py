@@ -11,6 +11,7 @@ import pytest
 from saysee import Index
 from saysee.search.index import ranking
 from saysee.search.index.imported_vectors import index_vectors
+from saysee.search.index.readers.files import read_files
 from saysee.search.index.store import Store
 from saysee.search.index.updating import update_index
 
@@ -24,7 +25,8 @@ def store_of(encoder, tmp_path) -> Callable[[np.ndarray], Store]:
     def make(vectors: np.ndarray) -> Store:
         np.save(tmp_path / "vectors.npy", vectors)
         (tmp_path / "ids.txt").write_text("".join(f"{number}.jpg\n" for number in range(1, len(vectors) + 1)))
-        index_vectors(encoder, tmp_path / "vectors.npy", tmp_path / "ids.txt", tmp_path / "of vectors")
+        given = read_files(tmp_path / "vectors.npy", tmp_path / "ids.txt", DIMENSION)
+        index_vectors(encoder, given, tmp_path / "of vectors")
         return Index.open(tmp_path / "of vectors").store
 
     return make
