@@ -266,7 +266,7 @@ class SpeechSide(Side):
 
     def _sources_of_vectors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         weights = {f"speech_encoder.{name}": weight for name, weight in self.encoder.state_dict().items()}
-        settings = {"do_normalize": self.processor.feature_extractor.do_normalize}
+        settings: dict[str, Any] = {"do_normalize": self.processor.feature_extractor.do_normalize}
         head = {"pooling": self.encoder.head.pooling, "stride": self.encoder.head.stride}
         if head != {"pooling": "cls", "stride": 1}:  # as all heads were once, so that indexes of that time stay valid
             settings |= head
