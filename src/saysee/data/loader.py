@@ -116,11 +116,10 @@ class Plan:
 
 
 class ResumableLoader(Generic[BatchT]):
-    """Iterates over the batches of one epoch, the next time over those of the next.
+    """Iterates over the batches of one epoch, the next time over those of the next; one iteration at a time.
 
-    An epoch that was interrupted continues where it was. Only one iteration at a time. Subclasses decide what a batch
-    holds: two loaders of the same rows and settings give the same rows in the same order, and each can resume from the
-    position of the other.
+    An epoch that was interrupted continues where it was. Two loaders of the same rows and settings give the same rows
+    in the same order, whatever a subclass makes of them, and each can resume from the position of the other.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -169,8 +168,7 @@ class ResumableLoader(Generic[BatchT]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position of :meth:`state_dict`; the number of workers and of processes may differ.
 
-        Raises:
-            CheckpointError: the position is of a loader of other batches (other files, image ids, seed, batch size, …).
+        Raises CheckpointError if it is of a loader of other batches (other files, image ids, seed, batch size, …).
         """
         for name, current in self.plan.to_dict().items():
             saved = state["order"].get(name)

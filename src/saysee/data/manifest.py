@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from unicodedata import normalize
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saysee.data.tables import arrow_values
+from saysee.data.tables import arrow_values, holds_json
 from saysee.data.values import OnDisk, check_json, check_text
 from saysee.errors import ManifestError
 from saysee.files import atomic_write
@@ -32,6 +32,7 @@ KNOWN = REQUIRED + OPTIONAL
 SUFFIXES = (".parquet", ".jsonl")
 
 _AS_JSON = {b"saysee": b"json"}  # marks a Parquet column of JSON, whose values Arrow's types would change
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,12 @@ class Manifest:
     """
 
     def __init__(self, rows: Iterable[Row], root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
-        self.rows = tuple(_checked(rows, self.root, {}, {}, {}))
+        self._hold(_checked(((row, row.extra) for row in rows), Path(root), {}, {}, {}), root)
+
+    def _hold(self, rows: Iterable[Row], root: str | os.PathLike[str]) -> Manifest:
+        self.root, self.rows = Path(root), tuple(rows)
         self.extra_columns = tuple(self.rows[0].extra)
+        return self
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -80,7 +84,7 @@ class Manifest:
             ManifestError: the file is missing, has another suffix or is damaged, or its rows break the schema.
         """
         with _opened(path) as (rows, path):
-            return cls(rows, path.parent)
+            return cls.__new__(cls)._hold(_checked(rows, path.parent, {}, {}, {}), path.parent)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as ``.parquet`` or ``.jsonl``, atomically.
@@ -92,10 +96,10 @@ class Manifest:
         """
         path = check_suffix(path)
         writer = _write_parquet if path.suffix.lower() == ".parquet" else _write_jsonl
-        moved = _relocation(self.root, path.parent)
-        table: dict[str, list[Any]] = {name: self.column(name) for name in self._columns()}
-        table["clip"] = [moved(clip) for clip in table["clip"]]
-        table["image"] = [moved(image) for image in table["image"]]
+        table: dict[str, list[Any]] = {name: self.column(name) for name in KNOWN + self.extra_columns}
+        before, after = os.path.abspath(self.root), os.path.abspath(path.parent)
+        for name in ("clip", "image") if before != after else ():
+            table[name] = [_moved(each, before, after) for each in table[name]]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
@@ -117,14 +121,10 @@ class Manifest:
         if language:
             spoken = Counter(row.language or "none" for row in rows)
             rows = tuple(row for row in rows if row.language == language)
-            if not rows:
-                have = ", ".join(f"{name} ({count:,})" for name, count in spoken.items())
-                raise ManifestError(
-                    f"split {split!r} has no language {language!r}; set data.language to one of: {have}"
-                )
-        chosen = object.__new__(Manifest)  # rows of a checked manifest need no second check
-        chosen.rows, chosen.root, chosen.extra_columns = rows, self.root, self.extra_columns
-        return chosen
+        if not rows:
+            have = ", ".join(f"{name} ({count:,})" for name, count in spoken.items())
+            raise ManifestError(f"split {split!r} has no language {language!r}; set data.language to one of: {have}")
+        return object.__new__(Manifest)._hold(rows, self.root)  # rows of a checked manifest need no second check
 
     def splits(self) -> dict[str, int]:
         """Number of clips in each split, in order of first appearance."""
@@ -151,7 +151,7 @@ class Manifest:
             return [getattr(row, name) for row in self.rows]
         if name in self.extra_columns:
             return [row.extra[name] for row in self.rows]
-        have = self._columns()
+        have = KNOWN + self.extra_columns
         raise ManifestError(f"no column {name!r}{did_you_mean(name, have)}; there are: {', '.join(have)}")
 
     def __len__(self) -> int:
@@ -163,23 +163,16 @@ class Manifest:
     def __repr__(self) -> str:
         return f"Manifest({len(self):,} rows, splits={self.splits()}, root={os.fspath(self.root)!r})"
 
-    def _columns(self) -> tuple[str, ...]:
-        return KNOWN + self.extra_columns
-
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
-    """The checked rows of a manifest as :meth:`Manifest.read` has them, of which few are held in memory at once.
-
-    Raises:
-        ManifestError: as of :meth:`Manifest.read`, where the row is read.
-    """
+    """As :meth:`Manifest.read`, with few rows in memory at once; raises its errors where the row is read."""
     with _opened(path) as (rows, path):
         yield from _checked(rows, path.parent, OnDisk(), OnDisk(), OnDisk())
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Iterator[Row], Path]]:
-    """The rows of a file, which are not checked yet, and its path; errors have the path."""
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Iterator[_Unchecked], Path]]:
+    """The rows of a file, and its path; errors have the path."""
     path = check_suffix(path)
     if not path.is_file():
         fix = "is a folder; name the file in it" if path.is_dir() else "no such file; check the path"
@@ -213,35 +206,36 @@ def name_on_disk(path: str, root: Path) -> str:
     return next((form for form in forms if len(forms) > 1 and (root / form).exists()), slashes)
 
 
-def _on_disk(row: Row, root: Path) -> Row:
-    clip, image = name_on_disk(row.clip, root), name_on_disk(row.image, root)
-    return row if (clip, image) == (row.clip, row.image) else replace(row, clip=clip, image=image)
+_Unchecked = tuple[Row, Collection[str]]  # a row, and the extra columns in which it may have values that are not JSON
 
 
-def _checked(rows: Iterable[Row], root: Path, clips: Any, ids: Any, images: Any) -> Iterator[Row]:
+def _checked(rows: Iterable[_Unchecked], root: Path, clips: Any, ids: Any, images: Any) -> Iterator[Row]:
     """The rows, with their paths as this system has them.
 
-    Each by itself has the right types, no empty required value, and the extra columns of the first. Of all of them each
-    clip is there once, each image in one split, and each image id with one image; of each the first row is noted in
-    ``clips``, ``ids`` and ``images``.
+    ``clips``, ``ids`` and ``images`` note the first row of each, as all of a large manifest need not fit into memory.
     """
-    columns = None
-    for number, row in enumerate(rows, 1):
-        columns = row.extra.keys() if columns is None else columns
-        _check_values(row, columns, number)
-        row = _on_disk(row, root)
-        clip, image = (os.path.normpath(os.path.join(root, path)) for path in (row.clip, row.image))
+    columns, named, image = None, "", ""
+    folder = os.fspath(root)
+    for number, (row, doubtful) in enumerate(rows, 1):
+        columns = _check_names(row.extra) if columns is None else columns
+        _check_values(row, columns, doubtful, number)
+        own = name_on_disk(row.clip, root), name_on_disk(row.image, root)
+        if own != (row.clip, row.image):
+            row = replace(row, clip=own[0], image=own[1])
+        if row.image != named:  # the rows of an image mostly follow each other
+            named, image = row.image, os.path.normpath(os.path.join(folder, row.image))
+        clip = os.path.normpath(os.path.join(folder, row.clip))
         earlier = clips.setdefault(clip, number)
         if earlier != number:
             raise ManifestError(f"rows {earlier} and {number}: the same clip {row.clip!r}; remove one of them")
         first, split = images.setdefault(image, (number, row.split))
         if split != row.split:
             raise _leak(f"image {row.image!r}", (first, split), (number, row.split))
-        first, split, known, named = ids.setdefault(row.image_id, (number, row.split, image, row.image))
+        first, split, known, other = ids.setdefault(row.image_id, (number, row.split, image, row.image))
         if known != image:
             if split != row.split:
                 raise _leak(f"image id {row.image_id!r}", (first, split), (number, row.split))
-            both = f"{named!r} and {row.image!r}"
+            both = f"{other!r} and {row.image!r}"
             raise ManifestError(
                 f"rows {first} and {number}: image id {row.image_id!r} has two images, {both}; change one"
             )
@@ -250,7 +244,14 @@ def _checked(rows: Iterable[Row], root: Path, clips: Any, ids: Any, images: Any)
         raise ManifestError("no rows; a manifest has at least one")
 
 
-def _check_values(row: Row, columns: Set[str], number: int) -> None:
+def _check_names(extra: Mapping[str, Any]) -> Set[str]:
+    for name in extra:
+        if not isinstance(name, str) or not name or name in KNOWN:
+            raise ManifestError(f"row 1: {name!r} cannot be the name of an extra column; rename it")
+    return extra.keys()
+
+
+def _check_values(row: Row, columns: Set[str], doubtful: Iterable[str], number: int) -> None:
     for name in KNOWN:
         value = getattr(row, name)
         if name in REQUIRED and (value is None or value == ""):
@@ -259,10 +260,8 @@ def _check_values(row: Row, columns: Set[str], number: int) -> None:
             check_text(value, name, number)
     if row.extra.keys() != columns:
         raise _different_columns(row.extra.keys(), columns, number)
-    for name, value in row.extra.items():
-        if not isinstance(name, str) or not name or name in KNOWN:
-            raise ManifestError(f"row {number}: {name!r} cannot be the name of an extra column; rename it")
-        check_json(value, name, number)
+    for name in doubtful:
+        check_json(row.extra[name], name, number)
 
 
 def _check_columns(columns: Iterable[str]) -> None:
@@ -279,8 +278,8 @@ def _check_columns(columns: Iterable[str]) -> None:
 
 def _different_columns(columns: Iterable[str], first: Iterable[str], number: int) -> ManifestError:
     added, absent = [name for name in columns if name not in first], [name for name in first if name not in columns]
-    parts = [f"does not have {', '.join(map(repr, absent))}"] * bool(absent)
-    parts += [f"adds {', '.join(map(repr, added))}"] * bool(added)
+    pairs = (("does not have", absent), ("adds", added))
+    parts = [f"{what} {', '.join(map(repr, names))}" for what, names in pairs if names]
     hint = did_you_mean(added[0], absent) if added else ""
     return ManifestError(f"row {number} {' and '.join(parts)}{hint}; give every row the columns of row 1")
 
@@ -297,27 +296,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _relocation(old: Path, new: Path) -> Callable[[str], str]:
-    """A function that rewrites paths relative to one folder to be relative to another."""
-    before, after = os.path.abspath(old), os.path.abspath(new)
-
-    def moved(path: str) -> str:
-        if before == after or os.path.isabs(path):
-            return path
-        try:
-            return os.path.relpath(os.path.join(before, path), after).replace(os.sep, "/")
-        except ValueError:  # another drive
-            return os.path.join(before, path)
-
-    return moved
+def _moved(path: str, before: str, after: str) -> str:
+    """A path that is relative to one folder, relative to another."""
+    if os.path.isabs(path):
+        return path
+    try:
+        return os.path.relpath(os.path.join(before, path), after).replace(os.sep, "/")
+    except ValueError:  # another drive
+        return os.path.join(before, path)
 
 
-def _row(record: Mapping[str, Any]) -> Row:
-    known = {name: record[name] for name in KNOWN if name in record}
-    return Row(**known, extra={name: value for name, value in record.items() if name not in KNOWN})
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[_Unchecked]:
     first: Set[str] | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -331,31 +320,41 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 raise ManifestError(f"row {number}: {type(record).__name__}, not an object ({{…}}); fix or delete it")
             if first is None:
                 _check_columns(record)
-                first = record.keys()
+                first = dict.fromkeys(record).keys()
             elif record.keys() != first:
                 raise _different_columns(record, first, number)
-            yield _row(record)
+            known = {name: record.pop(name) for name in KNOWN if name in record}
+            row = Row(**known, extra=record)
+            try:
+                _encode(row.extra).encode()
+                yield row, ()
+            except ValueError:  # a number that is not finite, or text that is not valid Unicode
+                yield row, row.extra
 
 
 def _write_jsonl(table: dict[str, list[Any]], file: Any) -> None:
-    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
     for values in zip(*table.values(), strict=True):
-        file.write(encode(dict(zip(table, values, strict=True))).encode() + b"\n")
+        file.write(_encode(dict(zip(table, values, strict=True))).encode() + b"\n")
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[_Unchecked]:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         _check_columns(schema.names)
         as_json = [field.name for field in schema if (field.metadata or {}).items() >= _AS_JSON.items()]
         for batch in file.iter_batches():
             table, columns = pa.Table.from_batches([batch]), dict[str, list[Any]]()
+            doubtful = []
             for name, arrow in zip(table.column_names, table.columns, strict=True):
                 columns[name] = arrow_values(arrow, f"column {name!r}")
                 if name in as_json:
                     columns[name] = [None if value is None else json.loads(value) for value in columns[name]]
-            for values in zip(*columns.values(), strict=True):
-                yield _row(dict(zip(columns, values, strict=True)))
+                if name not in KNOWN and (name in as_json or not holds_json(arrow)):
+                    doubtful.append(name)
+            known: Iterable[Any] = zip(*(columns.pop(name, [None] * len(batch)) for name in KNOWN), strict=True)
+            extra = zip(*columns.values(), strict=True) if columns else [()] * len(batch)
+            for values, further in zip(known, extra, strict=True):
+                yield Row(*values, dict(zip(columns, further, strict=True))), doubtful
 
 
 def _write_parquet(table: dict[str, list[Any]], file: Any) -> None:

@@ -6,6 +6,7 @@ What does not fit is an error that names its line or row. What is guessed or dro
 import csv
 import datetime
 import decimal
+import gc
 import json
 import math
 import os
@@ -71,10 +72,9 @@ def role_of(title: str) -> str | None:
 
 
 def split_name(name: str) -> str:
-    """The split of a manifest for that of a corpus: train for training; val for dev, valid and validation; test.
+    """The split of a manifest for that of a corpus: train, val (dev, validation, …), test; any other name stays.
 
-    A final ``seen`` or ``unseen`` is kept (``val_seen``), because scores on the two are reported apart. So is any other
-    name.
+    A final ``seen`` or ``unseen`` is kept (``val_seen``), because scores on the two are reported apart.
     """
     word = name.strip().casefold()
     seen = _SEEN.match(word)
@@ -84,7 +84,7 @@ def split_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose header has been read, so that it is known what it is of. :meth:`rows` reads the rest."""
+    """A table whose header has been read. :meth:`rows` reads the rest."""
 
     path: Path  # the file
     titles: tuple[str, ...]  # of its columns, in order
@@ -93,9 +93,8 @@ class Table:
     _rows: Iterable[tuple[int, Sequence[Any]]]
 
     def rows(self) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Number (from 1; of a text file the line where it starts) and values of each row that is not blank; only once.
-
-        Values are those of JSON; None for an empty cell.
+        """Number (from 1; of a text file the line where it starts) and JSON values of each row that is not blank; only
+        once.
 
         Raises:
             ManifestError: two columns have one title; a row, or a column that fills a role, cannot be read; a row has
@@ -117,32 +116,23 @@ class Table:
 
     def columns(self) -> tuple[dict[str, int], list[str]]:
         """The position of the column of each role, and notes on columns that could fill a role too."""
-        found: dict[str, list[int]] = {}
+        found: dict[str, list[tuple[int, int]]] = {}
         for position, title in enumerate(self.titles):
             if role := role_of(title):
-                found.setdefault(role, []).append(position)
-        chosen, notes = {}, []
-        for role, positions in found.items():
-            first, *others = sorted(positions, key=lambda position: _rank(role, self.titles[position]))
-            chosen[role] = first
-            if others:
-                also = ", ".join(repr(self.titles[position]) for position in others)
-                notes.append(f"{self.path}: {role} is the column {self.titles[first]!r}, not {also}")
-        return chosen, notes
-
-
-def _rank(role: str, title: str) -> int:
-    word = normal_title(title)
-    return COLUMNS[role].index(word) if word in COLUMNS[role] else len(COLUMNS[role])
+                word, known = normal_title(title), COLUMNS[role]
+                rank = known.index(word) if word in known else len(known)
+                found.setdefault(role, []).append((rank, position))
+        notes = []
+        for role, ranked in found.items():
+            first, *others = (repr(self.titles[position]) for _, position in sorted(ranked))
+            notes += [f"{self.path}: {role} is the column {first}, not {', '.join(others)}"] if others else []
+        return {role: min(ranked)[1] for role, ranked in found.items()}, notes
 
 
 def open_table(path: str | os.PathLike[str], without: Callable[[pa.DataType], bool] | None = None) -> Table:
     """A table by its suffix: Parquet, JSON lines (``.jsonl``, ``.ndjson``), else delimited text.
 
-    Columns of Parquet for whose type ``without`` is true are not read.
-
-    Raises:
-        ManifestError: it cannot be read.
+    Columns of Parquet for whose type ``without`` is true are not read. Raises ManifestError if it cannot be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -163,12 +153,9 @@ def read_text(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def text_encoding(path: Path) -> tuple[str, tuple[str, ...]]:
-    """The encoding of a text file, and a note if it was guessed.
+    """The encoding of a text file, and a note if it was guessed: UTF-8, UTF-16 with or without a mark, Windows-1252.
 
-    UTF-8, UTF-16 with a byte order mark (as Excel writes it) or without, else Windows-1252.
-
-    Raises:
-        ManifestError: it cannot be read, or is none of these.
+    Raises ManifestError if it cannot be read, or is none of these.
     """
     try:
         with path.open("rb") as file:
@@ -196,11 +183,8 @@ def _open_delimited(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:
         separator = _SEPARATOR_LINE.match(file.read(_SEPARATOR_LENGTH))
     named = separator[1].replace("\\t", "\t") if separator else ""
     headers = {mark: _header(path, encoding, mark, bool(separator)) for mark in (named or _DELIMITERS)}
-
-    def fit(mark: str) -> tuple[int, int]:
-        return sum(role_of(title) is not None for title in headers[mark]), len(headers[mark])
-
-    delimiter = max(headers, key=fit)
+    known = {mark: sum(role_of(title) is not None for title in titles) for mark, titles in headers.items()}
+    delimiter = max(headers, key=lambda mark: (known[mark], len(headers[mark])))
     titles = headers[delimiter]
     rows = _delimited_rows(path, encoding, delimiter, bool(separator), len(titles))
     return Table(path, tuple(titles), "line", notes, rows)
@@ -263,15 +247,15 @@ def _open_json_lines(path: Path, encoding: str, notes: tuple[str, ...]) -> Table
 def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding=encoding) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise TypeError(f"{type(record).__name__}, not an object")
-            except (ValueError, TypeError, RecursionError) as why:
-                raise ManifestError(f"{path}: line {number}: not an object of JSON ({why}); fix or delete it") from None
-            yield number, record
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise TypeError(f"{type(record).__name__}, not an object")
+                except (ValueError, TypeError, RecursionError) as why:
+                    fix = "fix or delete it"
+                    raise ManifestError(f"{path}: line {number}: not an object of JSON ({why}); {fix}") from None
+                yield number, record
 
 
 def _open_parquet(path: Path, without: Callable[[pa.DataType], bool] | None) -> Table:
@@ -311,61 +295,86 @@ def _open_parquet(path: Path, without: Callable[[pa.DataType], bool] | None) -> 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of a plain type: categories and run ends decoded, views and extensions as what they store."""
-    kind = column.type
+    kind, types = column.type, pa.types
     if isinstance(kind, pa.BaseExtensionType):
         chunks = [getattr(chunk, "storage", chunk) for chunk in column.chunks]
         return plain_column(pa.chunked_array(chunks, kind.storage_type))
-    if pa.types.is_dictionary(kind):
+    if types.is_dictionary(kind):
         return plain_column(column.cast(kind.value_type))
-    if pa.types.is_run_end_encoded(kind):
+    if types.is_run_end_encoded(kind):
         return plain_column(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], kind.value_type))
-    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+    if types.is_string_view(kind) or types.is_large_string(kind):
         return column.cast(pa.large_string())
-    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
-        return column.cast(pa.large_binary())
-    return column
+    is_large = types.is_binary_view(kind) or types.is_large_binary(kind)
+    return column.cast(pa.large_binary()) if is_large else column
 
 
 def arrow_values(column: pa.ChunkedArray, place: str) -> list[Any]:
     """The values of an Arrow column as those of JSON: dates and times in ISO 8601, decimals and UUIDs as text.
 
-    Raises:
-        ManifestError: JSON has no such values (bytes, for example); the message starts with ``place`` and has the type.
+    Raises ManifestError, with ``place`` and the type, where JSON has no such values (bytes, for example).
     """
     try:
+        if holds_json(column):
+            return _values(column)
         column = plain_column(column)
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's times have microseconds
             column = column.cast(pa.timestamp("us", column.type.tz))
-        return [plain_value(value) for value in column.to_pylist()]
+        return [plain_value(value) for value in _values(column)]
     except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
         what = f"{place} is of the type {column.type!s:.60}"
         raise ManifestError(f"{what}, which is not read ({reason(error):.80})") from None
 
 
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """``to_pylist``, without the garbage collector: it would look through millions of new objects again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def holds_json(column: pa.ChunkedArray) -> bool:
+    """Whether Arrow's Python values of a column are those of JSON already, by its type and its numbers."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return all(map(holds_json, column.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return holds_json(pc.list_flatten(column))
+    if pa.types.is_float32(kind) or pa.types.is_float64(kind):
+        return pc.all(pc.is_finite(column)).as_py() is not False
+    plain = pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
+    return bool(plain or pa.types.is_null(kind))
+
+
 def plain_value(value: Any) -> Any:
     """A value as JSON has it; NaN, which Pandas writes for a missing number, becomes None."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, decimal.Decimal | uuid.UUID):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [plain_value(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain_value(item) for key, item in value.items()}
+    match value:
+        case None | str() | bool() | int():
+            return value
+        case float():
+            return None if math.isnan(value) else value
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta():
+            return value.total_seconds()
+        case decimal.Decimal() | uuid.UUID():
+            return str(value)
+        case list() | tuple():
+            return [plain_value(item) for item in value]
+        case dict():
+            return {str(key): plain_value(item) for key, item in value.items()}
     raise TypeError(f"{type(value).__name__} is not a value of JSON")
 
 
 def word(value: Any, place: str, title: str) -> str | None:
     """A value of a text column: numbers and booleans as JSON writes them, 3.0 as "3"; None if it is empty.
 
-    Raises:
-        ManifestError: it is a list or an object; the message has ``place`` and the column's title.
+    Raises ManifestError, with ``place`` and the column's title, for a list or an object.
     """
     if value is None or isinstance(value, str):
         return (value or "").strip() or None

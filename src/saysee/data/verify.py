@@ -38,7 +38,6 @@ class Problem:
 
 
 _File = tuple[int, Kind, str]  # row, column and path of a file to open
-
 _Opened = Problem | float  # what is wrong with a file; or the length of a clip in seconds, 0 for an image
 
 
@@ -49,16 +48,14 @@ def verify(
     workers: int | None = None,
     to: str | os.PathLike[str] | None = None,
 ) -> list[Problem]:
-    """Decode every clip and every image completely, each image once.
+    """Decode every clip and every image completely, each image once; the problems are in order of the rows.
 
     Args:
         manifest: of the files.
         max_seconds: limit of a clip; one shorter than a frame (25 ms) is a problem too.
         workers: number of processes; by default one per core. Small manifests are read in this process.
-        to: a manifest to write, of the rows whose files can be used, with the length of each clip in the column
-            ``seconds``, so that training need not read the header of every clip.
-
-    Returns the problems in order of the rows.
+        to: a manifest to write of the rows that can be used, with the length of each clip in the column ``seconds``, so
+            that training need not read the header of every clip.
 
     Raises:
         ConfigError: ``max_seconds`` is not above 0, or ``workers`` less than 1.
@@ -75,12 +72,9 @@ def verify(
     problems = [found for found in opened if isinstance(found, Problem)]
     if to is not None:
         bad = bad_rows(manifest, problems)
-        lengths = [found for found, (_, column, _) in zip(opened, files, strict=True) if column == "clip"]
-        rows = zip(range(1, len(manifest) + 1), manifest, lengths, strict=True)
-        good = [
-            replace(row, extra={**row.extra, "seconds": length}) for number, row, length in rows if number not in bad
-        ]
-        Manifest(good, manifest.root).write(to)
+        lengths = (found for found, (_, column, _) in zip(opened, files, strict=True) if column == "clip")
+        rows = enumerate((replace(row, extra={**row.extra, "seconds": next(lengths)}) for row in manifest), 1)
+        Manifest((row for number, row in rows if number not in bad), manifest.root).write(to)
     return problems
 
 
@@ -97,9 +91,8 @@ def bad_rows(manifest: Manifest, problems: Sequence[Problem]) -> set[int]:
 def problems_table(problems: Sequence[Problem]) -> Table:
     """The problems as a table for the terminal."""
     table = Table("row", "column", "kind", "what")
-    for problem in problems:
-        message = Text(problem.message)  # not markup: a name may contain [brackets]
-        table.add_row(str(problem.row), problem.column, problem.kind, message)
+    for each in problems:  # Text, not markup: a name may contain [brackets]
+        table.add_row(str(each.row), each.column, each.kind, Text(each.message))
     return table
 
 

@@ -81,8 +81,7 @@ class Comparison:
     def lines(self) -> list[dict[str, Any]]:
         """The rows as plain values, a line for each corpus, row and group of queries; differences to the first row.
 
-        Raises:
-            SaySeeError: systems were scored on other queries.
+        Raises SaySeeError if systems were scored on other queries.
         """
         return [line for corpus in range(len(self.corpora)) for line in self._lines(corpus)]
 
@@ -92,9 +91,8 @@ class Comparison:
         tables = [self._table(f"Retrieval on {splits}, percent", _MAIN, self.lines, self._notes())]
         if lines := [line for line in self.lines if line.get("texts")]:
             notes = ["each text once in the gallery; text to speech: right is any clip of the text"]
-            without = sum(
-                result.speech_text.clips_without_text for result in self.systems[0].results if result.speech_text
-            )
+            texts = [result.speech_text for result in self.systems[0].results]
+            without = sum(each.clips_without_text for each in texts if each)
             notes += [f"{without:,} clips without text skipped"] if without else []
             tables.append(self._table(f"Speech and text on {splits}, percent", _TEXT, lines, notes))
         if self.mteb:
@@ -106,9 +104,8 @@ class Comparison:
         return tables
 
     def to_dict(self, manifests: Sequence[str]) -> dict[str, Any]:
-        """Plain JSON values: of one model as before there were several, else ``models`` and the ``rows`` of the table.
-
-        ``manifests`` has the path of each corpus.
+        """Plain JSON values, of corpora with these paths: of one model its own, else ``models`` and the ``rows`` of the
+        table.
         """
         models = []
         for system in self.systems:
@@ -154,12 +151,11 @@ class Comparison:
         shown = [column for column in columns if any(line.get(column[1]) is not None for line in lines)]
         if any("seeds" in line for line in lines):
             shown = [("seeds", "seeds", 0), *shown]
-        rows = [
-            [str(line[name]) for name in labels] + [_cell(line, key, decimals) for _, key, decimals in shown]
-            for line in lines
-        ]
-        sections = [n for n in range(1, len(lines)) if lines[n]["corpus"] != lines[n - 1]["corpus"]]
-        sections += [n for n in range(1, len(lines)) if lines[n - 1]["queries"] == _ALL != lines[n]["queries"]]
+        rows, sections = list[list[str]](), list[int]()
+        for above, line in zip([lines[0], *lines], lines, strict=False):
+            if above["corpus"] != line["corpus"] or above["queries"] == _ALL != line["queries"]:
+                sections.append(len(rows))
+            rows.append([str(line[name]) for name in labels] + [_cell(line, key, n) for _, key, n in shown])
         return Table(title, [*labels, *(heading for heading, _, _ in shown)], rows, len(labels), notes, sections)
 
     def _notes(self) -> list[str]:
@@ -171,9 +167,8 @@ class Comparison:
                 notes.append(f"chance mean R@1: {result.overall.chance_mean_recall_at_1:.2f}")
             if result.twin_accuracy is not None:
                 notes.append(f"hard twins: of {result.twin_accuracy.clips:,} clips, chance 50")
-            if words := next(
-                (each.results[0].word_errors for each in self.systems if each.results[0].word_errors), None
-            ):
+            errors = [each.results[0].word_errors for each in self.systems]
+            for words in list(filter(None, errors))[:1]:
                 notes.append(f"word error rate: {words.words:,} words in {words.clips:,} clips")
         else:
             notes.append("each corpus against its own gallery")

@@ -1,9 +1,8 @@
 """Localization: which part of the image the model attends to while a word is spoken.
 
 A map is [F, P]: for each frame of speech the weight of each place of the image; a row sums to 1. Places are counted row
-by row from the top left on a square grid; those of a fusion encoder are patches, without the class token.
-
-Boxes of objects are (left, top, right, bottom) as shares of the sides of the image.
+by row from the top left on a square grid, without a class token. Boxes of objects are (left, top, right, bottom) as
+shares of the sides of the image.
 
 Shapes: F frames, P places, W words.
 """
@@ -150,18 +149,17 @@ def word_scores(
     frame_seconds: float,
     box: Sequence[float] = WHOLE,
 ) -> list[WordScore]:
-    """Compares a map with the boxes of the objects that each word names.
+    """The map [F, P] of a clip against the boxes of the objects that each word names, a score for each such word, in
+    order.
+
+    The boxes of a word that names several are joined; a word whose boxes have no area inside the grid is skipped.
 
     Args:
-        attention: [F, P] map of one clip over its image.
+        attention: the map.
         words: as in ``word_maps``, each with ``objects`` too, the indices of the objects that it names.
         objects: of the image, each with ``box``.
         frame_seconds: as in ``word_maps``.
         box: position of the grid on the image, as of ``Regions``.
-
-    Returns:
-        One score for each word that names an object, in order. The boxes of a word that names several are joined. A
-        word whose boxes have no area inside the grid is skipped.
 
     Raises:
         ValueError: the map is not [F, P] with rows that sum to 1 and a square number of places; a box or a time is
@@ -188,27 +186,15 @@ def word_scores(
         of_word = weights[_frames_of(word, len(weights), frame_seconds)].mean(axis=0)
         highest = of_word >= of_word.max() * (1 - 1e-9)
         lit = of_word >= (of_word.min() + of_word.max()) / 2
-        shared = float(share[lit].sum())
-        scores.append(
-            WordScore(
-                pointing=float(inside.ravel()[highest].mean()),
-                pointing_chance=float(inside.mean()),
-                mass=float(of_word @ share),
-                iou=shared / float(lit.sum() + share.sum() - shared),
-                area=float(share.mean()),
-            )
-        )
+        shared = share[lit].sum()
+        iou = shared / (lit.sum() + share.sum() - shared)
+        values = inside.ravel()[highest].mean(), inside.mean(), of_word @ share, iou, share.mean()
+        scores.append(WordScore(*map(float, values)))
     return scores
 
 
 def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
-    """The means of ``word_scores`` over the words of many clips; None if no word names an object.
-
-    Args:
-        maps: [F, P] map of each clip, without padding frames.
-        rows: of a manifest with the columns ``words`` and ``objects`` of the scenes corpus.
-        frame_seconds: as in ``word_maps``.
-    """
+    """The means of ``word_scores`` over the words of clips with maps [F, P]; None if no word names an object."""
     found: list[WordScore] = []
     for attention, row in zip(maps, rows, strict=True):
         found += word_scores(attention, row.extra["words"], row.extra["objects"], frame_seconds)
@@ -227,16 +213,12 @@ def _within(box: Sequence[float], grid: Sequence[float]) -> Sequence[float]:
 
 
 def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seconds: float) -> Floats:
-    """[W, P] mean weights during each word; each row sums to 1.
+    """[W, P] mean weights of a map [F, P] during each word; each row sums to 1.
 
-    Args:
-        attention: [F, P] map.
-        words: each with ``start`` and ``end`` in seconds. The frames of a word are those whose middle is in it; if
-            there is none, the frame nearest to the middle of the word.
-        frame_seconds: duration of a frame, ``SpeechEncoder.frame_seconds``.
+    The frames of a word, which has ``start`` and ``end`` in seconds, are those of ``frame_seconds`` whose middle is in
+    it; if there is none, the frame nearest to the middle of the word.
 
-    Raises:
-        ValueError: the map is not [F, P] with rows that sum to 1, or a word ends before it starts.
+    Raises ValueError if the map is not [F, P] with rows that sum to 1, or a word ends before it starts.
     """
     weights = _checked_map(attention)
     maps = [weights[_frames_of(word, len(weights), frame_seconds)].mean(axis=0) for word in words]
@@ -244,14 +226,10 @@ def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seco
 
 
 def patch_grid(boxes: Sequence[Sequence[float]], grid: int) -> Floats:
-    """[grid * grid] share of the area of each patch that is in at least one box, from 0 to 1.
+    """[grid * grid] share of the area of each patch that is in at least one box, from 0 to 1; boxes are clipped to the
+    image.
 
-    Args:
-        boxes: (left, top, right, bottom) as shares of the sides of the image; clipped to the image.
-        grid: patches a side.
-
-    Raises:
-        ValueError: ``grid`` is below 1, or a box is not four finite numbers with left <= right and top <= bottom.
+    Raises ValueError if ``grid`` is below 1, or a box is not four finite numbers with left <= right and top <= bottom.
     """
     if grid < 1:
         raise ValueError(f"grid is {grid}; it must be at least 1")
@@ -261,7 +239,7 @@ def patch_grid(boxes: Sequence[Sequence[float]], grid: int) -> Floats:
     if (corners[:, :2] > corners[:, 2:]).any():
         raise ValueError(f"a box has left <= right and top <= bottom, not {list(boxes)}")
     corners = corners.clip(0, 1) * grid
-    lines = np.arange(grid + 1, dtype=np.float64)
+    lines = np.arange(grid + 1.0)
     # Cut the image along the edges of all patches and boxes: each cell is in one patch, and either in a box or not.
     x_edges = np.unique(np.concatenate([lines, corners[:, 0], corners[:, 2]]))
     y_edges = np.unique(np.concatenate([lines, corners[:, 1], corners[:, 3]]))

@@ -61,21 +61,16 @@ class TwinAccuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "accuracy": self.accuracy,
-            "interval": self.interval and list(self.interval),
-            "clips": self.clips,
-            "chance": 50.0,
-            "twin_is_nearest_picture": self.nearest,
-        }
+        found = {"accuracy": self.accuracy, "interval": self.interval and list(self.interval), "clips": self.clips}
+        return {**found, "chance": 50.0, "twin_is_nearest_picture": self.nearest}
 
 
 @dataclass(frozen=True)
 class SpeechText:
     """Retrieval between speech and text, by the protocol of speech and images with texts in the place of images.
 
-    Each text is in the gallery once: texts that differ in case and punctuation alone are one. Clips without a text are
-    neither queries nor in the gallery.
+    Texts that differ in case and punctuation alone are one. Clips without a text are neither queries nor in the
+    gallery.
     """
 
     # measures in percent, named as in ``RetrievalMeasures``: the right answer is the clip's own text
@@ -129,10 +124,7 @@ class EvaluationResult:
         return {
             "split": self.split,
             "overall": self.overall.to_dict(),
-            "by": {
-                column: {value: measures.to_dict() for value, measures in values.items()}
-                for column, values in self.groups.items()
-            },
+            "by": {column: {value: each.to_dict() for value, each in of.items()} for column, of in self.groups.items()},
             "mteb": mteb_measures(self.overall),
             "twin_accuracy": self.twin_accuracy and self.twin_accuracy.to_dict(),
             "speech_text": self.speech_text and dict(vars(self.speech_text)),
@@ -292,6 +284,5 @@ def _speech_text(
     own = [place[normalized[number]] for number in known]
     found = retrieval_measures(retrieval_ranks(speech[known], vectors, own), resamples=0)
     assert found.image_to_speech is not None  # each text has a clip
-    return SpeechText(
-        found.speech_to_image, found.image_to_speech, len(known), len(first), len(normalized) - len(known)
-    )
+    without = len(normalized) - len(known)
+    return SpeechText(found.speech_to_image, found.image_to_speech, len(known), len(first), without)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -126,14 +126,14 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Ranks every clip against every image, and every image against every clip.
 
-    The score is the cosine in float64, computed in tiles of ``chunk`` × ``chunk``: memory does not grow with the
-    product of N and M.
+    The score is the cosine in float64, computed in tiles of ``chunk`` × ``chunk``: memory does not grow with N times M,
+    and the ranks do not depend on the chunk.
 
     Args:
         speech: [N, D] clip vectors of any length; they are normalized here, and a zero vector stays zero.
         images: [M, D] image vectors, each image once.
         image_of_clip: [N] index into ``images`` of each clip's image.
-        chunk: rows and columns of a tile. It changes speed and memory, not the ranks.
+        chunk: rows and columns of a tile.
 
     Raises:
         SaySeeError: no clip or no image, widths that differ, an index out of range, or a vector that is not finite.
@@ -144,8 +144,8 @@ def retrieval_ranks(
     if chunk < 1:
         raise SaySeeError(f"chunk is {chunk}; it must be at least 1")
     image_of_clip = image_of_clip.astype(np.int64)
-    _check_finite(images, "image", chunk)
-    _check_finite(speech, "speech", chunk)
+    for name, vectors in (("image", images), ("speech", speech)):
+        _check_finite(vectors, name, chunk)
 
     # A wrong answer precedes clip n or its image, in either direction, if it scores at least threshold[n].
     threshold = np.empty(len(speech))
@@ -175,10 +175,9 @@ def retrieval_ranks(
 def retrieval_measures(
     ranks: RetrievalRanks, *, clips: Mask | None = None, resamples: int = 1000, seed: int = 0
 ) -> RetrievalMeasures:
-    """All measures of the queries of ``clips``, with 95 % intervals.
+    """All measures of the queries of ``clips``, with 95 % intervals: those of the percentile bootstrap over images.
 
-    The intervals are those of the percentile bootstrap over images: images are drawn with replacement, each with all
-    its chosen clips. The gallery stays the same, and so do the ranks.
+    Images are drawn with replacement, each with all its chosen clips. The gallery stays the same, and so do the ranks.
 
     Args:
         ranks: from ``retrieval_ranks``.
@@ -223,21 +222,13 @@ def retrieval_measures(
 def group_measures(
     ranks: RetrievalRanks, labels: Sequence[Any], *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, RetrievalMeasures]:
-    """The measures of each group of clips against the full gallery.
+    """The measures of each group of clips against the full gallery, by label as text, sorted.
 
     Image queries are the images whose clips are all in the group; if there is none (by speaker, say, when each image
-    has several), ``image_to_speech`` and the mean are None.
+    has several), ``image_to_speech`` and the mean are None. ``labels`` has the group [N] of each clip; None is
+    ``NO_LABEL``.
 
-    Args:
-        ranks: from ``retrieval_ranks``.
-        labels: [N] the group of each clip; None is the group ``NO_LABEL``.
-        resamples, seed: as in ``retrieval_measures``.
-
-    Returns:
-        Measures by label as text, sorted by label.
-
-    Raises:
-        SaySeeError: there is not one label a clip.
+    Raises SaySeeError if there is not one label a clip.
     """
     if len(labels) != ranks.gallery_clips:
         raise SaySeeError(f"{len(labels)} labels for {ranks.gallery_clips} clips: each clip needs one")
@@ -275,13 +266,12 @@ _NAMES = (*(f"R@{k}" for k in CUTOFFS), f"nDCG@{NDCG_CUTOFF}", *(f"shared_recall
 """Columns of the values of queries; the median rank follows from the ranks."""
 
 
-@dataclass(frozen=True)
-class _Queries:
-    """The queries of one direction: the image [Q] of each, its values [Q, K] of all measures but the last, its rank."""
+class _Queries(NamedTuple):
+    """The queries of one direction."""
 
-    image: Integers
-    values: Floats
-    rank: Integers
+    image: Integers  # [Q]
+    values: Floats  # [Q, K] of all measures but the last
+    rank: Integers  # [Q]
 
     def only(self, chosen: Mask) -> _Queries:
         return _Queries(self.image[chosen], self.values[chosen], self.rank[chosen])

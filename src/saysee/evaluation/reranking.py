@@ -86,15 +86,10 @@ def evaluate_reranked(
 
 
 def rerank(ranks: RetrievalRanks, speech: Vectors, images: Vectors, first: int, logits_of: LogitsOf) -> RetrievalRanks:
-    """The ranks with the ``first`` results of each query ordered by ``reranked_score``.
+    """The ranks by cosine of speech [N, D] and images [M, D], with the ``first`` results ordered by ``reranked_score``.
 
-    Args:
-        ranks: by cosine.
-        speech: [N, D] vectors.
-        images: [M, D] vectors.
-        first: number of results.
-        logits_of: called once, with every pair that some query needs. A query without a right answer among its first
-            results needs none, as its ranks stay.
+    ``logits_of`` is called once, with every pair that some query needs. A query without a right answer among its first
+    results needs none, as its ranks stay.
     """
     speech, images = unit_vectors(speech), unit_vectors(images)
     own, queries, count = ranks.image_of_clip, ranks.query_images, ranks.gallery_images
@@ -146,13 +141,10 @@ def _order(scores: Floats, right: Mask) -> Integers:
 
 
 class _Judge:
-    """Computes logits of pairs of clips and images of some rows.
+    """Computes logits of pairs of clips and images of some rows, in ``seconds`` of the fusion encoder for all
+    ``pairs``.
 
     The tokens of all images are in memory, in 16 bits as in a cache; those of a clip only while its pairs are computed.
-
-    Attributes:
-        pairs: number of pairs computed.
-        seconds: spent in the fusion encoder.
     """
 
     def __init__(self, encoder: Encoder, rows: Manifest, progress: bool) -> None:

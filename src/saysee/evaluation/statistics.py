@@ -6,6 +6,7 @@ Shapes: N clips, Q queries, K measures, R resamples.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,18 +25,9 @@ _MAX_ELEMENTS = 4_000_000  # numbers that the bootstrap holds at once: 32 MB in 
 def image_interval(
     values: npt.ArrayLike, image: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval over images of the mean of one value a clip.
+    """95 % bootstrap interval over images of the mean of ``values`` [N], one a clip, whose images are ``image`` [N].
 
-    Images are drawn with replacement, each with all its clips.
-
-    Args:
-        values: [N] one value a clip.
-        image: [N] index of each clip's image.
-        resamples: number of resamples, at least ``MIN_RESAMPLES``.
-        seed: of the draws.
-
-    Raises:
-        SaySeeError: too few resamples.
+    Images are drawn with replacement, each with all its clips. Raises SaySeeError for less than ``MIN_RESAMPLES``.
     """
     images, image = np.unique(np.asarray(image), return_inverse=True)
     column = np.asarray(values, dtype=np.float64)[:, None]
@@ -47,8 +39,7 @@ def image_interval(
 def draws(n_images: int, n_clips: int, resamples: int, seed: int) -> Iterator[Counts]:
     """How often each image is drawn in each resample: arrays [up to R, n_images], as many rows as memory allows.
 
-    Raises:
-        SaySeeError: too few resamples.
+    Raises SaySeeError for too few resamples.
     """
     if resamples < MIN_RESAMPLES:
         raise SaySeeError(f"resamples is {resamples}; an interval needs at least {MIN_RESAMPLES}")
@@ -118,22 +109,17 @@ class Estimate:
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and 95 % t-interval of one value a seed: mean ± t · s / √n with n - 1 degrees of freedom; None of none."""
-    count = len(values)
-    if count == 0:
-        return None
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Estimate(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = t_quantile(count - 1) * deviation / math.sqrt(count)
+    if len(values) < 2:
+        return Estimate(float(values[0]), None, 1) if values else None
+    mean, count = fmean(values), len(values)
+    half = t_quantile(count - 1) * stdev(values) / math.sqrt(count)
     return Estimate(mean, (mean - half, mean + half), count)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
     """Estimate of the difference to a baseline over the seeds that both have.
 
-    A seed gives both the same start and the same data, so its effect cancels in the difference, and the interval is
-    narrower than those of the values suggest.
+    A seed gives both the same start and the same data, so its effect cancels in the difference.
     """
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 

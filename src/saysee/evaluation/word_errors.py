@@ -29,29 +29,25 @@ class WordErrors:
 
 
 def count_word_errors(pairs: Iterable[tuple[str | None, str]]) -> WordErrors | None:
-    """Counts the word errors of pairs (reference, hypothesis).
-
-    Pairs whose reference is None or has no word are skipped; None if no pair is left.
-    """
+    """Counts the word errors of pairs (reference, hypothesis); None if no reference has a word."""
     import jiwer
 
     normalized = [(normalize_text(reference or ""), normalize_text(hypothesis)) for reference, hypothesis in pairs]
     normalized = [pair for pair in normalized if pair[0]]
     if not normalized:
         return None
-    references, hypotheses = ([pair[side] for pair in normalized] for side in (0, 1))
-    found = jiwer.process_words(references, hypotheses)
+    references, hypotheses = zip(*normalized, strict=True)
+    found = jiwer.process_words(list(references), list(hypotheses))
     errors = found.substitutions + found.deletions + found.insertions
     return WordErrors(errors, found.hits + found.substitutions + found.deletions, len(normalized))
 
 
 def normalize_text(text: str) -> str:
     """The text as the module describes, with single spaces between words."""
-    characters = []
-    for character in text.lower():
-        category = unicodedata.category(character)
-        if category == "Pd":
-            characters.append(" ")
-        elif not category.startswith("P"):
-            characters.append(character)
-    return " ".join("".join(characters).split())
+    pairs = ((character, unicodedata.category(character)) for character in text.lower())
+    plain = (
+        " " if category == "Pd" else character
+        for character, category in pairs
+        if category[0] != "P" or category == "Pd"
+    )
+    return " ".join("".join(plain).split())

@@ -58,10 +58,9 @@ def load_audio(source: Source, *, max_seconds: float = MAX_SECONDS) -> NDArray[n
         [T] samples at 16 kHz, mono, float32, in −1..1.
 
     Raises:
-        MediaError: with any code but "too-large". "truncated" means that bytes which the file announces are missing, or
-            that a part of it cannot be decoded. A stream that does not count its parts (live WebM, plain AAC, WAV from
-            a pipe) may be cut between two without a sign. "not-finite" means at least one NaN or infinite sample;
-            "silent", no sample deviates from the mean by more than ``SILENCE_PEAK``.
+        MediaError: with any code but "too-large". "truncated": bytes which the file announces are missing, or a part of
+            it cannot be decoded; a stream that does not count its parts (live WebM, plain AAC, WAV from a pipe) may be
+            cut between two without a sign. "silent": no sample deviates from the mean by more than ``SILENCE_PEAK``.
     """
     with opened(source, "audio") as (file, name), _open_decoder(file, name) as stream:
         samples = _decode(stream, max_seconds, name)
@@ -100,8 +99,7 @@ def check_waveform(
 def audio_seconds(source: Source) -> float:
     """Length of an audio file in seconds, from its header; the file is decoded only if the header does not say.
 
-    Raises:
-        MediaError: the file cannot be opened or is not audio. Samples are not checked.
+    Raises MediaError if the file cannot be opened or is not audio. Samples are not checked.
     """
     with opened(source, "audio") as (file, name), _open_decoder(file, name) as stream:
         if stream.seconds is not None:
@@ -171,21 +169,15 @@ def _finish(samples: NDArray[np.float32], rate: int, name: str) -> NDArray[np.fl
         raise MediaError("empty", f"{name}: has no samples; record it again")
     low, high = float(samples.min()), float(samples.max())
     if not np.isfinite([low, high]).all():  # any NaN appears in the minimum and the maximum
-        bad = int((~np.isfinite(samples)).sum())
-        raise MediaError(
-            "not-finite", f"{name}: {bad:,} of {samples.size:,} samples are NaN or infinite; export it again"
-        )
-    if max(high, -low) > _MAX_PEAK:
-        raise MediaError(
-            "undecodable", f"{name}: float samples reach {max(high, -low):.0f}, not −1..1; divide them by 32768"
-        )
+        bad = f"{(~np.isfinite(samples)).sum():,} of {samples.size:,} samples are NaN or infinite"
+        raise MediaError("not-finite", f"{name}: {bad}; export it again")
+    if (peak := max(high, -low)) > _MAX_PEAK:
+        raise MediaError("undecodable", f"{name}: float samples reach {peak:.0f}, not −1..1; divide them by 32768")
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE)
     if samples.size < FRAME_SAMPLES:
-        milliseconds = 1000 * samples.size / SAMPLE_RATE
-        raise MediaError(
-            "too-short", f"{name}: is {milliseconds:.1f} ms long, less than one frame of 25 ms; record it again"
-        )
+        how = f"is {1000 * samples.size / SAMPLE_RATE:.1f} ms long, less than one frame of 25 ms"
+        raise MediaError("too-short", f"{name}: {how}; record it again")
     if (high - low) / 2 <= SILENCE_PEAK:
         raise MediaError("silent", f"{name}: is silent (peak at most {SILENCE_PEAK:g}); check the microphone")
     return np.ascontiguousarray(samples, np.float32)
@@ -199,9 +191,8 @@ def _check_length(seconds: float, max_seconds: float, name: str) -> None:
 
 def _check_rate(rate: int, name: str) -> None:
     if not _RATES[0] <= rate <= _RATES[1]:
-        raise MediaError(
-            "undecodable", f"{name}: a sampling rate of {rate:,} Hz is outside the range of speech; export it again"
-        )
+        how = f"a sampling rate of {rate:,} Hz is outside the range of speech"
+        raise MediaError("undecodable", f"{name}: {how}; export it again")
 
 
 def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
@@ -212,9 +203,8 @@ def _to_float(samples: NDArray[Any], name: str) -> NDArray[np.float32]:
         return np.asarray(samples / -float(np.iinfo(samples.dtype).min), np.float32)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
-    raise MediaError(
-        "undecodable", f"{name}: samples of type {samples.dtype} have no known scale; pass floats in −1..1 or int16"
-    )
+    how = f"samples of type {samples.dtype} have no known scale"
+    raise MediaError("undecodable", f"{name}: {how}; pass floats in −1..1 or int16")
 
 
 _BY_LIBSNDFILE = ("wav", "flac", "ogg", "aiff", "caf", "au", "w64", "nistsphere")

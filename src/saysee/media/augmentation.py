@@ -47,8 +47,7 @@ def varied(clean: Clip, seed: str) -> Clip:
 def vocal_tract(clean: Clip, rng: Random) -> tuple[Clip, float]:
     """Half of the clips as if from a vocal tract of another length: played up to a sixth faster or slower.
 
-    Returns:
-        The samples, and the speed: a sound at t seconds is now at t / speed.
+    Returns the samples, and the speed: a sound at t seconds is now at t / speed.
     """
     if rng.random() < 0.5:
         return clean, 1.0
@@ -58,14 +57,10 @@ def vocal_tract(clean: Clip, rng: Random) -> tuple[Clip, float]:
 
 
 def augmented(clean: Clip, rng: Random, others: Sequence[Clip] = ()) -> Clip:
-    """A clip with other formants or timbre, in a room, with noise, by telephone or codec; a fifth stay unchanged.
+    """A clip [T] at 16 kHz with other formants or timbre, in a room, with noise, by telephone or codec; a fifth stay
+    unchanged.
 
-    The length and the times of phones and words stay the same.
-
-    Args:
-        clean: [T] samples at 16 kHz.
-        rng: of all random draws.
-        others: clips that may be mixed in as babble.
+    The length and the times of phones and words stay the same. ``others`` are clips that may be mixed in as babble.
     """
     if rng.random() < 0.2:
         return clean

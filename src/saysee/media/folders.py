@@ -36,8 +36,7 @@ class Walk:
         exclude: patterns beside ``EXCLUDED``, as of the shell, compared without regard to case: with the name of a file
             or folder, or where they have a slash, with the end of its path below ``folder``.
 
-    Raises:
-        SaySeeError: it is not a folder, or cannot be read.
+    Raises SaySeeError if it is not a folder, or cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], option: str, exclude: Sequence[str] = ()) -> None:

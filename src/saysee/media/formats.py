@@ -76,10 +76,7 @@ _MPEG_KBITS = {  # by "version 1" and layer, for the indices 1 to 14
 
 
 def file_kind(file: BinaryIO) -> FileKind | None:
-    """What a file is, by its first bytes; None for anything that SaySee does not read, such as HTML or SVG.
-
-    Only the first bytes are read; the file may still be damaged.
-    """
+    """What a file is, by its first bytes; None for anything that SaySee does not read, such as HTML or SVG."""
     return _IMAGES.get(image_format(file) or "") or _AUDIO.get(audio_container(file) or "")
 
 
@@ -133,13 +130,8 @@ def audio_container(file: BinaryIO) -> str | None:
         return "aiff"
     if head[:16] == _W64:
         return "w64"
-    for first, name in (
-        (b"caff", "caf"),
-        (b".snd", "au"),
-        (b"dns.", "au"),
-        (b"NIST_1A", "nistsphere"),
-        (b"#!AMR", "amr"),
-    ):
+    starts = {b"caff": "caf", b".snd": "au", b"dns.": "au", b"NIST_1A": "nistsphere", b"#!AMR": "amr"}
+    for first, name in starts.items():
         if head.startswith(first):
             return name
     found = mpeg_start(file)

@@ -74,8 +74,8 @@ def load_image(
         an RGB image, fully loaded.
 
     Raises:
-        MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated, too-large. "truncated"
-            means that the decoder or the sizes in the file say so; any other failure is "undecodable".
+        MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated (as the decoder or the
+            sizes in the file say), too-large.
     """
     if isinstance(source, Image.Image):
         name = printable(getattr(source, "filename", "") or "image")
@@ -127,9 +127,8 @@ def _guarded(decode: Callable[[], Image.Image], name: str) -> Image.Image:
         why = reason(error)
         if isinstance(error, EOFError) or any(word in why.lower() for word in _DAMAGE):
             raise _damaged(name, why) from None
-        raise MediaError(
-            "undecodable", f"{name}: cannot be decoded ({why}); open and save it in another program"
-        ) from None
+        what = f"{name}: cannot be decoded ({why}); open and save it in another program"
+        raise MediaError("undecodable", what) from None
 
 
 def _open_and_decode(file: BinaryIO, form: str, name: str, max_pixels: int, at_least: int | None) -> Image.Image:
@@ -182,9 +181,8 @@ def _open_heic(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise MediaError(
-            "undecodable", f"{name}: has 32-bit pixels, which have no defined white; save it with 8 or 16 bits"
-        )
+        how = "has 32-bit pixels, which have no defined white"
+        raise MediaError("undecodable", f"{name}: {how}; save it with 8 or 16 bits")
     image.load()
     return _to_rgb(_upright(image))
 

@@ -22,9 +22,8 @@ _CONTAINERS_OF_VIDEO = {"matroska", "mov", "ogg"}
 def read_exif(file: BinaryIO) -> dict[str, Any]:
     """The EXIF data of an image file that people search by; bad or missing values are left out.
 
-    Returns:
-        ``taken``, the local time in ISO 8601 ("2024-06-03T14:05:09"); ``camera``, its make and model; ``lat`` and
-        ``lon``, in degrees, north and east positive.
+    ``taken`` is the local time in ISO 8601 ("2024-06-03T14:05:09"), ``camera`` its make and model; ``lat`` and ``lon``
+    are in degrees, north and east positive.
     """
     try:
         with warnings.catch_warnings():

@@ -20,8 +20,7 @@ def opened(source: Source, what: Literal["audio", "image"]) -> Iterator[tuple[Bi
 
     A file object is read into memory from its current position, and left open.
 
-    Raises:
-        MediaError: missing, broken-link, directory, unreadable, empty.
+    Raises MediaError: missing, broken-link, directory, unreadable, empty.
     """
     if isinstance(source, (str, os.PathLike)):
         name = printable(source)

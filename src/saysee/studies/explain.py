@@ -58,11 +58,9 @@ def write_explanation(
         clip: [S] samples at 16 kHz.
         words: of the clip, in order. The weights of a word are those of the moments in it, see ``word_maps``.
 
-    Returns:
-        What the reader of the file should know, such as characters that no font has.
+    Returns what the reader of the file should know, such as characters that no font has.
 
-    Raises:
-        SaySeeError: it cannot be written there; or FFmpeg has no codec for a video.
+    Raises SaySeeError if it cannot be written there, or FFmpeg has no codec for a video.
     """
     spoken = [{"start": word.start, "end": word.end} for word in words]
     maps = word_maps(regions.frames, spoken, regions.frame_seconds)
@@ -136,10 +134,8 @@ def _strip(
         starts = [number * step for number in range(len(frames))]
         captions = [f"{start:.2f} to {min(start + step, regions.seconds):.2f} s" for start in starts]
     left, top, right, bottom = regions.box
-    seen = image.crop((
-        round(left * image.width), round(top * image.height), round(right * image.width), round(bottom * image.height)
-    ))  # fmt: skip
-    columns = min(len(frames), _COLUMNS)
+    (width, height), columns = image.size, min(len(frames), _COLUMNS)
+    seen = image.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
     rows = math.ceil(len(frames) / columns)
     strip = Image.new("RGB", (columns * _SIDE, rows * (_SIDE + _CAPTION)), "white")
     normal, notes = text_font("".join(captions), 12)
@@ -170,16 +166,10 @@ def write_video(
 ) -> list[str]:
     """Writes an MP4: H.264, or MPEG-4 video if FFmpeg cannot write it, and AAC. Returns what its reader should know.
 
-    Args:
-        buffer: to write to.
-        lit: what lights up, in order; the first from 0 s.
-        image: RGB.
-        regions: whose grid the weights are on.
-        clip: [S] samples at 16 kHz.
-        words: of the clip, in order, that ``lit`` counts.
+    ``lit`` lights up, the first from 0 s, on the grid of ``regions`` over an RGB image; ``clip`` is [S] samples at 16
+    kHz.
 
-    Raises:
-        SaySeeError: FFmpeg has no codec for it.
+    Raises SaySeeError if FFmpeg has no codec for it.
     """
     codec = next((name for name in _CODECS if _can_encode(name)), None)
     if codec is None or not _can_encode("aac"):

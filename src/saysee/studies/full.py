@@ -35,38 +35,25 @@ class Study(NamedTuple):
     command: str
 
 
-_MODELS = "runs/baseline/best runs/SaySee/best runs/CMD/best scenes/manifest.parquet"
-_DATA = "--data.manifest scenes/manifest.parquet --features.folder features"
+_SCENES = "scenes/manifest.parquet"
+_MODELS = f"runs/baseline/best runs/SaySee/best runs/CMD/best {_SCENES}"
+_DATA = f"--data.manifest {_SCENES} --features.folder features"
 _LADDER = f"saysee ablate nano --grid ladder {_DATA} --no-equal-time --to studies/ablation"
-_CASCADE = f"runs/SaySee/best cascade:{RECOGNIZER}+runs/SaySee/best scenes/manifest.parquet --clips 200"
+_CASCADE = f"runs/SaySee/best cascade:{RECOGNIZER}+runs/SaySee/best {_SCENES} --clips 200"
+_CASCADE += " --conditions noise=20,10,0,room,telephone --by accent"
+_LANGUAGES = "--images 1900 --val-images 100 --test-images 300 --languages en,de,es,tr"
+_IN_LANGUAGES = "--data.manifest scenes-languages/manifest.parquet --seeds 3 --no-equal-time"
 STUDIES = (
     Study("localization", 5, f"saysee evaluate {_MODELS} --localization"),
-    Study(
-        "reconstruction", 3, "saysee reconstruction runs/CMD/best scenes/manifest.parquet --to studies/reconstruction"
-    ),
+    Study("reconstruction", 3, f"saysee reconstruction runs/CMD/best {_SCENES} --to studies/reconstruction"),
     Study("overhead", 20, f"saysee overhead nano {_DATA} --to studies/overhead"),
     Study("robustness", 25, f"saysee robustness {_MODELS} --clips 200 --features features --to studies/robustness"),
-    Study(
-        "direct-or-transcribed",
-        80,
-        f"saysee robustness {_CASCADE} --conditions noise=20,10,0,room,telephone --by accent "
-        "--to studies/direct-or-transcribed",
-    ),
+    Study("direct-or-transcribed", 80, f"saysee robustness {_CASCADE} --to studies/direct-or-transcribed"),
     Study("ablation", 140, f"{_LADDER} --seeds 5"),
     # The runs on all images are those of the ablation, and so is the folder.
     Study("learning-curve", 80, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
-    Study(
-        "corpus-of-languages",
-        8,
-        "saysee data scenes --to scenes-languages --images 1900 --val-images 100 --test-images 300 "
-        "--languages en,de,es,tr",
-    ),
-    Study(
-        "languages",
-        90,
-        "saysee ablate nano --grid languages --data.manifest scenes-languages/manifest.parquet --seeds 3 "
-        "--no-equal-time --to studies/languages",
-    ),
+    Study("corpus-of-languages", 8, f"saysee data scenes --to scenes-languages {_LANGUAGES}"),
+    Study("languages", 90, f"saysee ablate nano --grid languages {_IN_LANGUAGES} --to studies/languages"),
 )
 
 
@@ -123,8 +110,7 @@ def run_studies(demo: Path, cmd_seconds: float, studies: Sequence[Study] = STUDI
         cmd_seconds: of the demo's training of CMD, for the estimate of the time.
         studies: to run, in this order.
 
-    Raises:
-        KeyboardInterrupt: interrupted; what is finished is kept.
+    Raises KeyboardInterrupt if interrupted; what is finished is kept.
     """
     folder = demo / "studies"
     folder.mkdir(exist_ok=True)
@@ -160,7 +146,5 @@ def _no_recognizer() -> str:
     except ImportError:
         return "the extra asr is not installed"
     except FileNotFoundError:
-        return (
-            f"Whisper {RECOGNIZER} is not on this machine; get it by: hf download Systran/faster-whisper-{RECOGNIZER}"
-        )
+        return f"Whisper {RECOGNIZER} is not on this machine: hf download Systran/faster-whisper-{RECOGNIZER}"
     return ""

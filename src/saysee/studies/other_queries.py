@@ -60,8 +60,7 @@ def make_other_queries(test: Manifest, queries: int, seed: int) -> list[QuerySet
         test: rows of the test split of a scenes corpus.
         queries: number of captions of each spoken kind, chosen by ``seed``.
 
-    Raises:
-        MissingExtraError: the synthesizer is not installed.
+    Raises MissingExtraError if the synthesizer is not installed.
     """
     rows = [test.rows[i] for i in sorted(Random(seed).sample(range(len(test)), min(queries, len(test))))]
     speakers = [parse_speaker(row.speaker or "") for row in rows]
@@ -72,11 +71,9 @@ def make_other_queries(test: Manifest, queries: int, seed: int) -> list[QuerySet
         return QuerySet(way, "clip", rows, clips, note)
 
     german = vars(Speaker("de", "", 50, 150))
-    texts = [row.text or "" for row in test.rows]
+    texts, note = [row.text or "" for row in test.rows], "CLIP's own text encoder, which this training did not touch"
     made = [
-        QuerySet(
-            "in writing", "text", list(test.rows), texts, "CLIP's own text encoder, which this training did not touch"
-        ),
+        QuerySet("in writing", "text", list(test.rows), texts, note),
         spoken("the split's own voices", "none of them occurs in training"),
         spoken("the same, fast", "250 words a minute; training: 140 to 200", rate=250),
         spoken("the same, slow", "100 words a minute; training: 140 to 200", rate=100),
@@ -96,13 +93,7 @@ def make_other_queries(test: Manifest, queries: int, seed: int) -> list[QuerySet
 def score_other_queries(
     model: SpeechImageModel, test: Manifest, images: NDArray[Any], kinds: Sequence[QuerySet]
 ) -> list[OtherQueries]:
-    """Scores a model that has a text encoder.
-
-    Args:
-        test: rows of the test split.
-        images: [M, D] vectors of ``test.images()``.
-        kinds: from :func:`make_other_queries`.
-    """
+    """Scores a model that has a text encoder, with the vectors [M, D] of ``test.images()``."""
     encoder, number = Encoder(model), {row.image_id: number for number, row in enumerate(test.images())}
     found = []
     for kind in kinds:

@@ -144,8 +144,7 @@ def run_overhead(
         depths: numbers of fusion layers.
         rounds: turns of each row.
 
-    Raises:
-        SaySeeError: a setting cannot be used, or a dry run fails.
+    Raises SaySeeError if a setting cannot be used, or a dry run fails.
     """
     for name, values, least in (("--batch-sizes", batch_sizes, 2), ("--depths", depths, 1)):
         if not values or min(values) < least or len(set(values)) < len(values):
@@ -185,10 +184,11 @@ def _row(
 ) -> dict[str, Any]:
     """A row as plain values; the baseline has 0 layers.
 
-    ``seconds`` of a step: median, lowest and highest over the rounds; ``ratio``: the same of the ratio to the baseline
-    in the same round; ``memory``: the median of the peaks, in bytes; ``flops`` of a step.
+    Of a step: ``seconds`` and their ``ratio`` to the baseline in the same round are median, lowest and highest over the
+    rounds; ``memory`` is the median of the peaks, in bytes.
     """
-    memory, base_memory = (_median_memory(each) for each in (turns, of_baseline))
+    peaks = [[turn["memory"] for turn in each if turn["memory"] is not None] for each in (turns, of_baseline)]
+    memory, base_memory = (statistics.median(each) if each else None for each in peaks)
     flops, base_flops = (sum(each[0]["flops"].values()) for each in (turns, of_baseline))
     pairs = zip(turns, of_baseline, strict=True)
     return {
@@ -204,11 +204,6 @@ def _row(
         "flops_ratio": flops / base_flops,
         "turns": turns,
     }
-
-
-def _median_memory(turns: Sequence[Mapping[str, Any]]) -> float | None:
-    found = [turn["memory"] for turn in turns if turn["memory"] is not None]
-    return statistics.median(found) if found else None
 
 
 def _place(what: Any, row: Mapping[str, Any]) -> str:

@@ -53,14 +53,9 @@ class Panel(NamedTuple):
 def panels_png(
     title: str, axis: str, panels: Sequence[Panel], *, columns: int = 3, marks: tuple[float, float] | None = None
 ) -> bytes:
-    """Panels of lines with intervals, all on one scale from 0 on, as PNG.
+    """Panels of lines with intervals, at most ``columns`` in a row, all on one scale from 0 on, as PNG.
 
-    Args:
-        title: of the picture.
-        axis: what y is.
-        panels: in order.
-        columns: the most panels in a row.
-        marks: a dashed line at this height, and one at this x.
+    ``axis`` is what y is; ``marks`` are the heights of a dashed line, and the x of another.
     """
     from matplotlib.figure import Figure
 
@@ -101,10 +96,8 @@ def bars_png(
 ) -> bytes:
     """Bar charts side by side, as PNG.
 
-    Args:
-        title: of the picture.
-        panels: of each its title, the names of its places, the (value, low, high) at each place by name of a bar, and
-            whether the bars of a place are stacked.
+    Each of ``panels`` is its title, the names of its places, the (value, low, high) at each place by name of a bar, and
+    whether the bars of a place are stacked.
     """
     from matplotlib.figure import Figure
 

@@ -38,14 +38,9 @@ _stopping = threading.Event()
 def on_devices(function: Callable[[Item], None], items: Sequence[Item], devices: Sequence[str]) -> None:
     """Calls a function for each item, as many at once as there are devices; in turn for none or one.
 
-    The processes that the function starts see one device each, so that their settings are those of a run in turn; those
-    on the CPU share its cores, unless ``OMP_NUM_THREADS`` is set. The first error stops the other calls, as an
-    interrupt does.
-
-    Args:
-        function: called in threads.
-        items: in the order in which they begin.
-        devices: ``cpu``, ``cuda`` or ``cuda:N``; one may be there several times.
+    The processes that the function starts see one device each (``cpu``, ``cuda`` or ``cuda:N``; one may be there
+    several times), so that their settings are those of a run in turn; those on the CPU share its cores, unless
+    ``OMP_NUM_THREADS`` is set. The first error stops the other calls, as an interrupt does.
     """
     free: SimpleQueue[dict[str, str]] = SimpleQueue()
     bars = {"TERM": "dumb"} if len(devices) > 1 else {}  # bars of several processes would overwrite each other
@@ -126,10 +121,7 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
     """Runs ``saysee train`` in a process of its own; resumes the run in the recipe's output folder.
 
     A finished run of the same recipe starts no process. The recipe is written to ``recipe_file``; ``what`` is the name
-    of the run for the error message.
-
-    Returns:
-        The run's ``result.json``, and ``model``, the path of its best model.
+    of the run for the error message. Returns the run's ``result.json``, and ``model``, the path of its best model.
 
     Raises:
         SaySeeError: the training failed; its error is on stderr.
@@ -145,15 +137,14 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
 
 
 def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | None = None) -> int:
-    """Runs a command line in a process of its own, and returns its exit code.
+    """Runs a command line in a process of its own, in a folder (None: this one), and returns its exit code.
 
     Args:
         words: after ``saysee``.
         output: file of what it prints on stdout; None for none.
-        folder: in which it runs; None for that of this process.
+        folder: in which it runs.
 
-    Raises:
-        KeyboardInterrupt: it or this process was interrupted.
+    Raises KeyboardInterrupt if it or this process was interrupted.
     """
     command, environment = [sys.executable, "-m", "saysee", *words], {**os.environ, **_variables.get({})}
     with open(output or os.devnull, "wb") as stdout:

@@ -158,11 +158,10 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
 ) -> Reconstruction:
-    """Measures what a model's fusion encoder rebuilds.
+    """Measures what the fusion encoder of a model, in a folder, rebuilds of a corpus.
 
     Args:
-        model: folder of a model that was saved with its fusion encoder.
-        manifest: of a corpus.
+        model, manifest: the model was saved with its fusion encoder.
         split: of the corpus.
         images: the most images, drawn at random, each with one of its clips.
         seed: of the images, the clips, the noise and the resamples.
@@ -286,9 +285,8 @@ def _rebuild(
 
 
 def nearest(rebuilt: Tensor, clean: Tensor) -> Floats:
-    """[K] 1.0 where a rebuilt feature [K, D] has a higher cosine with its own clean one than with all others, else 0.0.
-
-    Ties count against it, as in every retrieval measure.
+    """[K] 1.0 where a rebuilt feature [K, D] is nearer to its own clean one than to all others, by cosine; a tie is
+    0.0.
     """
     hits: Floats = (retrieval_ranks(rebuilt, clean, np.arange(len(clean))).speech_to_image == 1).astype(np.float64)
     return hits

@@ -1,7 +1,7 @@
 """Finding the files that a corpus lists, in whatever layout a copy of the corpus has, and reading its lists.
 
-Copies are nested or flat, with renamed folders and changed suffixes. Names are compared without case and with composed
-accents (NFC), and an audio or image file may have another suffix than the list says: ``.flac`` for ``.wav``.
+Names are compared without case and with composed accents (NFC), and an audio or image file may have another suffix than
+the list says: ``.flac`` for ``.wav``.
 """
 
 import io
@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,7 @@ def plain(name: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """A name with forward slashes and composed accents."""
-    if not name.isascii():  # nearly all are, and a corpus may list a million
-        name = unicodedata.normalize("NFC", name)
+    name = name if name.isascii() else unicodedata.normalize("NFC", name)  # nearly all are
     return name.replace("\\", "/")
 
 
@@ -86,22 +84,17 @@ class FileIndex:
         return {name: found[form] for name, form in forms.items()}
 
     def _best(self, name: str, files: Sequence[str]) -> str | None:
-        if len(files) < 2:
-            return files[0] if files else None
-        ranked = sorted(files, key=lambda path: (_similarity(name, path), -path.count(os.sep)), reverse=True)
-        if _similarity(name, ranked[0]) == _similarity(name, ranked[1]):
+        fit = {path: _similarity(name, path) for path in files}
+        ranked = sorted(files, key=lambda path: (fit[path], -path.count(os.sep)), reverse=True)
+        if len(ranked) > 1 and fit[ranked[0]] == fit[ranked[1]]:
             self.ambiguous.append((name, ranked[0], ranked[1]))
-        return ranked[0]
+        return ranked[0] if ranked else None
 
 
 def index_folders(
     audio: str | os.PathLike[str], images: str | os.PathLike[str], image_key: Callable[[str], str] = stem_key
 ) -> tuple[FileIndex, FileIndex]:
-    """The clips of ``--audio`` and the images of ``--images``; one walk if both are the same folder.
-
-    Raises:
-        SaySeeError: either is not a folder.
-    """
+    """The clips of ``--audio`` and the images of ``--images``; one walk if both are the same folder."""
     clips = Listing(audio, "--audio")
     same = Path(images).exists() and os.path.samefile(audio, images)
     return (
@@ -112,12 +105,8 @@ def index_folders(
 
 def _similarity(name: str, path: str) -> tuple[int, bool, bool]:
     """How well a file fits a listed name: number of equal parent folders; same suffix; same case."""
-    listed, actual = plain(name).split("/")[:-1], plain(path).split("/")[:-1]
-    shared = 0
-    for one, other in zip(reversed(listed), reversed(actual), strict=False):
-        if one != other:
-            break
-        shared += 1
+    listed, actual = plain(name).split("/")[-2::-1], plain(path).split("/")[-2::-1]
+    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(listed, actual, strict=False))))
     same_suffix = os.path.splitext(plain(name))[1] == os.path.splitext(plain(path))[1]
     return shared, same_suffix, _base_name(name) == _base_name(path)
 
@@ -175,10 +164,10 @@ def _files_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Groups files that belong together: name without its split → split → the first such file.
+    """Groups files that belong together: name without its split → split (with ``seen`` or ``unseen``) → the first such
+    file.
 
-    The split is the last word such as train or dev in the name, as :func:`split_name` has it. A following ``seen`` or
-    ``unseen`` is kept. Files without such a word are skipped.
+    Files without a word such as train or dev in their name are skipped.
     """
     families: dict[str, dict[str, Path]] = {}
     for path in paths:
@@ -215,11 +204,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_utf8(path: Path) -> str:
-    """A text file without its byte order mark.
-
-    Raises:
-        ManifestError: it cannot be read, or is not UTF-8.
-    """
+    """A text file without its byte order mark. Raises ManifestError if it cannot be read, or is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -229,11 +214,7 @@ def read_utf8(path: Path) -> str:
 
 
 def read_json_records(path: Path, key: str) -> list[dict[str, Any]]:
-    """The list of objects that a JSON file has under ``key``, or consists of.
-
-    Raises:
-        ManifestError: it cannot be read, is not JSON, or has no such list.
-    """
+    """The list of objects that a JSON file has under ``key``, or consists of. Raises ManifestError without one."""
     try:
         content = json.loads(read_utf8(path))
     except (ValueError, RecursionError) as error:

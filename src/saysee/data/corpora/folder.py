@@ -181,8 +181,8 @@ def _pair_by_folder(clips: Sequence[str], images: Sequence[str]) -> dict[str, li
     by_folder: dict[str, list[str]] = defaultdict(list)
     for image in images:
         by_folder[posixpath.dirname(image)].append(image)
-    folders = {clip: posixpath.dirname(clip) for clip in clips}
-    return {clip: by_folder[at] for clip, at in folders.items() if at and len(by_folder.get(at, ())) == 1}
+    alone = {folder: found for folder, found in by_folder.items() if folder and len(found) == 1}
+    return {clip: alone[folder] for clip in clips if (folder := posixpath.dirname(clip)) in alone}
 
 
 def _with_texts(captions: list[Row], listing: Listing) -> tuple[list[Row], list[str]]:
@@ -197,10 +197,9 @@ def _with_texts(captions: list[Row], listing: Listing) -> tuple[list[Row], list[
 
     def find(clip: str) -> str | None:
         stem = _stem_path(clip)
-        name = posixpath.basename(stem)
+        named = by_name.get(posixpath.basename(stem), [])
         # A file in another folder counts only if the name identifies the clip.
-        unique = clips[name] == 1 and len(by_name.get(name, ())) == 1
-        return beside.get(stem) or (by_name[name][0] if unique else None)
+        return beside.get(stem) or (named[0] if clips[posixpath.basename(stem)] == len(named) == 1 else None)
 
     found, notes = [], Counter[str]()
     for caption in captions:
@@ -221,9 +220,8 @@ def _stem_path(path: str) -> str:
 
 
 def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[Table], list[str]]:
-    """The tables of pairs in the folder, and notes on those that are ignored.
-
-    Several are AudioFolder's or ImageFolder's ``metadata`` of several folders.
+    """The tables of pairs in the folder (several are ``metadata`` of AudioFolder or ImageFolder), and notes on ignored
+    ones.
     """
     tables: list[Table] = []
     ignored: list[str] = []
@@ -286,9 +284,9 @@ def _read_tables(tables: Sequence[Table], listing: Listing, language: str | None
 def _read_table(table: Table, listing: Listing, language: str | None, split: str) -> tuple[list[Row], list[str]]:
     """The captions of a table, and notes. ``split`` is that of rows without a column for it."""
     columns, notes = _columns_of(table)
-    further = {place: title for place, title in enumerate(table.titles) if place not in columns.values()}
-    unnamed = [place for place, title in further.items() if not title]
-    further = {place: title for place, title in further.items() if title}
+    others = {place: title for place, title in enumerate(table.titles) if place not in columns.values()}
+    further = {place: title for place, title in others.items() if title}
+    unnamed = others.keys() - further.keys()
     captions: list[Row] = []
     dropped = 0
     for number, values in table.rows():
@@ -298,19 +296,12 @@ def _read_table(table: Table, listing: Listing, language: str | None, split: str
         if not clip or not image:
             raise ManifestError(f"{place} has no clip or no image; fill or delete it")
         dropped += sum(values[at] is not None for at in unnamed)
-        image = _listed(image, table.path, listing)
-        captions.append(
-            Row(
-                clip=_listed(clip, table.path, listing),
-                image=image,
-                image_id=unicodedata.normalize("NFC", cell.get("image_id") or image),
-                split=cell.get("split") or ("" if "split" in columns else split),
-                text=cell.get("text"),
-                speaker=cell.get("speaker"),
-                language=cell.get("language") or language,
-                extra={title: _further(values[at], title, place) for at, title in further.items()},
-            )
-        )
+        clip, image = (_listed(each, table.path, listing) for each in (clip, image))
+        image_id = unicodedata.normalize("NFC", cell.get("image_id") or image)
+        of_row = cell.get("split") or ("" if "split" in columns else split)
+        words = cell.get("text"), cell.get("speaker"), cell.get("language") or language
+        extra = {title: _further(values[at], title, place) for at, title in further.items()}
+        captions.append(Row(clip, image, image_id, of_row, *words, extra))
         if bool(captions[0].split) != bool(captions[-1].split):
             raise ManifestError(f"{place}: only some rows have a split; fill all of them or none")
     if not captions:
@@ -320,9 +311,8 @@ def _read_table(table: Table, listing: Listing, language: str | None, split: str
 
 
 def _listed(cell: str, table: Path, listing: Listing) -> str:
-    """A file that a table names, as the corpus lists it: relative to the folder, or absolute if it exists elsewhere.
-
-    Names in a table start from its folder, or from that of the corpus.
+    """A file that a table names, from its folder or that of the corpus: relative to the latter, or absolute if
+    elsewhere.
     """
     name = url2pathname(urlsplit(cell).path) if cell.startswith("file:") else cell.replace("\\", "/")
     path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(table)), name))
@@ -349,7 +339,6 @@ def _splits_of_folders(tables: Sequence[Table], listing: Listing) -> list[str]:
     """The split of each of several tables, by the name of a folder in which it is; empty where none is a split."""
     found = []
     for table in tables:
-        folders = listing.relative(os.fspath(table.path)).split("/")[:-1]
-        splits = [split for split in map(split_name, folders) if split in ("train", "val", "test")]
-        found.append(splits[-1] if splits else "")
+        folders = map(split_name, listing.relative(os.fspath(table.path)).split("/")[:-1])
+        found.append([split for split in ("", *folders) if split in ("", "train", "val", "test")][-1])
     return found if len(tables) > 1 and all(found) else [""] * len(tables)

@@ -98,11 +98,7 @@ class Part:
 
     @cached_property
     def kinds(self) -> Mapping[str, str]:
-        """The columns, each with "Audio", "Image" or its type.
-
-        Raises:
-            BrokenPartError: the file is damaged.
-        """
+        """The columns, each with "Audio", "Image" or its type. Raises BrokenPartError if the file is damaged."""
         try:
             if self.form == "text":
                 with self._text() as table:
@@ -126,27 +122,24 @@ class Part:
     def rows(self, media: Sequence[str], words: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """The values of each row in columns of media, as they are, and of words (column → flag), as JSON has them.
 
-        Raises:
-            BrokenPartError: the file is damaged.
-            ManifestError: a column of words has a type that is none of JSON's.
+        Raises BrokenPartError if the file is damaged, ManifestError if JSON has no type of a column of words.
         """
         columns = list(dict.fromkeys((*media, *words)))
-        number = 1
         try:
             if self.form == "text":
                 with self._text() as table:
                     for _, cells in table.rows():
                         row = dict(zip(table.titles, cells, strict=True))
                         yield {column: row[column] for column in columns}
-            for batch in [] if self.form == "text" else self._batches(columns):
+                return
+            number = 1
+            for batch in self._batches(columns):
                 values = {column: plain_column(batch[column]).to_pylist() for column in media}
                 for column, flag in words.items():
                     found = arrow_values(batch[column], f"{self.name} row {number}: column {column!r} ({flag})")
-                    labels = self.features.get(column, {}).get("names")
-                    if labels:  # -1 is none
-                        known = dict(enumerate(labels))
-                        found = [known.get(value) if isinstance(value, int) else value for value in found]
-                    values[column] = found
+                    labels = dict(enumerate(self.features.get(column, {}).get("names") or ()))  # -1 is none
+                    as_label = (labels.get(value) if isinstance(value, int) else value for value in found)
+                    values[column] = list(as_label) if labels else found
                 yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
                 number += len(batch)
         except ManifestError:
@@ -172,8 +165,7 @@ def open_file(path: str) -> BinaryIO:
         return open(path, "rb")
     from datasets.utils.file_utils import xopen
 
-    opened: BinaryIO = xopen(path, "rb")
-    return opened
+    return xopen(path, "rb")  # type: ignore[no-any-return]
 
 
 def find_parts(sources: Sequence[str], config: str | None) -> tuple[list[Part], list[Path], list[str]]:
@@ -287,7 +279,8 @@ def _expand(pattern: str) -> list[str]:
         return [pattern]
     first, last, words = braces.groups()
     values = words.split(",") if words else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [name for value in values for name in _expand(pattern[: braces.start()] + value + pattern[braces.end() :])]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [name for value in values for name in _expand(before + value + after)]
 
 
 def _gaps(parts: Sequence[Part]) -> list[str]:

@@ -39,22 +39,21 @@ class Tables:
 def find_tables(parts: Sequence[Part]) -> Tables | None:
     """The tables of such a data set; None for another one.
 
-    Raises:
-        ManifestError: there are pairs, but a table is neither of clips nor of images.
+    Raises ManifestError if there are pairs, but a table is neither of clips nor of images.
     """
     if len(parts) < 2 or any(part.form == "tar" for part in parts):
         return None
-    first: dict[tuple[str, ...], Part] = {}  # of the shards of a table
-    tables = Tables()
-    shards = [
-        first.setdefault((os.path.dirname(part.path), part.config, part.split or "", _NUMBER.sub("", part.name)), part)
-        for part in parts
-    ]
-    kinds = {id(part): _kind(part) for part in first.values()}
-    if "pairs" not in kinds.values():
+    first: dict[tuple[str, ...], str] = {}  # kind of the table of which a part is a shard
+    kinds = []
+    for part in parts:
+        key = os.path.dirname(part.path), part.config, part.split or "", _NUMBER.sub("", part.name)
+        if key not in first:
+            first[key] = _kind(part)
+        kinds.append(first[key])
+    if "pairs" not in kinds:
         return None
-    for part, shard in zip(parts, shards, strict=True):
-        kind = kinds[id(shard)]
+    tables = Tables()
+    for part, kind in zip(parts, kinds, strict=True):
         if not kind:
             have = ", ".join(part.kinds)
             raise ManifestError(f"{part.name}: neither clips nor images nor pairs of them (there are: {have}); omit it")
@@ -86,10 +85,7 @@ def _plain(column: str) -> str:
 def join_tables(tables: Tables, names: Mapping[str, str], rows: Rows) -> list[str]:
     """Adds each clip with its image to ``rows``, and to its problems what has no counterpart; returns notes.
 
-    Only images of pairs are stored.
-
-    Raises:
-        ManifestError: an id is twice in a table, or nothing says which table is that of queries.
+    Only images of pairs are stored. Raises ManifestError if an id is twice in a table, or no table is that of queries.
     """
     wanted, notes = _read_pairs(tables, rows)
     stored: dict[tuple[str, str], Any] = {}

@@ -71,7 +71,7 @@ def read_columns(part: Part, columns: Mapping[str, list[str]]) -> Iterator[tuple
 
 
 def choose_columns(part: Part, names: Mapping[str, str | None], needed: Collection[str]) -> dict[str, list[str]]:
-    """The columns of each role that has any: named by the user, or by their type, or by title; several if numbered.
+    """The columns of each role: named by the user, or by their type, or by title; several if numbered.
 
     Media that are not ``needed`` are ignored.
     """
@@ -126,10 +126,10 @@ def _is_empty(value: Any) -> bool:
 
 
 class _Stored(NamedTuple):
-    """A clip or an image that is a file: its path, and the fingerprint of its contents."""
+    """A clip or an image that is a file."""
 
     path: str
-    digest: str
+    digest: str  # fingerprint of its contents
 
 
 class Rows:
@@ -159,7 +159,7 @@ class Rows:
 
     def add(self, place: str, values: Values, split: str | None) -> None:
         """Adds the captions of a row, and to the problems the clips and images that cannot be used."""
-        clips, images = _as_list(values["clip"]), _as_list(values["image"])
+        clips, images = ((each if isinstance(each, list) else [each]) or [None] for each in map(values.get, TYPES))
         if len(images) > 1:
             raise ManifestError(f"{place}: {len(images)} images in one row; name a column of one by {FLAGS['image']}")
         texts, speakers, languages = (_of_clips(values, role, len(clips), place) for role in OF_CLIP[1:])
@@ -172,17 +172,8 @@ class Rows:
             if clip and image and self._image_of_clip.setdefault(clip.digest, image_id) != image_id:
                 clip = self.store(value, "clip", place, image_id)
             if clip and image:
-                self.captions.append(
-                    Row(
-                        clip=clip.path,
-                        image=image.path,
-                        image_id=image_id,
-                        split=split or "",
-                        text=texts[number],
-                        speaker=speakers[number],
-                        language=languages[number] or self._language,
-                    )
-                )
+                words = texts[number], speakers[number], languages[number] or self._language
+                self.captions.append(Row(clip.path, image.path, image_id, split or "", *words))
 
     def find_extra(self) -> None:
         """Adds to the problems the files of earlier runs that no caption uses."""
@@ -211,7 +202,7 @@ class Rows:
             return _Stored(os.fspath(path), fingerprint(file))
 
     def _problem(self, state: str, kind: Kind, place: str, why: str) -> _Stored | None:
-        self.problems.names()[state][f"{kind}s"].append(f"{place}: {why}")
+        vars(self.problems)[state][f"{kind}s"].append(f"{place}: {why}")
         return None
 
     def _write(self, data: bytes, name: str | None, kind: Kind, place: str, other: str) -> _Stored | None:
@@ -230,10 +221,6 @@ class Rows:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data, durable=False)
         return _Stored(os.fspath(path), digest)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return (value if isinstance(value, list) else [value]) or [None]
 
 
 def _of_clips(values: Values, role: str, count: int, place: str) -> list[str | None]:

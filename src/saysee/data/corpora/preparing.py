@@ -1,7 +1,6 @@
 """From what a corpus lists to a manifest of the files that exist: the last step of every reader.
 
-Missing and empty files are counted against a limit. Extra files are reported, and so are counts that differ from the
-published ones. Files are not decoded; ``saysee data verify`` does that.
+Files are not decoded; ``saysee data verify`` does that.
 """
 
 import functools
@@ -67,19 +66,15 @@ class Problems:
         counts = self.counts()
         return counts["missing"] + counts["empty"]
 
-    def names(self) -> dict[str, dict[str, list[str]]]:
-        """The names by state and by "clips" or "images"."""
-        return vars(self)
-
     def counts(self) -> dict[str, int]:
         """Number of missing, empty and extra files."""
-        return {state: sum(map(len, names.values())) for state, names in self.names().items()}
+        return {state: sum(map(len, names.values())) for state, names in vars(self).items()}
 
     def describe(self, *states: str) -> str:
         """The files of some states as one phrase, with the first names."""
         phrases = []
         for state in states:
-            for what, names in self.names()[state].items():
+            for what, names in vars(self)[state].items():
                 if names:
                     shown = ", ".join(names[:_SHOWN])
                     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
@@ -120,8 +115,7 @@ class Prepared:
 def listed_caption(record: Mapping[str, Any], text: str, image: object, split: str, where: str) -> Row:
     """A row from an object of SpokenCOCO's or Places's JSON: ``wav``, ``speaker``, ``uttid`` and the key ``text``.
 
-    Raises:
-        ManifestError: it names no clip or no image, or a value is not a string.
+    Raises ManifestError if it names no clip or no image, or a value is not a string.
     """
     if not isinstance(image, str) or not image:
         raise ManifestError(f"{where} has no 'image'; copy the file again")
@@ -160,7 +154,7 @@ def prepare(
     """Write the manifest of those captions whose clip and image exist and are not empty.
 
     Args:
-        captions: what the corpus lists, with the names or paths of clips and images that it has.
+        captions: what the corpus lists, with its names or paths of clips and images.
         clips, images: the files that exist; None if captions have the paths of existing files.
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
@@ -179,11 +173,8 @@ def prepare(
     problems.missing["images"] += [f"the image of {name}" for name in clips_without_image]
     clip_files = _usable("clips", [caption.clip for caption in captions], clips_without_image, clips, problems)
     image_files = _usable("images", [caption.image for caption in captions], images_without_clip, images, problems)
-    notes = [
-        *notes,
-        *split_notes,
-        *(_describe_ambiguous(index) for index in (clips, images) if index and index.ambiguous),
-    ]
+    ambiguous = [_describe_ambiguous(index) for index in (clips, images) if index and index.ambiguous]
+    notes = [*notes, *split_notes, *ambiguous]
     listed, repeated = _distinct(captions)
     problems_file = _write_problems(to, problems)
     if problems.unusable > allow_missing:
@@ -192,17 +183,11 @@ def prepare(
             f"continue without them by --allow-missing {problems.unusable} (all names are in {problems_file})"
         )
     relative = _relative_to(to.parent)
-    rows = [
-        replace(
-            row,
-            clip=relative(clip_files[row.clip]),
-            image=relative(image_files[row.image]),
-            text=row.text or None,
-            speaker=row.speaker or None,
-        )
-        for row in listed
-        if row.clip in clip_files and row.image in image_files
-    ]
+    rows = []
+    for row in listed:
+        if row.clip in clip_files and row.image in image_files:
+            clip, image = relative(clip_files[row.clip]), relative(image_files[row.image])
+            rows.append(replace(row, clip=clip, image=image, text=row.text or None, speaker=row.speaker or None))
     if not rows:
         raise SaySeeError(f"{to}: not written, because no clip has its image; check the folders")
     manifest = Manifest(rows, to.parent)
@@ -211,16 +196,16 @@ def prepare(
     image_counts = dict(Counter(row.split for row in manifest.images()))
     if problems.unusable:
         notes.append(f"{problems.describe('missing', 'empty')}; {len(listed) - len(rows):,} listed clips skipped")
-    if extra := problems.describe("extra"):
-        notes.append(f"not in the manifest: {extra}")
-    if problems_file:
-        notes.append(f"all these names are in {problems_file}")
-    if repeated:
-        notes.append(f"{repeated:,} clips are listed more than once; used once")
-    if unknown := sum(row.language is None for row in rows):
-        notes.append(f"the language of {unknown:,} clips is unknown; name it by --language")
-    if differences := expected.differences(image_counts, counts):
-        notes.append(f"differs from {expected.corpus} as published: {'; '.join(differences)}")
+    extra, unknown = problems.describe("extra"), sum(row.language is None for row in rows)
+    differences = expected.differences(image_counts, counts)
+    for is_so, note in (
+        (extra, f"not in the manifest: {extra}"),
+        (problems_file, f"all these names are in {problems_file}"),
+        (repeated, f"{repeated:,} clips are listed more than once; used once"),
+        (unknown, f"the language of {unknown:,} clips is unknown; name it by --language"),
+        (differences, f"differs from {expected.corpus} as published: {'; '.join(differences)}"),
+    ):
+        notes += [note] if is_so else []
     return Prepared(to, counts, image_counts, problems, problems_file, tuple(notes))
 
 
@@ -258,9 +243,8 @@ def _distinct(captions: Iterable[Row]) -> tuple[list[Row], int]:
 def _usable(
     what: str, names: list[str], unpaired: Sequence[str], index: FileIndex | None, problems: Problems
 ) -> dict[str, str]:
-    """The non-empty file of each name. Missing, empty and extra files are added to ``problems``.
-
-    Files of the names in ``unpaired``, which have no counterpart, are not extra.
+    """The non-empty file of each name; others are problems. Files of names in ``unpaired``, without counterpart, are
+    not extra.
     """
     if index is None:
         return {name: name for name in names}
@@ -273,10 +257,9 @@ def _usable(
     usable: dict[str, str] = {}
     with progress_bar(f"checking {what}", len(found)) as bar:
         for name, path in found.items():
-            size = None if path is None else _size(path)
-            if path is None or size is None:
+            if path is None or not os.path.exists(path):  # or a broken link
                 problems.missing[what].append(name)
-            elif size == 0:
+            elif os.path.getsize(path) == 0:
                 problems.empty[what].append(name)
             else:
                 usable[name] = path
@@ -284,14 +267,6 @@ def _usable(
     used = {*found.values(), *index.match(unpaired).values()}
     problems.extra[what] += [index.listing.relative(path) for path in index.paths if path not in used]
     return usable
-
-
-def _size(path: str) -> int | None:
-    """Size of a file in bytes; None for a broken link."""
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None
 
 
 def _relative_to(root: Path) -> Callable[[str], str]:
@@ -321,7 +296,7 @@ def _write_problems(to: Path, problems: Problems) -> Path | None:
             path.unlink(missing_ok=True)
             return None
         to.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(problems.names(), ensure_ascii=False, indent=1)
+        text = json.dumps(vars(problems), ensure_ascii=False, indent=1)
         # Names that are not valid Unicode become JSON escapes.
         write_text(path, text.encode("utf-8", "backslashreplace").decode() + "\n")
     except OSError as error:

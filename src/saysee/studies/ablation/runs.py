@@ -37,12 +37,10 @@ def grid_file(grid: str | Path) -> Path:
 def read_grid(path: Path) -> dict[str, dict[str, Any]]:
     """Reads a grid: dotted settings by row, the baseline first.
 
-    Args:
-        path: a YAML file that maps names to settings, nested or dotted. ``denoising.preset`` stands for the settings of
-            that preset; the row's own settings override them.
+    The file is YAML, and maps names to settings, nested or dotted. ``denoising.preset`` stands for the settings of that
+    preset; the row's own settings override them.
 
-    Raises:
-        ConfigError: the file cannot be read, or is no such mapping.
+    Raises ConfigError if it cannot be read, or is no such mapping.
     """
     content = read_yaml(path, f"grid {path}", "give the path of a YAML file of rows")
     if len(content) < 2:
@@ -64,11 +62,7 @@ def read_grid(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def choose_rows(grid: Mapping[str, Any], rows: Sequence[str] | None, file: Path) -> list[str]:
-    """The chosen rows and the baseline, in the order of the grid; None chooses all.
-
-    Raises:
-        ConfigError: no such row.
-    """
+    """The chosen rows (None: all) and the baseline, in the order of the grid. Raises ConfigError for no such row."""
     baseline, *others = grid
     for name in rows or ():
         if name not in grid:
@@ -77,11 +71,7 @@ def choose_rows(grid: Mapping[str, Any], rows: Sequence[str] | None, file: Path)
 
 
 def check_overrides(grid: Mapping[str, Mapping[str, Any]], overrides: Sequence[str], file: Path) -> None:
-    """Checks that no flag sets what a row sets too: it would have no effect on that row.
-
-    Raises:
-        ConfigError: a flag does.
-    """
+    """Raises ConfigError if a flag sets what a row sets too: it would have no effect on that row."""
     for word in overrides:
         flag = word.removeprefix("--").partition("=")[0]
         for row, settings in grid.items():
@@ -120,9 +110,8 @@ def cache_features(recipe: Recipe) -> None:
 def score_run(folder: Path, split: str) -> dict[str, Any]:
     """Scores the best model of a finished run on a split of its manifest.
 
-    Returns:
-        ``evaluation``, from ``EvaluationResult.to_dict``, and ``measures``: its main values and the cost of training,
-        without those that the corpus or the row does not have.
+    Returns ``evaluation``, from ``EvaluationResult.to_dict``, and ``measures``: its main values and the cost of
+    training, without those that the corpus or the row does not have.
     """
     from saysee.encoding.encoder import Encoder
     from saysee.evaluation.protocols import evaluate
@@ -142,10 +131,10 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
 
 
 def share_of_images(manifest: Manifest, split: str, share: float) -> Manifest:
-    """The manifest with a share of the images of one split, each with all its clips; other splits are whole.
+    """The manifest with a share of the images of one split, at least one, each with all its clips; other splits are
+    whole.
 
-    The choice depends on nothing but the image ids, and a smaller share is part of a larger one. At least one image
-    stays.
+    The choice depends on nothing but the image ids, and a smaller share is part of a larger one.
     """
     ids = {row.image_id for row in manifest.select(split)}
     drawn = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest())

@@ -7,8 +7,7 @@ same batches, but for rows that set ``model``, ``head`` or ``data``. There are t
 for the recipe's steps, and a row whose steps are slower than the baseline's is trained again, for as many steps as fit
 into the baseline's training time.
 
-Each run has a process of its own. Finished runs are kept: another call does only what is missing. The tables and plots
-are written again from all runs in the folder.
+Each run has a process of its own. Finished runs are kept: another call does only what is missing.
 """
 
 import copy
@@ -17,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,12 +86,7 @@ class Run:
 
 
 def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSettings | None = None) -> AblationResult:
-    """Does the missing runs, and writes the tables.
-
-    Args:
-        recipe: a YAML file of settings, or the name of a recipe of the package.
-        folder: of the runs and the tables.
-        settings: None is the defaults.
+    """Does the missing runs of a recipe, and writes the tables into their folder.
 
     Raises:
         SaySeeError: a setting, the grid or the manifest cannot be used, the folder holds another study, or a run
@@ -205,8 +200,7 @@ class _Study:
     def claim(self) -> None:
         """Writes ``study.json`` and the manifests of the sizes, or resumes the study of the folder.
 
-        Raises:
-            CheckpointError: the folder holds something else, or this study with other settings.
+        Raises CheckpointError if the folder holds something else, or this study with other settings.
         """
         file = self.folder / STUDY_FILE
         before: dict[str, Any] = {"grid": {}, "calls": []}
@@ -216,12 +210,8 @@ class _Study:
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise CheckpointError(f"{self.folder} holds other files and no ablation; give another --to")
         self.folder.mkdir(parents=True, exist_ok=True)
-        call = {
-            "command": self.settings.command,
-            "date": time.strftime("%Y-%m-%d"),
-            "processor": _cpu_name(),
-            "processors": os.cpu_count(),
-        }
+        processor = {"processor": _cpu_name(), "processors": os.cpu_count()}
+        call = {"command": self.settings.command, "date": time.strftime("%Y-%m-%d"), **processor}
         # A call that finds everything done is not recorded.
         runs = (run for runs in self.stages(self.seeds) for run in runs)
         done = file.exists() and all(self.scores_file(run).exists() for run in runs)
@@ -327,10 +317,6 @@ def _fixed_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     """The model of the CPU, if the system reports it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")  # of Linux
+    named = re.search(r"^model name\s*:\s*(.+)", file.read_text("utf-8") if file.exists() else "", re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()

@@ -161,11 +161,10 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
     for run in runs:
         found.setdefault((run.row, run.budget, run.share), {})[run.seed] = run.measures
     names = measure_names(runs)
-    shares = sorted({run.share for run in runs})
-    of_baseline = {share: found.get((baseline, EQUAL_STEPS, share), {}) for share in shares}
+    of_baseline = found.get((baseline, EQUAL_STEPS, 1.0), {})
     for row in rows if study["equal_time"] else ():  # the runs of a row that is not slower are those of equal time too
         for seed, measures in found.get((row, EQUAL_STEPS, 1.0), {}).items():
-            seconds = [each["seconds_per_step"] for each in (of_baseline[1.0].get(seed), measures) if each]
+            seconds = [each["seconds_per_step"] for each in (of_baseline.get(seed), measures) if each]
             if len(seconds) == 2 and steps_in_equal_time(steps, *seconds) == steps:
                 found.setdefault((row, EQUAL_TIME, 1.0), {})[seed] = measures
 
@@ -179,22 +178,21 @@ def _summarize(folder: Path, study: Mapping[str, Any], runs: Sequence[RunScores]
         def over(other: Mapping[int, Mapping[str, float]]) -> dict[str, Estimate | None]:
             return {name: paired_difference(each, by_seed(name, other)) for name, each in mine.items()}
 
-        differences = {} if row == baseline else over(of_baseline[share])
+        differences = {} if row == baseline else over(found.get((baseline, EQUAL_STEPS, share), {}))
         above = [found[each, budget, share] for each in rows[: rows.index(row)] if (each, budget, share) in found]
         gains = over(above[-1]) if above and is_ladder(study["grid"]) else {}
         return Summary(*({name: one for name, one in of.items() if one} for of in (values, differences, gains)))
 
-    budgets = {
-        row: {budget: summary(row, budget, 1.0) for budget in (EQUAL_STEPS, EQUAL_TIME) if (row, budget, 1.0) in found}
-        for row in rows
-    }
-    sizes = {
-        row: {share: summary(row, EQUAL_STEPS, share) for share in shares if (row, EQUAL_STEPS, share) in found}
-        for row in rows
-    }
-    budgets = {row: summaries for row, summaries in budgets.items() if summaries}
-    sizes = {row: summaries for row, summaries in sizes.items() if len(summaries) > 1}
-    return AblationResult(folder, study, runs, budgets, sizes)
+    budgets: dict[str, dict[str, Summary]] = {}
+    sizes: dict[str, dict[float, Summary]] = {}
+    for row, budget, share in sorted(found, key=lambda key: (rows.index(key[0]), *key[1:])):
+        one = summary(row, budget, share)
+        if share == 1:
+            budgets.setdefault(row, {})[budget] = one
+        if budget == EQUAL_STEPS:
+            sizes.setdefault(row, {})[share] = one
+    several = {row: summaries for row, summaries in sizes.items() if len(summaries) > 1}
+    return AblationResult(folder, study, runs, budgets, several)
 
 
 def measure_names(runs: Sequence[RunScores]) -> list[str]:
@@ -226,15 +224,12 @@ def images_in_share(images: int, share: float) -> int:
 
 
 def _main_table(title: str, rows: Mapping[str, Mapping[str, Summary]]) -> Table:
-    shown = [
-        (name, *column)
-        for name, column in _columns(budgets[EQUAL_STEPS].values for budgets in rows.values()).items()
-        if any(name in budgets[EQUAL_STEPS].values for budgets in rows.values())
-    ]
-    gains = any(budgets[EQUAL_STEPS].gains for budgets in rows.values())
+    of_steps = [budgets[EQUAL_STEPS] for budgets in rows.values()]
+    columns = _columns(one.values for one in of_steps).items()
+    shown = [(name, *column) for name, column in columns if any(name in one.values for one in of_steps)]
+    gains, with_time = any(one.gains for one in of_steps), any(EQUAL_TIME in budgets for budgets in rows.values())
     header = ["row", "seeds", "mean R@1", "difference", *(["over the row above"] if gains else [])]
     header += [heading for _, heading, _ in shown]
-    with_time = any(EQUAL_TIME in budgets for budgets in rows.values())
     header += ["equal time: steps", "equal time: mean R@1", "equal time: difference"] if with_time else []
     cells = []
     for row, budgets in rows.items():
