@@ -351,10 +351,10 @@ def _read_parquet(path: Path) -> Iterator[_Unchecked]:
                     columns[name] = [None if value is None else json.loads(value) for value in columns[name]]
                 if name not in KNOWN and (name in as_json or not holds_json(arrow)):
                     doubtful.append(name)
-            known: Iterable[Any] = zip(*(columns.pop(name, [None] * len(batch)) for name in KNOWN), strict=True)
-            extra = zip(*columns.values(), strict=True) if columns else [()] * len(batch)
-            for values, further in zip(known, extra, strict=True):
-                yield Row(*values, dict(zip(columns, further, strict=True))), doubtful
+            known = [columns.pop(name, [None] * len(batch)) for name in KNOWN]
+            further = zip(*columns.values(), strict=True) if columns else [()] * len(batch)
+            extra = (dict(zip(columns, values, strict=True)) for values in further)
+            yield from ((Row(*values), doubtful) for values in zip(*known, extra, strict=True))
 
 
 def _write_parquet(table: dict[str, list[Any]], file: Any) -> None:
