@@ -56,10 +56,8 @@ class Call(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line of ``arguments``, the words after ``saysee`` (None: of this process).
-
-    Returns:
-        The exit code.
+    """Runs the command line of ``arguments``, the words after ``saysee`` (None: of this process); returns the exit
+    code.
     """
     # By default OpenMP's threads spin while they wait. Beside the process of a loader on few cores that made a training
     # step two to ten times slower; sleeping threads cost nothing measurable. Read when torch is loaded.
@@ -91,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> Call | None:
     """The call that a command line asks for; None if it asks for help or the version, which are printed.
 
-    Raises:
-        ConfigError: the verb is unknown, or its arguments are wrong.
+    Raises ConfigError if the verb is unknown, or its arguments are wrong.
     """
     rest = deque(words)
     group = rest.popleft() if rest and any(name.startswith(f"{rest[0]} ") for name in VERBS) else ""

@@ -15,11 +15,7 @@ from saysee.cli.printing import Result, print_message
 class Reader:
     """The verb of ``prepare_NAME`` in ``saysee.data.corpora.NAME``, loaded when it is called: ``--help`` stays quick.
 
-    Args:
-        name: of the verb and of the module.
-        summary: the docstring until the function is loaded.
-        positional: the parameter that is no flag.
-        flags: parameters whose flags have another name.
+    ``summary`` is the docstring until then, ``positional`` the parameter that is no flag, ``flags`` have another name.
     """
 
     def __init__(self, name: str, summary: str, positional: str = "", **flags: str) -> None:

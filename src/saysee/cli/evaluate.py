@@ -192,8 +192,7 @@ def _check_trained(encoder: Any, untrained: bool) -> None:
 def sorted_places(places: Sequence[str]) -> tuple[list[str], list[str]]:
     """Models and manifests among the places, each in order; a pattern that no shell has expanded is what it matches.
 
-    Raises:
-        ConfigError: a place is neither, or one kind is missing.
+    Raises ConfigError if a place is neither, or one kind is missing.
     """
     models, manifests = [], []
     for given in places:

@@ -42,12 +42,7 @@ _INDENT = " " * 24
 
 
 class Verb:
-    """A verb of the command line.
-
-    Args:
-        name: the verb, such as ``data scenes``.
-        function: the function that runs it.
-    """
+    """A verb of the command line, such as ``data scenes``, and the function that runs it."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self._function = f"saysee {name}", function
@@ -71,8 +66,7 @@ class Verb:
     def parse(self, words: Sequence[str]) -> tuple[dict[str, Any], bool]:
         """The arguments of the function, and whether ``--json`` is given.
 
-        Raises:
-            ConfigError: a flag is unknown, or a value is missing or of the wrong type.
+        Raises ConfigError if a flag is unknown, or a value is missing or of the wrong type.
         """
         values: dict[str, Any] = {}
         overrides: list[str] = []

@@ -1,10 +1,7 @@
 """The cascade to compare a model with: a speech recognizer, then CLIP's text encoder.
 
-    clip, recognizer = Encoder("openai/clip-vit-base-patch32"), SpeechRecognizer("small")
-    result = evaluate_cascade(clip, manifest, recognizer)
-
-It is scored by the same protocol as a model. With the manifest's texts instead of a recognizer the scores are those of
-a recognizer without errors.
+clip, recognizer = Encoder("openai/clip-vit-base-patch32"), SpeechRecognizer("small")
+result = evaluate_cascade(clip, manifest, recognizer)
 """
 
 from collections.abc import Sequence
@@ -34,7 +31,7 @@ def evaluate_cascade(
 ) -> EvaluationResult:
     """Scores a cascade as ``evaluate`` scores a model, with its word errors if the manifest has texts.
 
-    Without a recognizer the texts are those of the manifest, and there are no word errors.
+    Without a recognizer the texts are those of the manifest: the scores of a recognizer without errors.
 
     Raises:
         CheckpointError: the CLIP has no text encoder.

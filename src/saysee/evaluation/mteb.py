@@ -1,4 +1,4 @@
-"""SaySee models in MTEB, for its retrieval tasks between speech, images and text.
+"""SaySee models in MTEB, for its retrieval tasks between speech, images and text (extra ``mteb``).
 
     import mteb
     from saysee.evaluation.mteb import MtebEncoder
@@ -6,8 +6,7 @@
     tasks = mteb.get_tasks(tasks=["SpokenCOCOA2IRetrieval", "SpokenCOCOI2ARetrieval"])
     mteb.evaluate(MtebEncoder("runs/spokencoco-base/best"), tasks)
 
-It needs the optional extra ``mteb``. SaySee decodes the files, not the library. MTEB has other names for some measures:
-see docs/evaluate.md.
+SaySee decodes the files, not the library. MTEB has other names for some measures: see docs/evaluate.md.
 """
 
 import os
@@ -50,8 +49,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         name: of the model in MTEB's results, as "owner/model"; None is the name of its run or folder.
         device: where a model that is loaded here computes; None is the CPU.
 
-    Raises:
-        CheckpointError: there is no such model.
+    Raises CheckpointError if there is no such model.
     """
 
     def __init__(
@@ -87,11 +85,8 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
     ) -> NDArray[np.float32]:
         """Unit vectors [N, D] of a data set of clips, images or texts, in order.
 
-        Args:
-            inputs: MTEB's loader, whose data set has a column ``audio``, ``image`` or ``text``.
-            task_metadata: MTEB's description of the task.
-            hf_split, hf_subset, prompt_type: ignored: an input has the same vector in all of them.
-            kwargs: ``batch_size`` and ``show_progress_bar``.
+        ``inputs`` is MTEB's loader, whose data set has a column ``audio``, ``image`` or ``text``; ``kwargs`` has
+        ``batch_size``. An input has the same vector in all splits, subsets and prompts.
 
         Raises:
             SaySeeError: the data set has none of these columns, or several.

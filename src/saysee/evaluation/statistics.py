@@ -39,7 +39,7 @@ def image_interval(
 def draws(n_images: int, n_clips: int, resamples: int, seed: int) -> Iterator[Counts]:
     """How often each image is drawn in each resample: arrays [up to R, n_images], as many rows as memory allows.
 
-    Raises SaySeeError for too few resamples.
+    Raises SaySeeError for less than ``MIN_RESAMPLES``.
     """
     if resamples < MIN_RESAMPLES:
         raise SaySeeError(f"resamples is {resamples}; an interval needs at least {MIN_RESAMPLES}")
@@ -53,9 +53,8 @@ def draws(n_images: int, n_clips: int, resamples: int, seed: int) -> Iterator[Co
 
 
 def resampled_means(values: Floats, image: Integers, counts: Counts) -> Floats:
-    """[R, K] means of ``values`` [Q, K], of queries with images [Q], each drawn ``counts`` [R, images] times.
-
-    A resample that draws none of the queries is NaN.
+    """[R, K] means of ``values`` [Q, K], of queries with images [Q], each drawn ``counts`` [R, images] times; NaN of
+    none.
     """
     sums = np.zeros((counts.shape[1], 1 + values.shape[1]))
     np.add.at(sums, image, np.column_stack([np.ones(len(image)), values]))

@@ -105,10 +105,7 @@ class StudiesResult:
 def run_studies(demo: Path, cmd_seconds: float, studies: Sequence[Study] = STUDIES) -> StudiesResult:
     """Runs what is not finished, and writes the page after each study. One that fails does not stop the others.
 
-    Args:
-        demo: folder of a finished demo.
-        cmd_seconds: of the demo's training of CMD, for the estimate of the time.
-        studies: to run, in this order.
+    ``cmd_seconds`` are those of the demo's training of CMD, for the estimate of the time.
 
     Raises KeyboardInterrupt if interrupted; what is finished is kept.
     """

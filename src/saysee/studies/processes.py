@@ -139,10 +139,7 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
 def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | None = None) -> int:
     """Runs a command line in a process of its own, in a folder (None: this one), and returns its exit code.
 
-    Args:
-        words: after ``saysee``.
-        output: file of what it prints on stdout; None for none.
-        folder: in which it runs.
+    ``words`` follow ``saysee``; ``output`` is the file of what it prints on stdout (None: none).
 
     Raises KeyboardInterrupt if it or this process was interrupted.
     """

@@ -146,21 +146,13 @@ def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: tup
     """Files whose name matches, in the listings and directly beside their folders; the least nested first."""
     found: dict[str, None] = {}
     for listing in listings:
-        beside = _files_in(os.path.dirname(os.path.abspath(listing.folder)), suffixes)
+        near = Path(os.path.abspath(listing.folder)).parent.glob("[!.]*")
+        beside = sorted(map(str, (path for path in near if path.suffix.lower() in suffixes and path.is_file())))
         inside = sorted(listing.files(suffixes), key=lambda path: path.count(os.sep))
         for path in (*inside, *beside):
             if name.search(unicodedata.normalize("NFC", os.path.basename(path))):
                 found.setdefault(os.path.abspath(path))
     return [Path(path) for path in found]
-
-
-def _files_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    try:
-        names = os.listdir(folder)
-    except OSError:  # no permission to read the parent folder: then it has no lists for us
-        return []
-    wanted = (name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
-    return sorted(path for name in wanted if os.path.isfile(path := os.path.join(folder, name)))
 
 
 def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:

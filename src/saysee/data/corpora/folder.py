@@ -62,9 +62,8 @@ def prepare_folder(
         allow_missing: how many clips and images, or images of clips, may be missing or empty.
 
     Raises:
-        SaySeeError: the folder is missing, nothing pairs, or more files are missing than allowed.
-        ManifestError: the table cannot be read or contradicts itself, or two images fit a clip equally well.
-        ConfigError: invalid settings, or settings that cannot be combined.
+        SaySeeError: the folder is missing, nothing pairs or two images fit a clip, more files are missing than allowed,
+            the table cannot be read or contradicts itself, or settings are invalid or cannot be combined.
     """
     if pair_by not in get_args(PairBy):
         raise ConfigError(f"--pair-by is {pair_by!r}; set it to one of {', '.join(get_args(PairBy))}")

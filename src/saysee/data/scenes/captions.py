@@ -72,7 +72,7 @@ class Caption:
 def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> tuple[Caption, ...] | None:
     """Five different captions that are true of ``scene``, in as many forms as it allows, and not of ``false_of``.
 
-    None if five were not found, because too little can be said (of four equal objects without a clear relation).
+    None if too little can be said (of four equal objects without a clear relation).
     """
     forms = _Writer(scene, rng).forms
     rng.shuffle(forms)

@@ -70,8 +70,7 @@ def build_scenes(
     Returns the path of the manifest.
 
     Raises:
-        ConfigError: invalid numbers.
-        SaySeeError: the folder contains something else, or cannot be written.
+        SaySeeError: invalid numbers, or the folder contains something else, or cannot be written.
         MissingExtraError: the synthesizer is not installed.
     """
     folder = Path(folder)
@@ -82,7 +81,7 @@ def build_scenes(
         raise ConfigError(f"workers is {workers}; set it to at least 1, or omit it for one per core")
     if not languages or not set(languages) <= set(LANGUAGES) or len(set(languages)) < len(languages):
         raise ConfigError(f"languages is {','.join(languages)!r}; give some of {', '.join(LANGUAGES)}, each once")
-    settings = {"version": GENERATOR_VERSION, "seed": seed, "images": sizes, "picture_size": image_size}
+    settings: dict[str, Any] = {"version": GENERATOR_VERSION, "seed": seed, "images": sizes, "picture_size": image_size}
     settings["languages"] = list(languages)
     manifest = folder / MANIFEST
     found = _read_settings(folder)

@@ -45,11 +45,7 @@ class Sentence:
 
 
 def say(caption: Caption, language: str = "en") -> Sentence:
-    """The sentence of a caption.
-
-    Raises:
-        ConfigError: there is no such language.
-    """
+    """The sentence of a caption. Raises ConfigError if there is no such language."""
     return _grammar(language).sentence(caption)
 
 

@@ -43,18 +43,13 @@ def record_path(index: int) -> str:
 
 
 def make_image(folder: Path, seed: int, image_size: int, languages: Sequence[str], planned: PlannedScene) -> None:
-    """Draws an image, speaks its captions in each language, and writes all files; the record is written last.
-
-    Raises:
-        MissingExtraError: the synthesizer is not installed.
-        OSError: a file cannot be written.
-    """
+    """Draws an image, speaks its captions in each language, and writes all files; the record is written last."""
     index, scene = planned.index, planned.scene
     write_file(folder / image_path(index), _png(draw_scene(scene, image_size)))
-    objects = [
-        {"shape": item.shape, "color": item.color, "size": item.size, "fill": item.fill, "box": list(item.box)}
-        for item in scene.objects
-    ]
+    kept = ("shape", "color", "size", "fill")
+    objects = [{name: getattr(item, name) for name in kept} | {"box": list(item.box)} for item in scene.objects]
+    twin = None if planned.twin_index is None else image_id(planned.twin_index)
+    about = {"image": image_path(index), "image_id": image_id(index), "split": planned.split}
     rows: list[dict[str, Any]] = []
     for language in languages:
         sentences = [say(caption, language) for caption in planned.captions]
@@ -63,29 +58,15 @@ def make_image(folder: Path, seed: int, image_size: int, languages: Sequence[str
             utterance = synthesize(sentence.text, speaker)
             clip = clip_path(index, language, number)
             write_file(folder / clip, _flac(utterance))
-            rows.append(
-                {
-                    "clip": clip,
-                    "image": image_path(index),
-                    "image_id": image_id(index),
-                    "split": planned.split,
-                    "text": sentence.text,
-                    "speaker": speaker.id,
-                    "language": language,
-                    "extra": {
-                        "seconds": round(utterance.seconds, 4),
-                        "accent": speaker.accent,
-                        "novel_pair": planned.novel_pair,
-                        "hard_twin": planned.twin_index is not None,
-                        "twin_of": None if planned.twin_index is None else image_id(planned.twin_index),
-                        "objects": objects,
-                        "words": [
-                            {"word": word.name, "start": word.start, "end": word.end, "objects": list(described)}
-                            for word, (_, described) in zip(utterance.words, sentence.words, strict=True)
-                        ],
-                    },
-                }
-            )
+            words = [
+                {"word": word.name, "start": word.start, "end": word.end, "objects": list(described)}
+                for word, (_, described) in zip(utterance.words, sentence.words, strict=True)
+            ]
+            extra = {"seconds": round(utterance.seconds, 4), "accent": speaker.accent}
+            extra |= {"novel_pair": planned.novel_pair, "hard_twin": twin is not None, "twin_of": twin}
+            extra |= {"objects": objects, "words": words}
+            spoken = {"text": sentence.text, "speaker": speaker.id, "language": language, "extra": extra}
+            rows.append({"clip": clip, **about, **spoken})
     write_file(folder / record_path(index), json.dumps(rows).encode())
 
 

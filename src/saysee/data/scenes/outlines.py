@@ -26,11 +26,8 @@ def circle(radius: float) -> list[Point]:
 
 def _star() -> list[Point]:
     """Five points, one of them straight up; inner corners at half the radius."""
-    corners = []
-    for i in range(10):
-        radius, angle = (1.0 if i % 2 == 0 else 0.5), math.radians(-90 + 180 * i / 5)
-        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return corners
+    turns = [(1.0 if i % 2 == 0 else 0.5, math.radians(-90 + 180 * i / 5)) for i in range(10)]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in turns]
 
 
 def _flower() -> list[Point]:
@@ -45,12 +42,9 @@ def _flower() -> list[Point]:
 
 def _heart() -> list[Point]:
     """The common parametric heart curve."""
-    corners = []
-    for i in range(72):
-        t = 2 * math.pi * i / 72
-        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        corners.append((16 * math.sin(t) ** 3, -y))
-    return corners
+    turns = [2 * math.pi * i / 72 for i in range(72)]
+    ys = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
+    return [(16 * math.sin(t) ** 3, -y) for t, y in zip(turns, ys, strict=True)]
 
 
 def _moon() -> list[Point]:

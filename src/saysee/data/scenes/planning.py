@@ -71,8 +71,7 @@ def image_id(index: int) -> str:
 def split_sizes(images: int, val_images: int | None = None, test_images: int | None = None) -> dict[str, int]:
     """The number of images in each split: by default 5 % in ``val`` and 15 % in ``test``, at least one each.
 
-    Raises:
-        ConfigError: a split would be empty.
+    Raises ConfigError if a split would be empty.
     """
     val = max(1, round(images * 0.05)) if val_images is None else val_images
     test = max(1, round(images * 0.15)) if test_images is None else test_images
@@ -87,10 +86,7 @@ def split_sizes(images: int, val_images: int | None = None, test_images: int | N
 
 
 def novel_pairs() -> frozenset[tuple[str, str]]:
-    """The (color, shape) pairs that only test splits contain.
-
-    They are the same for every corpus: a model trained on one corpus has seen none of them before testing on any.
-    """
+    """The (color, shape) pairs that only test splits contain, of every corpus: no model has seen them before a test."""
     rng = Random("saysee scenes novel pairs")
     shapes = list(SHAPES)
     colors = list(COLORS) * 2
@@ -100,9 +96,8 @@ def novel_pairs() -> frozenset[tuple[str, str]]:
 
 
 def in_test_half(scene: Scene) -> bool:
-    """Whether the scene is in the half of all scenes that only test splits of any corpus may contain.
-
-    So no encoder that was trained on the other half has seen a test scene, whatever the seeds.
+    """Whether the scene is in the half of all scenes that only test splits of any corpus may contain, whatever the
+    seeds.
     """
     return hashlib.blake2b(repr(scene.key).encode(), digest_size=1).digest()[0] < 128
 

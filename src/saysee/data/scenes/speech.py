@@ -103,10 +103,8 @@ def synthesize(text: str, speaker: Speaker) -> Utterance:
 
 
 def synthesizer_version() -> str:
-    """Name and version of the synthesizer, such as "espeakng-loader 0.2.4", on which the samples depend.
-
-    Raises:
-        MissingExtraError: it is not installed.
+    """Name and version of the synthesizer, on which the samples depend. Raises MissingExtraError if it is not
+    installed.
     """
     with _EXTRA():
         import espeakng_loader  # noqa: F401
@@ -117,8 +115,7 @@ def synthesizer_version() -> str:
 def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int, int, bytes]]]:
     """Speaks with the library in its initial state.
 
-    Returns:
-        Samples as 16-bit integers, their rate in Hz, and events: (type, character from 0, sample, phoneme).
+    Returns samples as 16-bit integers, their rate in Hz, and events: (type, character from 0, sample, phoneme).
     """
     chunks: list[bytes] = []
     events: list[tuple[int, int, int, bytes]] = []
@@ -200,8 +197,7 @@ def _unload(library: ctypes.CDLL) -> None:
 def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[Spoken]:
     """Each word with its time: from its event to the next, or to a pause before that.
 
-    The synthesizer joins some small words ("of the") and gives only the time of the first; such words share the time in
-    proportion to their letters.
+    The synthesizer joins some small words ("of the"); they share the time of the first in proportion to their letters.
     """
     words = [(word[0], word.start()) for word in re.finditer(r"\S+", text)]
     begins: list[int | None] = []

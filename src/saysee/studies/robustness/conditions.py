@@ -131,10 +131,7 @@ def builtin_conditions() -> list[Condition]:
 def noise_conditions(folder: Path, seed: int) -> list[Condition]:
     """Noises of the user's own: a condition for each subfolder, as of MUSAN, or for the folder itself.
 
-    Raises:
-        ConfigError: there is no audio file.
-        MediaError: one of those drawn cannot be decoded.
-        SaySeeError: it is no folder.
+    Raises SaySeeError if it is no folder or has no audio file, or one of those drawn cannot be decoded.
     """
     found = []
     for name, paths in _by_subfolder(folder, "--noises").items():
@@ -156,9 +153,7 @@ def room_conditions(folder: Path, seed: int) -> list[Condition]:
     """Room responses of the user's own, as of RIRS_NOISES, for each subfolder, or for the folder itself.
 
     The strengths are the reverberation times of thirds of the responses, short, middle and long, by their medians.
-
-    Raises:
-        As :func:`noise_conditions`.
+    Raises as :func:`noise_conditions`.
     """
     found = []
     for name, paths in _by_subfolder(folder, "--rooms").items():
@@ -183,10 +178,8 @@ def room_conditions(folder: Path, seed: int) -> list[Condition]:
 def choose(text: str, conditions: Sequence[Condition]) -> list[Condition]:
     """The conditions of a list such as ``noise=20,0,room,telephone``, by name or family; all of an empty one.
 
-    Those of the user's own folders are always among them.
-
-    Raises:
-        ConfigError: there is no such name, or a strength is no number or not possible.
+    Those of the user's own folders are always among them. Raises ConfigError if there is no such name, or a strength is
+    no number or not possible.
     """
     asked: dict[str, list[float]] = {}
     name = ""

@@ -148,11 +148,8 @@ def lines_of(
 ) -> list[dict[str, Any]]:
     """The lines of a result.
 
-    Args:
-        points: the clean corpus, then the others.
-        models: names.
-        scored: of each model the points of its runs, which differ in their seed alone.
-        groups: by column the value of each query.
+    ``scored`` has of each model, by name, the points of its runs, which differ in their seed alone; the first point is
+    the clean corpus. ``groups`` has by column the value of each query.
     """
     lines: list[dict[str, Any]] = []
     clean: dict[tuple[str, str], tuple[float, Any]] = {}

@@ -63,17 +63,12 @@ def run_robustness(
 ) -> RobustnessResult:
     """Scores models at every point, keeps what is finished in ``to``, and writes the tables and the picture there.
 
-    Args:
-        models: what loads each, by name; one at a time is in memory.
-        manifest: of the corpus.
-        to: folder; the same call again computes only what is missing.
-        settings: what is measured.
+    The same call again computes only what is missing. ``models`` are what loads each, by name; one at a time is in
+    memory.
 
     Raises:
-        ConfigError: there is no such condition or strength; the split has one image only.
-        ManifestError: no such split or column.
-        MediaError: a file cannot be decoded.
-        SaySeeError: a model has no speech side.
+        SaySeeError: no such condition, strength, split or column; the split has one image only; a file cannot be
+            decoded; a model has no speech side.
     """
     study = _Study(manifest, to, settings)
     systems, scored = [], []
