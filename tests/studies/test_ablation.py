@@ -40,6 +40,15 @@ from saysee_process import start_saysee
 
 GRID = {"alone": {"denoising": {"preset": False}}, "CMD": {"denoising.preset": "paper", "denoising.share": 0.25}}
 PATIENCE = 120
+STUDY: dict[str, Any] = {
+    "recipe_name": "r",
+    "recipe": {"training": {"steps": 100}},
+    "baseline": "a",
+    "calls": [],
+    "split": "test",
+    "equal_time": False,
+    "training_images": 10,
+}
 
 
 @pytest.fixture
@@ -76,16 +85,14 @@ def lines_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_rows_and_two_seeds_end_in_one_table(
-    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
-) -> None:
+def test_two_rows_and_two_seeds_end_in_one_table(recipe: Path, grid: Path, tmp_path: Path, trained: list[str]) -> None:
     folder = tmp_path / "study"
-    settings = AblationSettings(seeds=2, grid=grid, sizes=(0.75, 1.0), command="saysee ablate tiny.yaml")
+    settings = AblationSettings(seeds=2, grid=grid, command="saysee ablate tiny.yaml")
     result = run_ablation(recipe, folder, settings)
 
     runs = lines_of(folder / "runs.csv")
     assert len(runs) == len(trained)
-    equal_steps = [run for run in runs if run["budget"] == EQUAL_STEPS and run["share"] == "1.0"]
+    equal_steps = [run for run in runs if run["budget"] == EQUAL_STEPS]
     assert [(run["row"], run["seed"]) for run in equal_steps] == [
         ("alone", "0"),
         ("alone", "1"),
@@ -93,8 +100,6 @@ def test_two_rows_and_two_seeds_end_in_one_table(
         ("CMD", "1"),
     ]
     assert {run["steps"] for run in equal_steps} == {"2.0"}
-    assert len([run for run in runs if run["share"] == "0.75"]) == 4
-
     table = {line["row"]: line for line in lines_of(folder / "table.csv")}
     assert list(table) == ["alone", "CMD"]
     by_seed = {(run["row"], run["seed"]): float(run["mean_R@1"]) for run in equal_steps}
@@ -125,15 +130,8 @@ def test_two_rows_and_two_seeds_end_in_one_table(
     ):
         assert word in text
     assert "<svg" in (folder / "plot.svg").read_text()
-    assert "<svg" in (folder / "plot-sizes.svg").read_text()
     assert result.to_dict()["rows"]["CMD"]["equal_steps"]["values"]["mean_R@1"]["seeds"] == 2
-    assert set(result.to_dict()["sizes"]["CMD"]) == {"0.75", "1"}
-
-    # Models are kept, checkpoints are not; the smaller manifest has whole pictures and the other splits untouched.
     assert all((run / "best").is_dir() and not (run / "checkpoints").exists() for run in (folder / "runs").iterdir())
-    part = Manifest.read(folder / "manifests" / "share-0.75.parquet")
-    assert part.splits() == {**tiny_manifest.splits(), "train": 45}
-    assert all(part.clip_path(row).is_file() for row in part)
 
 
 def test_a_row_of_one_language_trains_on_its_clips_and_is_scored_on_each(
@@ -182,14 +180,19 @@ def test_a_second_call_does_nothing_again_and_writes_the_same(
     assert {name: (folder / name).read_text() for name in outputs} == before
 
     # More seeds, and another split to score on, only add.
-    run_ablation(recipe, folder, AblationSettings(seeds=2, grid=grid, split="val"))
+    run_ablation(recipe, folder, AblationSettings(seeds=2, grid=grid, split="val", equal_time=False))
     assert all("seed 1" in what for what in trained)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert "no intervals" not in (folder / "table.md").read_text()
 
 
-def test_frozen_encoders_run_once_for_the_whole_study(
-    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+def test_frozen_encoders_run_once_for_the_whole_study_and_all_shares(
+    recipe: Path,
+    grid: Path,
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_manifest: Manifest,
 ) -> None:
     """Before the first run, which would otherwise need more memory and time than the others."""
     kept = tmp_path / "features"
@@ -206,17 +209,26 @@ def test_frozen_encoders_run_once_for_the_whole_study(
         return train(*arguments)
 
     monkeypatch.setattr(ablation, "train_alone", look)
-    result = run_ablation(recipe, tmp_path / "study", AblationSettings(seeds=1, grid=grid, sizes=(0.75,)))
+    plan = AblationSettings(seeds=1, grid=grid, sizes=(0.75, 1.0), equal_time=False)
+    result, folder = run_ablation(recipe, tmp_path / "study", plan), tmp_path / "study"
     assert at_the_first_training[0] > 0
-    assert not (tmp_path / "study" / "manifests" / "features").exists()
+    assert not (folder / "manifests" / "features").exists()
     assert list(result.rows) == ["alone", "CMD"]
+
+    assert [run["share"] for run in lines_of(folder / "runs.csv")] == ["0.75", "1.0", "0.75", "1.0"]
+    assert "<svg" in (folder / "plot-sizes.svg").read_text()
+    assert set(result.to_dict()["sizes"]["CMD"]) == {"0.75", "1"}
+    # The smaller manifest has whole pictures and the other splits untouched.
+    part = Manifest.read(folder / "manifests" / "share-0.75.parquet")
+    assert part.splits() == {**tiny_manifest.splits(), "train": 45}
+    assert all(part.clip_path(row).is_file() for row in part)
 
 
 def test_the_verb_prints_one_result(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["ablate", str(recipe), "--to", str(tmp_path / "study"), "--grid", str(grid), "--seeds", "1"]
-    words += ["--rows", "CMD, alone", "--sizes", "1", "--optimizer.lr", "5e-4"]
+    words += ["--rows", "CMD, alone", "--sizes", "1", "--optimizer.lr", "5e-4", "--no-equal-time"]
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["baseline"] == "alone"
@@ -238,7 +250,8 @@ def test_an_interrupted_study_keeps_finished_runs_and_resumes(
     """The first run is finished, and the second is interrupted after its first checkpoint."""
     folder, train = tmp_path / "study", ablation.train_alone
     first, second = folder / "runs" / "alone.seed-0.equal-steps", folder / "runs" / "cmd.seed-0.equal-steps"
-    settings = AblationSettings(seeds=1, grid=grid, overrides=("--training.steps=4", "--training.eval_every=4"))
+    flags = ("--training.steps=4", "--training.eval_every=4")
+    settings = AblationSettings(seeds=1, grid=grid, overrides=flags, equal_time=False)
 
     def interrupted(recipe: Any, recipe_file: Path, what: str) -> dict[str, Any]:
         if what.startswith("alone"):
@@ -302,8 +315,8 @@ def test_a_study_interrupted_by_ctrl_c_ends_with_130_and_resumes(
 def test_rows_of_a_seed_have_the_same_start_and_the_same_batches(recipe: Path, tmp_path: Path) -> None:
     study = _Study(recipe, tmp_path / "study", AblationSettings())
     begun = []
-    for seed in (0, 1):
-        for row in study.rows:
+    for seed, rows in ((0, study.rows), (1, study.rows[:2])):
+        for row in rows:
             trainer = Trainer(study.recipe(Run(row, seed), 6))
             shared = {
                 name: value.clone()
@@ -377,16 +390,7 @@ def scores(
 
 
 def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path: Path) -> None:
-    study = {
-        "recipe_name": "r",
-        "recipe": {"training": {"steps": 100}},
-        "baseline": "a",
-        "grid": {"a": {}, "slow": {"denoising.weight": 1}, "quick": {}},
-        "calls": [],
-        "split": "test",
-        "equal_time": True,
-        "training_images": 10,
-    }
+    study = STUDY | {"grid": {"a": {}, "slow": {"denoising.weight": 1}, "quick": {}}, "equal_time": True}
     runs = [scores("a", seed, 10.0 + 10 * seed, 0.2) for seed in (0, 1)]
     runs += [scores("slow", seed, 13.0 + 12 * seed, 0.4) for seed in (0, 1)]
     runs += [scores("slow", seed, 11.0 + 10 * seed, 0.4, EQUAL_TIME, 50) for seed in (0, 1)]
@@ -408,16 +412,7 @@ def test_the_table_pairs_by_seed_with_both_budgets_in_any_order_of_runs(tmp_path
 
 
 def test_a_ladder_has_the_gain_over_the_row_above_that_was_run(tmp_path: Path) -> None:
-    study = {
-        "recipe_name": "r",
-        "recipe": {"training": {"steps": 100}},
-        "baseline": "a",
-        "grid": {name: {"head.layers": number} for number, name in enumerate("abcd")},
-        "calls": [],
-        "split": "test",
-        "equal_time": False,
-        "training_images": 10,
-    }
+    study = STUDY | {"grid": {name: {"head.layers": number} for number, name in enumerate("abcd")}}
     runs = [
         scores(row, seed, recall + seed, 0.2) for row, recall in (("a", 10), ("b", 13), ("d", 11)) for seed in (0, 1)
     ]
@@ -432,16 +427,7 @@ def test_a_ladder_has_the_gain_over_the_row_above_that_was_run(tmp_path: Path) -
 
 
 def test_without_equal_time_and_measures_there_are_no_columns_of_them(tmp_path: Path) -> None:
-    study = {
-        "recipe_name": "r",
-        "recipe": {"training": {"steps": 100}},
-        "baseline": "a",
-        "grid": {"a": {}, "slow": {}},
-        "calls": [],
-        "split": "test",
-        "equal_time": False,
-        "training_images": 10,
-    }
+    study = STUDY | {"grid": {"a": {}, "slow": {}}}
     runs = [scores("a", 0, 10.0, 0.2), scores("slow", 0, 13.0, 0.4), scores("slow", 0, 11.0, 0.4, EQUAL_TIME, 50)]
     runs[1].measures["image_to_speech_R@10"] = 34.56
     result = write_tables(tmp_path, study, runs)
@@ -575,15 +561,17 @@ def test_a_study_that_cannot_work_is_an_error_before_anything_is_written(
 
 
 def test_a_folder_of_another_study_is_an_error_and_a_new_row_is_added(
-    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
 ) -> None:
-    folder = tmp_path / "study"
-    plan = AblationSettings(seeds=1, grid=grid, rows=("alone",))
+    folder, manifest = tmp_path / "study", tmp_path / "manifest.jsonl"
+    tiny_manifest.write(manifest)
+    flags = (f"--data.manifest={manifest}",)
+    plan = AblationSettings(seeds=1, grid=grid, rows=("alone",), overrides=flags, equal_time=False)
     run_ablation(recipe, folder, plan)
     kept = (folder / "study.json").read_text()
 
     with pytest.raises(SaySeeError, match=r"optimizer\.lr \(0\.001, now 0\.002\)"):
-        run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, overrides=("--optimizer.lr=0.002",)))
+        run_ablation(recipe, folder, replace(plan, overrides=(*flags, "--optimizer.lr=0.002")))
     other = copy.deepcopy(GRID)
     other["CMD"]["denoising.share"] = 0.75
     grid.write_text(yaml.safe_dump(other, sort_keys=False))
@@ -600,22 +588,14 @@ def test_a_folder_of_another_study_is_an_error_and_a_new_row_is_added(
 
     trained.clear()
     grid.write_text(yaml.safe_dump({**GRID, "more": {"denoising.share": 0.9}}, sort_keys=False))
-    result = run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, rows=("more",)))
+    result = run_ablation(recipe, folder, replace(plan, rows=("more",)))
     assert trained
     assert all(what.startswith("more") for what in trained)
     assert list(result.rows) == ["alone", "more"]
 
-
-def test_another_manifest_under_the_same_path_is_an_error(
-    recipe: Path, grid: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
-) -> None:
-    manifest = tmp_path / "manifest.jsonl"
-    tiny_manifest.write(manifest)
-    plan = AblationSettings(seeds=1, grid=grid, rows=("alone",), overrides=(f"--data.manifest={manifest}",))
-    run_ablation(recipe, tmp_path / "study", plan)
-    share_of_images(Manifest.read(manifest), "train", 0.75).write(manifest)
+    share_of_images(Manifest.read(manifest), "train", 0.75).write(manifest)  # another one under the same path
     with pytest.raises(SaySeeError, match="manifest_sha256"):
-        run_ablation(recipe, tmp_path / "study", plan)
+        run_ablation(recipe, folder, plan)
 
 
 def test_the_default_grid_fits_the_packages_recipe(tiny_scenes: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from saysee_process import start_saysee, wait_for
 SCENES = "saysee data scenes --val-images 1 --test-images 1 --workers 1 --images"
 QUICK = Study("quick", 1, f"{SCENES} 3 --to studies/quick")
 LONG = Study("long", 1, f"{SCENES} 20 --to studies/long")
-FAILS = Study("fails", 1, "saysee evaluate runs/none studies/quick/manifest.parquet --localization")
+FAILS = Study("fails", 1, "saysee data verify studies/none/manifest.parquet")
 
 
 def test_every_command_is_one_that_its_verb_takes() -> None:
@@ -43,7 +43,7 @@ def test_one_that_fails_stops_no_other_and_is_the_only_one_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result = run_studies(tmp_path, 281, [FAILS, QUICK])
-    assert "studies/quick/manifest.parquet" in capfd.readouterr().err
+    assert "studies/none/manifest.parquet" in capfd.readouterr().err
     assert {name: record["code"] for name, record in result.records.items()} == {"fails": 2, "quick": 0}
     assert [line.partition(":")[0] for line in result.failures] == ["fails"]
     page = (tmp_path / "studies" / "README.md").read_text()
@@ -119,11 +119,11 @@ def no_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_verb_reports_what_failed_and_its_exit_code_says_so(
     tmp_path: Path, no_demo: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_studies, "__defaults__", ((FAILS, QUICK),))
+    monkeypatch.setattr(run_studies, "__defaults__", ((FAILS,),))
     assert main(["demo", "--to", str(tmp_path / "a")]) == 0
     assert not (tmp_path / "a" / "studies").exists()
     assert main(["demo", "--to", str(tmp_path / "b"), "--full"]) == 2
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1].endswith(str(tmp_path / "b" / "studies" / "README.md"))
     assert "saysee: fails: exit code 2" in captured.err
-    assert re.search(r"2 studies to run, about 0\.0 hours", captured.err)
+    assert re.search(r"1 studies to run, about 0\.0 hours", captured.err)

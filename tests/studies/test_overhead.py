@@ -76,7 +76,7 @@ def test_the_command_writes_table_values_and_picture(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "study"
-    command = ["overhead", recipe, "--to", str(to), "--batch-sizes", "4,8", "--depths", "1", "--rounds", "2", "--json"]
+    command = ["overhead", recipe, "--to", str(to), "--batch-sizes", "4,8", "--depths", "1", "--rounds", "1", "--json"]
     assert main(command) == 0
     values = json.loads(capsys.readouterr().out)
     assert json.loads((to / "results.json").read_text()) == {key: values[key] for key in values if key != "to"}
@@ -85,8 +85,6 @@ def test_the_command_writes_table_values_and_picture(
     ]
     for baseline, cmd in zip(values["rows"][::2], values["rows"][1::2], strict=True):
         assert baseline["ratio"] == [1, 1, 1]
-        assert cmd["ratio"][1] <= cmd["ratio"][0] <= cmd["ratio"][2]
-        assert len(cmd["turns"]) == 2
         assert cmd["flops"] - baseline["flops"] == sum(cmd["turns"][0]["flops"][part] for part in (FUSION, LOSS))
         assert cmd["memory"] > 2**20
     assert values["query"]["flops"][0] == values["query"]["flops"][1] > 0
@@ -98,11 +96,14 @@ def test_the_command_writes_table_values_and_picture(
 def test_rows_that_cannot_be_are_left_out_with_the_reason_or_refused(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["overhead", recipe, "--to", str(tmp_path / "study"), "--depths", "1", "--rounds", "1"]
+    command = ["overhead", recipe, "--to", str(tmp_path / "study"), "--depths", "1", "--rounds", "2"]
     assert main([*command, "--batch-sizes", "4", "--model.speech_trainable", "1", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert "speech_trainable" in values["recomputed"]
     assert {row["cached"] for row in values["rows"]} == {False}
+    _, cmd = values["rows"]
+    assert len(cmd["turns"]) == 2
+    assert cmd["ratio"][1] <= cmd["ratio"][0] <= cmd["ratio"][2]
     for words, named in (
         (["--denoising.weight", "0"], "preset"),
         (["--batch-sizes", "4,four"], "four"),
