@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def _open_delimited(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:
 
 
 def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, each with the line where it starts. Raises csv.Error with a line number."""
+    """The records that are not blank, each with the line where it starts."""
     with path.open(encoding=encoding, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         while True:
@@ -202,16 +203,15 @@ def _records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, l
                 return
             except csv.Error as error:
                 fix = "quote each cell that contains a quote, and double it"
-                raise ManifestError(f"line {line}: {error}; {fix}") from None
+                raise ManifestError(f"{path}: line {line}: {error}; {fix}") from None
             if any(cell.strip() for cell in record):
                 yield line, [cell.strip() for cell in record]
 
 
 def _header(path: Path, encoding: str, delimiter: str, skip: bool) -> list[str]:
     try:
-        records = _records(path, encoding, delimiter)
-        return next(record for place, (_, record) in enumerate(records) if place or not skip)
-    except (StopIteration, ManifestError):
+        return next(islice(_records(path, encoding, delimiter), skip, None), (0, []))[1]
+    except ManifestError:
         return []
 
 
@@ -219,17 +219,11 @@ def _delimited_rows(
     path: Path, encoding: str, delimiter: str, skip: bool, width: int
 ) -> Iterator[tuple[int, Sequence[Any]]]:
     name = {",": "a comma", ";": "a semicolon", "\t": "a tab"}.get(delimiter, repr(delimiter))
-    try:
-        for place, (line, record) in enumerate(_records(path, encoding, delimiter)):
-            if place <= skip:
-                continue
-            if len(record) != width:
-                raise ManifestError(
-                    f"line {line}: {len(record)} cells, and the header has {width}; quote a cell that contains {name}"
-                )
-            yield line, [cell or None for cell in record]
-    except ManifestError as error:
-        raise ManifestError(f"{path}: {error}") from None
+    for line, record in islice(_records(path, encoding, delimiter), 1 + skip, None):
+        if len(record) != width:
+            fix = f"quote a cell that contains {name}"
+            raise ManifestError(f"{path}: line {line}: {len(record)} cells, and the header has {width}; {fix}")
+        yield line, [cell or None for cell in record]
 
 
 def _open_json_lines(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:

@@ -173,9 +173,8 @@ def word_scores(
     scores = []
     for word in words:
         named = word.get("objects") or ()
-        for index in named:
-            if not 0 <= index < len(objects):
-                raise ValueError(f"a word names object {index}, but the image has {len(objects)}")
+        if unknown := [index for index in named if not 0 <= index < len(objects)]:
+            raise ValueError(f"a word names object {unknown[0]}, but the image has {len(objects)}")
         boxes = [_within(objects[index]["box"], box) for index in named]
         share = patch_grid(boxes, grid)
         if share.sum() == 0:

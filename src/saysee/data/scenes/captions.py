@@ -49,21 +49,17 @@ class Caption:
         """Whether a listener might accept the sentence for ``scene``: enough objects fit, where the sentence says."""
         if self.total is not None and self.total != len(scene.objects):
             return False
-        fitting = [
-            combinations(scene.matching(dict(phrase.description)), len(phrase.objects)) for phrase in self.phrases
-        ]
+        fitting = [combinations(scene.matching(dict(each.description)), len(each.objects)) for each in self.phrases]
         return any(self._fits(scene, chosen) for chosen in product(*fitting))
 
     def _fits(self, scene: Scene, chosen: tuple[Group, ...]) -> bool:
-        named = [i for group in chosen for i in group]
-        objects = scene.objects
+        named, objects = [i for group in chosen for i in group], scene.objects
         return (
             len(named) == len(set(named))
             and all(
                 might_lie(objects[a], where, objects[b])
                 for first, where, second in self.relations
-                for a in chosen[first]
-                for b in chosen[second]
+                for a, b in product(chosen[first], chosen[second])
             )
             and all(might_be_at(objects[a], place) for phrase, place in self.places for a in chosen[phrase])
         )
@@ -77,8 +73,8 @@ def write_captions(scene: Scene, rng: Random, false_of: Scene | None = None) -> 
     forms = _Writer(scene, rng).forms
     rng.shuffle(forms)
     captions: dict[Caption, None] = {}
-    for attempt in range(40 * len(forms)):
-        caption = forms[attempt % len(forms)]()
+    for form in forms * 40:
+        caption = form()
         if caption is not None and not (false_of and caption.could_describe(false_of)):
             captions[caption] = None
         if len(captions) == CAPTIONS_PER_IMAGE:
@@ -90,25 +86,17 @@ class _Writer:
     """Writes sentences about one scene; each form returns None if the scene does not allow it."""
 
     def __init__(self, scene: Scene, rng: Random) -> None:
-        self.scene = scene
-        self.rng = rng
+        self.scene, self.rng = scene, rng
         self.descriptions = _descriptions(scene)
         self.groups = sorted(self.descriptions)
         self.related = _related(scene, self.groups)
+        where = [set(places(item)) for item in scene.objects]
         self.placed = [
-            (group, place)
-            for group in self.groups
-            for place in PLACES
-            if all(place in places(scene.objects[i]) for i in group)
+            (group, place) for group in self.groups for place in PLACES if all(place in where[i] for i in group)
         ]
         self.forms: list[Callable[[], Caption | None]] = [
-            self.beside,
-            self.there_is_beside,
-            self.the_beside_the,
-            self.with_beside,
-            self.in_halves,
-            self.listed,
-            self.counted,
+            *(self.beside, self.there_is_beside, self.the_beside_the, self.with_beside),
+            *(self.in_halves, self.listed, self.counted),
         ]
 
     def beside(self) -> Caption | None:
@@ -170,9 +158,8 @@ class _Writer:
     def _phrase(self, group: Group, full: bool | None = None) -> NounPhrase:
         """A phrase that names ``group``; if ``full``, it says everything about the group, if None, perhaps."""
         choices = self.descriptions[group]
-        if full is None:
-            full = self.rng.random() < FULL_SHARE
-        return NounPhrase(choices[0] if full else choices[self.rng.randrange(len(choices))], group)
+        full = self.rng.random() < FULL_SHARE if full is None else full
+        return NounPhrase(choices[0] if full else self._pick(choices), group)
 
     def _relation(self, full: bool | None = None) -> tuple[NounPhrase, str, NounPhrase]:
         first, where, second = self._pick(self.related)
@@ -201,15 +188,12 @@ def _descriptions(scene: Scene) -> dict[Group, list[Description]]:
     """
     found: dict[Group, list[Description]] = {}
     names = tuple(ATTRIBUTES)
-    for size in range(len(names), 0, -1):
-        for kept in combinations(names, size):
-            if "shape" not in kept and "color" not in kept:
-                continue
-            for item in scene.objects:
-                description = tuple((name, getattr(item, name)) for name in kept)
-                group = found.setdefault(scene.matching(dict(description)), [])
-                if description not in group:
-                    group.append(description)
+    kept = [each for size in range(len(names), 0, -1) for each in combinations(names, size)]
+    for chosen, item in product([each for each in kept if {"shape", "color"} & {*each}], scene.objects):
+        description = tuple((name, getattr(item, name)) for name in chosen)
+        group = found.setdefault(scene.matching(dict(description)), [])
+        if description not in group:
+            group.append(description)
     return found
 
 
@@ -220,7 +204,7 @@ def _related(scene: Scene, groups: list[Group]) -> list[tuple[Group, str, Group]
     related = []
     for first, second in product(groups, groups):
         if not set(first) & set(second):
-            where, *others = {between[i, j] for i in first for j in second}
+            where, *others = {between[pair] for pair in product(first, second)}
             if where is not None and not others:
                 related.append((first, where, second))
     return related

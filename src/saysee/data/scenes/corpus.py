@@ -120,13 +120,11 @@ def build_scenes(
 
 
 def _rows(folder: Path, images: int) -> list[Row]:
-    rows: list[Row] = []
-    for index in range(images):
-        record = read_record(folder, index)
-        if record is None:
-            raise SaySeeError(f"{folder}: files of image {index} disappeared while the corpus was made; run it again")
-        rows += (Row(**row) for row in record)
-    return rows
+    records = [read_record(folder, index) for index in range(images)]
+    if None in records:
+        lost = f"files of image {records.index(None)} disappeared while the corpus was made"
+        raise SaySeeError(f"{folder}: {lost}; run it again")
+    return [Row(**row) for record in records for row in record or ()]
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:

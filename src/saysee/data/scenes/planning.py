@@ -88,8 +88,7 @@ def split_sizes(images: int, val_images: int | None = None, test_images: int | N
 def novel_pairs() -> frozenset[tuple[str, str]]:
     """The (color, shape) pairs that only test splits contain, of every corpus: no model has seen them before a test."""
     rng = Random("saysee scenes novel pairs")
-    shapes = list(SHAPES)
-    colors = list(COLORS) * 2
+    shapes, colors = list(SHAPES), list(COLORS) * 2
     rng.shuffle(shapes)
     rng.shuffle(colors)
     return frozenset(zip(colors[:NOVEL_PAIRS], shapes[:NOVEL_PAIRS], strict=True))
@@ -142,8 +141,7 @@ class _Planner:
             scene = sample_scene(rng, self.known, novel)
             if scene.key in self.seen or in_test_half(scene) != (split == "test"):
                 continue
-            captions = write_captions(scene, rng)
-            if captions is not None:
+            if captions := write_captions(scene, rng):
                 self.seen.add(scene.key)
                 return PlannedScene(index, split, scene, self._is_novel(scene), captions)
 
@@ -158,14 +156,12 @@ class _Planner:
                 continue
             if not (in_test_half(first) and in_test_half(second)):
                 continue
-            first_captions = write_captions(first, rng, false_of=second)
-            second_captions = write_captions(second, rng, false_of=first)
-            if first_captions is not None and second_captions is not None:
+            captions = write_captions(first, rng, false_of=second), write_captions(second, rng, false_of=first)
+            if captions[0] and captions[1]:
                 self.seen |= {first.key, second.key}
-                return (
-                    PlannedScene(index, "test", first, self._is_novel(first), first_captions, index + 1),
-                    PlannedScene(index + 1, "test", second, self._is_novel(second), second_captions, index),
-                )
+                novel = self._is_novel(first), self._is_novel(second)
+                one = PlannedScene(index, "test", first, novel[0], captions[0], index + 1)
+                return one, PlannedScene(index + 1, "test", second, novel[1], captions[1], index)
 
     def _is_novel(self, scene: Scene) -> bool:
         return any((item.color, item.shape) in self.novel for item in scene.objects)
@@ -184,7 +180,7 @@ def sample_scene(rng: Random, pairs: Pairs, novel: Pairs | None = None, look: Lo
             drawn.append((size, fill, color, shape))
         rng.shuffle(drawn)
         objects = _placed(rng, drawn)
-        if objects is not None:
+        if objects:
             background = Background(_pick(rng, look.backgrounds), rng.randrange(look.tints), rng.randrange(1_000_000))
             return Scene(objects, background)
 

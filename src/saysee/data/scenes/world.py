@@ -6,6 +6,7 @@ fractions of the image side; x points right, y points down.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from saysee.data.scenes.outlines import OUTLINES, box_of
 
@@ -88,7 +89,7 @@ class Scene:
         Two scenes with the same key could have the same captions, so a corpus contains each key once.
         """
         order = sorted(self.objects, key=lambda item: (item.attributes, item.x, item.y))
-        between = tuple(relation(a, b) for i, a in enumerate(order) for b in order[i + 1 :])
+        between = tuple(relation(a, b) for a, b in combinations(order, 2))
         return (tuple(item.attributes for item in order), between, tuple(places(item) for item in order))
 
 

@@ -23,6 +23,8 @@ from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES
 
 SNRS = (20.0, 10.0, 5.0, 0.0, -5.0)
+_SNR, _ANY_DB = "signal-to-noise ratio (dB)", (-40.0, 60.0)
+_T60 = "reverberation time T60 (s)"
 VOICES = 6  # in babble
 ROOMS = 8  # drawn for each reverberation time
 FILES = 60
@@ -67,14 +69,12 @@ class Condition:
 
 def builtin_conditions() -> list[Condition]:
     """All conditions that need no files."""
-    any_db, no_noise = (-40.0, 60.0), math.inf
-    snr = "signal-to-noise ratio (dB)"
 
     def noise(name: str, title: str, make: Callable[[int, Draw], Noise]) -> Condition:
         def change(clip: Clip, strength: float, draw: Draw) -> Clip:
             return changes.with_noise(clip, make(len(clip), draw), strength)
 
-        return Condition(name, title, snr, SNRS, no_noise, *any_db, change, "noise")
+        return Condition(name, title, _SNR, SNRS, math.inf, *_ANY_DB, change, "noise")
 
     return [
         noise("white", "white noise", lambda length, draw: draw.rng.standard_normal(length)),
@@ -82,7 +82,7 @@ def builtin_conditions() -> list[Condition]:
         noise("hum", "mains hum", lambda length, draw: changes.hum(length, 50, list(draw.rng.uniform(size=5)))),
         noise("babble", f"babble of {VOICES} clips", lambda length, draw: changes.babble(length, _some(draw, VOICES))),
         noise("talker", "a second speaker", lambda length, draw: changes.babble(length, _some(draw, 1))),
-        Condition("room", "simulated rooms", "reverberation time T60 (s)", (0.2, 0.4, 0.8, 1.2), 0, 0.1, 3, _in_room),
+        Condition("room", "simulated rooms", _T60, (0.2, 0.4, 0.8, 1.2), 0, 0.1, 3, _in_room),
         Condition(
             "level", "recording level, 16 bits", "peak (dB of full scale)", (-70, -50, 12, 24), 0, -75, 60,
             lambda clip, strength, _: changes.recorded(clip, strength),
@@ -142,10 +142,8 @@ def noise_conditions(folder: Path, seed: int) -> list[Condition]:
             noise = noises[int(draw.rng.integers(len(noises)))]
             return changes.with_noise(clip, changes.excerpt(noise, len(clip), draw.rng), strength)
 
-        axis = "signal-to-noise ratio (dB)"
-        found.append(
-            Condition(f"noises:{name}", f"{name} of --noises", axis, SNRS, math.inf, -40, 60, change, "noises")
-        )
+        about = f"noises:{name}", f"{name} of --noises", _SNR, SNRS, math.inf, *_ANY_DB
+        found.append(Condition(*about, change, "noises"))
     return found
 
 
@@ -170,8 +168,7 @@ def room_conditions(folder: Path, seed: int) -> list[Condition]:
             responses = bands[strength]
             return changes.in_room(clip, responses[int(draw.rng.integers(len(responses)))])
 
-        axis, times = "reverberation time T60 (s)", tuple(bands)
-        found.append(Condition(f"rooms:{name}", f"{name} of --rooms", axis, times, 0, 1, 0, change, "rooms"))
+        found.append(Condition(f"rooms:{name}", f"{name} of --rooms", _T60, tuple(bands), 0, 1, 0, change, "rooms"))
     return found
 
 
@@ -244,9 +241,8 @@ def _by_subfolder(folder: Path, option: str) -> dict[str, list[str]]:
         inside = listing.relative(path).split("/")
         found.setdefault(inside[0] if len(inside) > 1 else folder.absolute().name, []).append(path)
     if not found:
-        raise ConfigError(
-            f"{option} {folder}: no audio file in it; name the folder of an unpacked MUSAN or RIRS_NOISES"
-        )
+        fix = "name the folder of an unpacked MUSAN or RIRS_NOISES"
+        raise ConfigError(f"{option} {folder}: no audio file in it; {fix}")
     return found
 
 

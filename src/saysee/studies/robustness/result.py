@@ -128,16 +128,16 @@ class RobustnessResult:
                 panels.append(Panel(f"{column}: speech to image, clean", "", lines, list(names), joined=False))
         return panels_png("", "mean R@1 (%)", panels, columns=4)
 
-    def _curves(
-        self, points: Sequence[Point], queries: Sequence[str], measure: str
-    ) -> dict[str, list[tuple[float, float, float, float]]]:
-        curves: dict[str, list[tuple[float, float, float, float]]] = {model: [] for model in self.models}
-        for model, curve in curves.items():
-            for place, (point, group) in enumerate(zip(points, queries, strict=True)):
-                low, high = _ends(measure)
-                line = self.of(model, point, group)
-                curve.append((place, line[measure], line[low], line[high]))
-        return curves
+    def _curves(self, points: Sequence[Point], queries: Sequence[str], measure: str) -> dict[str, list[Any]]:
+        """By model (place, value, low, high)."""
+        names = [measure, *_ends(measure)]
+        return {
+            model: [
+                (place, *(self.of(model, point, group)[name] for name in names))
+                for place, (point, group) in enumerate(zip(points, queries, strict=True))
+            ]
+            for model in self.models
+        }
 
 
 def lines_of(

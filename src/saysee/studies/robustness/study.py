@@ -135,8 +135,8 @@ class _Study:
     @property
     def notes(self) -> list[str]:
         """What a reader needs below a table."""
-        split, few = f"{len(self._split):,} clips of {self._settings.split!r}", len(self._own) < len(self._split)
-        queries = f"{len(self._own):,} of the {split}" if few else split
+        few = len(self._own) < len(self._split)
+        queries = f"{len(self._own):,} of the " * few + f"{len(self._split):,} clips of {self._settings.split!r}"
         return [
             f"{queries}, {len(self._images):,} images in the gallery, seed {self._settings.seed}",
             "intervals: bootstrap over images; drop: from clean; difference: to the first model, both paired by query",
@@ -191,9 +191,8 @@ class _Study:
                 return {"vectors": encoder.encode_images(self._images)}
 
             def change(place: int) -> Any:
-                return condition.change(
-                    load_image(self._images[place]), point.strength, Draw(self._rng_of(condition, place), [])
-                )
+                draw = Draw(self._rng_of(condition, place), [])
+                return condition.change(load_image(self._images[place]), point.strength, draw)
 
             parts = []
             for places, images in read_ahead(_batches(len(self._images)), change, encoder.workers):
