@@ -14,19 +14,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from saysee.media import changes
 from saysee.media.audio import SAMPLE_RATE
-from saysee.media.changes import (
-    Clip,
-    Noise,
-    babble,
-    drawn_room,
-    hum,
-    in_room,
-    of_length,
-    pink_noise,
-    through_telephone,
-    with_noise,
-)
+from saysee.media.changes import Clip, Noise
 
 VOCAL_TRACT = 0.22
 """Octaves by which all of a voice, its formants too, is moved up or down at most: from a man's to a child's is some
@@ -60,7 +50,8 @@ def augmented(clean: Clip, rng: Random, others: Sequence[Clip] = ()) -> Clip:
     """A clip [T] at 16 kHz with other formants or timbre, in a room, with noise, by telephone or codec; a fifth stay
     unchanged.
 
-    The length and the times of phones and words stay the same. ``others`` are clips that may be mixed in as babble.
+    The length and the times of phones and words stay the same. ``others`` are clips that may be mixed in as
+    changes.babble.
     """
     if rng.random() < 0.2:
         return clean
@@ -71,11 +62,11 @@ def augmented(clean: Clip, rng: Random, others: Sequence[Clip] = ()) -> Clip:
     if rng.random() < 0.5:
         waveform = _colored(waveform, noise)
     if rng.random() < 0.3:
-        waveform = in_room(waveform, rng.choice(rooms()))
+        waveform = changes.in_room(waveform, rng.choice(rooms()))
     if rng.random() < 0.5:
         waveform = _noisy(waveform, others, rng, noise)
     if rng.random() < 0.15:
-        waveform = through_telephone(waveform)
+        waveform = changes.through_telephone(waveform)
     if rng.random() < 0.1:
         waveform = _through_codec(waveform, rng.choice(CODECS))
     if rng.random() < 0.1:  # too loud for the microphone
@@ -116,18 +107,18 @@ def _colored(waveform: Clip, noise: np.random.Generator) -> Clip:
 
 
 def _noisy(clip: Clip, others: Sequence[Clip], rng: Random, noise: np.random.Generator) -> Clip:
-    """White or pink noise, hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
-    kind = rng.choice(("white", "pink", "hum", *(["voices"] if others else [])))
+    """White or pink noise, changes.hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
+    kind = rng.choice(("white", "pink", "changes.hum", *(["voices"] if others else [])))
     if kind == "white":
         added: Noise = noise.standard_normal(len(clip))
     elif kind == "pink":
-        added = pink_noise(len(clip), noise)
-    elif kind == "hum":
+        added = changes.pink_noise(len(clip), noise)
+    elif kind == "changes.hum":
         base = rng.uniform(45, 130)
-        added = hum(len(clip), base, [rng.random() for _ in range(5)])
+        added = changes.hum(len(clip), base, [rng.random() for _ in range(5)])
     else:
-        added = babble(len(clip), rng.sample(others, min(3, len(others))))
-    return with_noise(clip, added, rng.uniform(8 if kind == "voices" else 0, 30))
+        added = changes.babble(len(clip), rng.sample(others, min(3, len(others))))
+    return changes.with_noise(clip, added, rng.uniform(8 if kind == "voices" else 0, 30))
 
 
 def _through_codec(clip: Clip, codec: str) -> Clip:
@@ -135,11 +126,11 @@ def _through_codec(clip: Clip, codec: str) -> Clip:
     packed = io.BytesIO()
     soundfile.write(packed, np.clip(clip, -1, 1), SAMPLE_RATE, format="OGG", subtype=codec, compression_level=1.0)
     packed.seek(0)
-    return of_length(soundfile.read(packed, dtype="float32")[0], len(clip))
+    return changes.of_length(soundfile.read(packed, dtype="float32")[0], len(clip))
 
 
 @cache
 def rooms() -> list[Clip]:
     """Responses of rooms of drawn size and reverberation."""
     rng = np.random.default_rng(0)
-    return [drawn_room(rng.uniform(*REVERBERATION), rng) for _ in range(ROOMS)]
+    return [changes.drawn_room(rng.uniform(*REVERBERATION), rng) for _ in range(ROOMS)]

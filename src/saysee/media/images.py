@@ -3,19 +3,11 @@
 import io
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-    features,
-)
+from PIL import Image, features
 
 from saysee.errors import MediaError
 from saysee.media.containers import how_cut
@@ -34,12 +26,8 @@ MAX_ASPECT = 100
 # Called directly, they neither stop at Pillow's own limit of pixels nor hide why a file cannot be opened. A JPEG that
 # holds more images after the first (MPO) is read as a JPEG.
 _PLUGINS: dict[str, Callable[..., Any]] = {
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
+    name.upper(): getattr(import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile")
+    for name in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP")
 }
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -16,22 +16,12 @@ import io
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saysee.data.corpora.finding import (
-    FileIndex,
-    can_be_english,
-    find_lists,
-    index_folders,
-    named_language,
-    read_json_records,
-    read_lines,
-    read_utf8,
-    split_families,
-    stem_key,
-)
+from saysee.data.corpora import finding
+from saysee.data.corpora.finding import FileIndex, stem_key
 from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
 from saysee.data.manifest import Row
 from saysee.errors import ManifestError, SaySeeError
@@ -55,6 +45,7 @@ _CAPTIONS = re.compile(r"^captions\.(?:txt|csv)$", re.IGNORECASE)
 _CLIPS = re.compile(r"^wav2capt\b.*\.txt$", re.IGNORECASE)
 _SPEAKERS = re.compile(r"^wav2spk\b.*\.txt$", re.IGNORECASE)
 
+_TOKEN_FORM = "<image>#<n><tab><caption>"
 _TOKEN_LINE = re.compile(r"^(?P<image>.+?)#(?P<number>\d+)\s+(?P<text>.*)$")
 # Names may contain spaces, so a name ends with the suffix of an audio file.
 _CLIP_LINE = re.compile(r"^(?P<clip>.+?\.(?:wav|flac|mp3|ogg))\s+(?P<image>.+?)\s*#(?P<number>\d+)$", re.IGNORECASE)
@@ -86,7 +77,7 @@ def prepare_flickr8k(
             missing.
     """
     target = check_target(to, allow_missing)
-    clip_files, image_files = index_folders(audio, images)
+    clip_files, image_files = finding.index_folders(audio, images)
     listings = [clip_files.listing, image_files.listing]
     lists = _read_lists(listings if text is None else [Listing(text, "--text"), *listings], clip_files, image_files)
     spoken = {key for key, _ in lists.clips}
@@ -126,11 +117,14 @@ class _Lists:
         """Puts an image into a split; returns its key."""
         key = stem_key(image)
         if self.splits.setdefault(key, split) != split:
-            raise ManifestError(
-                f"{source}: image {image!r} is in the splits {self.splits[key]!r} and {split!r}; keep it in one"
-            )
+            both = f"{self.splits[key]!r} and {split!r}"
+            raise ManifestError(f"{source}: image {image!r} is in the splits {both}; keep it in one")
         self.images.setdefault(key, image)
         return key
+
+    def add_texts(self, lines: Iterable[re.Match[str]]) -> None:
+        """Notes the texts of lines of ``_TOKEN_LINE``."""
+        self.texts |= {(stem_key(line["image"]), int(line["number"])): line["text"] for line in lines}
 
 
 def _captions(lists: _Lists, language: str | None) -> Iterator[Row]:
@@ -150,9 +144,9 @@ def _captions(lists: _Lists, language: str | None) -> Iterator[Row]:
 def _language(lists: _Lists) -> str | None:
     """The language that the names of a translated copy have; English if its lists have the clips, several an image."""
     if lists.translated:
-        return named_language(" ".join(lists.sources))
+        return finding.named_language(" ".join(lists.sources))
     several = len(lists.clips) > len({key for key, _ in lists.clips})
-    proven = lists.published and several and can_be_english([*lists.texts.values(), *lists.unproven])
+    proven = lists.published and several and finding.can_be_english([*lists.texts.values(), *lists.unproven])
     return "en" if proven else None
 
 
@@ -161,7 +155,7 @@ def _read_lists(listings: Sequence[Listing], clips: FileIndex, images: FileIndex
     shown = {stem_key(path) for path in images.paths}
     speakers = [named[0] for path in clips.paths if (named := _parse_name(path, shown))]
     lists.translated = 2 * sum(map(bool, speakers)) > len(speakers)
-    tokens = find_lists(listings, _TOKENS, (".txt",))
+    tokens = finding.find_lists(listings, _TOKENS, (".txt",))
     english = [path for path in tokens if _ENGLISH_TOKENS.match(path.name)]
     if lists.translated:
         _read_translated([path for path in tokens if path not in english], clips.paths, shown, lists)
@@ -173,7 +167,7 @@ def _read_lists(listings: Sequence[Listing], clips: FileIndex, images: FileIndex
         _read_texts(english, listings, lists)
     if not lists.texts:
         lists.notes.append("the manifest has no text: no Flickr8k.token.txt or dataset_flickr8k.json found (--text)")
-    listed = [] if lists.translated else find_lists(listings, _CLIPS, (".txt",))
+    listed = [] if lists.translated else finding.find_lists(listings, _CLIPS, (".txt",))
     for line in _matches(listed[0], _CLIP_LINE, "<clip> <image> #<n>") if listed else ():
         lists.clips[stem_key(line["image"]), int(line["number"])] = line["clip"]
     for path in [] if lists.clips else clips.paths:  # the name of a clip says the same
@@ -181,7 +175,7 @@ def _read_lists(listings: Sequence[Listing], clips: FileIndex, images: FileIndex
         if named and named[1] in lists.splits and bool(named[0]) == lists.translated:
             lists.clips.setdefault(named[1:], clips.listing.relative(path))
             lists.speakers.setdefault(stem_key(path), named[0])
-    spoken = find_lists(listings, _SPEAKERS, (".txt",))
+    spoken = finding.find_lists(listings, _SPEAKERS, (".txt",))
     for line in _matches(spoken[0], _SPEAKER_LINE, "<clip> <speaker>") if spoken else ():
         lists.speakers[stem_key(line["clip"])] = line["speaker"]
     lists.published = bool(listed or spoken)
@@ -202,32 +196,33 @@ def _parse_name(path: str, images: Container[str]) -> tuple[str, str, int] | Non
 
 def _read_translated(tokens: Sequence[Path], clips: Sequence[str], shown: Container[str], lists: _Lists) -> None:
     """The lists of another language, ``Flickr8k.token.<split>_<language>.txt``; the split may be in a folder's name."""
-    families = split_families(tokens)
+    families = finding.split_families(tokens)
     if len(families) > 1:
         names = ", ".join(path.name for family in families.values() for path in family.values())
         raise ManifestError(f"{tokens[0].parent}: lists of several corpora ({names}); name the folder of one by --text")
     splits = {path: split for family in families.values() for split, path in family.items()}
     for path in splits or tokens:
         lists.sources.add(path.name)
-        for line in _matches(path, _TOKEN_LINE, "<image>#<n><tab><caption>"):
-            key = lists.add(line["image"], splits[path], path) if splits else stem_key(line["image"])
-            lists.texts[key, int(line["number"])] = line["text"]
+        lines = list(_matches(path, _TOKEN_LINE, _TOKEN_FORM))
+        for line in lines if splits else ():
+            lists.add(line["image"], splits[path], path)
+        lists.add_texts(lines)
     for path, named in ((Path(name), _parse_name(name, shown)) for name in clips):
         folders = path.parent.parts[-2:]
         lists.sources.update(folder for folder in folders if "flickr" in folder.casefold())
-        of_folder = [split for family in split_families(map(Path, folders)).values() for split in family]
+        of_folder = [split for family in finding.split_families(map(Path, folders)).values() for split in family]
         if named and named[0] and of_folder and not splits:
             lists.add(f"{named[1]}.jpg", of_folder[0], path)
 
 
 def _read_splits(listings: Sequence[Listing], lists: _Lists) -> None:
     """The published lists; else Karpathy's JSON; else the JSON files of FaST-VGS, which list the clips too."""
-    if found := find_lists(listings, _SPLIT_LIST, (".txt",)):
+    if found := finding.find_lists(listings, _SPLIT_LIST, (".txt",)):
         _read_split_lists(found, lists)
-    elif found := find_lists(listings, _DATASET, (".json",)):
+    elif found := finding.find_lists(listings, _DATASET, (".json",)):
         for image, split, _ in _dataset(found[0]):
             lists.add(image, split, found[0])
-    elif families := split_families(find_lists(listings, _ENTRIES, (".json",))):
+    elif families := finding.split_families(finding.find_lists(listings, _ENTRIES, (".json",))):
         for split, path in families[min(families, key=len)].items():
             _read_entries(path, split, lists)
     else:
@@ -243,14 +238,14 @@ def _read_split_lists(paths: Sequence[Path], lists: _Lists) -> None:
         if found := _SPLIT_LIST.search(path.name):
             by_split.setdefault(found[1].lower().replace("dev", "val"), path)
     for split in ("train", "val", "test"):
-        for image in read_lines(by_split[split]) if split in by_split else ():
+        for image in finding.read_lines(by_split[split]) if split in by_split else ():
             lists.add(image, split, by_split[split])
 
 
 def _read_entries(path: Path, split: str, lists: _Lists) -> None:
     """A JSON file like those of Places: one entry for each clip, in the order of the numbers if its name has none."""
     counts: Counter[str] = Counter()
-    for at, record in enumerate(read_json_records(path, "data"), 1):
+    for at, record in enumerate(finding.read_json_records(path, "data"), 1):
         text = "text" if "text" in record else "asr_text"
         caption = listed_caption(record, text, record.get("image"), split, f"{path}: entry {at}")
         key = lists.add(caption.image, split, path)
@@ -266,7 +261,7 @@ def _read_entries(path: Path, split: str, lists: _Lists) -> None:
 
 def _dataset(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Image, split and captions in the order of their numbers, of each image in Karpathy's JSON."""
-    for number, record in enumerate(read_json_records(path, "images"), 1):
+    for number, record in enumerate(finding.read_json_records(path, "images"), 1):
         image, split, sentences = record.get("filename"), record.get("split"), record.get("sentences") or ()
         if not isinstance(image, str) or not isinstance(split, str):
             raise ManifestError(f"{path}: image {number} has no 'filename' or 'split'; copy it again")
@@ -276,27 +271,24 @@ def _dataset(path: Path) -> Iterator[tuple[str, str, list[str]]]:
 def _read_texts(tokens: Sequence[Path], listings: Sequence[Listing], lists: _Lists) -> None:
     """The texts whose numbers are known. Copies of ``captions.txt`` have the captions of an image in any order."""
     if tokens:
-        for line in _matches(tokens[0], _TOKEN_LINE, "<image>#<n><tab><caption>"):
-            lists.texts[stem_key(line["image"]), int(line["number"])] = line["text"]
-    elif found := find_lists(listings, _DATASET, (".json",)):
+        lists.add_texts(_matches(tokens[0], _TOKEN_LINE, _TOKEN_FORM))
+    elif found := finding.find_lists(listings, _DATASET, (".json",)):
         for image, _, sentences in _dataset(found[0]):
             lists.texts.update({(stem_key(image), n): text for n, text in enumerate(sentences) if text})
-    if not lists.texts and (found := find_lists(listings, _CAPTIONS, (".txt", ".csv"))):
-        for row in csv.reader(io.StringIO(read_utf8(found[0]), newline="")):
+    if not lists.texts and (found := finding.find_lists(listings, _CAPTIONS, (".txt", ".csv"))):
+        for row in csv.reader(io.StringIO(finding.read_utf8(found[0]), newline="")):
             if len(row) > 1 and (numbered := _TOKEN_LINE.match(f"{row[0].strip()} {','.join(row[1:]).strip()}")):
-                lists.texts[stem_key(numbered["image"]), int(numbered["number"])] = numbered["text"]
+                lists.add_texts([numbered])
             elif len(row) > 1 and row[0].strip().lower() != "image":
                 lists.unproven.append(row[1])
         if lists.unproven:
-            lists.notes.append(
-                f"{found[0]}: {len(lists.unproven):,} texts not used, because nothing proves which clip each belongs "
-                "to; add Flickr8k.token.txt or dataset_flickr8k.json (--text)"
-            )
+            why = "not used, because nothing proves which clip each belongs to"
+            fix = "add Flickr8k.token.txt or dataset_flickr8k.json (--text)"
+            lists.notes.append(f"{found[0]}: {len(lists.unproven):,} texts {why}; {fix}")
 
 
 def _matches(path: Path, line: re.Pattern[str], form: str) -> Iterator[re.Match[str]]:
-    for number, content in enumerate(read_lines(path), 1):
-        found = line.match(content)
-        if found is None:
+    for number, content in enumerate(finding.read_lines(path), 1):
+        if (found := line.match(content)) is None:
             raise ManifestError(f"{path}: line {number} {content[:60]!r} is not '{form}'; fix or delete it")
         yield found

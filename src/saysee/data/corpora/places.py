@@ -17,15 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saysee.data.corpora.finding import (
-    FileIndex,
-    can_be_english,
-    index_folders,
-    named_language,
-    read_json_records,
-    read_lines,
-    split_families,
-)
+from saysee.data.corpora import finding
 from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
 from saysee.data.manifest import Row
 from saysee.errors import ConfigError, ManifestError, SaySeeError
@@ -69,7 +61,7 @@ def prepare_places(
     """
     target = check_target(to, allow_missing)
     files, note = _choose_files([metadata] if isinstance(metadata, str | os.PathLike) else metadata)
-    clip_files, image_files = index_folders(audio, images)
+    clip_files, image_files = finding.index_folders(audio, images)
     captions = [caption for split, path in files for caption in _entries(path, split)]
     captions, notes = _in_language(captions, language, clip_files)
     return prepare(
@@ -84,14 +76,14 @@ def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[s
     for path in map(Path, given):
         is_folder = path.is_dir()
         found = [Path(name) for name in Listing(path, "--metadata").files((".json", ".txt"))] if is_folder else [path]
-        found = sorted(filter(lambda name: _METADATA.search(name.name), found), key=lambda name: len(name.parts))
-        families = split_families(found)
+        found = sorted((each for each in found if _METADATA.search(each.name)), key=lambda each: len(each.parts))
+        families = finding.split_families(found)
         if not families:
             what = "no train.json or val.json in it" if is_folder else "no split in its name; rename it to train.json"
             raise SaySeeError(f"{path}: {what} (--metadata)")
-        chosen = min(families, key=lambda family: (len(family), family))
-        files += families[chosen].items()
-        unused += [name.name for family in families if family != chosen for name in families[family].values()]
+        chosen = families.pop(min(families, key=lambda family: (len(family), family)))
+        files += chosen.items()
+        unused += [each.name for family in families.values() for each in family.values()]
     note = f"captions are from {', '.join(path.name for _, path in files)}"
     return files, f"{note}; not used: {', '.join(unused)} (name files by --metadata)" if unused else note
 
@@ -108,39 +100,37 @@ def _entries(path: Path, split: str) -> list[Row]:
             found = plain | {name: value for name, value in of_language.items() if value is not None}
             image = image.lstrip("/") if isinstance(image, str) else image
             caption = listed_caption(found, "asr_text", image, split, f"{path}: entry {number}")
-            captions.append(replace(caption, language=named_language(key) or named_language(path.name)))
+            captions.append(replace(caption, language=finding.named_language(key) or finding.named_language(path.name)))
     english = all(_ENGLISH_CLIP.match(caption.clip) and not caption.language for caption in captions)
-    if english and can_be_english(caption.text for caption in captions):
+    if english and finding.can_be_english(caption.text for caption in captions):
         return [replace(caption, language="en") for caption in captions]
     return captions
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix.lower() == ".json":
-        yield from read_json_records(path, "data")
+        yield from finding.read_json_records(path, "data")
         return
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(finding.read_lines(path), 1):
         names = line.split()
         if len(names) != 2:
             raise ManifestError(f"{path}: line {number} {line[:60]!r} is not '<image> <clip>'; fix or delete it")
         yield {"image": names[0], "wav": names[1].lstrip("/")}
 
 
-def _in_language(captions: list[Row], language: str | None, clips: FileIndex) -> tuple[list[Row], list[str]]:
+def _in_language(captions: list[Row], language: str | None, clips: finding.FileIndex) -> tuple[list[Row], list[str]]:
     """The captions in a language, or in those of which there are clips, and a note on those that are not used."""
     listed = Counter(caption.language for caption in captions)
-    if len(listed) < 2:
-        used = set(listed)
-    elif language in listed:
+    named = {tag: tag or "an unknown language" for tag in listed}
+    used = set(listed)
+    if len(listed) > 1 and language:
+        if language not in listed:
+            have = ", ".join(named.values())
+            raise ConfigError(f"--language is {language}, and the entries are in {have}; name one of them")
         used = {language}
-    elif language:
-        have = ", ".join(tag or "an unknown language" for tag in listed)
-        raise ConfigError(f"--language is {language}, and the entries are in {have}; name one of them")
-    else:
+    elif len(listed) > 1:
         exists = clips.match(caption.clip for caption in captions)
-        used = {caption.language for caption in captions if exists[caption.clip]} or set(listed)
-    unused = ", ".join(
-        f"{count:,} in {tag or 'an unknown language'}" for tag, count in listed.items() if tag not in used
-    )
+        used = {caption.language for caption in captions if exists[caption.clip]} or used
+    unused = ", ".join(f"{count:,} in {named[tag]}" for tag, count in listed.items() if tag not in used)
     chosen = [replace(each, language=language or each.language) for each in captions if each.language in used]
     return chosen, [f"captions not used: {unused} (--language chooses)"] if unused else []

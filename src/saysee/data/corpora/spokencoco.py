@@ -13,14 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from saysee.data.corpora.finding import (
-    can_be_english,
-    find_lists,
-    index_folders,
-    read_json_records,
-    split_families,
-    stem_key,
-)
+from saysee.data.corpora import finding
+from saysee.data.corpora.finding import stem_key
 from saysee.data.corpora.preparing import Expected, Prepared, check_target, listed_caption, prepare
 from saysee.data.manifest import Row
 from saysee.errors import ManifestError, SaySeeError
@@ -75,7 +69,7 @@ def prepare_spokencoco(
     """
     target = check_target(to, allow_missing)
     splits = None if karpathy is None else _karpathy_splits(Path(karpathy))
-    clip_files, image_files = index_folders(audio, images, coco_key)
+    clip_files, image_files = finding.index_folders(audio, images, coco_key)
     files, note = _choose_files([clip_files.listing, image_files.listing], official=splits is not None)
     notes = [note]
     captions: list[Row] = []
@@ -93,7 +87,7 @@ def prepare_spokencoco(
         notes.append(f"{len(outside):,} images are not in {karpathy} and are skipped, such as {min(outside)}")
     spoken = {coco_key(caption.image) for caption in captions}
     if not language and all(_ENGLISH_JSON.match(path.name) for path in files.values()):
-        language = "en" if can_be_english(caption.text for caption in captions) else None
+        language = "en" if finding.can_be_english(caption.text for caption in captions) else None
     return prepare(
         [replace(caption, language=language) for caption in captions],
         clip_files,
@@ -111,28 +105,24 @@ def _choose_files(listings: Sequence[Listing], *, official: bool) -> tuple[dict[
 
     With ``official``, families in Karpathy's split come last, because they may not have all images.
     """
-    families = split_families(find_lists(listings, _JSON, (".json",)))
+    families = finding.split_families(finding.find_lists(listings, _JSON, (".json",)))
     if not families:
-        raise SaySeeError(
-            f"{listings[0].folder}: no SpokenCOCO_train.json or SpokenCOCO_val.json in or beside it; put them there "
-            "(--audio)"
-        )
+        what = "no SpokenCOCO_train.json or SpokenCOCO_val.json in or beside it; put them there"
+        raise SaySeeError(f"{listings[0].folder}: {what} (--audio)")
 
     def rank(family: str) -> tuple[bool, int, bool, int, str]:
         is_karpathy = "karpathy" in family or "test" in families[family]
         return official and is_karpathy, -len(families[family]), not is_karpathy, len(family), family
 
-    chosen = min(families, key=rank)
-    files = families[chosen]
+    files = families.pop(min(families, key=rank))
     note = f"captions are from {', '.join(path.name for path in files.values())}"
-    if unused := [path.name for name in families if name != chosen for path in families[name].values()]:
-        note += f"; not used: {', '.join(unused)}"
-    return files, note
+    unused = ", ".join(path.name for family in families.values() for path in family.values())
+    return files, f"{note}; not used: {unused}" if unused else note
 
 
 def _entries(path: Path, split: str) -> Iterator[tuple[str, Row | None]]:
     """Each image with each of its captions; with None if it has no caption."""
-    for number, record in enumerate(read_json_records(path, "data"), 1):
+    for number, record in enumerate(finding.read_json_records(path, "data"), 1):
         where = f"{path}: entry {number}"
         image = record.get("image")
         if not isinstance(image, str) or not image:
@@ -150,11 +140,10 @@ def _entries(path: Path, split: str) -> Iterator[tuple[str, Row | None]]:
 def _karpathy_splits(path: Path) -> dict[str, str]:
     """Karpathy's split of each image, by ``coco_key``."""
     splits: dict[str, str] = {}
-    for number, record in enumerate(read_json_records(path, "images"), 1):
+    for number, record in enumerate(finding.read_json_records(path, "images"), 1):
         image, split = record.get("filename"), record.get("split")
         if not isinstance(image, str) or split not in ("train", "restval", "val", "test"):
-            raise ManifestError(
-                f"{path}: image {number} has no valid 'filename' or 'split'; name Karpathy's dataset_coco.json"
-            )
+            what = f"image {number} has no valid 'filename' or 'split'"
+            raise ManifestError(f"{path}: {what}; name Karpathy's dataset_coco.json")
         splits[coco_key(image)] = "train" if split == "restval" else split
     return splits

@@ -188,7 +188,10 @@ def _lower_case(data: str) -> tuple[str, dict[str, str]]:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    (_ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose)(library._handle)
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(library._handle)
+    else:
+        _ctypes.dlclose(library._handle)
 
 
 def _timed_words(text: str, events: list[tuple[int, int, int, bytes]], rate: int, seconds: float) -> list[Spoken]:
