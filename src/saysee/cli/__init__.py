@@ -10,16 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from saysee.cli import data, evaluate, explain, search, serve, studies, train
-from saysee.cli.printing import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_MISTAKE,
-    Result,
-    did_you_mean,
-    print_message,
-    print_result,
-)
+from saysee.cli import data, evaluate, explain, printing, search, serve, studies, train
+from saysee.cli.printing import Result
 from saysee.errors import ConfigError, SaySeeError
 from saysee.log import configure_command_line
 from saysee.version import __version__
@@ -70,20 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         call = parse([word for word in words if word != "--debug"])
         if call is None:
-            return EXIT_DONE
+            return printing.EXIT_DONE
         if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("only 'saysee train' runs in several processes; start other verbs without torchrun")
         result = call.function(**call.arguments)
         results = [result] if isinstance(result, Result) else result or ()
-        return max((print_result(each, call.json) for each in results), default=EXIT_DONE)
+        return max((printing.print_result(each, call.json) for each in results), default=printing.EXIT_DONE)
     except (SaySeeError, OSError) as error:
         if "--debug" in words:
             raise
-        print_message(_message(error))
-        return EXIT_MISTAKE
+        printing.print_message(_message(error))
+        return printing.EXIT_MISTAKE
     except KeyboardInterrupt:
-        print_message("interrupted; what is finished is kept")
-        return EXIT_INTERRUPTED
+        printing.print_message("interrupted; what is finished is kept")
+        return printing.EXIT_INTERRUPTED
 
 
 def parse(words: Sequence[str]) -> Call | None:
@@ -114,7 +106,7 @@ def parse(words: Sequence[str]) -> Call | None:
         return None
     if not word:
         raise ConfigError(f"give a verb; '{f'saysee {group}'.strip()} --help' lists them")
-    raise ConfigError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; see 'saysee --help'")
+    raise ConfigError(f"unknown verb {name!r}{printing.did_you_mean(name, VERBS)}; see 'saysee --help'")
 
 
 def _help(group: str) -> str:
@@ -132,6 +124,6 @@ shows the traceback of an error."""
 
 
 def _message(error: SaySeeError | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return str(error)
+    if isinstance(error, SaySeeError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)

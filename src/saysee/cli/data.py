@@ -85,15 +85,9 @@ def scenes(
     """
     from saysee.data.scenes.corpus import build_scenes
 
-    manifest = build_scenes(
-        to,
-        images=images,
-        seed=seed,
-        val_images=val_images,
-        test_images=test_images,
-        languages=[name.strip() for name in languages.split(",")],
-        workers=workers,
-    )
+    sizes: dict[str, Any] = {"images": images, "val_images": val_images, "test_images": test_images}
+    spoken = [name.strip() for name in languages.split(",")]
+    manifest = build_scenes(to, **sizes, seed=seed, languages=spoken, workers=workers)
     return Result({"manifest": str(manifest)}, [str(manifest)])
 
 
@@ -121,7 +115,5 @@ def verify(manifest: Path, *, to: Path | None = None, max_seconds: float = 60.0,
         return Result(values | {"manifest": str(to), "rows": len(rows) - bad}, [*table, line])
     if not problems:
         return Result(values, [f"{manifest}: all of {len(rows)} clips and {len(rows.images())} images can be used"])
-    failure = (
-        f"{manifest}: {len(problems)} of its files cannot be used; fix them, or write a manifest without them by --to"
-    )
-    return Result(values, table, failures=[failure])
+    failure = f"{len(problems)} of its files cannot be used; fix them, or write a manifest without them by --to"
+    return Result(values, table, failures=[f"{manifest}: {failure}"])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from glob import glob
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -122,15 +123,12 @@ def _localize(models: Sequence[str], corpora: dict[str, Any], device: str, untra
     for model, name in zip(models, short_names(models), strict=True):
         encoder = Encoder(model, device)
         _check_trained(encoder, untrained)
-        for corpus, rows in corpora.items():
-            for source in sources_of(encoder):
-                results.append((corpus, name, localize(encoder, rows, source)))
+        for (corpus, rows), source in product(corpora.items(), sources_of(encoder)):
+            results.append((corpus, name, localize(encoder, rows, source)))
     values = [{"corpus": corpus, "model": name, **found.to_dict()} for corpus, name, found in results]
     flat = []
     for line in values:
-        scores = {
-            f"{measure} {part}": value for measure, score in line["scores"].items() for part, value in score.items()
-        }
+        scores = {f"{name} {part}": value for name, of in line["scores"].items() for part, value in of.items()}
         flat.append({name: value for name, value in line.items() if name != "scores"} | scores)
     return Result({"localization": values}, _shown([localization_table(results)], flat, format))
 
@@ -205,10 +203,8 @@ def sorted_places(places: Sequence[str]) -> tuple[list[str], list[str]]:
             elif _HUB_NAME.fullmatch(place) and not Path(place).exists():
                 models.append(place)
             else:
-                raise ConfigError(
-                    f"{place} is neither a manifest (.parquet or .jsonl) nor a model: a folder with config.json, such "
-                    "as runs/first/best, OWNER/NAME on the hub, or cascade:ASR+CLIP"
-                )
+                known = "a folder with config.json, such as runs/first/best, OWNER/NAME on the hub, or cascade:ASR+CLIP"
+                raise ConfigError(f"{place} is neither a manifest (.parquet or .jsonl) nor a model: {known}")
     for kind, found in (("MODEL", models), ("MANIFEST", manifests)):
         if not found:
             raise ConfigError(f"no {kind} among {' '.join(places)}; give MODEL [MODEL ...] MANIFEST [MANIFEST ...]")
@@ -221,8 +217,8 @@ def cascade_of(model: str) -> Cascade | None:
         return None
     recognizer, _, clip = model.removeprefix(CASCADE).partition("+")
     if not recognizer or not clip:
-        example = "cascade:small+openai/clip-vit-base-patch32"
-        raise ConfigError(f"{model} is not a cascade; give cascade:ASR+CLIP, such as {example}")
+        fix = "give cascade:ASR+CLIP, such as cascade:small+openai/clip-vit-base-patch32"
+        raise ConfigError(f"{model} is not a cascade; {fix}")
     return Cascade(recognizer, clip)
 
 

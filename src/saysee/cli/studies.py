@@ -47,17 +47,9 @@ def ablate(
     from saysee.studies.ablation.study import AblationSettings, run_ablation
 
     shares = _numbers("--sizes", sizes, float, "0.25,0.5,1")
-    settings = AblationSettings(
-        overrides=overrides,
-        seeds=seeds,
-        rows=None if rows is None else tuple(name.strip() for name in rows.split(",")),
-        grid=grid,
-        sizes=shares,
-        split=split,
-        equal_time=not no_equal_time,
-        devices=tuple(name.strip() for name in devices.split(",")) if devices else (),
-        command=command,
-    )
+    chosen = None if rows is None else tuple(name.strip() for name in rows.split(","))
+    on = tuple(name.strip() for name in devices.split(",")) if devices else ()
+    settings = AblationSettings(overrides, seeds, chosen, grid, shares, split, not no_equal_time, on, command)
     result = run_ablation(recipe, to, settings)
     return Result(result.to_dict(), [*result.to_tables(), f"table: {result.folder / 'table.md'}"])
 
@@ -145,9 +137,8 @@ def demo(*, to: Path = Path("demo"), seed: int = 0, full: bool = False) -> Itera
     from saysee.studies.demo import DemoSettings, run_demo
 
     result = run_demo(to, DemoSettings(seed=seed))
-    yield Result(
-        result.to_dict(), [result.to_table(), f"report: {result.report}", f"search it by voice: saysee serve {to}"]
-    )
+    lines = [f"report: {result.report}", f"search it by voice: saysee serve {to}"]
+    yield Result(result.to_dict(), [result.to_table(), *lines])
     if full:
         from saysee.studies.full import REFERENCE_SECONDS, run_studies
 
@@ -197,9 +188,8 @@ def robustness(
         raise ConfigError(f"robustness scores one corpus, not {', '.join(manifests)}; run it once for each")
     cascades = {model: cascade_of(model) for model in models}
     if any(parts and parts.recognizer == TRANSCRIPTS for parts in cascades.values()):
-        raise ConfigError(
-            f"a cascade with {TRANSCRIPTS!r} hears no speech; give a recognizer, such as cascade:tiny.en+…"
-        )
+        fix = "give a recognizer, such as cascade:tiny.en+…"
+        raise ConfigError(f"a cascade with {TRANSCRIPTS!r} hears no speech; {fix}")
     corpus = read_corpus(manifests[0], split, by)
     from saysee.evaluation.comparison import short_names
     from saysee.model.loading import kind_of

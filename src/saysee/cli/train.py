@@ -44,12 +44,9 @@ def train(
     result = Trainer(loaded).fit(resume=resume)
     if not is_rank_0():
         return None
-    model = f"{loaded.output}/best"
-    line = (
-        f"{model}: mean R@1 {result['best_val_mean_R@1']:.1f} % on {loaded.data.val_split} at step "
-        f"{result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
-    )
-    return Result({"model": model, **result}, [line])
+    model, score = f"{loaded.output}/best", f"{result['best_val_mean_R@1']:.1f} % on {loaded.data.val_split}"
+    step = f"step {result['best_step']} of {result['steps']}, {result['training_seconds']:.0f} s"
+    return Result({"model": model, **result}, [f"{model}: mean R@1 {score} at {step}"])
 
 
 def speechclip(file: Path, *, to: Path, speech: str | None = None, image: str | None = None) -> Result:

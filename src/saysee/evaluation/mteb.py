@@ -96,10 +96,8 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         dataset = inputs.dataset
         have = [name for name in _KINDS if name in dataset.column_names]
         if len(have) != 1:
-            raise SaySeeError(
-                f"{task_metadata.name} has the columns {', '.join(dataset.column_names)}; a SaySee model encodes one "
-                f"of {', '.join(_KINDS)} at a time"
-            )
+            what = f"{task_metadata.name} has the columns {', '.join(dataset.column_names)}"
+            raise SaySeeError(f"{what}; a SaySee model encodes one of {', '.join(_KINDS)} at a time")
         modality = have[0]
         if isinstance(dataset.features[modality], Audio | Image):
             dataset = dataset.cast_column(modality, _UNDECODED[modality])

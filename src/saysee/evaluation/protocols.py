@@ -210,22 +210,17 @@ def evaluate_vectors(
         SaySeeError: vectors that do not match the rows, or are not finite.
     """
     number_of_image, image_of_clip = numbered_images(rows)
-    if len(speech) != len(rows.rows) or len(images) != len(number_of_image):
-        raise SaySeeError(
-            f"{len(speech)} speech and {len(images)} image vectors for {len(rows.rows)} clips and "
-            f"{len(number_of_image)} images: each needs one"
-        )
+    if (len(speech), len(images)) != (len(rows), len(number_of_image)):
+        vectors, items = f"{len(speech)} speech and {len(images)} image vectors", f"{len(number_of_image)} images"
+        raise SaySeeError(f"{vectors} for {len(rows)} clips and {items}: each needs one")
     ranks = retrieval_ranks(speech, images, image_of_clip)
+    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
     twins = None
     if "twin_of" in rows.extra_columns:
         twin_of_clip = np.array([number_of_image.get(twin, -1) for twin in rows.column("twin_of")])
         twins = _twin_accuracy(speech, images, image_of_clip, twin_of_clip, resamples, seed)
-    return EvaluationResult(
-        split=", ".join(rows.splits()),
-        overall=retrieval_measures(ranks, resamples=resamples, seed=seed),
-        groups={column: group_measures(ranks, rows.column(column), resamples=resamples, seed=seed) for column in by},
-        twin_accuracy=twins,
-    )
+    groups = {column: group_measures(ranks, rows.column(column), **drawn) for column in by}
+    return EvaluationResult(", ".join(rows.splits()), retrieval_measures(ranks, **drawn), groups, twins)
 
 
 def numbered_images(rows: Manifest) -> tuple[dict[str, int], Integers]:

@@ -309,12 +309,11 @@ def _image_queries(ranks: RetrievalRanks) -> _Queries:
 def _resamples(speech: _Queries, image: _Queries, resamples: int, seed: int) -> dict[str, Floats]:
     """[R] resampled values by measure; images are drawn from those that a chosen clip belongs to."""
     images = np.unique(speech.image)
-    directions = {way: each for way, each in zip(WAYS, (speech, image), strict=True) if len(each.image)}
-    parts: dict[str, list[Floats]] = {way: [] for way in directions}
+    parts: dict[str, list[Floats]] = {way: [] for way in WAYS}
     for counts in draws(len(images), len(speech.image), resamples, seed):
-        for way, queries in directions.items():
-            parts[way].append(queries.resampled(images, counts))
-    values = {way: np.concatenate(part) for way, part in parts.items()}
+        for way, queries in zip(WAYS, (speech, image), strict=True):
+            parts[way] += [queries.resampled(images, counts)] if len(queries.image) else []
+    values = {way: np.concatenate(part) for way, part in parts.items() if part}
     found = {f"{way}_{name}": values[way][:, number] for way in values for number, name in enumerate(_NAMES)}
     return found | ({MEAN: (found[f"{WAYS[0]}_R@1"] + found[f"{WAYS[1]}_R@1"]) / 2} if len(values) == 2 else {})
 
@@ -351,18 +350,13 @@ def _check_shapes(speech: npt.NDArray[Any], images: npt.NDArray[Any], image_of_c
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise SaySeeError(f"{name} vectors have shape {vectors.shape}; give [rows, width] with at least one row")
     if speech.shape[1] != images.shape[1]:
-        raise SaySeeError(
-            f"speech vectors have width {speech.shape[1]} and image vectors {images.shape[1]}: "
-            "encode both with the same model"
-        )
+        both = f"speech vectors have width {speech.shape[1]} and image vectors {images.shape[1]}"
+        raise SaySeeError(f"{both}: encode both with the same model")
     if image_of_clip.shape != (len(speech),) or not np.issubdtype(image_of_clip.dtype, np.integer):
-        raise SaySeeError(
-            f"image_of_clip has shape {image_of_clip.shape} of {image_of_clip.dtype}; give one integer for each of "
-            f"{len(speech)} clips"
-        )
-    if image_of_clip.min() < 0 or image_of_clip.max() >= len(images):
-        wrong = int(np.flatnonzero((image_of_clip < 0) | (image_of_clip >= len(images)))[0])
-        raise SaySeeError(f"clip {wrong} has image {image_of_clip[wrong]}, but there are {len(images)} images")
+        shape = f"image_of_clip has shape {image_of_clip.shape} of {image_of_clip.dtype}"
+        raise SaySeeError(f"{shape}; give one integer for each of {len(speech)} clips")
+    if len(wrong := np.flatnonzero((image_of_clip < 0) | (image_of_clip >= len(images)))):
+        raise SaySeeError(f"clip {wrong[0]} has image {image_of_clip[wrong[0]]}, but there are {len(images)} images")
 
 
 def _check_finite(vectors: npt.NDArray[Any], name: str, chunk: int) -> None:

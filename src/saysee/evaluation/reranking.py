@@ -77,12 +77,9 @@ def evaluate_reranked(
     ranks = retrieval_ranks(before.speech, before.images, image_of_clip)
     ranks = rerank(ranks, before.speech, before.images, first, judge)
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    return EvaluationResult(
-        split=before.split,
-        overall=retrieval_measures(ranks, **options),
-        groups={column: group_measures(ranks, rows.column(column), **options) for column in by},
-        rerank=Reranking(first, judge.seconds / max(judge.pairs, 1) * min(first, len(number_of_image))),
-    )
+    groups = {column: group_measures(ranks, rows.column(column), **options) for column in by}
+    took = Reranking(first, judge.seconds / max(judge.pairs, 1) * min(first, len(number_of_image)))
+    return EvaluationResult(before.split, retrieval_measures(ranks, **options), groups, rerank=took)
 
 
 def rerank(ranks: RetrievalRanks, speech: Vectors, images: Vectors, first: int, logits_of: LogitsOf) -> RetrievalRanks:

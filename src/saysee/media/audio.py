@@ -87,10 +87,8 @@ def check_waveform(
     if samples.ndim == 2 and samples.size and min(samples.shape) <= MAX_CHANNELS:
         samples = _mono(samples, 1 - int(np.argmin(samples.shape)))
     if samples.ndim != 1 and samples.size:
-        shape = list(samples.shape)
-        raise MediaError(
-            "undecodable", f"{name}: shape {shape} is not one clip; pass [T], [T, C] or [C, T], and several as a list"
-        )
+        what = f"{name}: shape {list(samples.shape)} is not one clip"
+        raise MediaError("undecodable", f"{what}; pass [T], [T, C] or [C, T], and several as a list")
     samples = samples.reshape(-1)
     _check_length(samples.size / sampling_rate, max_seconds, name)
     return _finish(samples, sampling_rate, name)

@@ -19,8 +19,7 @@ class FileKind(NamedTuple):
 
 _AUDIO = {
     "wav": FileKind("clip", "audio/wav", ".wav"),  # also RF64 and BW64, its forms over 4 GB
-    "flac": FileKind("clip", "audio/flac", ".flac"),
-    "streamed flac": FileKind("clip", "audio/flac", ".flac"),
+    **dict.fromkeys(("flac", "streamed flac"), FileKind("clip", "audio/flac", ".flac")),
     "ogg": FileKind("clip", "audio/ogg", ".ogg"),  # Vorbis, Opus, Speex or FLAC
     "matroska": FileKind("clip", "audio/webm", ".webm"),
     "mov": FileKind("clip", "audio/mp4", ".m4a"),
@@ -70,8 +69,7 @@ _MPEG_KBITS = {  # by "version 1" and layer, for the indices 1 to 14
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    **dict.fromkeys(((False, 2), (False, 3)), (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
 }
 
 

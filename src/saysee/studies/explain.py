@@ -208,10 +208,9 @@ def write_video(
 
 def _can_encode(codec: str) -> bool:
     try:
-        av.Codec(codec, "w")
+        return bool(av.Codec(codec, "w"))
     except ValueError:  # PyAV's error for an unknown codec is one
         return False
-    return True
 
 
 def _pictures(
@@ -250,12 +249,12 @@ def _lit(image: Image.Image, regions: Regions, brightness: NDArray[Any]) -> Imag
 def _lines(texts: Sequence[str], font: Any, width: int) -> list[range]:
     """The numbers of the words of each line that is at most so wide, if it is more than one word."""
     lines: list[range] = []
-    for number, text in enumerate(texts):
-        line = " ".join([*texts[lines[-1].start : number], text]) if lines else ""
-        if not lines or font.getlength(line) > width:
-            lines.append(range(number, number + 1))
+    for number in range(len(texts)):
+        start = lines[-1].start if lines else 0
+        if lines and font.getlength(" ".join(texts[start : number + 1])) <= width:
+            lines[-1] = range(start, number + 1)
         else:
-            lines[-1] = range(lines[-1].start, number + 1)
+            lines.append(range(number, number + 1))
     return lines
 
 

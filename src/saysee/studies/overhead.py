@@ -72,9 +72,7 @@ class Overhead:
         measured, counted, sections = [], [], []
         for place, row in enumerate(self.rows):
             first = [str(row["batch_size"]), "cached" if row["cached"] else "recomputed", row["model"]]
-            times = [
-                number(row[key][0], decimals, interval=row[key][1:]) for key, decimals in (("seconds", 3), ("ratio", 2))
-            ]
+            times = [number(row[key][0], n, interval=row[key][1:]) for key, n in (("seconds", 3), ("ratio", 2))]
             mib = None if row["memory"] is None else row["memory"] / 2**20
             cells = [number(mib, 0), number(row["memory_ratio"], 2), number(row["flops"] / 1e9, 2)]
             measured.append([*first, *times, *cells, number(row["flops_ratio"], 2)])
@@ -82,12 +80,9 @@ class Overhead:
             counted.append([*first, *(number(found and found / 1e9, 3) for found in of_parts)])
             sections += [place] if place and not row["layers"] else []
         turns = self.rows[0]["turns"]
-        about = (
-            f"{turns[0]['device']}, {turns[0]['arithmetic']}; median (lowest to highest) of {len(turns)} rounds in turn"
-        )
-        notes = [about, "ratio: to the baseline with the same batch size and features, in the same round"]
-        if self.recomputed is not None:
-            notes.append(f"no cached features: {self.recomputed}")
+        about = f"{turns[0]['device']}, {turns[0]['arithmetic']}; median (lowest to highest) of {len(turns)} rounds"
+        notes = [f"{about} in turn", "ratio: to the baseline with the same batch size and features, in the same round"]
+        notes += [] if self.recomputed is None else [f"no cached features: {self.recomputed}"]
         heads = ["batch", "features", "model"]
         columns = ["seconds a step", "ratio", "peak MiB", "ratio", "GFLOPs", "ratio"]
         return [
@@ -115,14 +110,16 @@ class Overhead:
         for row in self.rows:
             seconds[row["model"]].append(row["seconds"])
             memory[row["model"]].append(((row["memory"] or 0) / 2**30,) * 3)
-        largest = [row for row in self.rows if row["batch_size"] == self.rows[-1]["batch_size"]]
-        parts = dict.fromkeys(part for row in largest for part in row["turns"][0]["flops"])
-        flops = {part: [(row["turns"][0]["flops"].get(part, 0) / 1e9,) * 3 for row in largest] for part in parts}
-        title = f"GFLOPs a step of {largest[0]['batch_size']} pairs, by part"
+        size = self.rows[-1]["batch_size"]
+        largest = {
+            _place(row["model"], row): row["turns"][0]["flops"] for row in self.rows if row["batch_size"] == size
+        }
+        parts = dict.fromkeys(part for flops in largest.values() for part in flops)
+        stacked = {part: [(flops.get(part, 0) / 1e9,) * 3 for flops in largest.values()] for part in parts}
         panels = [
             ("seconds a step, by batch size", places, seconds, False),
             ("peak memory, GiB", places, memory, False),
-            (title, [_place(row["model"], row) for row in largest], flops, True),
+            (f"GFLOPs a step of {size} pairs, by part", list(largest), stacked, True),
         ]
         return bars_png(f"Cost of cross-modal denoising, {self.recipe}", panels)
 
@@ -218,10 +215,12 @@ def _take_turn(recipe: Recipe, count: bool) -> dict[str, Any]:
     """
     trainer = Trainer(recipe, name="overhead")
     run = dry_run(trainer)
-    flops = flops_of_step(trainer, timed_batches(trainer)) if count else {}
-    memory = run.peak_memory_bytes if run.peak_gpu_memory_bytes is None else run.peak_gpu_memory_bytes
-    about = {"recomputed": run.recomputed, "device": run.device, "arithmetic": run.arithmetic}
-    return {"seconds": run.seconds_per_step, "memory": memory, "flops": flops, **about}
+    return {
+        "seconds": run.seconds_per_step,
+        "memory": run.peak_memory_bytes if run.peak_gpu_memory_bytes is None else run.peak_gpu_memory_bytes,
+        "flops": flops_of_step(trainer, timed_batches(trainer)) if count else {},
+        **{name: getattr(run, name) for name in ("recomputed", "device", "arithmetic")},
+    }
 
 
 def _time_queries(baseline: Recipe, cmd: Recipe) -> dict[str, Any]:
@@ -267,8 +266,7 @@ def count_flops(compute: Callable[[], Any]) -> int:
         result = compute()
         outputs = list(result.values()) if isinstance(result, dict) else result
         outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
-        trained = [each for each in outputs if isinstance(each, Tensor) and each.requires_grad]
-        if trained:
+        if trained := [each for each in outputs if isinstance(each, Tensor) and each.requires_grad]:
             torch.autograd.backward(trained, [torch.ones_like(each) for each in trained])
     return int(counter.get_total_flops())
 
@@ -314,11 +312,10 @@ def _add_chunk(parts: dict[str, int], trainer: Trainer, batch: TrainingBatch) ->
     speech = replace(speech, vector=vector, frames=frames)
     arguments = speech, images, batch.image_ids
     for task in objective.tasks.values():
-        if not isinstance(task, DenoisingTask):
-            continue
-        fused = sum(count_flops(partial(task.reconstruct, side, *arguments)) for side in task.noisy_sides)
-        parts[FUSION] += fused
-        parts[LOSS] += count_flops(partial(task, *arguments)) - fused
+        if isinstance(task, DenoisingTask):
+            fused = sum(count_flops(partial(task.reconstruct, side, *arguments)) for side in task.noisy_sides)
+            parts[FUSION] += fused
+            parts[LOSS] += count_flops(partial(task, *arguments)) - fused
     return arguments
 
 

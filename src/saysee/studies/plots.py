@@ -113,9 +113,8 @@ def bars_png(
             reach = None if stacked else [values - low, high - values]
             axis.bar(at, values, width, bottom=bottom if stacked else None, yerr=reach, capsize=3, label=name)
             bottom = bottom + values
-        axis.set_xticks(
-            range(len(places)), places, fontsize=7 if len(places) > 4 else 9, rotation=45 if len(places) > 4 else 0
-        )
+        size, turned = (7, 45) if len(places) > 4 else (9, 0)
+        axis.set_xticks(range(len(places)), places, fontsize=size, rotation=turned)
         axis.set_title(heading, fontsize=10)
         axis.grid(axis="y", alpha=0.25)
         axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
@@ -184,8 +183,7 @@ def _svg(axes: Any, title: str, x_axis: str, y_axis: str) -> str:
     from matplotlib import rc_context
 
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x_axis)
-    axes.set_ylabel(y_axis)
+    axes.set(xlabel=x_axis, ylabel=y_axis)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     buffer = io.StringIO()

@@ -95,10 +95,8 @@ class Reconstruction:
         lines = []
         for place, gains in self.gains.items():
             of = f"rebuilt {place} features, {self.trained_source}, share {self.trained_share:g}"
-            parts = [
-                f"{number(100 * gain, 1, interval=(100 * low, 100 * high), sign=True)} points over {other}"
-                for other, (gain, low, high) in gains.items()
-            ]
+            percent = {other: [100 * value for value in of_other] for other, of_other in gains.items()}
+            parts = [f"{number(x[0], interval=x[1:], sign=True)} points over {other}" for other, x in percent.items()]
             lines.append(f"{of}: the right other modality finds {' and '.join(parts)}")
         return lines
 
@@ -109,25 +107,17 @@ class Reconstruction:
         for at in range(0, len(self.qualities), len(OTHERS)):
             found = self.qualities[at : at + len(OTHERS)]
             first = found[0]
-            if not rows or rows[-1][:2] != [first.place, first.source]:
+            if rows and rows[-1][:2] != [first.place, first.source]:
                 sections.append(len(rows))
-            cells = [
-                number(100 * one.nearest, 1, interval=[100 * end for end in one.nearest_interval]) for one in found
-            ]
+            cells = [number(100 * one.nearest, interval=[100 * end for end in one.nearest_interval]) for one in found]
             cosines, losses = (" / ".join(f"{getattr(one, name):.2f}" for one in found) for name in ("cosine", "loss"))
             rows.append([first.place, first.source, f"{first.share:g}", *cells, cosines, losses])
         kinds = " / ".join(OTHERS)
-        return Table(
-            f"rebuilt features nearest to their own target, percent; chance {100 * self.chance:.2g}",
-            ["noisy side", "source", "share", *OTHERS, f"cosine, {kinds}", f"loss, {kinds}"],
-            rows,
-            labels=2,
-            notes=[
-                f"{self.images:,} images of the {self.split} split, a clip each; in brackets: 95 %, over images",
-                "columns: the other modality is the right one, that of another item, or withheld",
-            ],
-            sections=sections[1:],
-        )
+        title = f"rebuilt features nearest to their own target, percent; chance {100 * self.chance:.2g}"
+        headings = ["noisy side", "source", "share", *OTHERS, f"cosine, {kinds}", f"loss, {kinds}"]
+        notes = [f"{self.images:,} images of the {self.split} split, a clip each; in brackets: 95 %, over images"]
+        notes.append("columns: the other modality is the right one, that of another item, or withheld")
+        return Table(title, headings, rows, 2, notes, sections)
 
     def write(self, folder: Path) -> None:
         """Writes ``table.md``, ``results.json`` and ``reconstruction.png`` into a folder, which need not exist."""
@@ -141,9 +131,9 @@ class Reconstruction:
         for one in self.qualities:
             name = f"{one.place}: {one.source}" if places > 1 else one.source
             name += " (in training)" if one.source == self.trained_source else ""
-            percent = [100 * value for value in (one.nearest, *one.nearest_interval)]
+            value, low, high = (100 * value for value in (one.nearest, *one.nearest_interval))
             line = lines.setdefault(name, {}).setdefault(f"other modality: {one.other}", [])
-            line.append((one.share, percent[0], percent[1], percent[2]))
+            line.append((one.share, value, low, high))
         panels = [Panel(name, "share of noisy tokens", of_panel) for name, of_panel in lines.items()]
         title = f"{self.model}: rebuilt features nearest to their own of {self.candidates:,.0f} targets"
         return panels_png(title, "percent", panels, marks=(100 * self.chance, self.trained_share))

@@ -99,12 +99,12 @@ def _curves(demo: DemoResult) -> list[str]:
         ("Mean R@1 on the validation split", "percent", "val", "mean_R@1"),
         ("Denoising loss", "nats", "train", "denoising_loss"),
     ):
-        series = {}
-        for name, log in logs.items():
-            if lines := [line for line in log if line["kind"] == kind and metric in line]:
-                series[name] = [(line["step"], line[metric]) for line in lines]
-        if series:
-            charts.append(lines_svg(title, "step", axis, series))
+        series = {
+            name: [(line["step"], line[metric]) for line in log if line["kind"] == kind and metric in line]
+            for name, log in logs.items()
+        }
+        if any(series.values()):
+            charts.append(lines_svg(title, "step", axis, {name: each for name, each in series.items() if each}))
     return charts
 
 
@@ -119,16 +119,11 @@ def _queries(demo: DemoResult) -> list[dict[str, Any]]:
         scores = SpeechImageModel.similarity(result.speech[index : index + 1], result.images)[0]
         order = scores.argsort()[::-1]
         rank = next(rank for rank, number in enumerate(order, start=1) if images[number].image_id == row.image_id)
-        answers = [
-            {
-                "image": image_url(
-                    load_image(demo.test.image_path(images[number])).resize(THUMBNAIL, Image.Resampling.LANCZOS)
-                ),
-                "score": float(scores[number]),
-                "right": images[number].image_id == row.image_id,
-            }
-            for number in order[:TOP]
-        ]
+        answers = []
+        for number in order[:TOP]:
+            shown = load_image(demo.test.image_path(images[number])).resize(THUMBNAIL, Image.Resampling.LANCZOS)
+            right = images[number].image_id == row.image_id
+            answers.append({"image": image_url(shown), "score": float(scores[number]), "right": right})
         queries.append({"clip": _clip(demo.test, row), "speaker": row.speaker, "rank": rank, "answers": answers})
     return queries
 

@@ -134,19 +134,17 @@ def _pair(
         tried["sub-folder"] = _pair_by_folder(clip_names, image_names)
     how = max(tried, key=lambda name: sum(len(fitting) == 1 for fitting in tried[name].values()))  # the first of equals
     paired = tried[how]
+    table = "pair them in a table (--csv)"
     for clip, fitting in reversed(paired.items()):
         if len(fitting) > 1:
-            raise ManifestError(
-                f"{listing.folder}: clip {clip!r} fits two images, {fitting[0]!r} and {fitting[1]!r}; rename one, or "
-                "pair them in a table (--csv)"
-            )
+            what = f"clip {clip!r} fits two images, {fitting[0]!r} and {fitting[1]!r}"
+            raise ManifestError(f"{listing.folder}: {what}; rename one, or {table}")
     if not paired:
-        raise SaySeeError(
-            f"{listing.folder}: no clip pairs with an image by {' or '.join(tried)}; give clips the stems of their "
-            "images, or pair them in a table (--csv)"
-        )
-    ids = {clip: unicodedata.normalize("NFC", fitting[0]) for clip, fitting in paired.items()}
-    captions = [Row(clip, paired[clip][0], ids[clip], "", language=language) for clip in paired]
+        what = f"no clip pairs with an image by {' or '.join(tried)}"
+        raise SaySeeError(f"{listing.folder}: {what}; give clips the stems of their images, or {table}")
+    captions = []
+    for clip, (image, *_) in paired.items():
+        captions.append(Row(clip, image, unicodedata.normalize("NFC", image), "", language=language))
     unpaired = [clip for clip in clip_names if clip not in paired]
     return captions, unpaired, f"{how}: {len(paired):,} of {len(clip_names):,} clips"
 
@@ -257,11 +255,10 @@ def _columns_of(table: Table) -> tuple[dict[str, int], list[str]]:
     columns.pop("file", None)
     missing = [role for role in ("clip", "image") if role not in columns]
     if missing:
-        have = f"{', '.join(table.titles)!r:.80}"
-        raise ManifestError(
-            f"{table.path}: no column of the {' and the '.join(missing)}; a table of pairs has a column 'clip' and a "
-            f"column 'image' (there are: {have})"
+        needed = (
+            f"a table of pairs has a column 'clip' and a column 'image' (there are: {', '.join(table.titles)!r:.80})"
         )
+        raise ManifestError(f"{table.path}: no column of the {' and the '.join(missing)}; {needed}")
     return columns, notes
 
 

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from saysee.data.corpora.folder import check_shares, divide
 from saysee.data.corpora.hub_files import Part, find_parts
@@ -83,17 +84,9 @@ def prepare_hub(
     rows.find_extra()
     forms = Counter(part.form for part in parts)
     read = ", ".join(f"{count:,} {form} {'file' if count == 1 else 'files'}" for form, count in forms.items())
-    return prepare(
-        captions,
-        None,
-        None,
-        target,
-        allow_missing=allow_missing,
-        expected=Expected("the data set"),
-        splits=splits,
-        problems=rows.problems,
-        notes=[f"read from {read}; audio and images are in {rows.folder}", *notes, *split_notes],
-    )
+    about: dict[str, Any] = {"expected": Expected("the data set"), "splits": splits, "problems": rows.problems}
+    notes = [f"read from {read}; audio and images are in {rows.folder}", *notes, *split_notes]
+    return prepare(captions, None, None, target, allow_missing=allow_missing, notes=notes, **about)
 
 
 def _read(parts: Sequence[Part], names: Mapping[str, str], rows: Rows) -> list[str]:
@@ -123,19 +116,16 @@ def _with_splits(
     """The captions, divided if asked for, and notes on their splits."""
     without = [caption for caption in captions if not caption.split]
     if without and len(without) < len(captions):
-        raise ManifestError(
-            f"{without[0].clip}: no split, and so {len(without) - 1:,} more clips, while others have one; fill the "
-            f"column of splits, or omit it by {FLAGS['split']} ''"
-        )
+        what = f"{without[0].clip}: no split, and so {len(without) - 1:,} more clips, while others have one"
+        raise ManifestError(f"{what}; fill the column of splits, or omit it by {FLAGS['split']} ''")
     have = list(dict.fromkeys(caption.split or "train" for caption in captions))
     for name in splits:
         if name not in have:
             raise ConfigError(f"--split {name}=…: the data set has no such split; it has {', '.join(have) or 'none'}")
     if val_share or test_share:
         if len(have) > 1:
-            raise ConfigError(
-                f"--val-share and --test-share require a data set of one split; this has {', '.join(have)} (omit them)"
-            )
+            what = f"require a data set of one split; this has {', '.join(have)} (omit them)"
+            raise ConfigError(f"--val-share and --test-share {what}")
         captions, note = divide(captions, val_share, test_share, seed)
         return captions, [note]
     notes = ["all captions are in train; --val-share and --test-share divide them"] if have == ["train"] else []

@@ -137,10 +137,8 @@ def _read_items(
         ids = sorted((each for each in part.kinds if _plain(each) in own), key=lambda each: own.index(_plain(each)))
         column = names.get("image_id") or (ids[0] if ids else "")
         if column not in part.kinds:
-            raise ManifestError(
-                f"{part.name}: no column {column or 'id'!r}; name that of the ids by {FLAGS['image_id']} (there are: "
-                f"{', '.join(part.kinds)})"
-            )
+            fix = f"name that of the ids by {FLAGS['image_id']} (there are: {', '.join(part.kinds)})"
+            raise ManifestError(f"{part.name}: no column {column or 'id'!r}; {fix}")
         roles = ("image",) if kind == "image" else OF_CLIP  # a text beside an image is not that of a clip
         columns = choose_columns(part, {role: names.get(role) if role in roles else "" for role in FLAGS}, [kind])
         with rows.reading(part):
@@ -197,8 +195,6 @@ def _clips_are_queries(tables: Tables) -> bool:
     is_query = "quer" in clips.casefold() or "corpus" in images.casefold()
     is_corpus = "corpus" in clips.casefold() or "quer" in images.casefold()
     if is_query == is_corpus:
-        raise ManifestError(
-            f"{tables.clips[0].name}, {tables.images[0].name}: nothing says which table is that of queries; name the "
-            "files or folders queries and corpus"
-        )
+        what = f"{tables.clips[0].name}, {tables.images[0].name}: nothing says which table is that of queries"
+        raise ManifestError(f"{what}; name the files or folders queries and corpus")
     return is_query

@@ -93,10 +93,9 @@ def choose_columns(part: Part, names: Mapping[str, str | None], needed: Collecti
     clips = chosen.get("clip", [])
     for role in OF_CLIP:
         if len(chosen.get(role, ())) > 1 and _numbers(chosen[role]) != _numbers(clips):
-            raise ManifestError(
-                f"{part.name}: columns {', '.join(chosen[role])} do not fit {', '.join(clips)}; give them the same "
-                f"numbers, or omit them by {FLAGS[role]} ''"
-            )
+            what = f"columns {', '.join(chosen[role])} do not fit {', '.join(clips)}"
+            fix = f"give them the same numbers, or omit them by {FLAGS[role]} ''"
+            raise ManifestError(f"{part.name}: {what}; {fix}")
     return chosen
 
 
@@ -228,8 +227,6 @@ def _of_clips(values: Values, role: str, count: int, place: str) -> list[str | N
     found = values.get(role)
     each = found if isinstance(found, list) else [found] * count
     if len(each) != count or any(isinstance(value, list | dict) for value in each):
-        raise ManifestError(
-            f"{place}: {role} {found!r:.60} does not fit {count} clips; name its column by {FLAGS[role]}, or omit it "
-            f"by {FLAGS[role]} ''"
-        )
+        fix = f"name its column by {FLAGS[role]}, or omit it by {FLAGS[role]} ''"
+        raise ManifestError(f"{place}: {role} {found!r:.60} does not fit {count} clips; {fix}")
     return [word(value, place, FLAGS[role]) for value in each]

@@ -51,10 +51,8 @@ def read_tar(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Values
         seen |= {*members, *words}
         clips, images = (_media_members(key, members, names.get(kind), kind) for kind in ("clip", "image"))
         if len(images) > 1:
-            raise ManifestError(
-                f"{place}: several images ({', '.join(images)}), because the stem of a sample ends at its first dot; "
-                f"rename them, or name one by {FLAGS['image']}"
-            )
+            what = f"several images ({', '.join(images)}), because the stem of a sample ends at its first dot"
+            raise ManifestError(f"{place}: {what}; rename them, or name one by {FLAGS['image']}")
         values: Values = {role: _word(words, names.get(role), role) for role in FLAGS}
         if "text" not in names:
             own = [words.get(f"{os.path.splitext(suffix)[0]}.txt") for suffix in clips]
@@ -80,10 +78,8 @@ def _samples(path: str, part: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     yield key[1], members
                 key, members = (archive, matched[1]), {}
                 if key in seen:
-                    raise ManifestError(
-                        f"{part}: not sorted by stem: members of {matched[1]!r} are apart, such as {name!r}; sort it "
-                        "(tar --sort=name)"
-                    )
+                    apart = f"members of {matched[1]!r} are apart, such as {name!r}"
+                    raise ManifestError(f"{part}: not sorted by stem: {apart}; sort it (tar --sort=name)")
                 seen.add(key)
             suffix = matched[2].lower()
             if suffix in members:

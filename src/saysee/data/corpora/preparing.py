@@ -105,11 +105,9 @@ class Prepared:
 
     def to_line(self) -> str:
         """As one line."""
-        splits = ", ".join(
-            f"{split} {count:,} {_noun('clip', count)} of {self.images[split]:,} {_noun('image', self.images[split])}"
-            for split, count in self.clips.items()
-        )
-        return f"{self.manifest}: {splits}"
+        both = ((split, count, self.images[split]) for split, count in self.clips.items())
+        parts = [f"{split} {n:,} {_noun('clip', n)} of {m:,} {_noun('image', m)}" for split, n, m in both]
+        return f"{self.manifest}: {', '.join(parts)}"
 
 
 def listed_caption(record: Mapping[str, Any], text: str, image: object, split: str, where: str) -> Row:
@@ -234,9 +232,8 @@ def _distinct(captions: Iterable[Row]) -> tuple[list[Row], int]:
             repeated += 1
         split = splits.setdefault(caption.image_id, caption.split)
         if split != caption.split:
-            raise ManifestError(
-                f"image {caption.image!r} is listed in the splits {split!r} and {caption.split!r}; keep it in one"
-            )
+            both = f"{split!r} and {caption.split!r}"
+            raise ManifestError(f"image {caption.image!r} is listed in the splits {both}; keep it in one")
     return list(clips.values()), repeated
 
 
@@ -250,10 +247,8 @@ def _usable(
         return {name: name for name in names}
     found = index.match(names)
     if names and not any(found.values()):
-        raise SaySeeError(
-            f"{index.listing.folder}: none of the {len(found):,} listed {what} exists (such as {names[0]!r}); "
-            "name the folder that holds them"
-        )
+        none = f"none of the {len(found):,} listed {what} exists (such as {names[0]!r})"
+        raise SaySeeError(f"{index.listing.folder}: {none}; name the folder that holds them")
     usable: dict[str, str] = {}
     with progress_bar(f"checking {what}", len(found)) as bar:
         for name, path in found.items():

@@ -129,10 +129,7 @@ def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angl
                 draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
 
 
-PATTERNS: dict[str, Callable[[Image.Image, tuple[float, float], float, int], None]] = {
-    "striped": _stripes,
-    "dotted": _dots,
-}
+PATTERNS = {"striped": _stripes, "dotted": _dots}
 
 
 def turned(center: tuple[float, float], x: float, y: float, c: float, s: float) -> tuple[int, int]:
@@ -188,11 +185,6 @@ def blended(tint: Rgb, depth: int, mask: Image.Image) -> Image.Image:
 
 
 BACKGROUNDS: dict[str, Callable[[Rgb, Random, int], Image.Image]] = {
-    "plain": _plain,
-    "gradient": _gradient,
-    "paper": _paper,
-    "checker": _checker,
-    "clouds": _clouds,
-    "squared": _squared,
+    draw.__name__[1:]: draw for draw in (_plain, _gradient, _paper, _checker, _clouds, _squared)
 }
 """The function that draws each kind of background, from a tint, a random generator, and the image side in pixels."""
