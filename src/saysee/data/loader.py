@@ -173,9 +173,8 @@ class ResumableLoader(Generic[BatchT]):
         for name, current in self.plan.to_dict().items():
             saved = state["order"].get(name)
             if saved != current:
-                raise CheckpointError(
-                    f"the saved position is of a loader with {name} {saved}, not {current}; set it back"
-                )
+                what = f"the saved position is of a loader with {name} {saved}, not {current}"
+                raise CheckpointError(f"{what}; set it back")
         self.epoch, self._next_batch = state["epoch"], state["next_batch"]
         self._bad = dict(state["bad_files"])
 
@@ -230,34 +229,22 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         if on_bad_file not in ("stop", "skip"):
             raise ConfigError(f"on_bad_file is {on_bad_file!r}; set it to 'stop' or 'skip'")
         if drop_last and len(manifest) < batch_size:
-            raise ConfigError(
-                f"batch_size is {batch_size}, but there are {len(manifest)} rows; lower it or set drop_last to false"
-            )
+            what = f"batch_size is {batch_size}, but there are {len(manifest)} rows"
+            raise ConfigError(f"{what}; lower it or set drop_last to false")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of {world_size} processes; count from 0")
         if world_size > 1 and (batch_size % world_size or on_bad_file == "skip" or not drop_last):
-            raise ConfigError(
-                f"{world_size} processes need equal shares of every batch: "
-                "a batch_size they divide, on_bad_file='stop' and drop_last=True"
-            )
+            needed = "a batch_size they divide, on_bad_file='stop' and drop_last=True"
+            raise ConfigError(f"{world_size} processes need equal shares of every batch: {needed}")
         numbers: dict[str, int] = {}
+        clips, images = ([str(path(row)) for row in manifest] for path in (manifest.clip_path, manifest.image_path))
+        ids = [numbers.setdefault(row.image_id, len(numbers)) for row in manifest]
+        skip, crop = on_bad_file == "skip", None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
         reader = _Reader(
-            clips=[str(manifest.clip_path(row)) for row in manifest],
-            images=[str(manifest.image_path(row)) for row in manifest],
-            image_ids=[numbers.setdefault(row.image_id, len(numbers)) for row in manifest],
-            prepare_speech=prepare_speech,
-            prepare_image=prepare_image,
-            seed=seed,
-            crop=None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE),
-            augment=augment,
-            skip=on_bad_file == "skip",
-            cache_bytes=cache_images,
+            clips, images, ids, prepare_speech, prepare_image, seed, crop, augment, skip, cache_bytes=cache_images
         )
-        seconds = clip_seconds(manifest, skip=on_bad_file == "skip")
-        checksum = files_checksum(manifest)
-        super().__init__(
-            Plan(reader.clips, seconds, checksum, batch_size, seed, bucket_batches, drop_last, crop_seconds)
-        )
+        order = clip_seconds(manifest, skip=skip), files_checksum(manifest)
+        super().__init__(Plan(clips, *order, batch_size, seed, bucket_batches, drop_last, crop_seconds))
         self._share = slice(rank, None, world_size)
         self._requests: list[_Request] = []  # the sampler: what is left of an epoch
         self._batches: DataLoader[Loaded[Batch]] = DataLoader(

@@ -87,8 +87,9 @@ class StudiesResult:
         write_text(self.folder / "studies.json", json.dumps(self.records, indent=1) + "\n")
         parts = ["# Studies of the demo", "Commands are for a shell in the folder above this one."]
         for name, record in self.records.items():
-            about = f"Skipped: {record['skipped']}" if "skipped" in record else ""
-            if "code" in record:
+            if "skipped" in record:
+                about = f"Skipped: {record['skipped']}"
+            else:
                 about = f"**Failed with exit code {record['code']}.** " if record["code"] else ""
                 about += f"{record['seconds']:,.0f} s, commit {record['commit'] or 'unknown'}. {self._links(name)}"
             parts += [f"## {name}", f"```sh\n{record['command']}\n```", about]

@@ -165,15 +165,13 @@ def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Within a ``with`` block SIGTERM raises KeyboardInterrupt, so that a scheduler's stop reaches the child too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:

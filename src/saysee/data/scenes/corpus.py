@@ -109,10 +109,8 @@ def build_scenes(
         Manifest(rows, folder).write(manifest)
         shutil.rmtree(folder / RECORDS)
     except BrokenProcessPool:
-        raise SaySeeError(
-            f"{folder}: a worker process died; run it again, what is finished is kept "
-            "(in a script, call it under `if __name__ == '__main__':`)"
-        ) from None
+        fix = "run it again, what is finished is kept (in a script, call it under `if __name__ == '__main__':`)"
+        raise SaySeeError(f"{folder}: a worker process died; {fix}") from None
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
         raise SaySeeError(f"{reason}; fix that and run it again, what is finished is kept") from None
@@ -151,11 +149,8 @@ def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     """Rejects a corpus with other settings, naming the first that differs."""
     for name, value in wanted.items():
         if found.get(name) != value:
-            option = name.replace("picture", "image")
-            raise SaySeeError(
-                f"{folder}: has a scenes corpus with {option}={_describe(found.get(name))}, not {_describe(value)}; "
-                "use the same settings, or a new folder"
-            )
+            other = f"{name.replace('picture', 'image')}={_describe(found.get(name))}, not {_describe(value)}"
+            raise SaySeeError(f"{folder}: has a scenes corpus with {other}; use the same settings, or a new folder")
 
 
 def _describe(value: Any) -> str:
@@ -205,11 +200,10 @@ def _make_all(
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
     """Ignores Ctrl-C briefly, so that processes that start meanwhile ignore it from their first instruction."""
-    if threading.current_thread() is not threading.main_thread():  # other threads may not set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if is_main:
+            signal.signal(signal.SIGINT, before)

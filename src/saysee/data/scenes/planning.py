@@ -78,10 +78,8 @@ def split_sizes(images: int, val_images: int | None = None, test_images: int | N
     sizes = {"train": images - val - test, "val": val, "test": test}
     for split, size in sizes.items():
         if size < 1:
-            raise ConfigError(
-                f"images={images} with val_images={val} and test_images={test} gives {size} images to {split}: "
-                "each split needs at least one; set more images or smaller splits"
-            )
+            what = f"images={images} with val_images={val} and test_images={test} gives {size} images to {split}"
+            raise ConfigError(f"{what}: each split needs at least one; set more images or smaller splits")
     return sizes
 
 

@@ -144,9 +144,8 @@ def _speak(text: str, speaker: Speaker) -> tuple[bytes, int, list[tuple[int, int
                 library.espeak_SetSynthCallback(callback)
                 library.espeak_ng_SetRandSeed(ctypes.c_long(1))
                 if library.espeak_SetVoiceByName((folders.get(speaker.accent, "") + speaker.voice).encode()) != 0:
-                    raise SaySeeError(
-                        f"the synthesizer has no voice {speaker.voice!r}; use an accent such as 'en-us', 'en' or 'fr'"
-                    )
+                    fix = "use an accent such as 'en-us', 'en' or 'fr'"
+                    raise SaySeeError(f"the synthesizer has no voice {speaker.voice!r}; {fix}")
                 library.espeak_SetParameter(_RATE, speaker.rate, 0)
                 library.espeak_SetParameter(_PITCH, speaker.pitch, 0)
                 size = ctypes.c_size_t(len(encoded) + 1)

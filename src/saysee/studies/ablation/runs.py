@@ -85,10 +85,10 @@ def _row_settings(row: Mapping[Any, Any], where: str) -> dict[str, Any]:
     for dotted in settings:
         section, _, name = dotted.partition(".")
         if section not in ROW_SECTIONS or not name or dotted in SHARED:
-            raise ConfigError(
-                f"{where} sets {dotted}; rows share corpus and budget, so a row may set {', '.join(ROW_SECTIONS)}, but "
-                f"not {', '.join(SHARED)}; set it in the recipe, for every row"
+            may = (
+                f"rows share corpus and budget, so a row may set {', '.join(ROW_SECTIONS)}, but not {', '.join(SHARED)}"
             )
+            raise ConfigError(f"{where} sets {dotted}; {may}; set it in the recipe, for every row")
     preset = settings.pop("denoising.preset", None)
     if preset is None:
         return settings
@@ -150,15 +150,15 @@ def is_frozen(recipe: Recipe) -> bool:
 def _measures(evaluation: Mapping[str, Any], result: Mapping[str, Any], lift: float | None) -> dict[str, float]:
     overall, twins = evaluation["overall"], evaluation["twin_accuracy"]
     novel = evaluation["by"].get("novel_pair", {}).get("True")
+    languages, costs = evaluation["by"].get("language", {}), ("steps", "best_step", "training_seconds")
     found = {
         "mean_R@1": overall["mean_R@1"],
         **{name: overall[name[:15]] and overall[name[:15]][name[16:]] for name in RECALLS},
         "hard_twins": twins and twins["accuracy"],
         "novel_pairs_R@1": novel and novel["speech_to_image"]["R@1"],
         "attention_lift": lift,
-        **{LANGUAGE + name: of["speech_to_image"]["R@1"] for name, of in evaluation["by"].get("language", {}).items()},
-        **{name: result[name] for name in ("steps", "best_step", "training_seconds", "seconds_per_step")},
-        "peak_memory_mib": result["peak_memory_mib"],
+        **{LANGUAGE + name: of["speech_to_image"]["R@1"] for name, of in languages.items()},
+        **{name: result[name] for name in (*costs, "seconds_per_step", "peak_memory_mib")},
     }
     return {name: float(value) for name, value in found.items() if value is not None}
 

@@ -166,7 +166,7 @@ class _Study:
         if run.budget == EQUAL_STEPS:
             return steps
         results = [self.path(Run(row, run.seed)) / "result.json" for row in (self.baseline, run.row)]
-        seconds = [json.loads(file.read_text(encoding="utf-8"))["seconds_per_step"] for file in results]
+        seconds = [_read(file)["seconds_per_step"] for file in results]
         return steps_in_equal_time(steps, *seconds)
 
     def path(self, run: Run) -> Path:
@@ -205,8 +205,7 @@ class _Study:
         file = self.folder / STUDY_FILE
         before: dict[str, Any] = {"grid": {}, "calls": []}
         if file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            self._check_unchanged(before)
+            self._check_unchanged(before := _read(file))
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise CheckpointError(f"{self.folder} holds other files and no ablation; give another --to")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -224,20 +223,18 @@ class _Study:
 
     def description(self) -> dict[str, Any]:
         """Contents of ``study.json``, with the scored split, the budgets and the number of training images."""
-        content = json.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8"))
         train = self.manifest.select(self.base.data.train_split)
         of_call = {"split": self.settings.split, "equal_time": self.settings.equal_time}
-        return {**content, **of_call, "training_images": len(train.images())}
+        return {**_read(self.folder / STUDY_FILE), **of_call, "training_images": len(train.images())}
 
     def scores(self) -> list[RunScores]:
         """All runs in the folder that are scored on the split, also those of other calls."""
-        found = []
-        for file in sorted((self.folder / RUNS).glob(f"*/scores-{self.settings.split}.json")):
-            content = json.loads(file.read_text(encoding="utf-8"))
-            environment = json.loads(file.with_name("environment.json").read_text(encoding="utf-8"))
-            names = ("row", "seed", "budget", "share", "measures", "evaluation")
-            found.append(RunScores(**{name: content[name] for name in names}, environment=environment))
-        return found
+        files = sorted((self.folder / RUNS).glob(f"*/scores-{self.settings.split}.json"))
+        names = ("row", "seed", "budget", "share", "measures", "evaluation")
+        contents = ((_read(file), _read(file.with_name("environment.json"))) for file in files)
+        return [
+            RunScores(**{name: of[name] for name in names}, environment=environment) for of, environment in contents
+        ]
 
     def _identity(self) -> dict[str, Any]:
         """What must not change in a folder."""
@@ -259,21 +256,18 @@ class _Study:
         pairs += [(f"row {row!r}", before["grid"][row], self.grid[row]) for row in self.grid if row in before["grid"]]
         slugs = {slug(row): row for row in before["grid"]}
         pairs += [(f"row {row!r}", slugs[slug(row)], row) for row in self.grid if slug(row) in slugs]
-        for name, old_value, new_value in pairs:
-            if old_value != new_value:
-                raise CheckpointError(
-                    f"{self.folder} holds an ablation with another {name} ({old_value!r}, now {new_value!r}); give "
-                    "another --to, or the same settings"
-                )
+        for name, old, new in pairs:
+            if old != new:
+                what = f"{self.folder} holds an ablation with another {name} ({old!r}, now {new!r})"
+                raise CheckpointError(f"{what}; give another --to, or the same settings")
 
     def _check(self) -> None:
         settings, base = self.settings, self.base
         if settings.seeds < 1:
             raise ConfigError(f"--seeds is {settings.seeds}; it must be at least 1")
         if base.training.patience:
-            raise ConfigError(
-                f"training.patience is {base.training.patience}; set it to 0: runs that stop early have no equal budget"
-            )
+            fix = "set it to 0: runs that stop early have no equal budget"
+            raise ConfigError(f"training.patience is {base.training.patience}; {fix}")
         for device in settings.devices:
             _check_device(device, base.training.device)
         if settings.equal_time and len(settings.devices) > len(set(settings.devices)):
@@ -289,10 +283,8 @@ class _Study:
             part = share_of_images(self.manifest, base.data.train_split, share).select(base.data.train_split)
             batch = max(self.grid[row].get("data.batch_size", base.data.batch_size) for row in self.rows)
             if len(part) < batch:
-                raise ConfigError(
-                    f"--sizes: {share:g} of the training images has {len(part)} clips and data.batch_size is {batch}; "
-                    "give a larger share or smaller batches"
-                )
+                what = f"{share:g} of the training images has {len(part)} clips and data.batch_size is {batch}"
+                raise ConfigError(f"--sizes: {what}; give a larger share or smaller batches")
 
 
 def _check_device(device: str, of_recipe: str) -> None:
@@ -305,6 +297,10 @@ def _check_device(device: str, of_recipe: str) -> None:
         raise ConfigError(f"--devices has {device}, but training.device is cpu; set it to auto")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--devices has {device}, but torch finds {torch.cuda.device_count()} GPUs")
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _fixed_settings(recipe: Recipe) -> dict[str, Any]:

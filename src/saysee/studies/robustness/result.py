@@ -114,9 +114,8 @@ class RobustnessResult:
         for condition in self.conditions:
             points = [Point(condition, strength) for strength in condition.ordered]
             ticks = [condition.label(strength) for strength in condition.ordered]
-            panels.append(
-                Panel(condition.title, condition.axis, self._curves(points, [ALL] * len(points), MEAN), ticks)
-            )
+            curves = self._curves(points, [ALL] * len(points), MEAN)
+            panels.append(Panel(condition.title, condition.axis, curves, ticks))
         groups: dict[str, dict[str, None]] = {}
         for line in self.lines:
             column, divided, name = line["queries"].partition(" = ")
@@ -168,15 +167,11 @@ def lines_of(
                     "model": model,
                     "seeds": len(runs),
                     "queries": queries,
-                    "clips": measures[0][queries].clips,
-                    "images": measures[0][queries].images,
+                    **{name: getattr(measures[0][queries], name) for name in ("clips", "images")},
                     "unheard": sum(run[point].unheard for run in runs) if queries == ALL else None,
                 }
-                values = {
-                    name: float(np.mean([each[name] for each in named]))
-                    for name in (MEAN, TO_IMAGE, TO_SPEECH)
-                    if name in resampled
-                }
+                measured = [name for name in (MEAN, TO_IMAGE, TO_SPEECH) if name in resampled]
+                values = {name: float(np.mean([each[name] for each in named])) for name in measured}
                 for name, value in values.items():
                     line |= with_interval(name, value, resampled[name])
                 main = MEAN if MEAN in values else TO_IMAGE  # a group may have no mean

@@ -20,6 +20,7 @@ from saysee.encoding.encoder import BATCH, Encoder
 from saysee.encoding.reading import or_error, read_ahead
 from saysee.errors import ConfigError, MediaError
 from saysee.evaluation.comparison import Comparison, System, row_name
+from saysee.evaluation.protocols import numbered_images
 from saysee.evaluation.recall import RetrievalRanks, retrieval_ranks
 from saysee.evaluation.table import write_tables
 from saysee.files import fingerprint, write_bytes
@@ -95,7 +96,7 @@ class _Study:
 
     def __init__(self, manifest: Manifest, to: Path, settings: RobustnessSettings) -> None:
         split = manifest.select(settings.split)
-        gallery = {row.image_id: place for place, row in enumerate(split.images())}
+        gallery, _ = numbered_images(split)
         if len(gallery) < 2:
             raise ConfigError(f"the split {settings.split!r} has one image; a study needs at least two")
         if settings.clips is not None and settings.clips < 1:
@@ -174,11 +175,12 @@ class _Study:
         vectors, unheard = np.zeros((len(self._clips), encoder.dimension), np.float32), 0
         for places, changed in read_ahead(_batches(len(self._clips)), or_error(change), encoder.workers):
             bad: dict[int, MediaError] = {}
-            heard = [place for place, each in zip(places, changed, strict=True) if not isinstance(each, MediaError)]
-            clips = [each for each in changed if not isinstance(each, MediaError)]
+            pairs = zip(places, changed, strict=True)
+            clips = {place: each for place, each in pairs if not isinstance(each, MediaError)}
             if clips:
-                vectors[heard] = np.nan_to_num(encoder.encode("clip", clips, bad=bad, progress=False))
-            unheard += len(bad) + len(places) - len(heard)
+                found = encoder.encode("clip", list(clips.values()), bad=bad, progress=False)
+                vectors[list(clips)] = np.nan_to_num(found)
+            unheard += len(bad) + len(places) - len(clips)
             bar.advance(len(places))
         return {"vectors": vectors, "unheard": unheard}
 
