@@ -57,9 +57,7 @@ def verify(
         to: a manifest to write of the rows that can be used, with the length of each clip in the column ``seconds``, so
             that training need not read the header of every clip.
 
-    Raises:
-        ConfigError: ``max_seconds`` is not above 0, or ``workers`` less than 1.
-        ManifestError: no row can be used, or ``to`` cannot be written.
+    Raises ConfigError if a number is out of range, ManifestError if no row can be used or ``to`` cannot be written.
     """
     if to is not None:
         check_suffix(to)  # before the long work

@@ -77,15 +77,10 @@ class Localization:
 def localize(
     encoder: Encoder, rows: Manifest, source: AttentionSource, *, seed: int = 0, progress: bool = True
 ) -> Localization:
-    """Scores a model's maps on the words of a manifest that name objects.
+    """Scores a model's maps of a ``source`` on the words of a split that name objects.
 
-    Args:
-        encoder: of a SaySee model.
-        rows: of one split, with the columns ``words`` (each with ``start``, ``end`` and ``objects``) and ``objects``
-            (each with ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored.
-        source: of the maps.
-        seed: of the choice.
-        progress: show a progress bar.
+    ``rows`` have the columns ``words`` (each with ``start``, ``end`` and ``objects``) and ``objects`` (each with
+    ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored, by ``seed``.
 
     Raises:
         ManifestError: a column is missing, a time or box is invalid, or no word names an object that the model sees.
@@ -149,21 +144,14 @@ def word_scores(
     frame_seconds: float,
     box: Sequence[float] = WHOLE,
 ) -> list[WordScore]:
-    """The map [F, P] of a clip against the boxes of the objects that each word names, a score for each such word, in
-    order.
+    """The map [F, P] of a clip against the boxes of the objects that words name, a score for each such word, in order.
 
-    The boxes of a word that names several are joined; a word whose boxes have no area inside the grid is skipped.
+    The boxes of a word that names several are joined; a word whose boxes have no area inside the grid is skipped. Words
+    are as in ``word_maps``, with ``objects`` too, the indices of the objects that they name; ``objects`` have each a
+    ``box``, and ``box`` is the position of the grid on the image, as of ``Regions``.
 
-    Args:
-        attention: the map.
-        words: as in ``word_maps``, each with ``objects`` too, the indices of the objects that it names.
-        objects: of the image, each with ``box``.
-        frame_seconds: as in ``word_maps``.
-        box: position of the grid on the image, as of ``Regions``.
-
-    Raises:
-        ValueError: the map is not [F, P] with rows that sum to 1 and a square number of places; a box or a time is
-            invalid; a word names an object that does not exist.
+    Raises ValueError if the map is not [F, P] with rows that sum to 1 and a square number of places, a box or a time is
+    invalid, or a word names an object that does not exist.
     """
     weights = _checked_map(attention)
     grid = math.isqrt(weights.shape[1])

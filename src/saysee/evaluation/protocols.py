@@ -198,16 +198,10 @@ def evaluate_vectors(
     seed: int = 0,
     resamples: int = 1000,
 ) -> EvaluationResult:
-    """Scores existing vectors as ``evaluate`` does.
+    """Scores existing vectors as ``evaluate`` does: ``speech`` [N, D] of the ``rows`` of a split, ``images`` [M, D] of
+    ``rows.images()``, both in order.
 
-    Args:
-        speech: [N, D] one vector for each row of ``rows``, in order.
-        images: [M, D] one vector for each image of ``rows.images()``, in order.
-        rows: of one split, from ``manifest.select(split)``.
-
-    Raises:
-        ManifestError: no such column.
-        SaySeeError: vectors that do not match the rows, or are not finite.
+    Raises ManifestError for no such column, SaySeeError for vectors that do not match the rows, or are not finite.
     """
     number_of_image, image_of_clip = numbered_images(rows)
     if (len(speech), len(images)) != (len(rows), len(number_of_image)):

@@ -127,16 +127,11 @@ def retrieval_ranks(
     """Ranks every clip against every image, and every image against every clip.
 
     The score is the cosine in float64, computed in tiles of ``chunk`` × ``chunk``: memory does not grow with N times M,
-    and the ranks do not depend on the chunk.
+    and the ranks do not depend on the chunk. Vectors ``speech`` [N, D] and ``images`` [M, D] of any length are
+    normalized here, and a zero vector stays zero; ``image_of_clip`` [N] is the index of each clip's image.
 
-    Args:
-        speech: [N, D] clip vectors of any length; they are normalized here, and a zero vector stays zero.
-        images: [M, D] image vectors, each image once.
-        image_of_clip: [N] index into ``images`` of each clip's image.
-        chunk: rows and columns of a tile.
-
-    Raises:
-        SaySeeError: no clip or no image, widths that differ, an index out of range, or a vector that is not finite.
+    Raises SaySeeError for no clip or no image, widths that differ, an index out of range, or a vector that is not
+    finite.
     """
     speech, images = as_array(speech), as_array(images)
     image_of_clip = np.asarray(image_of_clip)
@@ -177,16 +172,11 @@ def retrieval_measures(
 ) -> RetrievalMeasures:
     """All measures of the queries of ``clips``, with 95 % intervals: those of the percentile bootstrap over images.
 
-    Images are drawn with replacement, each with all its chosen clips. The gallery stays the same, and so do the ranks.
+    Images are drawn with replacement, by ``seed``, each with all its chosen clips. The gallery and the ranks stay the
+    same. ``clips`` [N] are those that are queries; None is all. An image is a query if all its clips are chosen.
+    ``resamples`` are at least ``statistics.MIN_RESAMPLES``; 0 computes no intervals.
 
-    Args:
-        ranks: from ``retrieval_ranks``.
-        clips: [N] which clips are queries; None is all. An image is a query if all its clips are chosen.
-        resamples: number of resamples, at least ``statistics.MIN_RESAMPLES``; 0 computes no intervals.
-        seed: of the draws.
-
-    Raises:
-        SaySeeError: no clip is chosen, ``clips`` is not [N], or there are too few resamples.
+    Raises SaySeeError if no clip is chosen, ``clips`` is not [N], or there are too few resamples.
     """
     chosen = np.ones(ranks.gallery_clips, dtype=np.bool_) if clips is None else np.asarray(clips, dtype=np.bool_)
     if chosen.shape != (ranks.gallery_clips,):

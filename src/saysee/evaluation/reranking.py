@@ -57,12 +57,8 @@ def evaluate_reranked(
 ) -> EvaluationResult:
     """Scores a split again, with the ``first`` results of each query of both directions re-ranked.
 
-    Args:
-        encoder: of a model with a fusion encoder that was trained with matching.
-        manifest: of the corpus.
-        before: what ``evaluate`` returned with ``keep_vectors``.
-        first: number of results of each query.
-        by, seed, resamples, progress: as for ``evaluate``; the same seed gives paired intervals.
+    The model has a fusion encoder that was trained with matching; ``before`` is what ``evaluate`` returned with
+    ``keep_vectors``. The rest is as for ``evaluate``: the same seed gives paired intervals.
 
     Raises:
         SaySeeError: the model cannot re-rank; ``before`` has no vectors; ``first`` is below 1.

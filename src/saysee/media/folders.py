@@ -30,11 +30,9 @@ class Walk:
     Links to folders are followed, each folder once: one that lies inside is listed there, not where a link leads to it.
     What cannot be read is logged, and the rest is listed.
 
-    Args:
-        folder: where the walk starts.
-        option: the flag or argument that named it, for the error message.
-        exclude: patterns beside ``EXCLUDED``, as of the shell, compared without regard to case: with the name of a file
-            or folder, or where they have a slash, with the end of its path below ``folder``.
+    ``option`` is the flag or argument that named the folder. ``exclude`` are patterns beside ``EXCLUDED``, as of the
+    shell, compared without regard to case: with the name of a file or folder, or where they have a slash, with the end
+    of its path below the folder.
 
     Raises SaySeeError if it is not a folder, or cannot be read.
     """

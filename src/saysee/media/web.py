@@ -30,12 +30,10 @@ _open = build_opener(_NoRedirects, ProxyHandler({})).open
 class ImageServer:
     """A web server that has images.
 
-    Args:
-        base: what all its addresses start with, such as http://photos.local:2283. Nothing else is fetched.
-        key: sent as the header ``x-api-key`` of Immich; None for the environment's ``SAYSEE_IMAGES_KEY``, if any.
+    All its addresses start with ``base``, such as http://photos.local:2283; nothing else is fetched. The ``key`` is
+    sent as the header ``x-api-key`` of Immich; None is the environment's ``SAYSEE_IMAGES_KEY``, if any.
 
-    Raises:
-        ConfigError: the address or the key cannot be used.
+    Raises ConfigError if the address or the key cannot be used.
     """
 
     def __init__(self, base: str, key: str | None = None) -> None:

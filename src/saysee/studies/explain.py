@@ -47,18 +47,14 @@ _SPOKEN, _OTHER = (255, 183, 77), (135, 135, 135)  # colors of words; they diffe
 def write_explanation(
     path: Path, regions: Regions, image: Image.Image, clip: NDArray[np.float32], words: Sequence[Word] = ()
 ) -> list[str]:
-    """Writes a file atomically; its suffix says what.
+    """Writes a file atomically; returns what its reader should know, such as characters that no font has.
 
     Args:
         path: .html: the image and the clip, whose regions light up while it plays; .mp4: the same as a video; .png: a
             strip of images, one a word, or one a moment if there are no words; .npz: the fields of ``regions`` as
             arrays, with ``words``, their ``starts`` and ``ends`` in seconds, and ``word_frames`` [W, P].
-        regions: of this image and clip.
-        image: RGB.
-        clip: [S] samples at 16 kHz.
+        regions: of this image, which is RGB, and of the samples [S] of this clip at 16 kHz.
         words: of the clip, in order. The weights of a word are those of the moments in it, see ``word_maps``.
-
-    Returns what the reader of the file should know, such as characters that no font has.
 
     Raises SaySeeError if it cannot be written there, or FFmpeg has no codec for a video.
     """

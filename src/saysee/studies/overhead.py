@@ -134,12 +134,8 @@ def run_overhead(
 ) -> Overhead:
     """Measures every row, and a query.
 
-    Args:
-        recipe: a YAML file of settings, or the name of a packaged recipe; with denoising.
-        overrides: of the recipe, as dotted flags.
-        batch_sizes: of the rows.
-        depths: numbers of fusion layers.
-        rounds: turns of each row.
+    ``recipe``, a YAML file of settings or the name of a packaged recipe, is one with denoising; ``depths`` are numbers
+    of fusion layers, and ``rounds`` the turns of each row.
 
     Raises SaySeeError if a setting cannot be used, or a dry run fails.
     """

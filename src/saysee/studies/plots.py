@@ -127,11 +127,9 @@ def attention_image(
 ) -> Image.Image:
     """A square image of 132 pixels a side, overlaid with attention and with outlined boxes.
 
-    Args:
-        image: RGB, square as the model sees it.
-        attention: [P] weights over a square grid of patches, row by row from the top left.
-        boxes: ``[left, top, right, bottom]`` as shares of the sides.
-        highest: weight of the full color, if higher than those of this map: the same for all images of a strip.
+    The image is RGB, square as the model sees it; ``attention`` [P] are weights over a square grid of patches, row by
+    row from the top left; ``boxes`` are ``[left, top, right, bottom]`` as shares of the sides. ``highest`` is the
+    weight of the full color, if higher than those of this map: the same for all images of a strip.
     """
     side, size = round(len(attention) ** 0.5), 132
     heat = attention.reshape(side, side).astype(np.float32)

@@ -123,9 +123,8 @@ def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:
     A finished run of the same recipe starts no process. The recipe is written to ``recipe_file``; ``what`` is the name
     of the run for the error message. Returns the run's ``result.json``, and ``model``, the path of its best model.
 
-    Raises:
-        SaySeeError: the training failed; its error is on stderr.
-        KeyboardInterrupt: interrupted; the training has written its checkpoint.
+    Raises SaySeeError if the training failed, whose error is on stderr; KeyboardInterrupt if it was interrupted, and
+    has written its checkpoint.
     """
     result_file = Path(recipe.output) / "result.json"
     before = recipe_file.read_bytes() if recipe_file.exists() else None

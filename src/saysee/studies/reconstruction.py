@@ -148,17 +148,13 @@ def reconstruct(
     seed: int = 0,
     device: str = "auto",
 ) -> Reconstruction:
-    """Measures what the fusion encoder of a model, in a folder, rebuilds of a corpus.
+    """Measures what the fusion encoder of a model, in a folder, rebuilds of a split of a corpus.
 
-    Args:
-        model, manifest: the model was saved with its fusion encoder.
-        split: of the corpus.
-        images: the most images, drawn at random, each with one of its clips.
-        seed: of the images, the clips, the noise and the resamples.
-        device: to compute on, as torch names it; "auto" is a GPU if there is one.
+    At most ``images`` are drawn at random, each with one of its clips; ``seed`` is of the images, the clips, the noise
+    and the resamples; ``device`` is as torch names it, or "auto".
 
-    Raises:
-        SaySeeError: the model has no fusion encoder, the split has fewer than two images, or a file cannot be used.
+    Raises SaySeeError if the model has no fusion encoder, the split has fewer than two images, or a file cannot be
+    used.
     """
     if images < 2:
         raise ConfigError(f"images is {images}; rebuilding compares at least 2")

@@ -43,11 +43,8 @@ _NUMBERED = re.compile(r"^(.*?)[\s_-]*(\d+)$")
 def read_table(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Values]]:
     """The rows of a table, each with its place for error messages.
 
-    ``names`` are the columns named by the user, by role, "" for a role without a column.
-
-    Raises:
-        BrokenPartError: the file is damaged.
-        ManifestError: a column is missing or of a wrong type, or several could be meant.
+    ``names`` are the columns named by the user, by role, "" for a role without a column. Raises BrokenPartError if the
+    file is damaged, ManifestError if a column is missing or of a wrong type, or several could be meant.
     """
     columns = choose_columns(part, names, TYPES)
     clips = columns["clip"]

@@ -38,10 +38,8 @@ def read_tar(part: Part, names: Mapping[str, str]) -> Iterator[tuple[str, Values
 
     ``names`` are member suffixes or JSON keys, otherwise as in :func:`saysee.data.corpora.hub_rows.read_table`.
 
-    Raises:
-        BrokenPartError: the tar is damaged or cut short.
-        ManifestError: a sample has a member twice, two images, or JSON or text that cannot be read; no sample has a
-            named member.
+    Raises BrokenPartError if the tar is damaged or cut short, ManifestError if a sample has a member twice, two images,
+    or JSON or text that cannot be read, or no sample has a named member.
     """
     names = {role: name.lstrip(".") for role, name in names.items()}
     seen: set[str] = set()

@@ -67,11 +67,8 @@ def build_scenes(
         languages: of ``LANGUAGES``; the same five things are said of an image in each, by other speakers.
         workers: number of processes; by default one per core.
 
-    Returns the path of the manifest.
-
-    Raises:
-        SaySeeError: invalid numbers, or the folder contains something else, or cannot be written.
-        MissingExtraError: the synthesizer is not installed.
+    Returns the path of the manifest. Raises SaySeeError for invalid numbers, if the folder contains something else or
+    cannot be written, or if the synthesizer is not installed.
     """
     folder = Path(folder)
     sizes = split_sizes(images, val_images, test_images)

@@ -86,9 +86,7 @@ class Utterance:
 def synthesize(text: str, speaker: Speaker) -> Utterance:
     """Speaks a text in the language of the speaker's accent; the same arguments give the same samples in any process.
 
-    Raises:
-        MissingExtraError: the synthesizer is not installed.
-        SaySeeError: the text has no words, or the synthesizer has no such voice.
+    Raises SaySeeError if the synthesizer is not installed or has no such voice, or the text has no words.
     """
     if not text.strip():
         raise SaySeeError("the text to synthesize has no words; give a sentence")
