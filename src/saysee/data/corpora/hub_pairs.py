@@ -9,7 +9,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from saysee.data.corpora.hub_files import BrokenPartError, Part
@@ -27,13 +26,8 @@ _NUMBER = re.compile(r"\d+")
 _NO_SPLITS = ("corpus", "query", "queries", "qrels", "default", "")
 
 
-@dataclass
-class Tables:
-    """The parts of such a data set: tables of images, of clips and of pairs."""
-
-    images: list[Part] = field(default_factory=list)
-    clips: list[Part] = field(default_factory=list)
-    pairs: list[Part] = field(default_factory=list)
+Tables = dict[str, list[Part]]
+"""The parts of such a data set by what they are tables of: "images", "clips" and "pairs"."""
 
 
 def find_tables(parts: Sequence[Part]) -> Tables | None:
@@ -52,13 +46,13 @@ def find_tables(parts: Sequence[Part]) -> Tables | None:
         kinds.append(first[key])
     if "pairs" not in kinds:
         return None
-    tables = Tables()
+    tables: Tables = {"images": [], "clips": [], "pairs": []}
     for part, kind in zip(parts, kinds, strict=True):
         if not kind:
             have = ", ".join(part.kinds)
             raise ManifestError(f"{part.name}: neither clips nor images nor pairs of them (there are: {have}); omit it")
-        getattr(tables, kind).append(part)
-    for kind, found in vars(tables).items():
+        tables[kind].append(part)
+    for kind, found in tables.items():
         if not found:
             raise ManifestError(f"{', '.join(part.name for part in parts[:3])}: no table of {kind} among them; add it")
     return tables
@@ -91,7 +85,7 @@ def join_tables(tables: Tables, names: Mapping[str, str], rows: Rows) -> list[st
     stored: dict[tuple[str, str], Any] = {}
     images = dict.fromkeys((at, image) for at, pairs in wanted.items() for each in pairs.values() for image in each)
     seen: dict[tuple[str, str], str] = {}
-    for part, place, key, row in _read_items(tables.images, "image", names, rows):
+    for part, place, key, row in _read_items(tables["images"], "image", names, rows):
         splits = [split for split in _splits(part, wanted) if (split, key) in images]
         _check_once(seen, place, part, key)
         if splits:
@@ -102,7 +96,7 @@ def join_tables(tables: Tables, names: Mapping[str, str], rows: Rows) -> list[st
     absent = dict.fromkeys(image for split, image in images if (split, image) not in stored)
     rows.problems.missing["images"] += [f"{image}: in pairs, but in no table" for image in absent]
     seen, found = {}, set()
-    for part, place, key, row in _read_items(tables.clips, "clip", names, rows):
+    for part, place, key, row in _read_items(tables["clips"], "clip", names, rows):
         splits = [split for split in _splits(part, wanted) if key in wanted[split]]
         _check_once(seen, place, part, key)
         found |= {(split, key) for split in splits}
@@ -153,7 +147,7 @@ def _read_pairs(tables: Tables, rows: Rows) -> tuple[dict[str, dict[str, list[st
     """Split → id of a clip → ids of its images; and a note on pairs of no relevance."""
     wanted: dict[str, dict[str, list[str]]] = defaultdict(dict)
     unrelated = 0
-    for part in tables.pairs:
+    for part in tables["pairs"]:
         split = part.split if part.split not in _NO_SPLITS and part.split else "test"  # such tables are for evaluation
         ids: tuple[Sequence[str], Sequence[str]] = (_CLIP, _IMAGE)
         if {_plain(column) for column in part.kinds} & {*_QUERY}:
@@ -190,11 +184,12 @@ def _clips_are_queries(tables: Tables) -> bool:
     """Whether the names of tables say that clips are the queries and images the corpus, or the reverse."""
     clips, images = (
         " ".join(f"{os.path.basename(os.path.dirname(part.path))} {part.name} {part.config}" for part in parts)
-        for parts in (tables.clips, tables.images)
+        for parts in (tables["clips"], tables["images"])
     )
     is_query = "quer" in clips.casefold() or "corpus" in images.casefold()
     is_corpus = "corpus" in clips.casefold() or "quer" in images.casefold()
     if is_query == is_corpus:
-        what = f"{tables.clips[0].name}, {tables.images[0].name}: nothing says which table is that of queries"
-        raise ManifestError(f"{what}; name the files or folders queries and corpus")
+        names = ", ".join(tables[kind][0].name for kind in ("clips", "images"))
+        fix = "name the files or folders queries and corpus"
+        raise ManifestError(f"{names}: nothing says which table is that of queries; {fix}")
     return is_query

@@ -39,10 +39,10 @@ def points_of(conditions: Sequence[Condition]) -> list[Point]:
 
 
 class Scored(NamedTuple):
-    """The ranks of a model at a point, and the number of clips in which it heard nothing: silence, or no words."""
+    """The result of a model at a point."""
 
     ranks: RetrievalRanks
-    unheard: int
+    unheard: int  # number of clips in which it heard nothing: silence, or no words
 
 
 @dataclass(frozen=True)
