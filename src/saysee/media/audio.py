@@ -17,7 +17,7 @@ import soxr
 from numpy.typing import ArrayLike, NDArray
 
 from saysee.errors import MediaError
-from saysee.media.containers import how_cut, mp3_counts, repaired
+from saysee.media.containers import how_cut, mp3_lacks_bytes, repaired
 from saysee.media.formats import READABLE_AUDIO, audio_container, tags_end
 from saysee.media.source import Source, opened, reason
 
@@ -252,7 +252,7 @@ def _open_libsndfile(file: BinaryIO, container: str) -> Iterator[_Stream]:
 
 @contextmanager
 def _open_ffmpeg(file: BinaryIO, container: str) -> Iterator[_Stream]:
-    counts = mp3_counts(file) if container == "mp3" else None
+    lacks_bytes = mp3_lacks_bytes(file) if container == "mp3" else None
     file.seek(0)
     with av.open(file, format=container.removeprefix("streamed ")) as media:
         if not media.streams.audio:
@@ -263,9 +263,9 @@ def _open_ffmpeg(file: BinaryIO, container: str) -> Iterator[_Stream]:
         seconds, least = None, 0.0
         # FFmpeg guesses the length of ADTS, and of MP3 without a count, from the bit rate; that of Matroska is of its
         # longest track, that of a live MP4 (which counts no frames) includes the time before the sound.
-        if stream.duration and (counts or (container == "mov" and stream.frames)):
+        if stream.duration and (lacks_bytes is not None or (container == "mov" and stream.frames)):
             seconds = float(stream.duration * stream.time_base)
-            least = seconds - _ENCODER_DELAY if counts and counts.bytes_missing else 0.0
+            least = seconds - _ENCODER_DELAY if lacks_bytes else 0.0
         yield _Stream(stream.rate, 1, _ffmpeg_blocks(media, stream, container), seconds, least=least)
 
 

@@ -149,30 +149,22 @@ def _au_sizes(file: BinaryIO, start: int) -> tuple[int, int]:
     return int.from_bytes(head[4:8], order), int.from_bytes(head[8:], order)
 
 
-class Mp3Counts(NamedTuple):
-    """What the first frame of an MP3 says of the rest."""
-
-    frames: int
-    bytes_missing: bool
-
-
-def mp3_counts(file: BinaryIO) -> Mp3Counts | None:
-    """Reads the frame in which encoders write how many frames and bytes follow; None without one."""
+def mp3_lacks_bytes(file: BinaryIO) -> bool | None:
+    """Whether an MP3 has fewer bytes than its first frame announces, or that announces none; None without counts."""
     found = mpeg_start(file)
     if found is None:
         return None
     frame = _read(file, found[1], 60)
     values = [int.from_bytes(frame[at : at + 4], "big") for at in range(len(frame) - 3)]
+    frames = count = 0
     if (at := frame.find(b"VBRI")) >= 0:
         frames, count = values[at + 14], values[at + 10]
     elif (at := max(frame.find(b"Xing"), frame.find(b"Info"))) >= 0:  # at most 36 bytes in
         flags = values[at + 4]
         frames = values[at + 8] if flags & 1 else 0
         count = values[at + (12 if flags & 1 else 8)] if flags & 2 else 0
-    else:
-        return None
     left = file.seek(0, os.SEEK_END) - found[1]
-    return Mp3Counts(frames, bytes_missing=count == 0 or count > left) if frames else None
+    return count == 0 or count > left if frames else None
 
 
 def _chunks(file: BinaryIO, position: int, layout: _Layout, order: _Order) -> Iterator[tuple[bytes, int, int, bool]]:
