@@ -264,11 +264,7 @@ def _differences(
 
 def _cell(line: Mapping[str, Any], key: str, decimals: int) -> str:
     """A value with its deviation; mean R@1 and its difference with their intervals."""
-    interval = [line.get(f"{key}_{end}") for end in ("low", "high")] if key.startswith(MEAN) else [None]
-    return number(
-        line.get(key),
-        decimals,
-        spread=line.get(f"{key}_deviation") if decimals else None,
-        interval=None if None in interval else interval,  # type: ignore[arg-type]
-        sign=key.endswith("_difference"),
-    )
+    ends = [line.get(f"{key}_{end}") for end in ("low", "high")] if key.startswith(MEAN) else [None]
+    interval: Any = None if None in ends else ends
+    spread = line.get(f"{key}_deviation") if decimals else None
+    return number(line.get(key), decimals, spread=spread, interval=interval, sign=key.endswith("_difference"))

@@ -237,12 +237,9 @@ def _twin_accuracy(
     with_twin, first = np.unique(own, return_index=True)
     cosines = gallery[with_twin] @ gallery.T
     cosines[np.arange(len(with_twin)), with_twin] = -np.inf
-    return TwinAccuracy(
-        accuracy=float(right.mean()),
-        interval=image_interval(right, own, resamples=resamples, seed=seed) if resamples else None,
-        clips=len(clips),
-        nearest=100 * float((cosines.argmax(axis=1) == twin[first]).mean()),
-    )
+    interval = image_interval(right, own, resamples=resamples, seed=seed) if resamples else None
+    nearest = 100 * float((cosines.argmax(axis=1) == twin[first]).mean())
+    return TwinAccuracy(float(right.mean()), interval, len(clips), nearest)
 
 
 def mteb_measures(measures: RetrievalMeasures) -> dict[str, dict[str, float]]:

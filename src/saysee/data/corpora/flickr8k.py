@@ -81,20 +81,12 @@ def prepare_flickr8k(
     listings = [clip_files.listing, image_files.listing]
     lists = _read_lists(listings if text is None else [Listing(text, "--text"), *listings], clip_files, image_files)
     spoken = {key for key, _ in lists.clips}
-    if lists.translated:  # one clip for some of the images
-        unspoken = []
-    else:
+    unspoken, expected = [], Expected("Flickr8k")  # of a translation: one clip for some of the images
+    if not lists.translated:
+        expected = EXPECTED
         unspoken = [image for key, image in lists.images.items() if key not in spoken | {key for key, _ in lists.texts}]
-    return prepare(
-        _captions(lists, language or _language(lists)),
-        clip_files,
-        image_files,
-        target,
-        allow_missing=allow_missing,
-        expected=Expected("Flickr8k") if lists.translated else EXPECTED,
-        images_without_clip=unspoken,
-        notes=lists.notes,
-    )
+    captions, about = _captions(lists, language or _language(lists)), (target, allow_missing, expected)
+    return prepare(captions, clip_files, image_files, *about, images_without_clip=unspoken, notes=lists.notes)
 
 
 @dataclass

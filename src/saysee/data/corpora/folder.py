@@ -88,24 +88,15 @@ def prepare_folder(
     if not captions[0].split:  # then no row of the table has one
         captions, note = divide(captions, val_share, test_share, seed)
         notes.append(note)
-    return prepare(
-        captions,
-        clips,
-        images,
-        target,
-        allow_missing=allow_missing,
-        expected=Expected("folder"),
-        clips_without_image=unpaired,
-        notes=notes,
-    )
+    expected = Expected("folder")
+    return prepare(captions, clips, images, target, allow_missing, expected, clips_without_image=unpaired, notes=notes)
 
 
 def check_shares(val_share: float, test_share: float) -> None:
     """Raises ConfigError if a share of images is negative, or no training images are left."""
     if not (val_share >= 0 and test_share >= 0 and val_share + test_share < 1):
-        raise ConfigError(
-            f"--val-share {val_share} and --test-share {test_share}: set both to at least 0 and their sum below 1"
-        )
+        fix = "set both to at least 0 and their sum below 1"
+        raise ConfigError(f"--val-share {val_share} and --test-share {test_share}: {fix}")
 
 
 def divide(captions: Sequence[Row], val_share: float, test_share: float, seed: int) -> tuple[list[Row], str]:

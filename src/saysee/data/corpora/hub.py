@@ -84,9 +84,9 @@ def prepare_hub(
     rows.find_extra()
     forms = Counter(part.form for part in parts)
     read = ", ".join(f"{count:,} {form} {'file' if count == 1 else 'files'}" for form, count in forms.items())
-    about: dict[str, Any] = {"expected": Expected("the data set"), "splits": splits, "problems": rows.problems}
+    about: dict[str, Any] = {"splits": splits, "problems": rows.problems}
     notes = [f"read from {read}; audio and images are in {rows.folder}", *notes, *split_notes]
-    return prepare(captions, None, None, target, allow_missing=allow_missing, notes=notes, **about)
+    return prepare(captions, None, None, target, allow_missing, Expected("the data set"), notes=notes, **about)
 
 
 def _read(parts: Sequence[Part], names: Mapping[str, str], rows: Rows) -> list[str]:

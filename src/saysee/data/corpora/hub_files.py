@@ -212,9 +212,8 @@ def _resolve(source: str, config: str | None, datasets: Any) -> list[Part]:
         if folders:
             return [part for folder in folders for part in _resolve(folder, None, datasets)]
         if glob.has_magic(os.path.abspath(source)):
-            raise SaySeeError(
-                f"{source}: datasets takes *, ? and [ in this path for a pattern; rename it, or name the files"
-            )
+            what = "datasets takes *, ? and [ in this path for a pattern"
+            raise SaySeeError(f"{source}: {what}; rename it, or name the files")
     try:
         builder = datasets.load_dataset_builder(source, config)
         configs = [*builder.builder_configs]

@@ -64,9 +64,7 @@ def prepare_places(
     clip_files, image_files = finding.index_folders(audio, images)
     captions = [caption for split, path in files for caption in _entries(path, split)]
     captions, notes = _in_language(captions, language, clip_files)
-    return prepare(
-        captions, clip_files, image_files, target, allow_missing=allow_missing, expected=EXPECTED, notes=[note, *notes]
-    )
+    return prepare(captions, clip_files, image_files, target, allow_missing, EXPECTED, notes=[note, *notes])
 
 
 def _choose_files(given: Sequence[str | os.PathLike[str]]) -> tuple[list[tuple[str, Path]], str]:

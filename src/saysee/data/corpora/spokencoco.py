@@ -88,16 +88,10 @@ def prepare_spokencoco(
     spoken = {coco_key(caption.image) for caption in captions}
     if not language and all(_ENGLISH_JSON.match(path.name) for path in files.values()):
         language = "en" if finding.can_be_english(caption.text for caption in captions) else None
-    return prepare(
-        [replace(caption, language=language) for caption in captions],
-        clip_files,
-        image_files,
-        target,
-        allow_missing=allow_missing,
-        expected=KARPATHY if splits is not None or "test" in files else OFFICIAL,
-        images_without_clip=[image for image in dict.fromkeys(without_clip) if coco_key(image) not in spoken],
-        notes=notes,
-    )
+    captions = [replace(caption, language=language) for caption in captions]
+    silent = [image for image in dict.fromkeys(without_clip) if coco_key(image) not in spoken]
+    about = target, allow_missing, KARPATHY if splits is not None or "test" in files else OFFICIAL
+    return prepare(captions, clip_files, image_files, *about, images_without_clip=silent, notes=notes)
 
 
 def _choose_files(listings: Sequence[Listing], *, official: bool) -> tuple[dict[str, Path], str]:

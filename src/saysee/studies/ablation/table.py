@@ -280,25 +280,19 @@ def _markdown(result: AblationResult) -> str:
 
 def _plot(result: AblationResult) -> str:
     rows, budgets = result.rows, [EQUAL_STEPS, EQUAL_TIME] if result.study["equal_time"] else [EQUAL_STEPS]
-    return intervals_svg(
-        f"Mean R@1 on the {result.study['split']} split",
-        "percent; bars: 95 % interval over seeds",
-        list(rows),
-        {each: [_point(of[each].values) if each in of else None for of in rows.values()] for each in budgets},
-    )
+    series = {each: [_point(of[each].values) if each in of else None for of in rows.values()] for each in budgets}
+    title = f"Mean R@1 on the {result.study['split']} split"
+    return intervals_svg(title, "percent; bars: 95 % interval over seeds", list(rows), series)
 
 
 def _size_plot(result: AblationResult) -> str:
-    return lines_svg(
-        f"Gain over {result.study['baseline']} by training-set size",
-        "training images",
-        "percentage points of mean R@1; bars: 95 % interval over seeds",
-        {
-            row: [(result.images_in(share), *point) for share, one in of.items() if (point := _point(one.differences))]
-            for row, of in result.sizes.items()
-            if row != result.study["baseline"]
-        },
-    )
+    baseline, axis = result.study["baseline"], "percentage points of mean R@1; bars: 95 % interval over seeds"
+    series = {
+        row: [(result.images_in(share), *point) for share, one in of.items() if (point := _point(one.differences))]
+        for row, of in result.sizes.items()
+        if row != baseline
+    }
+    return lines_svg(f"Gain over {baseline} by training-set size", "training images", axis, series)
 
 
 def _point(estimates: Mapping[str, Estimate]) -> tuple[float, float] | None:
