@@ -235,10 +235,8 @@ def _checked(rows: Iterable[_Unchecked], root: Path, clips: Any, ids: Any, image
         if known != image:
             if split != row.split:
                 raise _leak(f"image id {row.image_id!r}", (first, split), (number, row.split))
-            both = f"{other!r} and {row.image!r}"
-            raise ManifestError(
-                f"rows {first} and {number}: image id {row.image_id!r} has two images, {both}; change one"
-            )
+            both = f"image id {row.image_id!r} has two images, {other!r} and {row.image!r}"
+            raise ManifestError(f"rows {first} and {number}: {both}; change one")
         yield row
     if columns is None:
         raise ManifestError("no rows; a manifest has at least one")
@@ -285,9 +283,8 @@ def _different_columns(columns: Iterable[str], first: Iterable[str], number: int
 
 
 def _leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> ManifestError:
-    return ManifestError(
-        f"rows {one[0]} and {other[0]}: {what} is in the splits {one[1]!r} and {other[1]!r}; keep it in one"
-    )
+    splits = f"{one[1]!r} and {other[1]!r}"
+    return ManifestError(f"rows {one[0]} and {other[0]}: {what} is in the splits {splits}; keep it in one")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -230,8 +230,8 @@ def _others(result: EvaluationResult) -> dict[str, float]:
     """The values of a result besides the retrieval of images."""
     found: dict[str, float] = {}
     if text := result.speech_text:
-        for way in ("speech_to_text", "text_to_speech"):
-            found |= {f"{way}_R@{k}": getattr(text, way)[f"R@{k}"] for k in CUTOFFS}
+        ways = product(("speech_to_text", "text_to_speech"), CUTOFFS)
+        found = {f"{way}_R@{k}": getattr(text, way)[f"R@{k}"] for way, k in ways}
         found |= {"clips_with_text": text.clips, "texts": text.texts}
     if twins := result.twin_accuracy:
         found |= {"hard_twins": twins.accuracy, "twin_is_nearest_picture": twins.nearest}
@@ -245,10 +245,8 @@ def _statistics(values: Sequence[Mapping[str, float]], resampled: Mapping[str, A
     for name in values[0]:
         of_runs = [each[name] for each in values]
         line[name] = fmean(of_runs)
-        if len(values) > 1:
-            line[f"{name}_deviation"] = stdev(of_runs)
-        if name in resampled:
-            line |= with_interval(name, line[name], resampled[name])
+        line |= {f"{name}_deviation": stdev(of_runs)} if len(values) > 1 else {}
+        line |= with_interval(name, line[name], resampled[name]) if name in resampled else {}
     return line
 
 

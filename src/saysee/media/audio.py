@@ -142,10 +142,9 @@ def _guarded_blocks(stream: _Stream, name: str) -> Iterator[NDArray[np.float32]]
             count += block.shape[stream.time]
             yield block
     except Exception as error:
+        is_damage = isinstance(error, av.error.InvalidDataError | av.error.EOFError | soundfile.SoundFileError)
         why = f"decoding stops after {count / stream.rate:.2f} s: {reason(error)}"
-        if isinstance(error, av.error.InvalidDataError | av.error.EOFError | soundfile.SoundFileError):
-            raise _truncated(name, why) from None
-        raise _undecodable(name, why) from None
+        raise (_truncated if is_damage else _undecodable)(name, why) from None
 
 
 def _mono(samples: NDArray[np.float32], time: int) -> NDArray[np.float32]:

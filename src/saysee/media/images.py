@@ -29,15 +29,8 @@ _PLUGINS: dict[str, Callable[..., Any]] = {
     name.upper(): getattr(import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile")
     for name in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP")
 }
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # by the orientation in EXIF
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TRANSPOSED = {number: Image.Transpose[name] for number, name in enumerate(_TURNS.split(), 2)}  # by EXIF's orientation
 
 _DAMAGE = ("truncated", "broken", "unrecognized data stream", "unexpected end", "insufficient")  # in errors of decoders
 _SUBFILE, _DNG = 254, 50706  # TIFF tags
@@ -158,8 +151,8 @@ def _open_heic(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     try:
         import pillow_heif
     except ImportError:
-        fix = "pip install 'saysee[heif]'"
-        raise MediaError("undecodable", f"{name}: is a HEIC image, which needs an optional extra; {fix}") from None
+        what = f"{name}: is a HEIC image, which needs an optional extra; pip install 'saysee[heif]'"
+        raise MediaError("undecodable", what) from None
     encoded = pillow_heif.open_heif(file)
     _check_size(encoded, name, max_pixels)
     image = encoded.to_pillow()
@@ -191,7 +184,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = _TRANSPOSED.get(image.getexif().get(0x0112, 1))
     except Exception:  # EXIF that cannot be parsed has no orientation; browsers show such an image as stored
-        return image
+        turned = None
     return image if turned is None else image.transpose(turned)
 
 

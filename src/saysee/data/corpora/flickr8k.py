@@ -80,11 +80,10 @@ def prepare_flickr8k(
     clip_files, image_files = finding.index_folders(audio, images)
     listings = [clip_files.listing, image_files.listing]
     lists = _read_lists(listings if text is None else [Listing(text, "--text"), *listings], clip_files, image_files)
-    spoken = {key for key, _ in lists.clips}
+    spoken = {key for key, _ in (*lists.clips, *lists.texts)}
     unspoken, expected = [], Expected("Flickr8k")  # of a translation: one clip for some of the images
     if not lists.translated:
-        expected = EXPECTED
-        unspoken = [image for key, image in lists.images.items() if key not in spoken | {key for key, _ in lists.texts}]
+        unspoken, expected = [image for key, image in lists.images.items() if key not in spoken], EXPECTED
     captions, about = _captions(lists, language or _language(lists)), (target, allow_missing, expected)
     return prepare(captions, clip_files, image_files, *about, images_without_clip=unspoken, notes=lists.notes)
 
@@ -218,10 +217,8 @@ def _read_splits(listings: Sequence[Listing], lists: _Lists) -> None:
         for split, path in families[min(families, key=len)].items():
             _read_entries(path, split, lists)
     else:
-        raise SaySeeError(
-            f"{listings[0].folder}: no Flickr_8k.trainImages.txt, devImages or testImages (nor dataset_flickr8k.json) "
-            "in it or beside it; name their folder by --text"
-        )
+        what = "no Flickr_8k.trainImages.txt, devImages or testImages (nor dataset_flickr8k.json) in it or beside it"
+        raise SaySeeError(f"{listings[0].folder}: {what}; name their folder by --text")
 
 
 def _read_split_lists(paths: Sequence[Path], lists: _Lists) -> None:
@@ -245,10 +242,8 @@ def _read_entries(path: Path, split: str, lists: _Lists) -> None:
         number = int(named["number"]) if named else counts[key]
         counts[key] += 1
         lists.clips[key, number] = caption.clip
-        if caption.text:
-            lists.texts[key, number] = caption.text
-        if caption.speaker:
-            lists.speakers[stem_key(caption.clip)] = caption.speaker
+        lists.texts |= {(key, number): caption.text} if caption.text else {}
+        lists.speakers |= {stem_key(caption.clip): caption.speaker} if caption.speaker else {}
 
 
 def _dataset(path: Path) -> Iterator[tuple[str, str, list[str]]]:

@@ -175,11 +175,10 @@ def prepare(
     notes = [*notes, *split_notes, *ambiguous]
     listed, repeated = _distinct(captions)
     problems_file = _write_problems(to, problems)
-    if problems.unusable > allow_missing:
-        raise SaySeeError(
-            f"{to}: not written, because files are missing: {problems.describe('missing', 'empty')}; add them, or "
-            f"continue without them by --allow-missing {problems.unusable} (all names are in {problems_file})"
-        )
+    unusable, described = problems.unusable, problems.describe("missing", "empty")
+    if unusable > allow_missing:
+        fix = f"add them, or continue without them by --allow-missing {unusable} (all names are in {problems_file})"
+        raise SaySeeError(f"{to}: not written, because files are missing: {described}; {fix}")
     relative = _relative_to(to.parent)
     rows = []
     for row in listed:
@@ -192,11 +191,10 @@ def prepare(
     manifest.write(to)
     counts = manifest.splits()
     image_counts = dict(Counter(row.split for row in manifest.images()))
-    if problems.unusable:
-        notes.append(f"{problems.describe('missing', 'empty')}; {len(listed) - len(rows):,} listed clips skipped")
     extra, unknown = problems.describe("extra"), sum(row.language is None for row in rows)
     differences = expected.differences(image_counts, counts)
     for is_so, note in (
+        (unusable, f"{described}; {len(listed) - len(rows):,} listed clips skipped"),
         (extra, f"not in the manifest: {extra}"),
         (problems_file, f"all these names are in {problems_file}"),
         (repeated, f"{repeated:,} clips are listed more than once; used once"),

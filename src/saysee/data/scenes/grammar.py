@@ -34,9 +34,9 @@ LANGUAGES = tuple(sorted(path.stem for path in _FILES.glob("*.yaml")))
 
 @dataclass(frozen=True)
 class Sentence:
-    """A caption in words."""
+    """A caption in words, each with the objects that it describes; a comma belongs to the word before it."""
 
-    words: tuple[Word, ...]  # in order, each with the objects that it describes; a comma belongs to the word before it
+    words: tuple[Word, ...]
 
     @property
     def text(self) -> str:

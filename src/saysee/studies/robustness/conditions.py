@@ -49,8 +49,7 @@ class Condition:
     axis: str  # what its strength is, with the unit
     strengths: tuple[float, ...]
     clean: float  # the strength at which nothing is changed
-    # strengths that are possible
-    least: float
+    least: float  # of the strengths that are possible
     most: float
     change: Callable[[Any, float, Draw], Any]  # a clip [T] or an RGB image, at a strength
     family: str = ""  # a name for several
@@ -201,11 +200,10 @@ def choose(text: str, conditions: Sequence[Condition]) -> list[Condition]:
 
 
 def _at(condition: Condition, strengths: tuple[float, ...]) -> Condition:
+    low, high = condition.least, condition.most
     for strength in strengths:
-        if not condition.least <= strength <= condition.most:
-            possible = f"{condition.least:g} to {condition.most:g} of {condition.axis}"
-            if condition.least > condition.most:
-                possible = "none: its strengths are those of the files"
+        if not low <= strength <= high:
+            possible = f"{low:g} to {high:g} of {condition.axis}" if low < high else "none: they are those of the files"
             raise ConfigError(f"--conditions: {condition.name}={strength:g} is not possible; there are {possible}")
     return replace(condition, strengths=strengths)
 
