@@ -5,7 +5,8 @@ The command line prints the message and exits with 2. The HTTP service answers w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
@@ -110,3 +111,9 @@ def extra_needed(feature: str, extra: str) -> Iterator[None]:
         if error.name is not None and error.name.partition(".")[0] == "saysee":
             raise
         raise MissingExtraError(feature, extra) from error
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A suggestion to append to the message that a name is unknown; empty if no other resembles it."""
+    near = difflib.get_close_matches(name, list(names), 1, cutoff=0.7)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from saysee.cli import data, evaluate, explain, printing, search, serve, studies, train
 from saysee.cli.printing import Result
-from saysee.errors import ConfigError, SaySeeError
+from saysee.errors import ConfigError, SaySeeError, did_you_mean
 from saysee.log import configure_command_line
 from saysee.version import __version__
 
@@ -106,7 +106,7 @@ def parse(words: Sequence[str]) -> Call | None:
         return None
     if not word:
         raise ConfigError(f"give a verb; '{f'saysee {group}'.strip()} --help' lists them")
-    raise ConfigError(f"unknown verb {name!r}{printing.did_you_mean(name, VERBS)}; see 'saysee --help'")
+    raise ConfigError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; see 'saysee --help'")
 
 
 def _help(group: str) -> str:

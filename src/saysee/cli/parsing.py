@@ -33,8 +33,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from saysee.cli.printing import did_you_mean
-from saysee.errors import ConfigError
+from saysee.errors import ConfigError, did_you_mean
 
 _COMMON = {"json": "print the result as JSON", "debug": "show the traceback of an error"}
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}

@@ -1,9 +1,8 @@
 """Results on stdout, messages on stderr."""
 
-import difflib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +43,6 @@ def print_result(result: Result, as_json: bool) -> int:
 def print_message(message: object) -> None:
     """Prints one line on stderr."""
     print(f"saysee: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A suggestion to append to the message that ``word`` is unknown; empty if no choice resembles it."""
-    close = difflib.get_close_matches(word, list(choices), 1, cutoff=0.75)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def print_table(table: Any) -> None:

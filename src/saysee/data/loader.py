@@ -283,27 +283,24 @@ class _Reader(Dataset[Loaded[Batch]]):
 
     def __getitem__(self, request: _Request) -> Loaded[Batch]:
         epoch, rows = request
-        waveforms, pixels, good = [], [], []
+        good: dict[int, tuple[NDArray[np.float32], Tensor]] = {}
         bad: dict[str, str] = {}
         for row in rows:
             path = self.clips[row]
             try:
                 waveform = self._waveform(row, epoch)
                 path = self.images[row]
-                image = self._pixels(row)
+                good[row] = waveform, self._pixels(row)
             except MediaError as error:
                 if not self.skip:
                     return Loaded(None, {}, error)
                 bad[path] = str(error)
-                continue
-            waveforms.append(waveform)
-            pixels.append(image)
-            good.append(row)
         if not good:
             return Loaded(None, bad)
+        waveforms, pixels = zip(*good.values(), strict=True)
         padded, mask = pad(waveforms)
         ids = torch.tensor([self.image_ids[row] for row in good])
-        return Loaded(Batch(padded, mask, torch.stack(pixels), ids, good), bad)
+        return Loaded(Batch(padded, mask, torch.stack(pixels), ids, list(good)), bad)
 
     def _waveform(self, row: int, epoch: int) -> NDArray[np.float32]:
         waveform = load_audio(Path(self.clips[row]))

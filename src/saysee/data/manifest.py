@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from saysee.data.tables import arrow_values, holds_json
 from saysee.data.values import OnDisk, check_json, check_text
-from saysee.errors import ManifestError
+from saysee.errors import ManifestError, did_you_mean
 from saysee.files import atomic_write
 from saysee.media.source import reason
 
@@ -285,12 +285,6 @@ def _different_columns(columns: Iterable[str], first: Iterable[str], number: int
 def _leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> ManifestError:
     splits = f"{one[1]!r} and {other[1]!r}"
     return ManifestError(f"rows {one[0]} and {other[0]}: {what} is in the splits {splits}; keep it in one")
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A suggestion to append to the message that a name is unknown; empty if no other resembles it."""
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _moved(path: str, before: str, after: str) -> str:

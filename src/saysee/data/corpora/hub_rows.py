@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from saysee.data.corpora.hub_files import BrokenPartError, Part
 from saysee.data.corpora.preparing import Problems
-from saysee.data.manifest import Row, did_you_mean
+from saysee.data.manifest import Row
 from saysee.data.tables import role_of, word
-from saysee.errors import ManifestError
+from saysee.errors import ManifestError, did_you_mean
 from saysee.files import fingerprint, write_bytes
 from saysee.media.folders import Listing
 from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind, kind_by_suffix

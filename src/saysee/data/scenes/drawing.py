@@ -7,6 +7,7 @@ dots are wide enough to be distinguished when the image is scaled down to 64 pix
 
 import math
 from collections.abc import Callable
+from itertools import product
 from random import Random
 
 from PIL import Image, ImageChops, ImageDraw
@@ -57,13 +58,10 @@ def draw_scene(scene: Scene, image_size: int = IMAGE_SIZE) -> Image.Image:
 
 def _paste(image: Image.Image, item: SceneObject) -> None:
     """Draws one object onto the image, by a tile that is drawn large and scaled down."""
-    side = image.width
-    x0, y0, x1, y1 = item.box
-    rim = math.ceil(RIM * side)
-    left, top = math.floor(x0 * side) - rim, math.floor(y0 * side) - rim
-    right, bottom = math.ceil(x1 * side) + rim, math.ceil(y1 * side) + rim
-    size = ((right - left) * OVERSAMPLING, (bottom - top) * OVERSAMPLING)
-    scale = side * OVERSAMPLING
+    side, rim = image.width, math.ceil(RIM * image.width)
+    x0, y0, x1, y1 = (edge * side for edge in item.box)
+    left, top, right, bottom = math.floor(x0) - rim, math.floor(y0) - rim, math.ceil(x1) + rim, math.ceil(y1) + rim
+    size, scale = ((right - left) * OVERSAMPLING, (bottom - top) * OVERSAMPLING), side * OVERSAMPLING
     center = (item.x * scale - left * OVERSAMPLING, item.y * scale - top * OVERSAMPLING)
     polygons = placed_polygons(item, center, scale)
     shape, rimmed = Image.new("L", size), Image.new("L", size)
@@ -118,15 +116,13 @@ def _stripes(pattern: Image.Image, center: tuple[float, float], period: float, a
 def _dots(pattern: Image.Image, center: tuple[float, float], period: float, angle: int) -> None:
     """Discs in staggered rows, one of them at the center of the shape."""
     draw = ImageDraw.Draw(pattern)
-    reach = math.ceil(max(pattern.size) / period)
+    reach, radius = math.ceil(max(pattern.size) / period), period * DOT_SHARE / 2
     c, s = rotation(angle)
-    radius = period * DOT_SHARE / 2
-    for row in range(-reach, reach + 1):
-        for column in range(-reach, reach + 1):
-            # Rows are 0.87 of the period apart, so adjacent discs form equilateral triangles.
-            x, y = turned(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
-            if -radius < x < pattern.width + radius and -radius < y < pattern.height + radius:
-                draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
+    for row, column in product(range(-reach, reach + 1), repeat=2):
+        # Rows are 0.87 of the period apart, so adjacent discs form equilateral triangles.
+        x, y = turned(center, (column + (row % 2) / 2) * period, row * 0.87 * period, c, s)
+        if -radius < x < pattern.width + radius and -radius < y < pattern.height + radius:
+            draw.ellipse((round(x - radius), round(y - radius), round(x + radius), round(y + radius)), fill=255)
 
 
 PATTERNS = {"striped": _stripes, "dotted": _dots}

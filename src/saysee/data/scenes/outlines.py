@@ -33,8 +33,7 @@ def _star() -> list[Point]:
 def _flower() -> list[Point]:
     """The outer arcs of five round petals."""
     corners: list[Point] = []
-    for petal in range(5):
-        angle = -90 + 72 * petal
+    for angle in range(-90, 270, 72):
         x, y = 0.58 * math.cos(math.radians(angle)), 0.58 * math.sin(math.radians(angle))
         corners += arc(0.42, angle - 90, angle + 90, x, y, corners=20)  # adjacent petals meet at 90.3
     return corners
