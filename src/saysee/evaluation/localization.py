@@ -26,8 +26,7 @@ from saysee.evaluation.statistics import Floats, image_interval
 from saysee.evaluation.table import Table, number
 from saysee.log import progress_bar
 
-MAX_IMAGES = 200
-"""Images of a split that are scored, each with one clip: some 1,400 words of the scenes corpus."""
+MAX_IMAGES = 200  # images of a split that are scored, each with one clip: some 1,400 words of the scenes corpus
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 _ROW_SUM_TOLERANCE = 2e-2  # above the rounding of a softmax in bfloat16 over 50 to 256 patches
 

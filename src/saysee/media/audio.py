@@ -22,21 +22,11 @@ from saysee.media.formats import READABLE_AUDIO, audio_container, tags_end
 from saysee.media.source import Source, opened, reason
 
 SAMPLE_RATE = 16_000  # Hz; the rate on which HuBERT was pre-trained
-
 FRAME_SAMPLES = 400  # receptive field of one HuBERT frame in samples (25 ms). A shorter waveform has no frame.
-
-MAX_SECONDS = 60.0
-"""Default limit of length: captions and queries last 2 to 20 s, and the memory of HuBERT grows with its square."""
-
-SILENCE_PEAK = 1e-4
-"""Largest deviation from the mean that still counts as silence: −80 dB of full scale, three steps of 16 bits."""
-
-MAX_CHANNELS = 8
-"""Largest number of channels of an array (7.1 surround has eight). A longer axis is taken for a batch of clips."""
-
-CANCELLED = 0.1
-"""Channels cancel each other where their sum has less than this share of the power that independent ones would have."""
-
+MAX_SECONDS = 60.0  # default limit: captions and queries last 2 to 20 s, and HuBERT's memory grows with the square
+SILENCE_PEAK = 1e-4  # largest deviation from the mean in silence: −80 dB of full scale, three steps of 16 bits
+MAX_CHANNELS = 8  # of an array (7.1 surround has eight); a longer axis is taken for a batch of clips
+CANCELLED = 0.1  # channels cancel each other where their sum has less of the power that independent ones would have
 _RATES = (1_000, 768_000)  # Hz: below any speech codec, above any recorder; outside, the header is wrong
 _MAX_PEAK = 16.0  # +24 dB of full scale; a float waveform above it has the scale of integers
 _ENCODER_DELAY = 0.25  # seconds by which a decoder of MP3 may give less than the header counts: delay and padding

@@ -18,13 +18,9 @@ from saysee.media import changes
 from saysee.media.audio import SAMPLE_RATE
 from saysee.media.changes import Clip, Noise
 
-VOCAL_TRACT = 0.22
-"""Octaves by which all of a voice, its formants too, is moved up or down at most: from a man's to a child's is some
-0.4."""
-FORMANTS = 0.2
-"""Octaves by which the formants alone are moved at most."""
-ROOMS, REVERBERATION = 60, (0.15, 0.7)
-"""Number of rooms, and their reverberation times in seconds."""
+VOCAL_TRACT = 0.22  # octaves by which a voice is moved with its formants at most: a man's to a child's is some 0.4
+FORMANTS = 0.2  # octaves by which the formants alone are moved at most
+ROOMS, REVERBERATION = 60, (0.15, 0.7)  # number of rooms, and their reverberation times in seconds
 CODECS = ("VORBIS", "OPUS")
 
 

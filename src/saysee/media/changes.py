@@ -22,8 +22,7 @@ Clip = NDArray[np.float32]
 Noise = NDArray[np.float32] | NDArray[np.float64]
 
 SPEED_OF_SOUND = 343.0  # m/s, in air at 20 °C
-SPAN = SAMPLE_RATE // 10
-"""Samples that :func:`spans_dropped` loses at once: 100 ms, about five lost packets of a call."""
+SPAN = SAMPLE_RATE // 10  # samples that :func:`spans_dropped` loses at once: 100 ms, about five lost packets of a call
 _ENCODERS = {"opus": ("libopus", "ogg", "flt"), "mp3": ("libmp3lame", "mp3", "fltp")}
 _SMALLEST, _LARGEST = (3.0, 2.5, 2.3), (8.0, 6.0, 3.5)  # of drawn rooms, in meters
 _FROM_WALL = 0.4  # meters, of a speaker or microphone

@@ -14,14 +14,9 @@ from saysee.media.containers import how_cut
 from saysee.media.formats import READABLE_IMAGES, image_format
 from saysee.media.source import Source, opened, printable, reason
 
-MAX_PIXELS = 89_478_485
-"""Default limit of the pixels that are decoded: 256 MiB as RGB, where Pillow begins to warn of decompression bombs."""
-
-MAX_REDUCTION = 16
-"""A JPEG may have this many times ``max_pixels``: it is decoded at a half, a quarter or an eighth of its size."""
-
-MAX_ASPECT = 100
-"""Largest ratio of the sides: encoders scale the short side to about 224 pixels, and the long one grows with it."""
+MAX_PIXELS = 89_478_485  # default limit of what is decoded: 256 MiB as RGB, where Pillow warns of decompression bombs
+MAX_REDUCTION = 16  # a JPEG may have this many times ``max_pixels``: it is decoded down to an eighth of its size
+MAX_ASPECT = 100  # ratio of the sides: encoders scale the short side to some 224 pixels, and the long one with it
 
 # Called directly, they neither stop at Pillow's own limit of pixels nor hide why a file cannot be opened. A JPEG that
 # holds more images after the first (MPO) is read as a JPEG.

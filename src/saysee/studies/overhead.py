@@ -46,8 +46,7 @@ from saysee.training.objective import TrainingBatch, build_model
 from saysee.training.records import environment
 from saysee.training.trainer import Trainer, slices
 
-QUERIES, REPEATS = 16, 10
-"""Clips that are encoded as queries by both models in turn, and how often."""
+QUERIES, REPEATS = 16, 10  # clips that are encoded as queries by both models in turn, and how often
 SPEECH, IMAGE, HEAD = "speech encoder", "image encoder", "speech head"
 CONTRASTIVE, FUSION, LOSS, REST = "contrastive loss", "fusion encoder", "denoising loss", "rest"
 

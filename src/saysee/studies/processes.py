@@ -21,8 +21,7 @@ from saysee.log import configure_command_line, is_configured
 from saysee.settings.reading import save_recipe
 from saysee.settings.recipe import Recipe
 
-PATIENCE_SECONDS = 10
-"""Time for an interrupted training to finish its step and write its checkpoint, before it is terminated."""
+PATIENCE_SECONDS = 10  # for an interrupted training to finish its step and write its checkpoint
 
 _POLL_SECONDS = 0.2
 _GPUS, _THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"

@@ -45,8 +45,7 @@ from saysee.training.objective import build_tasks
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHERS = {"right": None, "another's": "clean", "none": "withheld"}
 """The other modality, and what :meth:`DenoisingTask.reconstruct` calls it."""
-MOST_TOKENS = 256
-"""Where tokens are rebuilt, so many of a batch are compared with each other, drawn at random."""
+MOST_TOKENS = 256  # where tokens are rebuilt, so many of a batch are compared with each other, drawn at random
 
 Gains = Mapping[str, Mapping[str, tuple[float, float, float]]]
 Features = tuple[SpeechFeatures, ImageFeatures, Tensor]  # both sides of B items, and the number of each item's image

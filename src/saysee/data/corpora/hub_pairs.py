@@ -26,8 +26,7 @@ _NUMBER = re.compile(r"\d+")
 _NO_SPLITS = ("corpus", "query", "queries", "qrels", "default", "")
 
 
-Tables = dict[str, list[Part]]
-"""The parts of such a data set by what they are tables of: "images", "clips" and "pairs"."""
+Tables = dict[str, list[Part]]  # the parts of such a data set by what they are tables of: "images", "clips" and "pairs"
 
 
 def find_tables(parts: Sequence[Part]) -> Tables | None:

@@ -27,8 +27,7 @@ _SNR, _ANY_DB = "signal-to-noise ratio (dB)", (-40.0, 60.0)
 _T60 = "reverberation time T60 (s)"
 VOICES = 6  # in babble
 ROOMS = 8  # drawn for each reverberation time
-FILES = 60
-"""Files of a user's folder that are drawn, so that MUSAN's 2,000 or a set of 60,000 responses need not be read."""
+FILES = 60  # of a user's folder that are drawn: MUSAN has 2,000, a set of responses 60,000
 NOISE_SECONDS = 30  # kept of each of them
 _BANDS = 3  # of reverberation times, into which a user's responses are divided
 

@@ -39,10 +39,8 @@ from saysee.studies.robustness.result import CLEAN, Point, RobustnessResult, Sco
 
 logger = logging.getLogger(__name__)
 
-POOL = 64
-"""Clips that a second speaker and babble are drawn from."""
-KEPT_FORMAT = 1
-"""Part of the key of every kept result: increase it when a condition comes to change something else."""
+POOL = 64  # clips that a second speaker and babble are drawn from
+KEPT_FORMAT = 1  # part of the key of every kept result: increase it when a condition comes to change something else
 
 
 @dataclass(frozen=True)
