@@ -97,9 +97,8 @@ class Table:
         """Number (from 1; of a text file the line where it starts) and JSON values of each row that is not blank; only
         once.
 
-        Raises:
-            ManifestError: two columns have one title; a row, or a column that fills a role, cannot be read; a row has
-                more or fewer cells than the header.
+        Raises ManifestError: two columns have one title; a row, or a column that fills a role, cannot be read; a row
+        has more or fewer cells than the header.
         """
         for title, count in Counter(self.titles).items():
             if count > 1 and title:

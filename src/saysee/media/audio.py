@@ -47,10 +47,9 @@ def load_audio(source: Source, *, max_seconds: float = MAX_SECONDS) -> NDArray[n
     Returns:
         [T] samples at 16 kHz, mono, float32, in −1..1.
 
-    Raises:
-        MediaError: with any code but "too-large". "truncated": bytes which the file announces are missing, or a part of
-            it cannot be decoded; a stream that does not count its parts (live WebM, plain AAC, WAV from a pipe) may be
-            cut between two without a sign. "silent": no sample deviates from the mean by more than ``SILENCE_PEAK``.
+    Raises MediaError: with any code but "too-large". "truncated": bytes which the file announces are missing, or a part
+    of it cannot be decoded; a stream that does not count its parts (live WebM, plain AAC, WAV from a pipe) may be cut
+    between two without a sign. "silent": no sample deviates from the mean by more than ``SILENCE_PEAK``.
     """
     with opened(source, "audio") as (file, name), _open_decoder(file, name) as stream:
         samples = _decode(stream, max_seconds, name)
@@ -69,8 +68,7 @@ def check_waveform(
         name: of the clip, in error messages.
         max_seconds: limit of length; ``math.inf`` for none.
 
-    Raises:
-        MediaError: empty, not-finite, silent, too-short, too-long; "undecodable" for another type, shape or scale.
+    Raises MediaError: empty, not-finite, silent, too-short, too-long; "undecodable" for another type, shape or scale.
     """
     _check_rate(sampling_rate, name)
     samples = _to_float(np.asarray(waveform), name)

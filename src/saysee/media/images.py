@@ -49,9 +49,8 @@ def load_image(
     Returns:
         an RGB image, fully loaded.
 
-    Raises:
-        MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated (as the decoder or the
-            sizes in the file say), too-large.
+    Raises MediaError: missing, broken-link, directory, unreadable, empty, undecodable, truncated (as the decoder or the
+    sizes in the file say), too-large.
     """
     if isinstance(source, Image.Image):
         name = printable(getattr(source, "filename", "") or "image")

@@ -57,9 +57,8 @@ class ImageServer:
     def fetch(self, address: str) -> bytes:
         """The content of an image.
 
-        Raises:
-            MediaError: missing (also where the key may not see it), undecodable (no image), too-large (over 32 MiB),
-                unreadable (of another server, no connection, another status, over 10 s).
+        Raises MediaError: missing (also where the key may not see it), undecodable (no image), too-large (over 32 MiB),
+        unreadable (of another server, no connection, another status, over 10 s).
         """
         name, end, content = printable(address), time.monotonic() + _SECONDS, b""
         if not self.has(address):

@@ -65,9 +65,8 @@ def run_robustness(
     The same call again computes only what is missing. ``models`` are what loads each, by name; one at a time is in
     memory.
 
-    Raises:
-        SaySeeError: no such condition, strength, split or column; the split has one image only; a file cannot be
-            decoded; a model has no speech side.
+    Raises SaySeeError: no such condition, strength, split or column; the split has one image only; a file cannot be
+    decoded; a model has no speech side.
     """
     study = _Study(manifest, to, settings)
     systems, scored = [], []
