@@ -48,9 +48,7 @@ class Call(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line of ``arguments``, the words after ``saysee`` (None: of this process); returns the exit
-    code.
-    """
+    """Runs a command line, the words after ``saysee`` (None: of this process), and returns the exit code."""
     # By default OpenMP's threads spin while they wait. Beside the process of a loader on few cores that made a training
     # step two to ten times slower; sleeping threads cost nothing measurable. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

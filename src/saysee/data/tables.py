@@ -94,8 +94,7 @@ class Table:
     _rows: Iterable[tuple[int, Sequence[Any]]]
 
     def rows(self) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Number (from 1; of a text file the line where it starts) and JSON values of each row that is not blank; only
-        once.
+        """Number (from 1; of text the line where it starts) and JSON values of each row that is not blank; only once.
 
         Raises ManifestError: two columns have one title; a row, or a column that fills a role, cannot be read; a row
         has more or fewer cells than the header.

@@ -104,7 +104,7 @@ class Comparison:
         return tables
 
     def to_dict(self, manifests: Sequence[str]) -> dict[str, Any]:
-        """Plain JSON values, of corpora with these paths: of one model its own, else ``models`` and the ``rows`` of the
+        """Plain JSON values, of corpora with these paths: of one model, else of ``models`` and the ``rows`` of the
         table.
         """
         models = []

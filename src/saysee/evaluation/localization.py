@@ -212,8 +212,7 @@ def word_maps(attention: Vectors, words: Sequence[Mapping[str, Any]], frame_seco
 
 
 def patch_grid(boxes: Sequence[Sequence[float]], grid: int) -> Floats:
-    """[grid * grid] share of the area of each patch that is in at least one box, from 0 to 1; boxes are clipped to the
-    image.
+    """[grid * grid] share of the area of each patch, 0 to 1, that is in a box; boxes are clipped to the image.
 
     Raises ValueError if ``grid`` is below 1, or a box is not four finite numbers with left <= right and top <= bottom.
     """

@@ -198,8 +198,8 @@ def evaluate_vectors(
     seed: int = 0,
     resamples: int = 1000,
 ) -> EvaluationResult:
-    """Scores existing vectors as ``evaluate`` does: ``speech`` [N, D] of the ``rows`` of a split, ``images`` [M, D] of
-    ``rows.images()``, both in order.
+    """Scores vectors ``speech`` [N, D] of the ``rows`` of a split, and ``images`` [M, D] of ``rows.images()``, in
+    order.
 
     Raises ManifestError for no such column, SaySeeError for vectors that do not match the rows, or are not finite.
     """

@@ -134,8 +134,7 @@ def _order(scores: Floats, right: Mask) -> Integers:
 
 
 class _Judge:
-    """Computes logits of pairs of clips and images of some rows, in ``seconds`` of the fusion encoder for all
-    ``pairs``.
+    """Computes logits of ``pairs`` of clips and images of some rows, in ``seconds`` of the fusion encoder.
 
     The tokens of all images are in memory, in 16 bits as in a cache; those of a clip only while its pairs are computed.
     """

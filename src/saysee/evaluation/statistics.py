@@ -53,9 +53,7 @@ def draws(n_images: int, n_clips: int, resamples: int, seed: int) -> Iterator[Co
 
 
 def resampled_means(values: Floats, image: Integers, counts: Counts) -> Floats:
-    """[R, K] means of ``values`` [Q, K], of queries with images [Q], each drawn ``counts`` [R, images] times; NaN of
-    none.
-    """
+    """[R, K] means of ``values`` [Q, K] of queries with images [Q], drawn ``counts`` [R, images] times; NaN of none."""
     sums = np.zeros((counts.shape[1], 1 + values.shape[1]))
     np.add.at(sums, image, np.column_stack([np.ones(len(image)), values]))
     totals = counts.astype(np.float64) @ sums

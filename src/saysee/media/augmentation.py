@@ -43,11 +43,10 @@ def vocal_tract(clean: Clip, rng: Random) -> tuple[Clip, float]:
 
 
 def augmented(clean: Clip, rng: Random, others: Sequence[Clip] = ()) -> Clip:
-    """A clip [T] at 16 kHz with other formants or timbre, in a room, with noise, by telephone or codec; a fifth stay
-    unchanged.
+    """A clip [T] at 16 kHz with other formants or timbre, in a room, with noise, by telephone or codec; or as it is.
 
-    The length and the times of phones and words stay the same. ``others`` are clips that may be mixed in as
-    changes.babble.
+    A fifth stay unchanged. The length and the times of phones and words stay the same. ``others`` are clips that may be
+    mixed in as babble.
     """
     if rng.random() < 0.2:
         return clean

@@ -78,12 +78,12 @@ def drawn_room(seconds: float, rng: np.random.Generator) -> Clip:
 def room_response(
     size: NDArray[np.float64], source: NDArray[np.float64], microphone: NDArray[np.float64], seconds: float
 ) -> Clip:
-    """Impulse response of a box by image sources (Allen and Berkley, JASA 65(4), 1979), from the direct sound on, which
-    has amplitude 1.
+    """Impulse response of a box by image sources (Allen and Berkley, JASA 65(4), 1979); the direct sound has amplitude
+    1.
 
-    The walls reflect alike, as much as gives the reverberation time, ``seconds`` in which the sound falls by 60 dB.
-    They invert the sound, without which the many late reflections would add up to a constant (Lehmann and Johansson,
-    JASA 124(1), 2008). ``size`` [3], ``source`` and ``microphone`` [3] are in meters.
+    It starts with the direct sound. The walls reflect alike, as much as gives the reverberation time, ``seconds`` in
+    which the sound falls by 60 dB. They invert the sound, without which the many late reflections would add up to a
+    constant (Lehmann and Johansson, JASA 124(1), 2008). ``size`` [3], ``source`` and ``microphone`` [3] are in meters.
     """
     farthest = SPEED_OF_SOUND * 1.1 * seconds + float(np.linalg.norm(source - microphone))
     squares, counts = [], []

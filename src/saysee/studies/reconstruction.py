@@ -270,8 +270,6 @@ def _rebuild(
 
 
 def nearest(rebuilt: Tensor, clean: Tensor) -> Floats:
-    """[K] 1.0 where a rebuilt feature [K, D] is nearer to its own clean one than to all others, by cosine; a tie is
-    0.0.
-    """
+    """[K] 1.0 where a rebuilt feature [K, D] is nearest to its own clean one, by cosine; else, and in a tie, 0.0."""
     hits: Floats = (retrieval_ranks(rebuilt, clean, np.arange(len(clean))).speech_to_image == 1).astype(np.float64)
     return hits

@@ -156,8 +156,7 @@ def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: tup
 
 
 def split_families(paths: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Groups files that belong together: name without its split → split (with ``seen`` or ``unseen``) → the first such
-    file.
+    """Groups files that belong together: name without its split → split (also ``val_seen``) → the first such file.
 
     Files without a word such as train or dev in their name are skipped.
     """

@@ -208,9 +208,7 @@ def _stem_path(path: str) -> str:
 
 
 def _find_tables(listing: Listing, pair_by: PairBy, target: Path) -> tuple[list[Table], list[str]]:
-    """The tables of pairs in the folder (several are ``metadata`` of AudioFolder or ImageFolder), and notes on ignored
-    ones.
-    """
+    """The tables of pairs in the folder (several are AudioFolder's ``metadata``), and notes on ignored ones."""
     tables: list[Table] = []
     ignored: list[str] = []
     found = map(Path, listing.files((".csv", ".tsv", ".jsonl", ".parquet")))
@@ -298,9 +296,7 @@ def _read_table(table: Table, listing: Listing, language: str | None, split: str
 
 
 def _listed(cell: str, table: Path, listing: Listing) -> str:
-    """A file that a table names, from its folder or that of the corpus: relative to the latter, or absolute if
-    elsewhere.
-    """
+    """A file that a table names, from its folder or the corpus's: relative to the latter, or absolute if elsewhere."""
     name = url2pathname(urlsplit(cell).path) if cell.startswith("file:") else cell.replace("\\", "/")
     path = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(table)), name))
     if not os.path.isfile(path):

@@ -238,9 +238,7 @@ def _distinct(captions: Iterable[Row]) -> tuple[list[Row], int]:
 def _usable(
     what: str, names: list[str], unpaired: Sequence[str], index: FileIndex | None, problems: Problems
 ) -> dict[str, str]:
-    """The non-empty file of each name; others are problems. Files of names in ``unpaired``, without counterpart, are
-    not extra.
-    """
+    """The non-empty file of each name. Others are problems, and extra files, but for those of names in ``unpaired``."""
     if index is None:
         return {name: name for name in names}
     found = index.match(names)

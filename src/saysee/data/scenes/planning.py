@@ -39,13 +39,12 @@ Attributes = tuple[str, str, str, str]  # size, fill, color and shape of an obje
 
 @dataclass(frozen=True)
 class Look:
-    """What :func:`sample_scene` may draw: the smallest and largest number of objects, fills, backgrounds, and how many
-    of ``drawing.TINTS``, from the first."""
+    """What :func:`sample_scene` may draw."""
 
-    objects: tuple[int, int] = (2, 4)
+    objects: tuple[int, int] = (2, 4)  # smallest and largest number
     fills: tuple[str, ...] = FILLS
     backgrounds: tuple[str, ...] = ("plain", "gradient", "paper", "checker", "clouds", "squared")
-    tints: int = 12
+    tints: int = 12  # of ``drawing.TINTS``, from the first
 
 
 CORPUS_LOOK = Look()
@@ -93,9 +92,7 @@ def novel_pairs() -> frozenset[tuple[str, str]]:
 
 
 def in_test_half(scene: Scene) -> bool:
-    """Whether the scene is in the half of all scenes that only test splits of any corpus may contain, whatever the
-    seeds.
-    """
+    """Whether the scene is in the half of all scenes that only test splits may contain, of any corpus and seed."""
     return hashlib.blake2b(repr(scene.key).encode(), digest_size=1).digest()[0] < 128
 
 

@@ -101,9 +101,7 @@ def synthesize(text: str, speaker: Speaker) -> Utterance:
 
 
 def synthesizer_version() -> str:
-    """Name and version of the synthesizer, on which the samples depend. Raises MissingExtraError if it is not
-    installed.
-    """
+    """Name and version of the synthesizer, on which the samples depend; MissingExtraError if it is not installed."""
     with _EXTRA():
         import espeakng_loader  # noqa: F401
 

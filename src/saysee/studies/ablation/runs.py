@@ -131,10 +131,10 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
 
 
 def share_of_images(manifest: Manifest, split: str, share: float) -> Manifest:
-    """The manifest with a share of the images of one split, at least one, each with all its clips; other splits are
-    whole.
+    """The manifest with a share of the images of one split, at least one, each with all its clips.
 
-    The choice depends on nothing but the image ids, and a smaller share is part of a larger one.
+    The choice depends on nothing but the image ids, and a smaller share is part of a larger one; other splits are
+    whole.
     """
     ids = {row.image_id for row in manifest.select(split)}
     drawn = sorted(ids, key=lambda image_id: hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest())
