@@ -102,13 +102,13 @@ def _colored(waveform: Clip, noise: np.random.Generator) -> Clip:
 
 
 def _noisy(clip: Clip, others: Sequence[Clip], rng: Random, noise: np.random.Generator) -> Clip:
-    """White or pink noise, changes.hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
-    kind = rng.choice(("white", "pink", "changes.hum", *(["voices"] if others else [])))
+    """White or pink noise, hum, or other voices, at 0 to 30 dB below the speech (voices at 8 to 30)."""
+    kind = rng.choice(("white", "pink", "hum", *(["voices"] if others else [])))
     if kind == "white":
         added: Noise = noise.standard_normal(len(clip))
     elif kind == "pink":
         added = changes.pink_noise(len(clip), noise)
-    elif kind == "changes.hum":
+    elif kind == "hum":
         base = rng.uniform(45, 130)
         added = changes.hum(len(clip), base, [rng.random() for _ in range(5)])
     else:
