@@ -35,8 +35,8 @@ class Score:
     """The result of ``saysee evaluate --json`` on one corpus."""
 
     system: str  # "this model", or the name of another model or a cascade to compare it with
-    corpus: str  # name of the corpus
-    split: str  # its split
+    corpus: str
+    split: str
     overall: Mapping[str, Any]  # the metrics, as ``RetrievalMetrics.to_dict`` gives them
 
     def cells(self) -> list[str]:
@@ -76,7 +76,12 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], na
             else:
                 system = OWN if each["model"] == name else _system(each["model"], Path(folder))
             scores += [
-                Score(system + _reranked(corpus), short_name(corpus["manifest"]), corpus["split"], corpus["overall"])
+                Score(
+                    f"{system}, first {corpus['rerank']['first']} re-ranked" if "rerank" in corpus else system,
+                    short_name(corpus["manifest"]),
+                    corpus["split"],
+                    corpus["overall"],
+                )
                 for corpus in each.get("corpora", [each])
             ]
         for score in scores:
@@ -89,11 +94,7 @@ def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], na
 
 
 def read_training(file: str | os.PathLike[str] | None) -> dict[str, Any] | None:
-    """Reads the facts about the run, or the conversion, from the file beside the weights; None if there is none.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
+    """The facts about the run, or the conversion, beside the weights, if any; CheckpointError if they are damaged."""
     if file is None or not Path(file).is_file():
         return None
     try:
@@ -123,11 +124,11 @@ def write_card(
     name: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Writes the card of a saved model again, with scores.
+    """Writes the card of a saved model again, with scores of it and of cascades to compare it with.
 
     Args:
         folder: of the model.
-        scores: of it, and of cascades to compare it with.
+        scores: of :func:`read_scores`.
         to: the file; None is ``README.md`` in the folder.
         name: of the model; None is the name of its run or folder.
         license: of the weights, as the hub names it.
@@ -208,10 +209,6 @@ def _edited(path: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
     mark = _MARK.search(text)
     return mark is None or fingerprint(text[: mark.start()].encode()) != mark[1]
-
-
-def _reranked(corpus: Mapping[str, Any]) -> str:
-    return f", first {corpus['rerank']['first']} re-ranked" if "rerank" in corpus else ""
 
 
 def _system(scored: str, folder: Path) -> str:

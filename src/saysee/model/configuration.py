@@ -40,11 +40,7 @@ class SpeechImageConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SpeechImageConfig:
-        """The configuration of a ``config.json``; without ``as_published`` it is of a model of an older release.
-
-        Raises:
-            ConfigError: a value is of a wrong type, or does not fit the others.
-        """
+        """That of a ``config.json``, which an older release wrote if it has no ``as_published``; errors as above."""
         head = {"as_published": False} | (values.get("head") or {})
         return cls(values.get("speech_config"), values.get("image_config"), head, values.get("fusion"))
 

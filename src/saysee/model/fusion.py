@@ -29,13 +29,7 @@ class FusionOutput:
 
 
 class FusionEncoder(nn.Module):
-    """Cross-attention layers over speech frames and image patches.
-
-    Args:
-        config: width, depth and which modality is the query.
-        speech_width: D, width of frames and of global vectors.
-        image_width: V, width of patches.
-    """
+    """Cross-attention layers over frames and global vectors of width D, and patches of width V."""
 
     def __init__(self, config: FusionConfig, speech_width: int, image_width: int) -> None:
         super().__init__()
@@ -65,13 +59,11 @@ class FusionEncoder(nn.Module):
         Args:
             query: [B, N, W] query tokens, from :attr:`speech_in` or :attr:`image_in`.
             context: [B, M, W] key and value tokens.
-            query_mask: [B, N] bool, True on real tokens; None when all are.
-            context_mask: [B, M] bool, True on real tokens; None when all are.
+            query_mask, context_mask: [B, N] and [B, M] bool, True on real tokens; None when all are.
             vector: [B, D] global vector put in front of the queries; None puts a learned blank token there, for tasks
                 in which the vector would reveal the target.
             need_attention: return the attention of the last layer too.
-            global_only: return the global token alone; the last layer then skips what only the query tokens need,
-                about two thirds of it.
+            global_only: return the global token alone, which saves about two thirds of the last layer.
         """
         front = self.blank.expand(len(query), -1) if vector is None else self.vector_in(vector)
         tokens = torch.cat([front[:, None], query], dim=1)

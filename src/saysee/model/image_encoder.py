@@ -14,11 +14,7 @@ from saysee.model.pretrained.configuration import CLIPVisionConfig
 
 
 class ImageEncoder(nn.Module):
-    """Images to :class:`ImageFeatures`, and texts to vectors of the same space.
-
-    Args:
-        clip: both towers, or the vision tower alone.
-    """
+    """Images to :class:`ImageFeatures` and, unless ``clip`` is a vision tower alone, texts to vectors of that space."""
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()

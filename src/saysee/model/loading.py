@@ -17,10 +17,7 @@ from saysee.model.retriever import SpeechImageModel
 
 
 def load_model(place: str | os.PathLike[str]) -> Any:
-    """A SaySee model or a plain CLIP, in fp32 and in evaluation mode.
-
-    Args:
-        place: a folder, a hub name, or ``saysee/clip-nano`` of this package.
+    """A SaySee model or a plain CLIP of a folder, hub name or this package, in fp32 and in evaluation mode.
 
     Raises:
         CheckpointError: there is no such model at that place.
@@ -35,16 +32,7 @@ def kind_of(place: str | os.PathLike[str]) -> str:
 
 
 class PlainClip(nn.Module):
-    """A CLIP of a folder or hub name as a model without a speech side; in fp32 and in evaluation mode.
-
-    Attributes:
-        name_or_path: the place.
-        image_encoder: both towers, or the vision tower alone.
-        processor: prepares images and texts.
-
-    Raises:
-        CheckpointError: there is no CLIP at that place.
-    """
+    """A CLIP of a folder or hub name as a model without a speech side; CheckpointError if there is none."""
 
     def __init__(self, place: str | os.PathLike[str]) -> None:
         super().__init__()

@@ -49,11 +49,7 @@ class ImagePreparation:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> ImagePreparation:
-        """Of the values of a ``preprocessor_config.json``, whose other keys are ignored.
-
-        Raises:
-            ValueError: a value is of a wrong type.
-        """
+        """Of the values of a ``preprocessor_config.json``; ValueError if one is of a wrong type."""
         known = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
         for name, forms in (("size", (("shortest_edge",), _SIDES)), ("crop_size", (_SIDES,))):
             if name in known:
@@ -106,13 +102,7 @@ class ImagePreparation:
 
 
 class SpeechImageProcessor:
-    """Prepares waveforms, images and texts for a model.
-
-    Args:
-        feature_extractor: says whether waveforms are normalized.
-        image_processor: resizes, crops and normalizes images.
-        tokenizer: of texts; None if the model takes none.
-    """
+    """Prepares waveforms, images and, with a tokenizer, texts for a model."""
 
     def __init__(
         self,
@@ -139,10 +129,8 @@ class SpeechImageProcessor:
             OSError: a file of a source is missing.
             ValueError: one is damaged, or makes images of another size than the model takes.
         """
-        extractor = (
-            SpeechPreparation() if speech is None else _speech(_values(read_json(speech, _FILE), speech, _SPEECH))
-        )
-        extractor.do_normalize = extractor.do_normalize and not raw_speech
+        told = {} if speech is None else _values(read_json(speech, _FILE), speech, _SPEECH)
+        extractor = SpeechPreparation(not raw_speech and bool(told.get("do_normalize", True)))
         if image is None:
             size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
             return cls(extractor, ImagePreparation(size=size, crop_size=crop))
@@ -157,7 +145,7 @@ class SpeechImageProcessor:
         saved = read_json(place, _FILE, **hub)
         extractor, images = (_values(saved, place, part, **hub) for part in (_SPEECH, _IMAGES))
         tokenizer = TextTokenizer.load(place, **hub) if saved.get("has_text") else None
-        return cls(_speech(extractor), ImagePreparation.of(images), tokenizer)
+        return cls(SpeechPreparation(bool(extractor.get("do_normalize", True))), ImagePreparation.of(images), tokenizer)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files of the processor, and of the tokenizer if it has one, into a folder."""
@@ -204,7 +192,3 @@ def _sides(name: str, value: Any, forms: Sequence[tuple[str, ...]]) -> dict[str,
     if not known or not all(type(pixels) is int and pixels > 0 for pixels in sides.values()):
         raise ValueError(f"{name} of images is {value!r}; give {', or '.join(' and '.join(form) for form in forms)}")
     return sides
-
-
-def _speech(values: dict[str, Any]) -> SpeechPreparation:
-    return SpeechPreparation(bool(values.get("do_normalize", True)))

@@ -84,8 +84,7 @@ class SpeechImageModel(nn.Module):
 
         Args:
             speech: hub name or folder of a HuBERT, ``saysee/hubert-nano`` of this package, or a configuration for
-                random weights: the values of a ``config.json``, or an object whose ``to_dict`` gives them, such as
-                transformers' own.
+                random weights, see :class:`SpeechImageConfig`.
             image: the same of a CLIP, such as ``saysee/clip-nano``.
             text: keep CLIP's text encoder where there is one.
             head: the speech head; None is SpeechCLIP parallel's.

@@ -26,12 +26,7 @@ from saysee.model.pretrained.hubert import Hubert
 class SpeechEncoder(nn.Module):
     """Waveforms to :class:`SpeechFeatures`.
 
-    The same clip has the same features alone and in any batch, for both kinds of HuBERT.
-
-    Args:
-        config: of a HuBERT of the base kind (group norm) or the large kind (layer norm).
-        head: configuration of the head.
-        width: D, width of the joint space.
+    The same clip has the same features alone and in any batch, for both kinds of HuBERT. ``width`` is D.
 
     Raises:
         ConfigError: the head's attention heads do not divide HuBERT's width, or it names a hidden state that HuBERT

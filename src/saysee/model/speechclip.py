@@ -52,12 +52,6 @@ _PLAIN = re.compile(
     r"|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.(storage\.)?\w*Storage"
     r"|torch\.(device|Size|float\d+|bfloat16|u?int\d+|bool|double|half|long)"
 )
-_SETTINGS = re.compile(r"avssl\.base\.ordered_namespace\.OrderedNamespace|argparse\.Namespace")
-_IGNORED = re.compile(
-    r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+|torchmetrics\.utilities\.data\.dim_zero_\w+"
-    r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))"
-)
-_TORCH_FUNCTIONS = re.compile(r"torch\._C\._VariableFunctions(Class)?")
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
         names = {name for pickle in pickles for name in _globals(pickle)}
-        inert = {name: stub for name in names if (stub := _stub(name)) is not None}
+        inert = {name: stub for name in names for part, stub in _INERT.items() if re.fullmatch(part, name)}
         if refused := [name for name in names if name not in inert and not _PLAIN.fullmatch(name)]:
             raise _Refused(", ".join(sorted(refused)))
         with torch.serialization.safe_globals([(stub, name) for name, stub in inert.items()]):
@@ -294,15 +288,15 @@ def _torch_function(owner: Any, _: Any) -> _Ignored:
     return _Ignored()
 
 
-def _stub(name: str) -> Any:
-    """What replaces a class or function while a checkpoint is read; None if nothing does."""
-    if _SETTINGS.fullmatch(name):
-        return OrderedDict  # takes items and attributes
-    if _IGNORED.fullmatch(name):
-        return _Ignored
-    if _TORCH_FUNCTIONS.fullmatch(name):
-        return _TorchFunctions
-    return _torch_function if name == "builtins.getattr" else None
+_INERT: dict[str, Any] = {
+    r"avssl\.base\.ordered_namespace\.OrderedNamespace|argparse\.Namespace": OrderedDict,  # takes items and attributes
+    r"(pytorch_lightning|lightning\.pytorch)\.callbacks\.[\w.]+|torchmetrics\.utilities\.data\.dim_zero_\w+": _Ignored,
+    r"pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path": _Ignored,
+    r"numpy\.(dtype|ndarray|_?core\.multiarray\.(scalar|_reconstruct))": _Ignored,
+    r"torch\._C\._VariableFunctions(Class)?": _TorchFunctions,
+    r"builtins\.getattr": _torch_function,
+}
+"""What replaces classes and functions while a checkpoint is read."""
 
 
 def _globals(pickle: bytes) -> Iterable[str]:

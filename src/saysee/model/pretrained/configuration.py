@@ -48,11 +48,7 @@ class HubertConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> HubertConfig:
-        """The configuration of a ``config.json``, whose other keys are ignored.
-
-        Raises:
-            ConfigError: a value is of a wrong type, or does not fit the others.
-        """
+        """That of a ``config.json``, whose other keys are ignored; ConfigError if a value does not fit."""
         _check_kind(values, "hubert")
         return _of(cls, values)
 
@@ -102,26 +98,18 @@ class CLIPTextConfig(_TowerConfig):
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Of a CLIP, or of its vision tower with its projection alone (``text_config`` is None).
-
-    Attributes:
-        trained_on: what it was trained on, where that is not what people expect of a CLIP.
-    """
+    """Of a CLIP, or of its vision tower with its projection alone (``text_config`` is None)."""
 
     vision_config: CLIPVisionConfig = field(default_factory=CLIPVisionConfig)
     text_config: CLIPTextConfig | None = field(default_factory=CLIPTextConfig)
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
     initializer_factor: float = 1.0
-    trained_on: str | None = None
+    trained_on: str | None = None  # where that is not what people expect of a CLIP
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """The configuration of a ``config.json``, of a whole CLIP or of its vision tower alone.
-
-        Raises:
-            ConfigError: a value is of a wrong type, or does not fit the others.
-        """
+        """That of a ``config.json``, of a whole CLIP or its vision tower alone; ConfigError if a value does not fit."""
         if _check_kind(values, "clip", "clip_vision_model") == "clip_vision_model":
             parts: dict[str, Any] = {"vision_config": _of(CLIPVisionConfig, values), "text_config": None}
         else:

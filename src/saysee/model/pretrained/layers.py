@@ -23,13 +23,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """[B, N, W] to the same shape.
-
-        Args:
-            hidden: the tokens.
-            mask: [B, 1, 1, N] bool, False on tokens that none attends to; None when there are none.
-            causal: each token attends to itself and those before it.
-        """
+        """[B, N, W] to the same shape; no token attends to those on which the ``mask`` [B, 1, 1, N] is False."""
         query, key, value = (
             part(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.q_proj, self.k_proj, self.v_proj)
@@ -55,9 +49,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def initialize(module: nn.Module, std: float) -> None:
     """Draws the weights of one layer from N(0, std), its biases 0, as transformers does; norms are left as they are."""
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
         module.weight.normal_(0.0, std)
-        if module.bias is not None:
-            module.bias.zero_()
-    elif isinstance(module, nn.Embedding):
-        module.weight.normal_(0.0, std)
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module.bias is not None:
+        module.bias.zero_()

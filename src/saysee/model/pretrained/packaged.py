@@ -13,11 +13,7 @@ OWNER = "saysee/"
 
 
 def place_of(name: str | os.PathLike[str]) -> str:
-    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path unchanged.
-
-    Raises:
-        CheckpointError: the package has no encoder of that name.
-    """
+    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path unchanged."""
     place = os.fspath(name)
     if not place.startswith(OWNER) or Path(place).exists():
         return place

@@ -23,15 +23,8 @@ _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 class TextTokenizer:
     """The tokenizer of a checkpoint. It keeps nothing between calls, so several threads may use it.
 
-    Args:
-        tokens: without cutting and padding.
-        settings: of its ``tokenizer_config.json``.
-
     Raises:
-        ValueError: the settings' ``model_max_length`` is no number of tokens.
-
-    Attributes:
-        limit: most tokens of a text that it was made for.
+        ValueError: ``model_max_length`` of its ``tokenizer_config.json`` is no number of tokens.
     """
 
     def __init__(self, tokens: Tokenizer, settings: dict[str, Any]) -> None:
@@ -42,16 +35,11 @@ class TextTokenizer:
         limit = settings.get("model_max_length") or 1e30
         if not isinstance(limit, int | float) or limit <= self._added:
             raise ValueError(f"model_max_length in {_SETTINGS} is {limit!r}; give a number above {self._added}")
-        self.limit = int(limit)
+        self.limit = int(limit)  # most tokens of a text that it was made for
 
     @classmethod
     def load(cls, place: str | os.PathLike[str], **hub: Any) -> TextTokenizer:
-        """That of a folder or a name on the hub.
-
-        Raises:
-            OSError: it has none.
-            ValueError: its files are damaged.
-        """
+        """That of a folder or a name on the hub; OSError if it has none, ValueError if its files are damaged."""
         file = find(place, _FILE, **hub)
         if file is None and find(place, "merges.txt", **hub) is None:
             raise FileNotFoundError(f"{place} has no tokenizer files")

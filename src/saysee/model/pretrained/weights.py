@@ -85,11 +85,7 @@ def read_json(place: str | os.PathLike[str], name: str, **hub: Any) -> dict[str,
 def read_config(
     place: str | os.PathLike[str], kinds: tuple[str, ...], what: str, fix: str = FIX, **hub: Any
 ) -> dict[str, Any]:
-    """The ``config.json`` of a model of one of some kinds.
-
-    Raises:
-        CheckpointError: there is none, or one of another kind.
-    """
+    """The ``config.json`` of a model of one of some kinds; CheckpointError if there is none, or one of another kind."""
     try:
         values = read_json(place, "config.json", **hub)
     except (OSError, ValueError) as error:
@@ -116,8 +112,7 @@ def load_weights(
     Args:
         make: makes the module, whose first weights are not drawn.
         place: a folder or a name on the hub.
-        what: the kind of model, for errors.
-        fix: how to repair an error.
+        what, fix: the kind of model, and how to repair an error, for messages.
         prefix: of all names in some checkpoints of the kind.
         dtype: of the weights.
         hub: some of :data:`HUB`.
@@ -128,12 +123,11 @@ def load_weights(
     try:
         with _Undrawn(), torch.random.fork_rng(devices=[]):
             module = make()
-        weights = {_name(name, prefix): value for name, value in _read(place, hub).items()}
         wanted = module.state_dict()
         weights = {
             name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in weights.items()
-            if name in wanted
+            for published, value in _read(place, hub).items()
+            if (name := _name(published, prefix)) in wanted
         }
         for name in wanted.keys() - weights.keys():
             if name.endswith(_MAY_BE_MISSING):
@@ -150,33 +144,25 @@ def load_weights(
 
 
 def load_hubert(place: str | os.PathLike[str]) -> Hubert:
-    """A HuBERT in fp32.
-
-    Raises:
-        CheckpointError: there is no HuBERT at that place.
-    """
+    """The HuBERT at a place, in fp32; CheckpointError if there is none."""
     config = hubert_config(place)
     return load_weights(lambda: Hubert(config), place, "HuBERT", prefix="hubert.")
 
 
 def load_clip(place: str | os.PathLike[str], text: bool) -> CLIP:
-    """A CLIP in fp32; without ``text``, or if the checkpoint has no more, its vision tower alone.
-
-    Raises:
-        CheckpointError: there is no CLIP at that place.
-    """
+    """The CLIP at a place, in fp32, or without ``text`` its vision tower alone; CheckpointError if there is none."""
     config = clip_config(place)
     return load_weights(lambda: CLIP(config if text else config.without_text), place, "CLIP", prefix="clip.")
 
 
 def clip_config(place: str | os.PathLike[str]) -> CLIPConfig:
     """The configuration of the CLIP at a place; CheckpointError if there is none."""
-    return _config(CLIPConfig.of, place, read_config(place, ("clip", "clip_vision_model"), "CLIP"), "CLIP")
+    return _config(CLIPConfig.of, place, ("clip", "clip_vision_model"), "CLIP")
 
 
 def hubert_config(place: str | os.PathLike[str]) -> HubertConfig:
     """The configuration of the HuBERT at a place; CheckpointError if there is none."""
-    return _config(HubertConfig.of, place, read_config(place, ("hubert",), "HuBERT"), "HuBERT")
+    return _config(HubertConfig.of, place, ("hubert",), "HuBERT")
 
 
 def first_line(error: BaseException) -> str:
@@ -197,7 +183,8 @@ class _Undrawn(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _config(of: Callable[[dict[str, Any]], Config], place: Any, values: dict[str, Any], what: str) -> Config:
+def _config(of: Callable[[dict[str, Any]], Config], place: Any, kinds: tuple[str, ...], what: str) -> Config:
+    values = read_config(place, kinds, what)
     try:
         return of(values)
     except SaySeeError as error:
