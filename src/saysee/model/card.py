@@ -4,8 +4,6 @@
 card again, with scores. A card that was edited by hand is never overwritten.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ On a CPU, torch 2.13 draws one random number for each value, on one core: a fift
 is the same to 1 in 65,536.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Shape letters, here and in the whole room: B batch, T samples, F frames, P patch
 S width of the speech encoder, V width of the vision transformer, W width of the fusion encoder, L layers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -4,8 +4,6 @@ It is used in training (cross-modal denoising, matching), for attention maps and
 does not need it, and a model is saved without it by default.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 The vectors are CLIP's own, so an index of CLIP image vectors that a user already has can be searched by speech.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A model of either kind from a folder or the hub."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -6,8 +6,6 @@ frames come out of the same head as the global vector, so what cross-modal denoi
 retrieval uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

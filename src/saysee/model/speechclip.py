@@ -5,8 +5,6 @@ plain containers are rebuilt by torch's ``weights_only`` unpickler, a few classe
 that names anything else is refused.
 """
 
-from __future__ import annotations
-
 import os
 import pickletools
 import re

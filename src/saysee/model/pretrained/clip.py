@@ -3,8 +3,6 @@
 Written here because importing transformers' models takes twice the time of importing torch.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

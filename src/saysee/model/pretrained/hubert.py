@@ -5,8 +5,6 @@ Written here, and not taken from transformers, because a clip's vector must not 
 transformers' models takes twice the time of importing torch, which every command would pay.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """What HuBERT and CLIP have in common: attention, activations and the first weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The encoders that come with the package, by name."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

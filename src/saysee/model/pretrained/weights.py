@@ -1,7 +1,5 @@
 """Files of checkpoints in the Hugging Face layout, in a folder or on the hub, with errors of one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

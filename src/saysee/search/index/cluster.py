@@ -4,8 +4,6 @@ This process walks the source and hands out parts of it. A worker commits each b
 own. Rows are identified by kind and path, so the part of a worker that has died is just given to another one.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

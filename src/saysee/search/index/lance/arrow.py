@@ -1,7 +1,5 @@
 """Rows of an index as columns of Arrow, how they are written, and values within Lance's SQL."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

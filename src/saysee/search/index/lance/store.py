@@ -5,8 +5,6 @@ versions that it has opened. Images and clips have a table each: of an index ove
 clips.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

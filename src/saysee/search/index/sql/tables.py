@@ -1,7 +1,5 @@
 """The tables of an index in an SQL database: what SQLite and PostgreSQL both understand."""
 
-from __future__ import annotations
-
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
