@@ -1,6 +1,6 @@
 """Exact search among few vectors; trial queries and recall, by which an approximate search is set when it is built."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -32,6 +32,14 @@ def trial_queries(vectors: Vectors, rng: np.random.Generator) -> Vectors:
     where images do.
     """
     return np.asarray(vectors + _MOVE * (rng.permutation(vectors) - rng.permutation(vectors)), np.float32)
+
+
+def least_probes(clusters: int, found: Callable[[int], Iterable[Ids]], truth: Iterable[Ids]) -> int:
+    """How many clusters must be searched, of 8, 16 and so on, for the recall of what is ``found`` by so many."""
+    probes = 8
+    while probes < clusters and recall(found(probes), truth) < RECALL:
+        probes *= 2
+    return min(probes, clusters)
 
 
 def recall(found: Iterable[Ids], truth: Iterable[Ids]) -> float:

@@ -47,11 +47,10 @@ class Filter:
         return all(_NUMBER.fullmatch(text) for text in (self.equal, self.low, self.high) if text is not None)
 
     def matches(self, value: object) -> bool:
-        """Whether a value of a row fulfills the filter.
+        """Whether a value of a row fulfills the filter; a missing value, a list or an object never does.
 
         A number compares as a number, with a wildcard as text. A text in a range compares as a number where it and the
-        bounds are numbers, else by its characters, with the upper bound as a prefix. True and False are the texts
-        "true" and "false". Nothing else matches: neither a missing value, nor a list, nor an object.
+        bounds are numbers, else by its characters, with the upper bound as a prefix.
         """
         if isinstance(value, bool):
             value = "true" if value else "false"

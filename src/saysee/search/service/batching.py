@@ -45,12 +45,9 @@ class Place:
     give_way: Callable[[], object] = lambda: None  # ends the arrival of its body
 
     def hold(self, count: int) -> None:
-        """Takes so many more bytes of memory for the body.
+        """Takes so many more bytes of memory for the body; RequestError if there is no more.
 
         Where the memory is full, bodies that have been arriving for long give way, the oldest first.
-
-        Raises:
-            RequestError: there is no more.
         """
         places = self.places
         for other in list(places.all):

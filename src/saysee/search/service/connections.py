@@ -32,13 +32,7 @@ _MARGIN_SECONDS = 2.0  # by which a body's own limit, which is answered by 408, 
 
 
 class Connection(H11Protocol):
-    """One connection; it is closed when its client keeps it waiting for too long.
-
-    Args:
-        most: connections that may be open at once.
-        body_seconds: for the body of a request.
-        options: of uvicorn.
-    """
+    """One connection of ``most`` at once; it is closed when its client keeps it waiting for too long."""
 
     def __init__(self, *, most: int, body_seconds: float, **options: Any) -> None:
         super().__init__(**options)
@@ -113,13 +107,7 @@ class Connection(H11Protocol):
 
 
 def serve_app(app: FastAPI, settings: ServiceSettings, listener: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serves an application until SIGTERM or Ctrl-C, and then finishes the requests in progress.
-
-    ``ready`` is called with its address when it answers.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C ended it.
-    """
+    """As :func:`saysee.search.service.app.serve`, of an application and a bound socket."""
     host = f"[{settings.host.strip('[]')}]" if ":" in settings.host else settings.host
 
     class Server(uvicorn.Server):
@@ -154,11 +142,7 @@ def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
 
 
 def bind(settings: ServiceSettings) -> socket.socket:
-    """The socket of a service; it accepts connections once it is served.
-
-    Raises:
-        SaySeeError: there is no such address, or the port cannot be bound.
-    """
+    """The socket of a service; SaySeeError if there is no such address, or the port cannot be bound."""
     try:
         found = socket.getaddrinfo(settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]

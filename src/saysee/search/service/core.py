@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -26,6 +27,7 @@ from saysee.media.formats import (
     Kind,
     file_kind,
 )
+from saysee.media.images import load_image
 from saysee.search.index.about import INDEX_FOLDER
 from saysee.search.index.filters import Filter, parse_filters
 from saysee.search.index.index import Index
@@ -180,9 +182,11 @@ class Service:
             raise RequestError(422, "cannot-rerank", message)
         rows, logits = answer.hits[:first], dict[int, float]()
 
+        prepare = partial(self.encoder.prepare, answer.kind)
+
         async def read(item: Item) -> Any:
             try:
-                return await self.of_image(self.items.prepared, item.kind, item.id)
+                return await self.of_image(self.items.loaded, item.kind, item.id, prepare)
             except RequestError:  # it keeps its place
                 return None
 
@@ -202,7 +206,7 @@ class Service:
         """The fields of an :class:`AttentionAnswer`; RequestError for a bad clip, or if there is no such image."""
         if not self.encoder.has_speech:
             raise RequestError(422, "no-speech-encoder", "The model has no speech encoder, whose attention is shown.")
-        image, audio = await self.of_image(self.items.image, form.id), await form.audio.read()
+        image, audio = await self.of_image(self.items.loaded, "image", form.id, load_image), await form.audio.read()
         with client_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
             alone = object()  # a kind of its own, so that nothing shares the batch
@@ -225,11 +229,7 @@ class Service:
         return schemas.item_answer(item), True
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers a batch: encodes parts of one kind together, and searches for those with the same filters together.
-
-        Raises:
-            RequestError: the model has no vector for one, or the index cannot be searched.
-        """
+        """Answers a batch: encodes parts of one kind together, and searches with the same filters together."""
         parts = [part for query in queries for part in query.parts]
         encoded = np.empty((len(parts), self.encoder.dimension), np.float32)
         with self.metrics.part.labels("encode").time():

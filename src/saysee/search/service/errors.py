@@ -11,13 +11,7 @@ from saysee.errors import SaySeeError
 
 
 class RequestError(HTTPException):
-    """A request that cannot be answered.
-
-    Attributes:
-        status_code: of HTTP.
-        code: what went wrong, for programs: kebab-case, stable across releases.
-        detail: one line for people.
-    """
+    """A request that cannot be answered; ``code`` and ``detail`` as in :class:`.schemas.ErrorAnswer`."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}

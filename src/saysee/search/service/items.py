@@ -11,16 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
-from saysee.media.images import load_image
 from saysee.media.web import ImageServer
 from saysee.search.index.filters import Filter
 from saysee.search.index.index import Index
@@ -30,6 +28,8 @@ from saysee.search.index.store import Item, Tables
 from saysee.search.service.errors import RequestError, index_errors
 from saysee.search.service.schemas import NAME_KEY
 from saysee.search.service.thumbnails import Size, Thumbnails
+
+T = TypeVar("T")
 
 _NAME_CHARACTERS = 200  # of the name that a client gave to a file
 
@@ -47,9 +47,7 @@ class Items:
         self._lock = threading.Lock()
 
     def file(self, kind: Kind, row: int) -> tuple[str | bytes, str]:
-        """Path, or content from another server, and media type of an image or clip; RequestError too if its content is
-        of another kind.
-        """
+        """Path, or content from another server, and media type of an image or clip."""
         item = self._item(kind, row)
         if "://" not in item.path:
             return self._path(item)
@@ -93,19 +91,12 @@ class Items:
             raise _file_gone(kind, row, "changed")
         return os.fspath(path), found.media_type
 
-    def prepared(self, kind: Kind, row: int) -> Any:
-        """The file of a row, prepared by the index's encoder; the limits of clients' files do not apply to it."""
+    def loaded(self, kind: Kind, row: int, load: Callable[[str | bytes], T]) -> T:
+        """What a function makes of the file of a row; the limits of clients' files do not apply to it."""
         try:
-            return self.index.encoder.prepare(kind, self.file(kind, row)[0])
+            return load(self.file(kind, row)[0])
         except MediaError as error:
             raise _file_gone(kind, row, error.code) from None
-
-    def image(self, row: int) -> Image.Image:
-        """The image of a row; the limits of clients' files do not apply to it."""
-        try:
-            return load_image(self.file("image", row)[0])
-        except MediaError as error:
-            raise _file_gone("image", row, error.code) from None
 
     def small(self, row: int, size: Size) -> bytes:
         """The image of a row in a size of :data:`saysee.search.service.thumbnails.SIDES`."""

@@ -27,11 +27,7 @@ _LOGGED_PATH = 500  # characters of a path that are logged
 
 
 class Metrics:
-    """The metrics of one service.
-
-    Args:
-        counts: counts the rows of the index by kind, at every scrape.
-    """
+    """The metrics of one service; ``counts`` gives the rows of the index by kind, at every scrape."""
 
     def __init__(self, counts: Callable[[], Mapping[Any, int]] = dict) -> None:
         self.registry = registry = CollectorRegistry()

@@ -42,11 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Thumbnails:
-    """The small copies of the images of an index.
-
-    Args:
-        folder: of the index; None keeps them in memory.
-    """
+    """The small copies of the images of an index, in its folder; without one in memory."""
 
     def __init__(self, folder: Path | None) -> None:
         self._lock = threading.Lock()
@@ -58,13 +54,9 @@ class Thumbnails:
         self._limit = _MEMORY_BYTES if folder is None else _DISK_BYTES
 
     def get(self, row: int, path: str, size: Size, fetch: Callable[[str], bytes] | None = None) -> bytes:
-        """The image of a row in a size of ``SIDES``, as WebP; computed if there is none of the file as it is now.
+        """The image of a row, as WebP; computed if there is none of the file as it is now.
 
-        Args:
-            row: of the index.
-            path: of its file, or its address, of which a copy is kept for a day.
-            size: to be computed.
-            fetch: gives the content of an address.
+        ``path`` is an address if there is ``fetch``, which gives its content; then the copy is kept for a day.
 
         Raises:
             MediaError, OSError: the file cannot be used.

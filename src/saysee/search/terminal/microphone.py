@@ -41,13 +41,9 @@ class Microphone:
             ) from None
 
     def record(self, seconds: float | None = None) -> NDArray[np.float32]:
-        """Records one clip. Enter ends it if stdin is a terminal.
+        """Records one clip, [T] at 16 kHz, for so many seconds, or until silence after speech, and at most 60 s.
 
-        Args:
-            seconds: length of the recording; None records until silence after speech, and at most 60 s.
-
-        Returns:
-            [T] samples at 16 kHz.
+        Enter ends it if stdin is a terminal.
 
         Raises:
             MediaError: the recording is silent or too short.

@@ -107,11 +107,9 @@ def run_queries(
     A bad file in a folder is skipped; a bad file that was named itself is an error.
 
     Args:
-        index: where to search.
         places: audio files, image files, folders.
-        texts: written queries.
         recording: [T] samples at 16 kHz from the microphone.
-        k, where, filters, kind, rerank: as for :meth:`Index.search`; files that cannot be read are among the skipped.
+        index, texts, k, where, filters, kind, rerank: as for :meth:`Index.search`.
 
     Raises:
         SaySeeError: no query; a named file that is neither audio nor image, or damaged; else as ``Index.search``.

@@ -26,11 +26,7 @@ _PAGE = Path(__file__).parents[1] / "page"
 
 
 def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = None) -> Path:
-    """Writes a sheet atomically and returns its absolute path; None as path is a new temporary folder.
-
-    Raises:
-        SaySeeError: it cannot be written there.
-    """
+    """Writes a sheet atomically, without a path in a new temporary folder, and returns its absolute path."""
     place = Path(tempfile.mkdtemp(prefix="saysee-")) / "search.html" if path is None else Path(path).absolute()
     environment = Environment(loader=PackageLoader("saysee", "search"), autoescape=select_autoescape())
     # The style sheets are those of the page of ``saysee serve``, so that both look alike.

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from lancedb.index import BTree, IvfSq
 
 from saysee.media.formats import Kind
-from saysee.search.index.exact import RECALL, RECALL_K, best_rows, recall, trial_queries
+from saysee.search.index.exact import RECALL_K, best_rows, least_probes, trial_queries
 from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filter
 from saysee.search.index.lance.arrow import one_line, to_json, to_texts
 from saysee.search.index.ranking import Search
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXACT_ROWS = 20_000  # up to here every vector is compared, as in the other stores
 RENEW_ROWS = 5_000  # rows beside an index before they are added to it
 _DISTANCE: Final = "l2"  # of unit vectors it orders as the cosine does; clusters by "dot" took twice the probes
-_TRIAL_QUERIES, _FIRST_PROBES = 256, 8
+_TRIAL_QUERIES = 256
 _NOTE_SECONDS = 60.0  # after which a reader asks again how many clusters to search
 _REFINED = 4
 """Candidates for each row asked for. Of 50,000 vectors of 128 in 64 clusters, 8 of these gave a recall@10 of 0.968
@@ -250,12 +250,11 @@ def _build(tables: LanceTables, kind: Kind, rows: int) -> _Ivf:
     rng = np.random.default_rng(0)
     sample = _at(tables, kind, "take_offsets", rng.choice(rows, _TRIAL_QUERIES, replace=False))[1]
     queries = trial_queries(sample, rng)
-    truth, ivf = _exact(tables, queries, kind, RECALL_K), _Ivf(rows, clusters, min(_FIRST_PROBES, clusters))
-    while ivf.probes < clusters:
-        found = _near(tables, queries, kind, 2 * RECALL_K, ivf)
-        if recall(found, truth) >= RECALL:
-            break
-        ivf = _Ivf(rows, clusters, min(2 * ivf.probes, clusters))
+
+    def found(probes: int) -> list[Ids]:
+        return _near(tables, queries, kind, 2 * RECALL_K, _Ivf(rows, clusters, probes))
+
+    ivf = _Ivf(rows, clusters, least_probes(clusters, found, _exact(tables, queries, kind, RECALL_K)))
     tables.note(f"ivf_{kind}", asdict(ivf))
     return ivf
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from saysee.files import atomic_write, fingerprint
 from saysee.media.formats import Kind
-from saysee.search.index.exact import RECALL, RECALL_K, best_rows, recall, trial_queries
+from saysee.search.index.exact import RECALL_K, best_rows, least_probes, trial_queries
 from saysee.search.index.sql.tables import SqlTables
 from saysee.search.index.store import KINDS, Ids, Vectors
 
@@ -280,11 +280,12 @@ def build(tables: SqlTables, kind: Kind) -> Copy:
         chosen = rng.choice(seen, min(len(seen), _TRIAL_QUERIES), replace=False)
         order, vectors = tables.vectors_of(chosen.tolist())
         queries = trial_queries(vectors[np.searchsorted(order, chosen)], rng)
-        index.nprobe = index.nlist
-        truth = index.search(queries, RECALL_K)[1]
-        index.nprobe = min(8, index.nlist)
-        while index.nprobe < index.nlist and recall(index.search(queries, RECALL_K)[1], truth) < RECALL:
-            index.nprobe = min(2 * index.nprobe, index.nlist)
+
+        def found(probes: int) -> Any:
+            index.nprobe = probes
+            return index.search(queries, RECALL_K)[1]
+
+        index.nprobe = least_probes(index.nlist, found, found(index.nlist))
     return Copy(index, approximate, _base(current_stamp(tables, kind)), last or 0)
 
 
