@@ -31,14 +31,10 @@ class Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def _quick_gelu(values: Tensor) -> Tensor:
-    return values * torch.sigmoid(1.702 * values)
-
-
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of a name that Hugging Face uses; ConfigError for an unknown one."""
-    known: dict[str, Callable[[Tensor], Tensor]]
-    known = {"gelu": functional.gelu, "quick_gelu": _quick_gelu, "relu": functional.relu}
+    known: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu": functional.relu}
+    known["quick_gelu"] = lambda values: values * torch.sigmoid(1.702 * values)
     if name not in known:
         raise ConfigError(f"the activation {name!r} is unknown; give one of {', '.join(known)}")
     return known[name]

@@ -10,15 +10,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from saysee.search.service.errors import RequestError
 from saysee.search.service.records import Metrics
 
+K = TypeVar("K", bound=Hashable)
 Run = Callable[[list[Any]], list[Any]]  # contents of one batch to their results, in the same order
 
 SLOW_SECONDS = 5.0  # a body that has been arriving for longer gives way to others where the memory is full
@@ -166,11 +167,8 @@ class ModelThread:
             start = time.perf_counter()
             self._running = len(jobs)
             self.metrics.batch.observe(len(jobs))
-            groups: dict[Hashable, list[_Job]] = {}
-            for job in jobs:
-                groups.setdefault(job.kind, []).append(job)
-            for group in groups.values():
-                _run(group)
+            for _, numbers in grouped(job.kind for job in jobs):
+                _run([jobs[number] for number in numbers])
             self._running = 0
             seconds = time.perf_counter() - start
             self._seconds += 0.2 * (seconds - self._seconds)
@@ -197,6 +195,14 @@ class ModelThread:
                 jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
                 if jobs:  # otherwise all their clients have left
                     return jobs
+
+
+def grouped(keys: Iterable[K]) -> Iterable[tuple[K, list[int]]]:
+    """The distinct keys with their positions."""
+    groups: dict[K, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    return groups.items()
 
 
 def _run(jobs: list[_Job]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from saysee.search.index.ranking import Scored, logit, measure, nearest, reorder
 from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
-from saysee.search.service.batching import ModelThread, Places
+from saysee.search.service.batching import ModelThread, Places, grouped
 from saysee.search.service.errors import RequestError, client_errors, index_errors
 from saysee.search.service.items import Items, client_name
 from saysee.search.service.records import AccessLog, Metrics
@@ -44,7 +44,6 @@ from saysee.version import __version__
 
 P = ParamSpec("P")
 T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
 
 QueryKind = Literal["clip", "image", "text", "vector"]
 QUERY_FIELDS = ("file", "audio", "image", "text", "vector")
@@ -233,14 +232,14 @@ class Service:
         parts = [part for query in queries for part in query.parts]
         encoded = np.empty((len(parts), self.encoder.dimension), np.float32)
         with self.metrics.part.labels("encode").time():
-            for kind, numbers in _groups(kind for kind, _ in parts):
+            for kind, numbers in grouped(kind for kind, _ in parts):
                 contents = [parts[number][1] for number in numbers]
                 encoded[numbers] = contents if kind == "vector" else self._encode(kind, contents)
         vectors = np.split(encoded, np.cumsum([len(query.parts) for query in queries])[:-1])
         answers: dict[int, Answer] = {}
         with self.metrics.part.labels("search").time():
             alike = ((len(query.parts), self._find(query), query.filters) for query in queries)
-            for (_, find, filters), positions in _groups(alike):
+            for (_, find, filters), positions in grouped(alike):
                 k = max(queries[position].k for position in positions)
                 of_queries = np.stack([vectors[position] for position in positions], axis=1)
                 for position, hits in zip(positions, self._nearest(of_queries, find, k, filters), strict=True):
@@ -362,14 +361,6 @@ def from_text(text: str, dimension: int) -> list[Vectors]:
     if not all(np.isfinite(length) and length for length in lengths):
         raise RequestError(422, "invalid-vector", "The vector is zero or not finite; send it as in an answer.")
     return [np.asarray(vector / length) for vector, length in zip(vectors, lengths, strict=True)]
-
-
-def _groups(keys: Iterable[K]) -> Iterable[tuple[K, list[int]]]:
-    """The distinct keys with their positions."""
-    groups: dict[K, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    return groups.items()
 
 
 def _name(index: Index) -> str:

@@ -57,11 +57,6 @@ def update(table: Any, rows: pa.Table) -> Any:
     return table.merge_insert("id").when_matched_update_all().execute(rows)
 
 
-def delete(table: Any, condition: str) -> Any:
-    """Removes the rows for which a condition holds."""
-    return table.delete(condition)
-
-
 def quoted(text: str) -> str:
     """A text as a literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -10,10 +10,10 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
@@ -31,8 +31,6 @@ from saysee.search.index.ranking import Search
 from saysee.search.index.store import ITEM_COLUMNS, WHERE_SECONDS, Ids, Vectors, condition_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from saysee.search.index.lance.tables import LanceTables
 
 EXACT_ROWS = 20_000  # up to here every vector is compared, as in the other stores
@@ -171,10 +169,13 @@ def _chosen(tables: LanceTables, kind: Kind, where: str | None, filters: Sequenc
         else:
             if ";" in _OUTSIDE.sub("", where):  # of what follows Lance's SQL takes no notice
                 raise condition_error(where, "it has more than one statement")
-            with _condition_errors(where):
-                sql = _PART.sub(r"json_get_string(metadata, \1)", where)
+            sql = _PART.sub(r"json_get_string(metadata, \1)", where)
+            try:
                 query = query.where(f"({sql}\n)")  # a line of its own ends a comment in it
                 found = query.to_arrow(timeout=timedelta(seconds=WHERE_SECONDS))
+            except Exception as error:
+                reason = f"it takes over {WHERE_SECONDS:g} s" if "timeout" in str(error) else one_line(error)
+                raise condition_error(where, reason) from None
     kept = np.ones(len(found), bool)
     for one in filters:
         values = to_texts(found["metadata"]) if not one.is_column else found[one.name]
@@ -187,15 +188,6 @@ def _chosen(tables: LanceTables, kind: Kind, where: str | None, filters: Sequenc
         )  # the last is for those without a value
         kept &= fits[np.asarray(pc.fill_null(distinct.indices, len(fits) - 1))]
     return np.asarray(found["id"], np.int64)[kept], np.asarray(found[place], np.int64)[kept]
-
-
-@contextmanager
-def _condition_errors(where: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        reason = f"it takes over {WHERE_SECONDS:g} s" if "timeout" in str(error) else one_line(error)
-        raise condition_error(where, reason) from None
 
 
 def _composed(table: Any) -> Any:
@@ -246,7 +238,7 @@ def _build(tables: LanceTables, kind: Kind, rows: int) -> _Ivf:
     clusters = 2 ** round(math.log2(math.sqrt(rows)))
     clustered = IvfSq(_DISTANCE, clusters, max_iterations=_ROUNDS, sample_rate=_TRAINING_ROWS)
     for column, config in (("vector", clustered), *((name, BTree()) for name in _LOOKED_UP)):
-        tables.commit(kind, partial(_create_index, column=column, config=config))
+        tables.commit(kind, methodcaller("create_index", column, config=config, replace=True))
     rng = np.random.default_rng(0)
     sample = _at(tables, kind, "take_offsets", rng.choice(rows, _TRIAL_QUERIES, replace=False))[1]
     queries = trial_queries(sample, rng)
@@ -257,7 +249,3 @@ def _build(tables: LanceTables, kind: Kind, rows: int) -> _Ivf:
     ivf = _Ivf(rows, clusters, least_probes(clusters, found, _exact(tables, queries, kind, RECALL_K)))
     tables.note(f"ivf_{kind}", asdict(ivf))
     return ivf
-
-
-def _create_index(table: Any, column: str, config: Any) -> None:
-    table.create_index(column, config=config, replace=True)

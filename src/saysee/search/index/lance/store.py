@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,22 @@ class LanceStore(Store):
         scheme, _, rest = address.partition("://")
         if not rest.strip("/"):
             raise SaySeeError(f"{address}: names no place; write lance:///folder or s3://bucket/prefix")
-        self._local = Path(rest).expanduser().absolute() if scheme == "lance" else None
-        self.place = address if self._local is None else f"lance://{self._local}"
-        self._connection: Any = None
+        self.local = Path(rest).expanduser().absolute() if scheme == "lance" else None
+        self.place = address if self.local is None else f"lance://{self.local}"
         self.held: dict[Kind, Held] = {}  # what searching has read of the tables
 
     @contextmanager
     def reading(self) -> Iterator[LanceTables]:
-        if self._local is not None and not (self._local / f"{ABOUT}.lance").is_dir():
+        if self.local is not None and not (self.local / f"{ABOUT}.lance").is_dir():
             raise no_index(self.place)
         yield LanceTables(self, latest=False)
 
     @contextmanager
     def writing(self) -> Iterator[LanceTables]:
         """One of the writers; see :meth:`Store.writing`."""
-        if self._local is not None:
+        if self.local is not None:
             with self.errors_in_one_line():
-                names = os.listdir(self._local) if self._local.exists() else []
+                names = os.listdir(self.local) if self.local.exists() else []
             if names and not any(name.endswith(".lance") for name in names):
                 raise SaySeeError(f"{self.place}: holds other files ({names[0]}) and no index; name another by --to")
         yield LanceTables(self, latest=True)
@@ -82,11 +82,10 @@ class LanceStore(Store):
         with self.reading() as tables:
             return ranked(tables, queries, searcher(tables, queries, kind, where, filters), k, offset)
 
-    def connect(self) -> Any:
-        """The connection, of which the cache serves all readers."""
-        if self._connection is None:
-            self._connection = lancedb.connect(self._local or self.place)
-        return self._connection
+    @cached_property
+    def connection(self) -> Any:
+        """Of all readers and writers, which share its cache."""
+        return lancedb.connect(self.local or self.place)
 
     @contextmanager
     def errors_in_one_line(self) -> Iterator[None]:
@@ -98,9 +97,3 @@ class LanceStore(Store):
         except Exception as error:
             text = next(text for part, text in _REASONS if re.search(part, str(error), re.IGNORECASE))
             raise SaySeeError(f"{self.place}: {text.format(one_line(error))}") from None
-
-    def size_in_bytes(self) -> int | None:
-        """Size of all files; None in an object store."""
-        if self._local is None:
-            return None
-        return sum(path.stat().st_size for path in self._local.rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,18 +21,7 @@ import pyarrow.compute as pc
 
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
-from saysee.search.index.lance.arrow import (
-    KEY,
-    LITERALS,
-    among,
-    delete,
-    insert,
-    quoted,
-    row_schema,
-    to_items,
-    to_rows,
-    update,
-)
+from saysee.search.index.lance.arrow import KEY, LITERALS, among, insert, quoted, row_schema, to_items, to_rows, update
 from saysee.search.index.lance.searching import ivf_problem, make_ready
 from saysee.search.index.store import ITEM_COLUMNS, KINDS, UNIT_TOLERANCE, Ids, Item, Key, Tables, Vectors
 
@@ -67,7 +57,7 @@ class LanceTables(Tables):
         with self.store.errors_in_one_line():
             if name not in self._opened:
                 try:
-                    self._opened[name] = self.store.connect().open_table(name)
+                    self._opened[name] = self.store.connection.open_table(name)
                 except ValueError as error:
                     if "was not found" in str(error):
                         return None
@@ -101,7 +91,7 @@ class LanceTables(Tables):
         """Creates a table; not where another process has just done so."""
         with self.store.errors_in_one_line():
             try:
-                self.store.connect().create_table(name, rows)
+                self.store.connection.create_table(name, rows)
             except ValueError as error:
                 if "already exists" in str(error):
                     return False
@@ -325,7 +315,7 @@ class LanceTables(Tables):
     def remove(self, items: Sequence[Item]) -> None:
         for kind in KINDS:
             for condition in among("id", [item.id for item in items if item.kind == kind]):
-                self.commit(kind, partial(delete, condition=condition))
+                self.commit(kind, methodcaller("delete", condition))
 
     def tidy(self, name: str, kept: timedelta = _KEPT_VERSIONS) -> None:
         """Merges small files, adds rows to the indexes, and removes old versions; leaves it to another who does."""
@@ -347,8 +337,8 @@ class LanceTables(Tables):
 
     def size_in_bytes(self) -> int:
         """In an object store, of the rows alone."""
-        if (size := self.store.size_in_bytes()) is not None:
-            return size
+        if (local := self.store.local) is not None:
+            return sum(path.stat().st_size for path in local.rglob("*") if path.is_file())
         with self.store.errors_in_one_line():
             return sum(int(table.stats()["total_bytes"]) for kind in KINDS if (table := self.table(kind)))
 

@@ -74,18 +74,15 @@ def _files(place: Path, inner: str, option: str) -> list[Path]:
 
 def _check_counts(lists: Sequence[_Ids], parts: Sequence[Part], ids: Path, vectors: Path) -> None:
     """Checks that there are as many ids as vectors, in each file if there are as many files."""
-    for found, part in zip(lists, parts, strict=True) if len(lists) == len(parts) else ():
-        if found.lines != len(part.values):
-            raise _counts_differ(found.path, found.lines, part.place, len(part.values))
-    count, total = sum(found.lines for found in lists), sum(len(part.values) for part in parts)
-    if count != total:
-        raise _counts_differ(ids, count, vectors, total)
-    if not count:
+    files = zip(lists, parts, strict=True) if len(lists) == len(parts) else ()
+    pairs: list[tuple[Path, int, object, int]]
+    pairs = [(found.path, found.lines, part.place, len(part.values)) for found, part in files]
+    pairs.append((ids, sum(found.lines for found in lists), vectors, sum(len(part.values) for part in parts)))
+    for place, lines, other, count in pairs:
+        if lines != count:
+            raise SaySeeError(f"{place}: {lines:,} lines for the {count:,} vectors of {other}; write one for each")
+    if not pairs[-1][1]:
         raise SaySeeError(f"{ids}: no lines; give one for each vector")
-
-
-def _counts_differ(ids: Path, lines: int, vectors: object, count: int) -> SaySeeError:
-    return SaySeeError(f"{ids}: {lines:,} lines for the {count:,} vectors of {vectors}; write one for each")
 
 
 def _read_ids(path: Path, root: Path, items: ItemList) -> _Ids:
