@@ -15,11 +15,7 @@ from saysee.model.retriever import SpeechImageModel
 
 
 def load_model(place: str | os.PathLike[str]) -> Any:
-    """A SaySee model or a plain CLIP of a folder, hub name or this package, in fp32 and in evaluation mode.
-
-    Raises:
-        CheckpointError: there is no such model at that place.
-    """
+    """A SaySee model or a plain CLIP, in fp32 and evaluation mode; CheckpointError if there is none at that place."""
     return SpeechImageModel.from_pretrained(place) if kind_of(place) == "saysee" else PlainClip(place_of(place))
 
 

@@ -40,8 +40,6 @@ Layers = int | Literal["all"]
 class SpeechImageModel(nn.Module):
     """A HuBERT speech encoder and a CLIP image encoder in one space, and in training a fusion encoder between them.
 
-    Made by :meth:`from_encoders` or :meth:`from_pretrained`.
-
     Attributes:
         config: the :class:`SpeechImageConfig`.
         name_or_path: where it was loaded from; empty if nowhere.

@@ -179,11 +179,7 @@ def _head_config(path: Any, weights: dict[str, Tensor], settings: Any) -> HeadCo
 
 
 def _head_weights(path: Any, weights: dict[str, Tensor], config: HeadConfig) -> dict[str, Tensor]:
-    """The weights of mix and head by their published names, in fp32 and the shapes of a SaySee model.
-
-    Raises:
-        CheckpointError: some are missing, unknown or of another shape.
-    """
+    """The weights of mix and head by their published names, in fp32 and the shapes of a SaySee model."""
     width, dimension = _widths(weights)
     if width % config.heads:
         raise CheckpointError(f"{path}: its width, {width}, is no multiple of its {config.heads} attention heads")

@@ -18,12 +18,7 @@ NARROW_GROUP = 16
 
 
 class Hubert(nn.Module):
-    """Waveforms to all hidden states.
-
-    Args:
-        config: of the base or the large kind.
-        final_norm: apply the final layer norm, which only the large kind has, to the last hidden state.
-    """
+    """Waveforms to all hidden states, the last after the final layer norm, which only the large kind has, if asked."""
 
     def __init__(self, config: HubertConfig, final_norm: bool = True) -> None:
         super().__init__()

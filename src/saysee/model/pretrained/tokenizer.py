@@ -21,11 +21,7 @@ _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 class TextTokenizer:
-    """The tokenizer of a checkpoint. It keeps nothing between calls, so several threads may use it.
-
-    Raises:
-        ValueError: ``model_max_length`` of its ``tokenizer_config.json`` is no number of tokens.
-    """
+    """The tokenizer of a checkpoint. It keeps nothing between calls, so several threads may use it."""
 
     def __init__(self, tokens: Tokenizer, settings: dict[str, Any]) -> None:
         self._tokens, self._settings = tokens, settings

@@ -35,11 +35,7 @@ _MAY_BE_MISSING = "masked_spec_embed"
 
 
 def find(place: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
-    """A file of a checkpoint, downloaded if it is on the hub and not on this machine; None if there is no such file.
-
-    Raises:
-        OSError: there is no such folder or model, or the hub cannot be reached.
-    """
+    """A file of a checkpoint, downloaded if need be, or None; OSError if there is no checkpoint, or no connection."""
     folder = Path(place_of(place))
     if folder.is_dir() or folder.is_absolute() or os.fspath(place).startswith("."):
         if not folder.is_dir():
@@ -66,12 +62,7 @@ def find(place: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
 
 
 def read_json(place: str | os.PathLike[str], name: str, **hub: Any) -> dict[str, Any]:
-    """The values of a file of a checkpoint; empty if there is no such file.
-
-    Raises:
-        OSError: as for :func:`find`.
-        ValueError: the file is damaged.
-    """
+    """The values of a file of a checkpoint, empty if there is none; errors of :func:`find`, ValueError if damaged."""
     file = find(place, name, **hub)
     try:
         values = {} if file is None else json.loads(file.read_text(encoding="utf-8"))

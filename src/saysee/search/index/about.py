@@ -42,11 +42,7 @@ class About:
     written_by: str = __version__
 
     def check(self, encoder: Encoder, where: object, kind: Kind = "image") -> None:
-        """Raises a SaySeeError for a model that is not that of the index at a place.
-
-        The image side must be the same in any case, as all vectors lie in its space; to find clips (``kind``), the
-        speech side too.
-        """
+        """Raises a SaySeeError for a model whose image side, or to find clips whose speech side, is not the index's."""
         if encoder.dimension != self.dimension:
             raise SaySeeError(
                 f"{where}: its vectors have {self.dimension} dimensions, those of the model {encoder.name} "

@@ -331,8 +331,7 @@ class Index:
     def compact(self) -> tuple[int, int]:
         """Reclaims the disk space of removed rows, and builds the fast copies again that do not fit the rows.
 
-        Returns:
-            bytes of the index before and after.
+        Returns the bytes of the index before and after.
         """
         self.store.about()  # raises where there is no index any more; writing would begin one
         with self.store.writing() as tables:
@@ -343,12 +342,7 @@ class Index:
 
 
 def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store at a folder or an address, as of :meth:`Index.open`. Nothing is opened yet.
-
-    Raises:
-        SaySeeError: an address that cannot be parsed.
-        MissingExtraError: a database without its extra, "postgres" or "lance".
-    """
+    """The store at a folder or an address, as of :meth:`Index.open`. Nothing is opened yet."""
     if isinstance(place, str) and place.startswith(LANCE):
         with extra_needed("an index in LanceDB", "lance"):
             from saysee.search.index.lance.store import LanceStore

@@ -248,19 +248,11 @@ class Store(ABC):
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Tables]:
-        """A connection that cannot write, and reads all of one moment.
-
-        Raises:
-            SaySeeError: there is no index, or it is damaged or out of reach.
-        """
+        """A connection that cannot write, and reads all of one moment; SaySeeError if there is no index to be read."""
 
     @abstractmethod
     def writing(self) -> AbstractContextManager[Tables]:
-        """A connection that writes; a new place is prepared.
-
-        Raises:
-            SaySeeError: it cannot be written, or another process writes where only one can.
-        """
+        """A connection that writes; SaySeeError if it cannot, also as another process does where only one can."""
 
     @abstractmethod
     def nearest(

@@ -72,11 +72,7 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """An index, its model and what clients may do. Creating one loads the model and runs it once: a first run is slow.
-
-    Raises:
-        SaySeeError: the index or its model cannot be used.
-    """
+    """An index, its model and what clients may do; made, it has run the model once, as a first run is slow."""
 
     def __init__(self, index: Index, settings: ServiceSettings) -> None:
         self.index, self.settings, self.encoder = index, settings, index.encoder

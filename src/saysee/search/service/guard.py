@@ -42,10 +42,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Rejects forbidden requests before their body is read, and adds security headers to all answers.
-
-    An internal error is logged with the request's id.
-    """
+    """Rejects forbidden requests before their body is read, adds security headers, and logs internal errors."""
 
     def __init__(self, app: ASGIApp, token: str | None, write: bool) -> None:
         self.app, self.token, self.write = app, None if token is None else token.encode(), write

@@ -56,11 +56,7 @@ class Metrics:
 
 
 class AccessLog(RotatingFileHandler):
-    """A file with a JSON object a line for each request. Once it is full, it begins again, and keeps the previous one.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
+    """A file with a JSON object a line for each request. Once it is full, the next one begins; one more is kept."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -23,12 +23,7 @@ _OR_FILE = "or record a file and name it instead of --record"
 
 
 class Microphone:
-    """The default input device of the system.
-
-    Raises:
-        MissingExtraError: the library ``sounddevice`` is not installed.
-        SaySeeError: PortAudio is not installed, or there is no microphone.
-    """
+    """The default input device of the system; SaySeeError if there is none, or its libraries are not installed."""
 
     def __init__(self) -> None:
         self._library = _import_library()

@@ -38,10 +38,7 @@ def protocol_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> 
 
 
 def show_hits(hits: Sequence[Hit], protocol: Protocol, columns: int, stream: TextIO | None = None) -> None:
-    """Shows the images of hits in rows, in a terminal of so many columns; the best come first.
-
-    A clip, or an image that cannot be read, leaves a gap. Without a stream they go to stdout.
-    """
+    """Shows the images of hits in rows, in a terminal of so many columns; what cannot be shown leaves a gap."""
     stream = stream or sys.stdout
     images = [_thumbnail(hit) for hit in hits]
     per_row = max(1, columns // _CELL_COLUMNS)

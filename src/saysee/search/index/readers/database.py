@@ -146,11 +146,7 @@ def _numbers(value: Any) -> NDArray[np.float32] | None:
 
 
 def _clip_of_library(connection: Connection, place: str, encoder: Encoder) -> tuple[str, list[str]]:
-    """The hub name of the CLIP that an Immich encodes with, as far as its settings say, and notes; "" for others.
-
-    Raises:
-        SaySeeError: it is another CLIP than the encoder's.
-    """
+    """The hub name of the CLIP that an Immich encodes with, as far as its settings say, and notes; "" for others."""
     row = connection.execute(_MAY_READ).fetchone()
     if row is None or row[0] is None:
         return "", []

@@ -81,11 +81,7 @@ def path_column(titles: Sequence[str], place: str) -> int:
 def add_rows(
     items: ItemList, rows: Iterable[tuple[str, Sequence[Any]]], titles: Sequence[str], column: int, root: Path
 ) -> int:
-    """Adds rows of a table, each after its place for messages, and returns how many; further columns become metadata.
-
-    Raises:
-        SaySeeError: a row without a path, or with that of another; the message has its place.
-    """
+    """Adds rows of a table, each after its place for messages, with further columns as metadata; returns how many."""
     count = 0
     for place, values in rows:
         name = name_on_disk(word(values[column], place, titles[column]) or "", root)

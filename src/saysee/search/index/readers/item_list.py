@@ -54,11 +54,7 @@ class Listed:
 
 
 class ItemList:
-    """Items, each once; and for an update, the rows of the index that they are compared with.
-
-    Raises (all methods):
-        SaySeeError: the temporary file cannot be written.
-    """
+    """Items, each once; and for an update, the rows of the index that they are compared with."""
 
     def __init__(self) -> None:
         # A file without a name: it is gone when the process ends, however that ends.

@@ -86,12 +86,7 @@ CREATE INDEX items_by_hash ON items (kind, hash);
 
 
 class Server:
-    """A database of a server.
-
-    Args:
-        url: as of :class:`PostgresStore`.
-        schema: where the address does not name one.
-    """
+    """A database of a server; ``schema`` holds where its address, as of :class:`PostgresStore`, names none."""
 
     def __init__(self, url: str, schema: str = "") -> None:
         self.schema, self._options = _parsed(url, schema)

@@ -166,8 +166,7 @@ def _under(tables: PostgresTables, settings: list[str], sql: str, values: dict[s
 def update_hnsw(tables: PostgresTables) -> dict[Kind, str]:
     """Builds the HNSW indexes that are missing, drops those that are not needed, and returns how kinds are searched.
 
-    The connection is outside a transaction: rows may be read and written meanwhile. A lock keeps two processes from
-    building the same index.
+    It is outside a transaction: rows may be read and written meanwhile. A lock keeps others from building the same.
     """
     methods: dict[Kind, str] = {}
     with _locked(tables):
