@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 from media_files import clip, picture
 from saysee import Index, SaySeeError
 from saysee.cli import main
-from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.updating import update_index
 
 ODD_NAMES = (
@@ -117,29 +114,6 @@ def test_images_in_a_read_only_folder_are_indexed(encoder, photos, tmp_path):
     with mounted("--bind", photos, at=tmp_path / "sealed") as sealed:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(sealed)], check=True)
         assert update_index(encoder, sealed, tmp_path / "index").images == 6
-
-
-def test_a_moved_index_answers_as_before(encoder, photos, tmp_path, run):
-    update_index(encoder, photos, tmp_path / "index")
-    query = photos / "clips/1.wav"
-    before = top(run("search", tmp_path / "index", query, "--json")[1])
-    (tmp_path / "far/away").mkdir(parents=True)
-    shutil.move(tmp_path / "index", tmp_path / "far/away/index")
-    code, output, errors = run("search", tmp_path / "far/away/index", query, "--json")
-    assert (code, top(output), errors) == (0, before, "")
-
-
-def test_a_replaced_model_is_refused(encoder, model_folder, hubert_folder, clip_folder, photos, tmp_path, run):
-    update_index(encoder, photos, tmp_path / "index")
-    torch.manual_seed(6)
-    other = SpeechImageModel.from_encoders(hubert_folder, clip_folder)
-    with torch.no_grad():
-        other.image_encoder.clip.visual_projection.weight.mul_(-1)
-    other.save_pretrained(model_folder)
-    one_line(run("search", tmp_path / "index", photos / "clips/0.wav"), "model")
-    one_line(run("index", model_folder, photos, "--to", tmp_path / "index"), "model")
-    shutil.rmtree(model_folder)
-    one_line(run("search", tmp_path / "index", photos / "clips/0.wav"), "no longer at", "--model")
 
 
 def test_no_images_at_all(model_folder, tmp_path, run):

@@ -156,16 +156,13 @@ def _widths(weights: dict[str, Tensor]) -> tuple[int, int]:
 def _head_config(path: Any, weights: dict[str, Tensor], settings: Any) -> HeadConfig:
     """The head's configuration: sizes by the weights, what these do not show by the settings beside them."""
     sizes = {_MIX: 1, _CLS: 3, f"{_PROJECTION}weight": 2}
-    needed = [name for name in sizes if name not in weights]
-    if not needed and (odd := [name for name, size in sizes.items() if weights[name].dim() != size]):
-        raise CheckpointError(
-            f"{path}: is no SpeechCLIP parallel: the shape of {odd[0]} is {list(weights[odd[0]].shape)}"
-        )
-    if needed:
+    if needed := [name for name in sizes if name not in weights]:
         kind = "a cascaded or hybrid one" if any(name.startswith("cascaded_branch.") for name in weights) else "another"
         raise CheckpointError(
             f"{path}: is no SpeechCLIP parallel, but {kind}: {_listed(needed)} missing; give a parallel checkpoint"
         )
+    if odd := [f"{name} is {list(weights[name].shape)}" for name, size in sizes.items() if weights[name].dim() != size]:
+        raise CheckpointError(f"{path}: is no SpeechCLIP parallel: the shape of {odd[0]}")
     numbers = [int(found[1]) for name in weights if (found := re.match(re.escape(_LAYERS) + r"layers\.(\d+)\.", name))]
     feedforward = weights.get(f"{_LAYERS}layers.0.linear1.weight")
     heads = _find(_find(settings, "parallel_branch"), "nhead")

@@ -170,12 +170,6 @@ def test_schema_of_other_tables_is_left_alone(database):
     assert "holds other tables (mine) and no index; name another by ?schema=" in refusal(database, write=True)
 
 
-def test_other_format_is_refused(database):
-    fill(database, clustered(3))
-    admin(database, "UPDATE about SET value = '9' WHERE name = 'format'")
-    assert "has format 9, and this release reads format 2; upgrade SaySee" in refusal(database)
-
-
 def test_commands_never_show_the_password(model_folder, photos, postgres, locked, capsys):
     admin(postgres, "CREATE SCHEMA IF NOT EXISTS shown AUTHORIZATION locked", "CREATE EXTENSION IF NOT EXISTS vector")
     place = f"{locked('right')}&schema=shown"

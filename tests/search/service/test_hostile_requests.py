@@ -24,7 +24,7 @@ HERE = {"Host": "127.0.0.1"}
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
-@pytest.mark.parametrize("cases", [10, pytest.param(500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("cases", [6, pytest.param(500, marks=pytest.mark.nightly)])
 def test_requests_generated_from_openapi(make_service, cases):
     import schemathesis  # here, for it takes seconds in each process
     from schemathesis.checks import not_a_server_error
@@ -39,9 +39,7 @@ def test_requests_generated_from_openapi(make_service, cases):
     answered = set()
     for operation in operations:
 
-        @settings(
-            max_examples=cases, deadline=None, derandomize=cases == 10, database=None, suppress_health_check=QUIET
-        )
+        @settings(max_examples=cases, deadline=None, derandomize=cases == 6, database=None, suppress_health_check=QUIET)
         @given(_requests(operation))
         def ask(case):
             answered.add(case.call_and_validate(checks=all_checks, headers=HERE).status_code)

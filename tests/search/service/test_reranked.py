@@ -36,7 +36,7 @@ def test_hits_are_those_of_the_index_in_its_order(ask, matching, photos):
     client, changed = ask(matching), 0
     assert client.get("/about").json()["rerank"] is True
     for field, of_index, kind, pattern in (("audio", "speech", "image", "*.wav"), ("image", "images", "clip", "*.png")):
-        for path in sorted(photos.rglob(pattern)):
+        for path in sorted(photos.rglob(pattern))[:2]:
             content = path.read_bytes()
             for k, offset, rerank in ((20, 0, 4), (20, 0, 50), (2, 1, 6), (2, 3, 2)):
                 sent = {"kind": kind, "k": str(k), "offset": str(offset), "rerank": str(rerank)}
@@ -44,8 +44,8 @@ def test_hits_are_those_of_the_index_in_its_order(ask, matching, photos):
                 options = {of_index: [content], "k": k, "offset": offset, "kind": kind}
                 assert found(answer) == expected(matching.search(**options, rerank=rerank)[0])
                 changed += found(answer) != expected(matching.search(**options)[0])
-    assert changed > 10
-    assert metric(client.get("/metrics").text, 'saysee_query_part_seconds_count{part="rerank"}') == 4 * (3 + 6)
+    assert changed > 5
+    assert metric(client.get("/metrics").text, 'saysee_query_part_seconds_count{part="rerank"}') == 4 * (2 + 2)
 
 
 def test_a_hit_whose_file_cannot_be_read_keeps_its_place_and_its_cosine(ask, matching, photos):

@@ -173,8 +173,8 @@ def _initialize(module: nn.Module, config: CLIPVisionConfig | CLIPTextConfig) ->
         for part in module.children():
             initialize(part, std)
     elif isinstance(module, Attention):
-        for part, std in ((module.q_proj, inner), (module.k_proj, inner), (module.v_proj, inner)):
-            initialize(part, std)
+        for part in (module.q_proj, module.k_proj, module.v_proj):
+            initialize(part, inner)
         initialize(module.out_proj, width**-0.5 * factor)
     elif isinstance(module, MLP):
         initialize(module.fc1, (2 * width) ** -0.5 * factor)

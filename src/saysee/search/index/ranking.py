@@ -147,13 +147,12 @@ def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Filters
     """As :meth:`Tables.newest`, of the rows for which all filters hold."""
     if not filters:
         return list(tables.newest(kind, k, offset))
-    fitting = (item for item in tables.newest(kind) if all(one.matches(_value(item, one)) for one in filters))
+
+    def value(item: Item, of: Filter) -> Any:
+        if not of.is_column:
+            return item.metadata.get(of.name)
+        folder, _, name = item.path.rpartition("/")
+        return {"folder": folder, "name": name}.get(of.name, getattr(item, of.name, None))
+
+    fitting = (item for item in tables.newest(kind) if all(one.matches(value(item, one)) for one in filters))
     return list(itertools.islice(fitting, offset, offset + k))
-
-
-def _value(item: Item, of: Filter) -> Any:
-    """The value that a filter is about."""
-    if not of.is_column:
-        return item.metadata.get(of.name)
-    folder, _, name = item.path.rpartition("/")
-    return {"folder": folder, "name": name}.get(of.name, getattr(item, of.name, None))

@@ -41,7 +41,6 @@ class Connection(H11Protocol):
         self._waits_for: str | None = None
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._full = False  # the client reads more slowly than the service answers
 
     def connection_made(self, transport: Any) -> None:
         """Begins to wait for the first request."""
@@ -76,13 +75,11 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Waits until the client has read what was sent."""
         super().pause_writing()
-        self._full = True
         self._watch()
 
     def resume_writing(self) -> None:
         """Sends more."""
         super().resume_writing()
-        self._full = False
         self._watch()
 
     def _watch(self) -> None:
@@ -99,7 +96,7 @@ class Connection(H11Protocol):
 
     def _next(self) -> str | None:
         """What the client must do: send a head, a body or its rest, or read the answer; None while it waits itself."""
-        if self._full or self.transport.is_closing():
+        if self.flow.write_paused or self.transport.is_closing():
             return "answer"
         if self.conn.their_state is h11.SEND_BODY:
             return "rest" if self.cycle.response_complete else "body"

@@ -234,18 +234,14 @@ class Service:
         vectors = np.split(encoded, np.cumsum([len(query.parts) for query in queries])[:-1])
         answers: dict[int, Answer] = {}
         with self.metrics.part.labels("search").time():
-            alike = ((len(query.parts), self._find(query), query.filters) for query in queries)
+            kinds = (each.find or self.index.kind_to_find(by_image=each.parts[0][0] == "image") for each in queries)
+            alike = ((len(query.parts), find, query.filters) for query, find in zip(queries, kinds, strict=True))
             for (_, find, filters), positions in grouped(alike):
                 k = max(queries[position].k for position in positions)
                 of_queries = np.stack([vectors[position] for position in positions], axis=1)
                 for position, hits in zip(positions, self._nearest(of_queries, find, k, filters), strict=True):
                     answers[position] = Answer(vectors[position], find, hits[: queries[position].k])
         return [answers[position] for position in range(len(queries))]
-
-    def _find(self, query: Query) -> Kind:
-        if query.find is not None:
-            return query.find
-        return self.index.kind_to_find(by_image=query.parts[0][0] == "image")
 
     def _encode(self, kind: Literal["clip", "image", "text"], prepared: Sequence[Any]) -> Vectors:
         vectors: Vectors = self.encoder.encode_prepared(kind, prepared)
@@ -265,8 +261,7 @@ class Service:
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
         """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""
-        result: T = await asyncio.wrap_future(self.model.submit(kind, content, run))
-        return result
+        return await asyncio.wrap_future(self.model.submit(kind, content, run))
 
     async def _hear(self, audio: bytes, form: schemas.SearchForm) -> tuple[dict[str, Any], list[tuple[QueryKind, Any]]]:
         """What an answer has of a spoken query, and a part of it for each way in which it is searched for."""

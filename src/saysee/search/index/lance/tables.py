@@ -152,12 +152,11 @@ class LanceTables(Tables):
 
     def note(self, name: str, value: Any) -> None:
         rows = pa.table([[name], [json.dumps(value)]], schema=_ABOUT_COLUMNS)
-        self.commit(
-            ABOUT,
-            lambda table: (
-                table.merge_insert("name").when_matched_update_all().when_not_matched_insert_all().execute(rows)
-            ),
-        )
+
+        def change(table: Any) -> Any:
+            return table.merge_insert("name").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+        self.commit(ABOUT, change)
 
     def counts(self) -> dict[Kind, int]:
         return {kind: self.count(kind) for kind in KINDS}
