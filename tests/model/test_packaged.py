@@ -15,8 +15,7 @@ import yaml
 from saysee.encoding.encoder import Encoder
 from saysee.errors import CheckpointError
 from saysee.media.audio import load_audio
-from saysee.model.pretrained.packaged import ENCODERS, place_of
-from saysee.model.pretrained.weights import load_clip, load_hubert
+from saysee.model.pretrained.weights import ENCODERS, load_clip, load_hubert, place_of
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.retriever import SpeechImageModel
 

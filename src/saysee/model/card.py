@@ -17,8 +17,7 @@ import yaml
 from saysee.errors import CheckpointError, ConfigError
 from saysee.files import fingerprint, short_name, write_text
 from saysee.model.configuration import SpeechImageConfig
-from saysee.model.pretrained.packaged import OWNER
-from saysee.model.pretrained.weights import read_config
+from saysee.model.pretrained.weights import OWNER, read_config
 
 CARD_FILE, TRAINING_FILE = "README.md", "training.json"
 _TEMPLATE = Path(__file__).with_name("card_template.md")

@@ -15,10 +15,7 @@ _CHANCES = 2**16
 
 
 def quicken_dropout(module: nn.Module) -> None:
-    """Makes dropout fast on a CPU in every ``Dropout`` and ``MultiheadAttention`` of a module.
-
-    Weights, their names, and the results in evaluation mode or on another device stay the same.
-    """
+    """Makes dropout fast on a CPU in every ``Dropout`` and ``MultiheadAttention``; nothing else of a module changes."""
     for part in module.modules():
         part.__class__ = _QUICK.get(type(part), type(part))
 
@@ -51,10 +48,7 @@ class QuickDropoutAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As torch's: [B, N, E] queries and [B, M, E] keys to [B, N, E].
-
-        ``key_padding_mask`` is [B, M], True or minus infinity on padding; no row is padding alone.
-        """
+        """As torch's: [B, N, E] queries, [B, M, E] keys and their mask [B, M] to [B, N, E]; no row is padding alone."""
         drops = self.training and self.dropout > 0 and query.device.type == "cpu"
         plain = self.batch_first and self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
         special = need_weights or attn_mask is not None or is_causal

@@ -115,8 +115,7 @@ class FusionEncoder(nn.Module):
 class FusionLayer(nn.Module):
     """Pre-norm: cross-attention to the context, self-attention among the queries, a feed-forward network.
 
-    Without the self-attention the fused global token would not depend on the frames, and a task on it would teach them
-    nothing.
+    Without the self-attention the fused global token would not depend on the frames, nor teach them anything.
     """
 
     def __init__(self, config: FusionConfig) -> None:

@@ -8,8 +8,7 @@ from torch import nn
 
 from saysee.errors import CheckpointError
 from saysee.model.image_encoder import ImageEncoder
-from saysee.model.pretrained.packaged import place_of
-from saysee.model.pretrained.weights import FIX, first_line, load_clip, read_config
+from saysee.model.pretrained.weights import FIX, first_line, load_clip, place_of, read_config
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.retriever import SpeechImageModel
 

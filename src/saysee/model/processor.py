@@ -116,18 +116,16 @@ class SpeechImageProcessor:
     def from_sources(
         cls, speech: str | None, image: str | None, image_size: int, text: bool, raw_speech: bool = False
     ) -> SpeechImageProcessor:
-        """The processor of two encoders.
+        """The processor of two encoders by hub name or folder, with the tokenizer if the model takes ``text``.
 
         Args:
-            speech: hub name or folder of the HuBERT; None: waveforms are normalized.
-            image: hub name or folder of the CLIP; None: CLIP's own steps at ``image_size``.
+            speech: of the HuBERT; None: waveforms are normalized.
+            image: of the CLIP; None: CLIP's own steps at ``image_size``.
             image_size: side of the square image that the vision transformer takes, in pixels.
-            text: take the tokenizer too (``image`` must have one).
             raw_speech: do not normalize waveforms, whatever the HuBERT says.
 
         Raises:
-            OSError: a file of a source is missing.
-            ValueError: one is damaged, or makes images of another size than the model takes.
+            OSError, ValueError: a file is missing or damaged, or makes images of another size than the model takes.
         """
         told = {} if speech is None else _values(read_json(speech, _FILE), speech, _SPEECH)
         extractor = SpeechPreparation(not raw_speech and bool(told.get("do_normalize", True)))

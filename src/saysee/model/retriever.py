@@ -24,8 +24,16 @@ from saysee.model.fusion import FusionEncoder
 from saysee.model.image_encoder import ImageEncoder
 from saysee.model.pretrained.clip import CLIP
 from saysee.model.pretrained.configuration import HubertConfig
-from saysee.model.pretrained.packaged import place_of
-from saysee.model.pretrained.weights import HUB, find, first_line, load_clip, load_hubert, load_weights, read_config
+from saysee.model.pretrained.weights import (
+    HUB,
+    find,
+    first_line,
+    load_clip,
+    load_hubert,
+    load_weights,
+    place_of,
+    read_config,
+)
 from saysee.model.processor import SpeechImageProcessor
 from saysee.model.speech_encoder import SpeechEncoder
 

@@ -15,8 +15,10 @@ from saysee.errors import CheckpointError, SaySeeError
 from saysee.model.pretrained.clip import CLIP
 from saysee.model.pretrained.configuration import CLIPConfig, HubertConfig
 from saysee.model.pretrained.hubert import Hubert
-from saysee.model.pretrained.packaged import place_of
 
+ENCODERS = Path(__file__).parents[2] / "encoders"
+"""The encoders of the package: one folder each, in the Hugging Face layout."""
+OWNER = "saysee/"
 FIX = "give a folder in the Hugging Face layout or a name on the hub"
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 """What may be said of a download."""
@@ -32,6 +34,18 @@ _OLD_NAMES = {
 _POINTER = b"version https://git-lfs"
 _MAY_BE_MISSING = "masked_spec_embed"
 """Only pre-training needs it; it is 0 then."""
+
+
+def place_of(name: str | os.PathLike[str]) -> str:
+    """The folder of an encoder of the package, such as ``saysee/hubert-nano``; any other name or path unchanged."""
+    place = os.fspath(name)
+    if not place.startswith(OWNER) or Path(place).exists():
+        return place
+    folder = ENCODERS / place.removeprefix(OWNER)
+    if not (folder / "config.json").is_file():
+        known = ", ".join(sorted(OWNER + path.parent.name for path in ENCODERS.glob("*/config.json")))
+        raise CheckpointError(f"the package has no encoder {place}; it has {known or 'none'}")
+    return str(folder)
 
 
 def find(place: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
@@ -96,15 +110,12 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     **hub: Any,
 ) -> Module:
-    """A module with the weights of a checkpoint, in evaluation mode; weights that it does not know are left out.
+    """The module that ``make`` makes with the weights of a checkpoint, in evaluation mode; others are left out.
 
     Args:
-        make: makes the module, whose first weights are not drawn.
-        place: a folder or a name on the hub.
+        make, place, dtype, hub: of the module; a folder or hub name; of the weights; some of :data:`HUB`.
         what, fix: the kind of model, and how to repair an error, for messages.
         prefix: of all names in some checkpoints of the kind.
-        dtype: of the weights.
-        hub: some of :data:`HUB`.
 
     Raises:
         CheckpointError: the weights cannot be read, or some are missing or of another shape.

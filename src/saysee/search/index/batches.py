@@ -33,13 +33,8 @@ _Found = tuple[Listed, Vectors | None, Any]  # the vector of its content if that
 class BatchWriter:
     """Brings rows up to date with their files. Each batch is one transaction.
 
-    Args:
-        writer: of the index.
-        encoder: the model.
-        about: what holds once all rows are written.
-        marks: what is known of the rows.
-        report: counts what is done.
-        vectors: unit vectors [D] of items that the model has encoded already.
+    ``about`` holds once all rows are written, ``marks`` is what is known of the rows, and ``vectors`` are unit vectors
+    [D] of items that the model has encoded already.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class _Worker:
 def update_on_cluster(
     address: str, device: str, threads: int | None, encoder: Encoder, to: str, parts: Iterator[Part]
 ) -> Iterator[Done]:
-    """Updates parts of an index at an address by workers of a Ray cluster: one for each GPU, else for each CPU core.
+    """Updates parts of an index by workers of a Ray cluster: one for each GPU, else for each CPU core.
 
     A part is taken when a worker becomes free. A worker that dies is replaced, on another machine if need be, and its
     part is done again. Nothing is started where there is no part.
@@ -72,7 +72,7 @@ def update_on_cluster(
             host:port, or ray://host:port.
         device: "cpu", "cuda", or "auto" for GPUs where the cluster has any.
         threads: of each worker that decode; None: one beside a CPU core, those of an encoder beside a GPU.
-        encoder: its folder must be at the same path on all machines, or it has a hub name.
+        encoder, to, parts: the model, at the same path on all machines or of the hub; the index's address; its parts.
 
     Raises:
         SaySeeError: there is no cluster, or none with such devices; the model cannot be loaded there; the index cannot

@@ -85,10 +85,7 @@ def parse_filters(texts: Iterable[str | Filter]) -> tuple[Filter, ...]:
 
     A text is ``name:value`` (equality; an empty value matches an empty text), ``name:value`` with ``*`` for any
     characters (wildcard), or ``name:low..high`` (inclusive range, either end may be missing). A value that itself
-    contains ``..`` or ``*`` is matched by a wildcard.
-
-    Raises:
-        SaySeeError: a text is not a filter; the message has the text and how to write it.
+    contains ``..`` or ``*`` is matched by a wildcard. SaySeeError, with the text, for what is none of these.
     """
     filters = tuple(text if isinstance(text, Filter) else _parse(text) for text in texts)
     if len(filters) > _MOST_FILTERS:

@@ -261,10 +261,7 @@ class Store(ABC):
         """For each unit vector of [Q, D] the up to ``k`` nearest rows of a kind, after the ``offset`` nearest.
 
         The score is the cosine; of equal scores the earlier row comes first, and of rows of equal content one. The
-        condition and all filters must hold.
-
-        Raises:
-            SaySeeError: the database refuses the condition, or it takes more than ``WHERE_SECONDS``.
+        condition, in at most ``WHERE_SECONDS``, and all filters must hold; SaySeeError if the database refuses it.
         """
 
     def about(self) -> About:

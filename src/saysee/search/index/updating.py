@@ -108,10 +108,7 @@ def _ignore_clips(source: Source, encoder: Encoder, report: IndexReport) -> None
 
 
 def begin(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32") -> About:
-    """Begins an index of the ``source`` below ``root``, or resumes one of the same files and model.
-
-    Returns:
-        what holds once :func:`finish` is called.
+    """Begins an index of the ``source`` below ``root``, or resumes one; returns what holds at its :func:`finish`.
 
     Raises:
         SaySeeError: the index is of another model, or of other files that still exist.

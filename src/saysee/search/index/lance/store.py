@@ -42,12 +42,8 @@ _REASONS = (
 class LanceStore(Store):
     """A folder or a place in an object store where an index is.
 
-    Args:
-        address: ``lance:///folder``, ``lance://folder`` from the working directory, or ``s3://bucket/prefix``, of which
-            the options are environment variables such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT.
-
-    Raises:
-        SaySeeError: the address names no place.
+    Its address is ``lance:///folder``, ``lance://folder`` from the working directory, or ``s3://bucket/prefix``, of
+    which the options are environment variables such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT.
     """
 
     folder = None

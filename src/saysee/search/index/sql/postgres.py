@@ -134,12 +134,9 @@ class Server:
 class PostgresStore(Store):
     """The schema of an index.
 
-    Args:
-        url: ``postgresql://user:password@host:port/database?schema=name&option=value``, with options of libpq such as
-            sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and from ~/.pgpass.
-
-    Raises:
-        SaySeeError: the address cannot be parsed; the message does not repeat it, as it may hold a password.
+    Its address is ``postgresql://user:password@host:port/database?schema=name&option=value``, with options of libpq
+    such as sslmode. Missing ones libpq takes from the environment (PGUSER, PGPASSWORD) and from ~/.pgpass. Errors do
+    not repeat it, as it may hold a password.
     """
 
     folder = None
