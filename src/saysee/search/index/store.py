@@ -243,7 +243,7 @@ class Store(ABC):
     """An index's tables, which any process may read at any time."""
 
     place: str  # for messages: never with a password
-    folder: Path | None  # on this machine; None for an index in a database
+    folder: Path | None = None  # on this machine; None for an index in a database
     many_writers: ClassVar[bool] = True  # whether several processes may write at the same time
 
     @abstractmethod

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import h11
@@ -29,6 +29,17 @@ _HEAD_SECONDS = 10.0  # for the head of a request; browsers and scripts send it 
 _REST_SECONDS = 5.0  # for the rest of a body that was answered before it had arrived
 _ANSWER_SECONDS = 60.0  # for the client to read some 50 kB of an answer, or its end
 _MARGIN_SECONDS = 2.0  # by which a body's own limit, which is answered by 408, comes first
+
+
+def _then_watch(method: Callable[..., None]) -> Any:
+    """A method of a connection that then looks at the clock."""
+
+    @wraps(method)
+    def watched(self: Any, *given: Any) -> None:
+        method(self, *given)
+        self._watch()
+
+    return watched
 
 
 class Connection(H11Protocol):
@@ -57,30 +68,12 @@ class Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        """Takes a part of a request."""
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        """Waits for the next request."""
-        super().on_response_complete()
-        self._watch()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection that has no further request."""
-        super().timeout_keep_alive_handler()
-        self._watch()
-
-    def pause_writing(self) -> None:
-        """Waits until the client has read what was sent."""
-        super().pause_writing()
-        self._watch()
-
-    def resume_writing(self) -> None:
-        """Sends more."""
-        super().resume_writing()
-        self._watch()
+    # Each of these may change what the client must do next.
+    data_received = _then_watch(H11Protocol.data_received)
+    on_response_complete = _then_watch(H11Protocol.on_response_complete)
+    timeout_keep_alive_handler = _then_watch(H11Protocol.timeout_keep_alive_handler)
+    pause_writing = _then_watch(H11Protocol.pause_writing)
+    resume_writing = _then_watch(H11Protocol.resume_writing)
 
     def _watch(self) -> None:
         """Starts the clock for what the client must do next, unless it runs already."""

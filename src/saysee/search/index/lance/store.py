@@ -46,8 +46,6 @@ class LanceStore(Store):
     which the options are environment variables such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT.
     """
 
-    folder = None
-
     def __init__(self, address: str) -> None:
         scheme, _, rest = address.partition("://")
         if not rest.strip("/"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -139,8 +139,6 @@ class PostgresStore(Store):
     not repeat it, as it may hold a password.
     """
 
-    folder = None
-
     def __init__(self, url: str) -> None:
         self._server = Server(url, _DEFAULT_SCHEMA)
         self.schema, self.place = self._server.schema, self._server.place
@@ -217,7 +215,8 @@ class PostgresTables(SqlTables):
     """A connection to the schema."""
 
     _among = "id = ANY(translate(?, '[]', '{}')::bigint[])"  # a list in JSON as one of PostgreSQL
-    _vector_column = ("vector",)
+    connection: Connection
+    _placeholder, _vector_column = "%s", ("vector",)
     with_vectors = "items"
     make_ready, copy_problem = update_hnsw, hnsw_problem
 
@@ -226,10 +225,7 @@ class PostgresTables(SqlTables):
         self.store, self.connection = store, connection
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
-        return self.connection.execute(sql.replace("?", "%s"), values, binary=True)
-
-    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
+        return self.connection.execute(sql.replace("?", self._placeholder), values, binary=True)
 
     def to_vectors(self, values: Sequence[Vector]) -> Vectors:
         vectors = np.array([vector.to_numpy() for vector in values], np.float32)
@@ -277,14 +273,11 @@ class PostgresTables(SqlTables):
     def _insert(self, sql: str, rows: Sequence[Sequence[Any]], vectors: Vectors) -> Iterator[int]:
         cursor = self.connection.cursor()
         values = [(*row, Vector(vector)) for row, vector in zip(rows, vectors, strict=True)]
-        cursor.executemany(sql.replace("?", "%s"), values, returning=True)
+        cursor.executemany(sql.replace("?", self._placeholder), values, returning=True)
         while True:
             yield from (row[0] for row in cursor)
             if not cursor.nextset():
                 break
-
-    def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """The server keeps its HNSW indexes up to date itself."""
 
     def _damage(self) -> Iterator[str]:
         self.execute("SET LOCAL statement_timeout = 0")

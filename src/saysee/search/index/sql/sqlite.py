@@ -201,6 +201,7 @@ class SqliteTables(SqlTables):
     """A connection to the SQLite file."""
 
     folder: Path
+    connection: sqlite3.Connection
     with_vectors = "items JOIN vectors ON item = id"
     _among = "id IN (SELECT value FROM json_each(?))"
     _vector_column = ()
@@ -212,9 +213,6 @@ class SqliteTables(SqlTables):
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.connection.execute(sql, values)
-
-    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        self.connection.executemany(sql, rows)
 
     def to_vectors(self, values: Sequence[bytes]) -> Vectors:
         dimension, stored = self.existing_about().dimension, self._stored_type()

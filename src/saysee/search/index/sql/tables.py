@@ -21,7 +21,9 @@ _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET v
 class SqlTables(Tables):
     """A connection to tables that are read and written by SQL."""
 
+    connection: Any
     with_vectors: ClassVar[str]  # SQL: the rows joined with their vectors
+    _placeholder: ClassVar[str] = "?"
     _among: ClassVar[str]  # SQL: whether an id is in a list, which one parameter gives as JSON
     _vector_column: ClassVar[tuple[str, ...]]
     """The further column of the rows, where they hold their vectors themselves."""
@@ -34,12 +36,11 @@ class SqlTables(Tables):
     def to_vectors(self, values: Sequence[Any]) -> Vectors:
         """Vectors [N, D] from the column ``vector``."""
 
-    @abstractmethod
     def touch(self, rows: Iterable[tuple[Kind, int]]) -> None:
-        """Marks the vectors of rows as added, changed or removed, within a transaction."""
+        """Marks the vectors of rows as added, changed or removed, within a transaction, for who must know it."""
 
-    @abstractmethod
-    def _execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None: ...
+    def _execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self.connection.cursor().executemany(sql.replace("?", self._placeholder), rows)
 
     @abstractmethod
     def _is_begun(self) -> bool: ...
