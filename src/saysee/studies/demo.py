@@ -61,7 +61,7 @@ WORDS = 9  # most words of an example: longer ones do not fit beside each other
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo; with the defaults it takes about a quarter of an hour on two CPU cores."""
+    """Sizes of the demo; with the defaults it takes about eleven minutes on two CPU cores."""
 
     images: int = 2600  # number of images, five clips each
     val_images: int = 100  # of these, the validation split

@@ -24,7 +24,7 @@ from saysee.training.records import git_commit
 logger = logging.getLogger(__name__)
 
 RECOGNIZER = "tiny.en"
-REFERENCE_SECONDS = 408  # of the demo's training of CMD where the minutes below hold: two cores with AVX2
+REFERENCE_SECONDS = 195  # of the demo's training of CMD where the minutes below hold: two cores with AVX2
 
 
 class Study(NamedTuple):
@@ -46,14 +46,14 @@ _IN_LANGUAGES = "--data.manifest scenes-languages/manifest.parquet --seeds 3 --n
 STUDIES = (
     Study("localization", 5, f"saysee evaluate {_MODELS} --localization"),
     Study("reconstruction", 3, f"saysee reconstruction runs/CMD/best {_SCENES} --to studies/reconstruction"),
-    Study("overhead", 20, f"saysee overhead nano {_DATA} --to studies/overhead"),
+    Study("overhead", 15, f"saysee overhead nano {_DATA} --to studies/overhead"),
     Study("robustness", 25, f"saysee robustness {_MODELS} --clips 200 --features features --to studies/robustness"),
     Study("direct-or-transcribed", 80, f"saysee robustness {_CASCADE} --to studies/direct-or-transcribed"),
-    Study("ablation", 140, f"{_LADDER} --seeds 5"),
+    Study("ablation", 75, f"{_LADDER} --seeds 5"),
     # The runs on all images are those of the ablation, and so is the folder.
-    Study("learning-curve", 80, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
+    Study("learning-curve", 40, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
     Study("corpus-of-languages", 8, f"saysee data scenes --to scenes-languages {_LANGUAGES}"),
-    Study("languages", 90, f"saysee ablate nano --grid languages {_IN_LANGUAGES} --to studies/languages"),
+    Study("languages", 45, f"saysee ablate nano --grid languages {_IN_LANGUAGES} --to studies/languages"),
 )
 
 
