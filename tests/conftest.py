@@ -20,18 +20,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from saysee.hardware import usable_cores
-
 # No test cuts the power, and to wait for the disk at each file takes milliseconds.
 os.fsync = lambda file: None
 gc.disable()  # until all is imported, of which it would take a quarter of the time
 
 SLOW_ROOMS = ("docs", "golden", "page", "studies", "training")
-
-
-def pytest_xdist_auto_num_workers():
-    """Half as many again as there are cores: tests that wait for processes, browsers and databases leave them idle."""
-    return max(2, usable_cores() * 3 // 2)
 
 
 def pytest_collection_modifyitems(items):
