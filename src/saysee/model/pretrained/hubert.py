@@ -100,9 +100,11 @@ class Convolution(nn.Module):
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if isinstance(self.layer_norm, nn.LayerNorm):
             # One matrix product leaves the channels last, where the norm needs them: on a CPU in half of the time.
-            windows = hidden.transpose(1, 2).unfold(1, kernel, stride).transpose(2, 3).flatten(2)
-            hidden = functional.linear(windows, self.conv.weight.transpose(1, 2).flatten(1), self.conv.bias)
-            return self.activation(self.layer_norm(hidden)).transpose(1, 2)
+            windows = hidden.transpose(1, 2).unfold(1, kernel, stride).transpose(2, 3)
+            weight = self.conv.weight.transpose(1, 2).flatten(1)
+            hidden = functional.linear(windows.reshape(-1, weight.shape[1]), weight, self.conv.bias)
+            hidden = self.layer_norm(hidden.view(*windows.shape[:2], -1))
+            return self.activation(hidden).transpose(1, 2)
         hidden = self.conv(hidden)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden, None if samples is None else ((samples - kernel) // stride + 1).tolist())
