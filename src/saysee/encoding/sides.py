@@ -148,7 +148,7 @@ class Side(ABC):
         if precision == "auto" and (arithmetic_of("auto", self.device.type) == "fp32" or self._width < _LEAST_WIDTH):
             return self.encoder, "fp32"
         rounded = self._copy().bfloat16().eval()
-        # Not every kernel of every release and CPU computes bf16 right (see ``ExactPositions`` in the speech encoder).
+        # Not every kernel of every release and CPU computes bf16 right (see ``Positions`` of HuBERT).
         if precision == "auto" and not self._agrees(rounded):
             return self.encoder, "fp32"
         return rounded, "bf16"
