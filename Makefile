@@ -14,6 +14,9 @@ endif
 INSTALLED := .venv/installed
 DEMO_INSTALLED := .venv/installed-demo
 
+# Where it is set, each of many processes compiles all that it imports again, which takes half of the time of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all benchmark docs lint format clean
 
 demo: $(DEMO_INSTALLED)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from transformers import CLIPConfig, HubertConfig
 
 from saysee import Index, Manifest, SpeechImageModel
 from saysee.evaluation.recall import group_measures, retrieval_measures, retrieval_ranks
+from saysee_process import start_saysee
 
 COUNT, RATE = 20, 16_000
 EXPECTED = Path(__file__).with_name("expected.json")
@@ -53,10 +52,9 @@ def capability() -> str:
 def run_saysee(*words: object) -> None:
     """The command line in a process of its own; its message is the error's where it fails."""
     # One thread: sums of another order would move the losses, and small tensors wait for a second thread.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "saysee", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, f"{command}: {done.stderr}"
+    process = start_saysee(*words, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    _, errors = process.communicate()
+    assert process.returncode == 0, f"{words}: {errors}"
 
 
 def sound(path: Path, seconds: float = 0.1) -> Path:

@@ -1,12 +1,15 @@
-"""Writes what test_golden.py expects: python tests/golden/make_expected.py
+"""Writes what test_golden.py expects: PYTHONPATH=tests python tests/golden/make_expected.py
 
 The expected files are never renewed without a reason that the commit states: which behaviour was to change, and why.
 A test here that fails means first of all that a change broke something.
 """
 
 import json
+import os
 import tempfile
 from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # as in conftest.py, before anything imports torch
 
 import golden_cases as cases
 import numpy as np
