@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from saysee.hardware import torch_device, usable_cores
 from saysee.log import configure_command_line, is_configured
 from saysee.settings.reading import save_recipe
 from saysee.settings.recipe import Recipe
+from saysee.signals import on_signals
 
 PATIENCE_SECONDS = 10  # for an interrupted training to finish its step and write its checkpoint
 
@@ -160,16 +161,8 @@ def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | 
     return code
 
 
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Within a ``with`` block SIGTERM raises KeyboardInterrupt, so that a scheduler's stop reaches the child too."""
-    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
-    try:
-        yield
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+sigterm_as_interrupt = partial(on_signals, signal.default_int_handler, signal.SIGTERM)
+"""Within a ``with`` block SIGTERM raises KeyboardInterrupt, so that a scheduler's stop reaches the child too."""
 
 
 def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
+from saysee.signals import on_signals
 from saysee.tasks.contrastive import AllImages, CachedChunk, ContrastiveTask
 from saysee.training.checkpoint import (
     Resumable,
@@ -148,7 +147,7 @@ class Trainer:
             about = partial(environment, self.recipe.training.seed, **machine)
             processes.on_rank_0(partial(self.folder.claim, self.recipe, about))
             self._restore()
-        with self._stopping_between_steps(), processes.ending_together():
+        with on_signals(self._stop_between_steps, signal.SIGINT, signal.SIGTERM), processes.ending_together():
             self._run()
             result = self.state.result(bad_of_validation + self.loader.bad_files)
             processes.on_rank_0(partial(self.folder.write_result, result))
@@ -333,28 +332,14 @@ class Trainer:
         for path, reason in files:
             logger.warning("%s: skipped %s: %s", self.name, path, reason)
 
-    @contextmanager
-    def _stopping_between_steps(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a stop between two steps; a second one stops a single process at once.
+    def _stop_between_steps(self, *_: object) -> None:
+        """Handles SIGINT and SIGTERM; a second one stops a single process at once.
 
         Each of several processes receives two: from the terminal or the scheduler, and from torchrun.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            if self._stop and self.processes.count == 1:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        before = {kind: signal.signal(kind, stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for kind, handler in before.items():
-                signal.signal(kind, handler)
+        if self._stop and self.processes.count == 1:
+            raise KeyboardInterrupt
+        self._stop = True
 
 
 def slices(count: int, most: int) -> list[slice]:

@@ -11,11 +11,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from saysee.errors import ConfigError, SaySeeError
 from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
 from saysee.log import ProgressBar, progress_bar
+from saysee.signals import on_signals
 
 GENERATOR_VERSION = 2  # increased by any change that gives other images, captions or clips for the same seed
 
@@ -181,7 +180,7 @@ def _make_all(
     pool = ProcessPoolExecutor(min(workers, len(first)), mp_context=context, initializer=start_worker)
     pending: set[Future[int]] = set()
     try:
-        with _interrupts_ignored():  # the processes start here, and inherit it
+        with on_signals(signal.SIG_IGN, signal.SIGINT):  # the processes start here, and ignore Ctrl-C from then on
             for batch in itertools.islice(batches, 2 * workers):
                 pending.add(pool.submit(make, batch))
         while pending:
@@ -192,15 +191,3 @@ def _make_all(
                 pending.add(pool.submit(make, batch))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C briefly, so that processes that start meanwhile ignore it from their first instruction."""
-    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
-    try:
-        yield
-    finally:
-        if is_main:
-            signal.signal(signal.SIGINT, before)

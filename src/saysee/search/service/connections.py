@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from saysee.errors import SaySeeError
 from saysee.search.service.settings import ServiceSettings
+from saysee.signals import on_signals
 
 _FINISH_SECONDS = 30  # that requests in progress may take after the signal to stop
 _BACKLOG = 128  # connections that the system accepts before the server does
@@ -106,11 +107,8 @@ def serve_app(app: FastAPI, settings: ServiceSettings, listener: socket.socket, 
             ready(f"http://{host}:{listener.getsockname()[1]}/")  # signals are handled from here on
 
     # uvicorn shuts down and then raises the signal again, when SIGTERM has been obeyed already.
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
+    with on_signals(lambda *_: None, signal.SIGTERM):
         Server(server_config(app, settings)).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def server_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:

@@ -1,0 +1,21 @@
+"""Handling signals of the system in another way for a while."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def on_signals(handler: Callable[..., Any] | signal.Handlers, *kinds: signal.Signals) -> Iterator[None]:
+    """Handles signals by ``handler`` within a ``with`` block of the main thread; others may not set handlers."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {kind: signal.signal(kind, handler) for kind in kinds if is_main}
+    try:
+        yield
+    finally:
+        for kind, handled in before.items():
+            signal.signal(kind, handled)
