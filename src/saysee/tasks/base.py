@@ -35,12 +35,9 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
-        """The losses of B pairs.
+        """The losses of B pairs, of which row i of both sides and of ``image_ids`` [B] int is one.
 
-        Args:
-            speech: features of the clips.
-            images: features of the images; row i belongs to clip i.
-            image_ids: [B] int; pairs with the same id show the same image and are not negatives of each other.
+        Pairs with the same id show the same image and are not negatives of each other.
         """
 
     def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:

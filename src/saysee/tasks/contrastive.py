@@ -37,13 +37,8 @@ ChunkT = TypeVar("ChunkT", bound=Chunk)
 class ContrastiveTask(Task):
     """InfoNCE between the global vectors of clips and images.
 
-    Args:
-        weight: weight of the loss.
-        temperature: temperature at the start.
-        learn_temperature: learn the logarithm of one over the temperature, without a bound, as SpeechCLIP does.
-
-    Attributes:
-        among: what each clip is compared with in place of the images of its batch; None by default.
+    ``learn_temperature`` learns the logarithm of one over the temperature, without a bound, as SpeechCLIP does. Where
+    ``among`` is set, clips are compared with these images in place of those of their batch.
     """
 
     name = "contrastive"
@@ -70,12 +65,8 @@ class ContrastiveTask(Task):
         loss of all vectors gives each vector its gradient, and in a second pass each chunk is encoded again with a
         graph, to carry that gradient to the parameters. Only the activations of one chunk are in memory at a time.
 
-        Args:
-            encode: the features of a chunk.
-            chunks: all of a batch. With several processes, each must have as many.
-
-        Returns:
-            For each chunk, what replaces this task in the second pass.
+        Returns for each chunk what replaces this task in the second pass. With several processes, each must have as
+        many chunks.
         """
         draws, speech, images = [], [], []
         with torch.no_grad():

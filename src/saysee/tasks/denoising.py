@@ -62,26 +62,20 @@ class DenoisingTask(Task):
             rebuilt, clean, ids, share = self.reconstruct(side, speech, images, image_ids)
             losses.append(self.compare(rebuilt, clean, ids))
             shares.append(share)
-        return {
-            "denoising_loss": torch.stack(losses).mean(),
-            "replaced_share": torch.stack(shares).mean(),
-        }
+        return {"denoising_loss": torch.stack(losses).mean(), "replaced_share": torch.stack(shares).mean()}
 
     def reconstruct(
         self, side: str, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, swap: str | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Makes one side noisy and rebuilds it.
+        """Makes one side ("image" or "speech") noisy and rebuilds it.
 
         Args:
-            side: the noisy side, "image" or "speech".
-            speech, images, image_ids: as for :meth:`forward`.
             swap: for diagnosis: the fusion encoder sees another image's features of the "clean" or of the "noisy" side,
                 or nothing of the clean one ("withheld": zeros, as one token and as the vector); the targets stay.
 
-        Returns:
-            The rebuilt features [K, D or V], their targets (same shape), an id for each (features that share an id have
-            the same target), and the share of tokens that was replaced. K is B for the global target, else the number
-            of tokens that count.
+        Returns the rebuilt features [K, D or V], their targets (same shape), an id for each (features that share an id
+        have the same target), and the share of tokens that was replaced. K is B for the global target, else the number
+        of tokens that count.
         """
         image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
         tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)

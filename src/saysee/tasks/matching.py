@@ -21,10 +21,7 @@ from saysee.tasks.base import Task
 class MatchingTask(Task):
     """Binary cross-entropy of right pairs and hard negatives, which count half each.
 
-    Args:
-        weight: weight of the loss.
-        fusion: the model's fusion encoder, with matching.
-        temperature: of the softmax over cosines by which negatives are drawn.
+    ``temperature`` is of the softmax over cosines by which negatives are drawn.
     """
 
     name = "matching"
@@ -56,12 +53,8 @@ class MatchingTask(Task):
 def hard_negatives(queries: Tensor, candidates: Tensor, image_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """For each query [B] the number of a candidate of another image, and [B] whether there is any.
 
-    Drawn by torch's global generator with the softmax of cosine / temperature over the candidates of other images.
-
-    Args:
-        queries, candidates: [B, D] vectors of any length.
-        image_ids: [B] int, of both.
-        temperature: the lower, the more often the most similar.
+    Drawn by torch's global generator with the softmax of cosine / temperature over the candidates of other images: the
+    lower the temperature, the more often the most similar. Vectors [B, D] may have any length.
     """
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         a, b = (functional.normalize(vectors.float(), dim=-1) for vectors in (queries, candidates))

@@ -62,15 +62,8 @@ def with_gaps(
 ) -> Tensor:
     """Replaces spans of some clips, each clip's by one clip of another image. Draws from torch's global generator.
 
-    Args:
-        states: [B, F, S] frames.
-        mask: [B, F] bool, True on real frames; only these are replaced and only these replace.
-        image_ids: [B] int; without another image a clip stays as it is.
-        settings: see :class:`saysee.settings.recipe.SpeechNoiseSettings`.
-        frame_seconds: from one frame to the next.
-
-    Returns:
-        The noisy frames [B, F, S].
+    Only real frames, of which the mask [B, F] is True, are replaced and replace others. Without another image a clip
+    stays as it is. ``frame_seconds`` are from one frame to the next. Returns the noisy frames [B, F, S].
     """
     span = max(1, round(settings.seconds / frame_seconds))
     # A frame is kept if none of the ``span`` frames up to it begins a gap.

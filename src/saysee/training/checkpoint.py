@@ -58,8 +58,7 @@ class RunFolder:
     def result(self, recipe: Recipe, resume: str) -> dict[str, Any] | None:
         """The result of a finished run; None where there is a run to resume, or none.
 
-        Raises:
-            CheckpointError: the folder holds a run of another recipe, or one that is not to be resumed.
+        Raises CheckpointError if the folder holds a run of another recipe, or one that is not to be resumed.
         """
         if self._recipe.exists():
             if resume != "auto":
@@ -90,10 +89,6 @@ class RunFolder:
         """What :meth:`claim` wrote when the run began."""
         content: dict[str, Any] = json.loads(self._environment.read_text(encoding="utf-8"))
         return content
-
-    def write_best(self, write: Callable[[Path], None]) -> None:
-        """Replaces the best model."""
-        write_folder(self.path / "best", write)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Marks the run as finished."""
@@ -208,17 +203,10 @@ class Resumable:
         }
 
     def load(self, checkpoint: Path, seed: int) -> int:
-        """Restores a checkpoint. All processes must call it.
+        """Restores a checkpoint, and returns how many processes the run had. All processes must call it.
 
-        Args:
-            checkpoint: its folder.
-            seed: of new draws, for a run that had another number of processes.
-
-        Returns:
-            How many processes the run had.
-
-        Raises:
-            CheckpointError: it cannot be read, or belongs to another model or another order of the data.
+        ``seed`` is of new draws, for a run that had another number of processes. Raises CheckpointError if it cannot be
+        read, or belongs to another model or another order of the data.
         """
         state = load_checkpoint(checkpoint)
         if "validation" not in state:
@@ -262,11 +250,7 @@ def find_checkpoints(parent: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads what :func:`save_checkpoint` wrote; no code of the file is run.
-
-    Raises:
-        CheckpointError: the folder holds no readable state.
-    """
+    """Reads what :func:`save_checkpoint` wrote, and runs no code of it; CheckpointError if it cannot be read."""
     try:
         state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a broken file
@@ -283,15 +267,10 @@ def save_tasks(folder: Path, tasks: nn.ModuleDict) -> None:
 
 
 def load_task(folder: Path, step: int, task: Task) -> None:
-    """Gives a task its weights of a saved model.
+    """Gives a task, built as for training, its weights of the model in a folder, which are those of ``step``.
 
-    Args:
-        folder: of the model; one of an earlier release has no such weights, but its run's checkpoint has.
-        step: whose weights the model has.
-        task: as it was built for training.
-
-    Raises:
-        CheckpointError: there are none, or they are of another task.
+    A model of an earlier release has none, but the checkpoint of its run does. Raises CheckpointError if there are
+    none, or they are of another task.
     """
     checkpoint, prefix = folder.absolute().parent / "checkpoints" / f"step-{step:08d}", f"{task.name}."
     if (folder / TASKS_FILE).exists():

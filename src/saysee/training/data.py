@@ -35,15 +35,12 @@ logger = logging.getLogger(__name__)
 class TrainingData:
     """The training and validation splits of a recipe.
 
-    Raises:
-        SaySeeError: a split is missing, or a setting does not fit the data.
+    Raises SaySeeError if a split is missing, or a setting does not fit the data.
 
     Attributes:
-        train_rows, val_rows: the rows of the splits; those of validation that cannot be used go by
-            :meth:`check_validation`.
-        val_checksum: of the files and image ids of the validation split.
-        files: the loader of the training split's files.
-        recomputed: why features are recomputed at each step; None when they can be cached.
+        train_rows, val_rows: of the splits; :meth:`check_validation` drops those that cannot be used.
+        files: the loader of files.
+        recomputed: why the features of the encoders are recomputed at each step; None when they can be cached.
         cache: of the features of both splits, once :meth:`cache_features` has computed them.
     """
 
@@ -68,14 +65,10 @@ class TrainingData:
         return self._feature_loader or self.files
 
     def cache_features(self) -> Path:
-        """Computes what is missing of the features, which must not be :attr:`recomputed`.
+        """Computes what is missing of the features, which must not be :attr:`recomputed`; returns their folder.
 
-        Returns:
-            The folder of the features.
-
-        Raises:
-            ConfigError: the features would take more disk space than allowed or free.
-            MediaError: a file cannot be used, and bad files are not to be skipped.
+        Raises ConfigError if they would take more disk space than allowed or free, MediaError if a file cannot be used
+        and bad files are not to be skipped.
         """
         # The other ranks find the features computed; on a machine that does not share the folder, they compute them.
         train, self._bad_of_validation, self.cache = self._processes.on_rank_0_first(self._cached_features)
@@ -84,10 +77,9 @@ class TrainingData:
         return self.cache.folder
 
     def all_images(self) -> AllImages:
-        """The images of the training split, by the frozen encoder; without those that are skipped.
+        """The images of the training split, by the frozen encoder, without those that are skipped.
 
-        Raises:
-            MediaError: an image cannot be used, and bad files are not to be skipped.
+        Raises MediaError if one cannot be used, and bad files are not to be skipped.
         """
         bad: dict[int, MediaError] | None = {} if self._recipe.data.on_bad_file == "skip" else None
         encoder = Encoder(self._model, precision=self._precision, cache=self.cache)
@@ -104,12 +96,8 @@ class TrainingData:
     def check_validation(self) -> dict[str, str]:
         """Drops the rows of the validation split whose files cannot be used, before any step waits for them.
 
-        Returns:
-            Path and reason of each such file.
-
-        Raises:
-            MediaError: there is one, and bad files are not to be skipped.
-            SaySeeError: no row is left.
+        Returns path and reason of each such file. Raises MediaError if there is one, and bad files are not to be
+        skipped; SaySeeError if no row is left.
         """
         bad, split = self._bad_of_validation, self._recipe.data.val_split
         if bad is None:  # no features were computed: nothing has opened the files yet
@@ -186,11 +174,7 @@ def why_recomputed(recipe: Recipe, plan: Plan, hubert: HubertConfig) -> str | No
 
 
 def feature_cache(settings: FeatureSettings, root: Path) -> FeatureCache:
-    """The cache that settings name; by default a folder beside the manifest.
-
-    Raises:
-        SaySeeError: the folder cannot be used.
-    """
+    """The cache that settings name, by default a folder beside the manifest; SaySeeError if it cannot be used."""
     return FeatureCache(Path(settings.folder) if settings.folder else root / "features", settings.limit_gb)
 
 
@@ -209,15 +193,9 @@ def cache_features(
 ) -> list[RowFeatures]:
     """Computes the features that are missing of some rows, once it has reported how much that is.
 
-    Args:
-        wanted: an encoder with a cache, the rows, and whether files that cannot be used are skipped. All of one model
-            and one cache.
-        model: the model.
-        progress: show progress bars.
-
-    Raises:
-        ConfigError: they would not fit.
-        MediaError: a file cannot be used and is not to be skipped.
+    ``wanted`` has an encoder with a cache, the rows, and whether files that cannot be used are skipped; all of one
+    model and one cache. Raises ConfigError if the features would not fit, MediaError if a file cannot be used and is
+    not to be skipped.
     """
     missing: dict[str, Missing] = {"clips": Missing([]), "images": Missing([])}
     for encoder, rows, _ in wanted:
@@ -280,14 +258,10 @@ class FeatureBatch:
 
 
 class FeatureLoader(ResumableLoader[FeatureBatch]):
-    """Batches of cached features, the same rows in the same order as the file loader whose plan it has.
+    """Batches of cached features, the same rows in the same order as the file loader of the same ``plan``.
 
-    Args:
-        plan: of the file loader.
-        rows: the rows that the plan is of.
-        features: of these rows; rows with a bad file are skipped.
-        rank: which of ``world_size`` processes this is; each gathers its share of every batch.
-        world_size: number of processes that train together.
+    ``features`` are of the ``rows`` that the plan is of; those with a bad file are skipped. Each of ``world_size``
+    processes gathers its share of every batch.
     """
 
     def __init__(self, plan: Plan, rows: Manifest, features: RowFeatures, rank: int = 0, world_size: int = 1) -> None:

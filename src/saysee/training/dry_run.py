@@ -80,9 +80,6 @@ def dry_run(trainer: Trainer) -> DryRun:
 
     No file is written: no run folder, no checkpoint, no cached features. Features that a training would cache are
     computed for the batches of these steps only. The trainer must have taken no step.
-
-    Raises:
-        SaySeeError: a step fails.
     """
     recipe, data, processes = trainer.recipe, trainer.data, trainer.processes
     cached = data.recomputed is None

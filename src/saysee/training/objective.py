@@ -40,13 +40,10 @@ class Objective(nn.Module):
     def forward(
         self, batch: TrainingBatch, weights: Mapping[str, float], cached: CachedChunk | None = None
     ) -> dict[str, Tensor]:
-        """The results of all tasks, and ``loss``: the weighted sum of every ``*_loss``.
+        """The results of all tasks for B pairs, and ``loss``: the weighted sum of every ``*_loss``.
 
-        Args:
-            batch: B pairs, on the device of the model.
-            weights: weight of each task; a task of weight 0 is not computed.
-            cached: for a chunk of a larger batch, what :meth:`cache` returned for it. The contrastive loss is then
-                that of the whole batch; other tasks see the pairs of the chunk.
+        A task of weight 0 is not computed. For a chunk of a larger batch, ``cached`` is what :meth:`cache` returned for
+        it: the contrastive loss is then that of the whole batch; other tasks see the pairs of the chunk.
         """
         speech, images = self.features(batch) if cached is None else cached.encode_again(self.features, batch)
         results: dict[str, Tensor] = {}
@@ -99,11 +96,7 @@ class Objective(nn.Module):
 
 
 def build_objective(recipe: Recipe) -> Objective:
-    """The model and the tasks of a recipe, ready to train.
-
-    Raises:
-        SaySeeError: as for :func:`build_model`.
-    """
+    """The model and the tasks of a recipe, ready to train; errors of :func:`build_model`."""
     model = build_model(recipe)
     return Objective(model, build_tasks(recipe, model), recipe.speech_noise)
 
@@ -111,8 +104,7 @@ def build_objective(recipe: Recipe) -> Objective:
 def build_model(recipe: Recipe) -> SpeechImageModel:
     """The model of a recipe. The same seed gives the same encoders and head with and without a fusion encoder.
 
-    Raises:
-        SaySeeError: an encoder cannot be loaded, or has fewer layers than are to be trained.
+    Raises SaySeeError if an encoder cannot be loaded, or has fewer layers than are to be trained.
     """
     settings = recipe.model
     torch.manual_seed(recipe.training.seed)

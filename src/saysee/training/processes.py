@@ -33,17 +33,10 @@ EXIT_INTERRUPTED = 130
 
 
 class Processes:
-    """This process among those that train together.
+    """This process among those that train together; ``rank`` counts them from 0, and ``is_first`` is rank 0.
 
-    Raises:
-        ConfigError: torchrun has started several processes, but they cannot find each other; or Accelerate is
-            configured to use FSDP.
-
-    Attributes:
-        accelerator: device, arithmetic and data parallelism.
-        rank: number of this process, from 0.
-        count: number of processes.
-        is_first: this is rank 0.
+    Raises ConfigError if torchrun has started several processes that cannot find each other, or Accelerate is
+    configured to use FSDP.
     """
 
     def __init__(self, arithmetic: Arithmetic, cpu: bool) -> None:
@@ -112,9 +105,8 @@ class Processes:
     def ending_together(self) -> Iterator[None]:
         """Around everything in which processes wait for each other: ends this one when another has ended.
 
-        Raises:
-            LostProcessError: the connection to another process broke.
-            SystemExit: interrupted, and rank 0 reports it.
+        Raises LostProcessError if the connection to another process broke; SystemExit if this one is interrupted, and
+        rank 0 reports it.
         """
         try:
             yield
@@ -123,7 +115,9 @@ class Processes:
                 raise SystemExit(EXIT_INTERRUPTED) from None
             raise
         except RuntimeError as error:
-            if self.count == 1 or not _is_connection_error(error):
+            # Errors of gloo have no class of their own.
+            is_lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+            if self.count == 1 or not is_lost:
                 raise
             raise LostProcessError(
                 f"another of the {self.count} processes has ended; if it printed no reason, it was killed: start all "
@@ -135,8 +129,3 @@ def _leave_group() -> None:
     """Ends the threads of the process group: the interpreter aborts if they are running when it exits."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _is_connection_error(error: RuntimeError) -> bool:
-    """Whether another process could not be reached. Errors of gloo have no class of their own."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()

@@ -73,7 +73,7 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
 def find_signs(
     metrics: Mapping[str, float], previous_contrastive: float | None, progress: float, before: Collection[str] = ()
 ) -> dict[str, str]:
-    """Signs of failure: what to look at in a run that goes wrong without an error.
+    """Signs of failure, each with a sentence: what to look at in a run that goes wrong without an error.
 
     Three are those that the method's authors name: a reconstruction no better than without the other modality, a
     contrastive loss that has stopped falling, and attention that is not on the region spoken of. The fourth is a
@@ -83,12 +83,9 @@ def find_signs(
         metrics: of an evaluation: ``reconstruction_*``, ``contrastive_loss`` (mean since the previous evaluation),
             ``attention_lift``; what is missing is not judged.
         previous_contrastive: ``contrastive_loss`` at the previous evaluation.
-        progress: share of the steps that is done, 0 to 1. Attention is judged from one half on, and whether the task
-            is trivial up to then.
+        progress: share of the steps that is done, 0 to 1. Attention is judged from one half on, and whether the task is
+            trivial up to then.
         before: signs of the previous evaluation; a task that was trivial stays so.
-
-    Returns:
-        Sign to one sentence of explanation.
     """
     signs = {}
     loss = metrics.get("reconstruction_loss")
@@ -119,12 +116,7 @@ def find_signs(
 
 
 class MetricsLog:
-    """``metrics.jsonl`` and ``tensorboard/`` of a run.
-
-    Args:
-        folder: of the run.
-        step: steps done when the run is resumed; lines beyond it, of a killed run, are removed.
-    """
+    """``metrics.jsonl`` and ``tensorboard/`` of a run, without the lines that a killed run wrote beyond ``step``."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

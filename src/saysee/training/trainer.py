@@ -24,6 +24,7 @@ from saysee.data.loader import Batch, ResumableLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
+from saysee.files import write_folder
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
 from saysee.signals import on_signals
@@ -48,21 +49,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Trainer:
-    """Trains what a recipe describes.
+    """Trains what a recipe describes; ``name`` is the run's in log messages, by default that of its folder.
 
-    Args:
-        recipe: every setting; see :class:`saysee.settings.recipe.Recipe`.
-        name: the run's name in log messages; None takes the name of its folder.
-
-    Raises:
-        SaySeeError: the manifest, an encoder or a setting cannot be used.
-
-    Attributes:
-        processes: this process among those that train together.
-        manifest: of the corpus.
-        model, objective: what is trained.
-        data: the training and validation splits.
-        state: how far the run is.
+    Raises SaySeeError if the manifest, an encoder or a setting cannot be used.
     """
 
     def __init__(self, recipe: Recipe, name: str | None = None) -> None:
@@ -126,13 +115,11 @@ class Trainer:
             resume: "auto" resumes the run in the output folder, and returns the result of a finished one; "never" fails
                 if the folder already holds a run.
 
-        Returns:
-            The content of ``result.json``: steps, best step, its mean R@1 on the validation split in percent, training
-            seconds (without evaluation), clips a second, peak memory in MiB, skipped files.
+        Returns the content of ``result.json``: steps, best step, its mean R@1 on the validation split in percent,
+        training seconds (without evaluation), clips a second, peak memory in MiB, skipped files.
 
-        Raises:
-            CheckpointError: the folder holds another run.
-            KeyboardInterrupt: after SIGINT or SIGTERM, when a checkpoint is written.
+        Raises CheckpointError if the folder holds another run; KeyboardInterrupt after SIGINT or SIGTERM, when a
+        checkpoint is written.
         """
         processes = self.processes
         with processes.ending_together():
@@ -196,18 +183,10 @@ class Trainer:
                     raise KeyboardInterrupt
 
     def step(self, batches: Iterator[TrainingBatch], number: int) -> tuple[dict[str, float], int]:
-        """Takes an optimizer step.
+        """Takes the optimizer step after ``number`` others, on this process's shares of the next batches.
 
-        Args:
-            batches: this process's share of each batch.
-            number: steps done before.
-
-        Returns:
-            The metrics, as means over processes and accumulated batches, and how many clips all processes took
-            together.
-
-        Raises:
-            SaySeeError: the loss is not finite.
+        Returns the metrics, as means over processes and accumulated batches, and how many clips all processes took
+        together. Raises SaySeeError if the loss is not finite.
         """
         settings = self.recipe.optimizer
         factor = learning_rate_factor(number, self.recipe.training.steps, settings)
@@ -282,7 +261,9 @@ class Trainer:
         if log is not None:
             log.write("val", state.step, {**metrics, **{f"sign/{sign}": 1.0 for sign in signs}})
         if state.add_evaluation(metrics, settings.patience, settings.best_by):
-            self.processes.on_rank_0(partial(self.folder.write_best, partial(self._save_model, metrics)))
+            self.processes.on_rank_0(
+                partial(write_folder, self.folder.path / "best", partial(self._save_model, metrics))
+            )
 
     def _save_model(self, metrics: Mapping[str, float], folder: Path) -> None:
         environment = self.folder.environment()
