@@ -13,14 +13,7 @@ def usable_cores() -> int:
 
 
 def torch_device(name: str = "auto") -> str:
-    """The device to use, as torch names it.
-
-    Args:
-        name: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
-
-    Raises:
-        ConfigError: ``cuda`` without a CUDA device.
-    """
+    """The device to use, as torch names it: "auto" is a GPU if there is one; ConfigError for "cuda" without a GPU."""
     import torch
 
     if name == "auto":

@@ -78,17 +78,15 @@ class Regions:
 
 
 def attend(encoder: Encoder, speech: SpeechInput, image: ImageInput, source: AttentionSource | None = None) -> Regions:
-    """Computes which regions of an image each moment of a clip belongs to.
+    """Computes which regions of an image each moment of a clip belongs to, for a SaySee model.
 
     Args:
-        encoder: of a SaySee model.
         speech: a path, the contents of an audio file, or samples [S] at 16 kHz.
         image: a path, the contents of an image file, an open file or a Pillow image.
         source: see :class:`Regions`; None: the quick one, see :func:`attention_source`.
 
-    Raises:
-        MediaError: the clip or the image cannot be used.
-        SaySeeError: "fusion" of a model without a fusion encoder; or the model computes values that are not finite.
+    Raises MediaError if the clip or the image cannot be used; SaySeeError for "fusion" of a model without a fusion
+    encoder, or values that are not finite.
     """
     waveform = check_waveform(speech) if isinstance(speech, np.ndarray) else load_audio(speech)
     decoded, model = load_image(image), encoder.model
@@ -113,12 +111,7 @@ def attention_source(model: SpeechImageModel) -> AttentionSource:
 
 @torch.inference_mode()
 def attention_map(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> Floats:
-    """[F, P] attention of the fusion encoder; each row sums to 1. Arguments as of :func:`attend`.
-
-    Raises:
-        MediaError: the clip or the image cannot be used.
-        SaySeeError: the model has no fusion encoder, or computes values that are not finite.
-    """
+    """[F, P] attention of the fusion encoder; each row sums to 1. Arguments and errors as of :func:`attend`."""
     fusion = encoder.model.fusion
     if fusion is None:
         raise SaySeeError("the model was saved without a fusion encoder; save it by training.save_fusion: true")
@@ -136,14 +129,8 @@ def interaction(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> tup
     mean over all windows is subtracted; below 0 it counts as 0. A moment has the mean of the two windows that it lies
     in. The less it counts, the closer its row is to uniform.
 
-    Args:
-        encoder, speech, image: as of :func:`attend`.
-
-    Returns:
-        [F, PLACES * PLACES], each row sums to 1; and the seconds of a row.
-
-    Raises:
-        MediaError, SaySeeError: as of :func:`attend`.
+    Returns [F, PLACES * PLACES], each row sums to 1, and the seconds of a row. Arguments and errors as of
+    :func:`attend`.
     """
     clip, pixels = encoder.prepare("clip", speech), encoder.prepare("image", image)
     moment = max(round(MOMENT * SAMPLE_RATE), -(-len(clip) // _most_moments(encoder, len(clip))))
@@ -223,16 +210,10 @@ def _finite(weights: Floats) -> Floats:
 
 
 def grid_box(processor: SpeechImageProcessor, size: tuple[int, int], covered: int) -> Box:
-    """The position of the patches on an image, which the processor resizes and crops.
+    """The position of the patches on an image of a width and height, which the processor resizes and crops.
 
-    Args:
-        processor: of the model.
-        size: width and height of the image in pixels.
-        covered: pixels that the patches cover on each side of the model's input, from its top left: the convolution
-            that makes the patches drops an incomplete last one.
-
-    Returns:
-        (left, top, right, bottom) as fractions of the image's sides.
+    They cover ``covered`` pixels on each side of the model's input, from its top left. Returns left, top, right and
+    bottom as fractions of the image's sides.
     """
     width, height = processor.image_processor.resized(*size)
     left, top = processor.image_processor.crop_corner(width, height)

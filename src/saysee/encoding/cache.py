@@ -46,14 +46,9 @@ _FIX = "free some disk space, choose another folder by features.folder, or set f
 
 
 class FeatureCache:
-    """A folder of cached features, of any number of models.
+    """A folder of cached features, of any number of models, at most ``limit_gb`` GB of 10 to the 9th bytes.
 
-    Args:
-        folder: created if it does not exist.
-        limit_gb: its maximum size, in GB of 10 to the 9th bytes.
-
-    Raises:
-        SaySeeError: the folder cannot be used.
+    Raises SaySeeError if it does not exist and cannot be created.
     """
 
     def __init__(self, folder: Path, limit_gb: float = 50.0) -> None:
@@ -64,14 +59,10 @@ class FeatureCache:
         self.files = FileFingerprints(folder / "files.json")
 
     def store(self, name: str, about: Mapping[str, Any]) -> FeatureStore:
-        """The store of the features that ``about`` describes; opened once.
+        """The store of the features that ``about`` describes, opened once; ``name`` begins that of its folder.
 
-        Args:
-            name: start of its folder's name.
-            about: everything that the features depend on besides the contents of a file.
-
-        Raises:
-            SaySeeError: the folder cannot be used.
+        ``about`` has everything that the features depend on besides the contents of a file. Raises SaySeeError if the
+        folder cannot be used.
         """
         key = f"{name}-{fingerprint(json.dumps(about, sort_keys=True, default=str).encode())[:16]}"
         if key not in self._stores:
@@ -80,11 +71,7 @@ class FeatureCache:
         return self._stores[key]
 
     def check_room(self, need: int, advice: str = "") -> None:
-        """Checks that ``need`` more bytes fit.
-
-        Raises:
-            ConfigError: over the limit of the folder, or the free space of its disk; ``advice`` is a further fix.
-        """
+        """Checks that ``need`` more bytes fit into the limit and on the disk; ConfigError, with ``advice``, if not."""
         after = folder_bytes(self.folder) + need
         if after > self.limit_gb * 1e9:
             raise ConfigError(
@@ -100,12 +87,7 @@ class FeatureCache:
 
 
 class FeatureStore:
-    """A folder of arrays by key.
-
-    Args:
-        folder: created if it does not exist.
-        about: describes the arrays, for people who look into the folder.
-    """
+    """A folder of arrays by key; ``about`` describes them, for people who look into the folder."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -132,11 +114,7 @@ class FeatureStore:
         return self._places[key][2]
 
     def read(self, key: str) -> Values:
-        """The values of a key [n], mapped from the disk.
-
-        Raises:
-            SaySeeError: there is no such key.
-        """
+        """The values of a key [n], mapped from the disk; SaySeeError if there is none."""
         if key not in self._places:
             raise SaySeeError(f"{self.folder}: features of a file are missing, or the file has just changed; try again")
         shard, start, count = self._places[key]
@@ -144,11 +122,7 @@ class FeatureStore:
         return values
 
     def write(self, arrays: Mapping[str, Values]) -> None:
-        """Adds one shard.
-
-        Raises:
-            SaySeeError: it cannot be written.
-        """
+        """Adds one shard; SaySeeError if it cannot be written."""
         if not arrays:
             return
         places, start = {}, 0

@@ -209,15 +209,10 @@ class Encoder:
         return vectors
 
     def prepare(self, kind: Kind, item: Any, **limits: Any) -> Any:
-        """Prepares one item for :meth:`encode_prepared`; may be called in several threads at once.
+        """Prepares an item as of :meth:`encode` for :meth:`encode_prepared`; may be called in several threads at once.
 
-        Args:
-            kind: of the item.
-            item: as for :meth:`encode`.
-            limits: ``max_seconds`` and ``sampling_rate`` for a clip, ``max_pixels`` for an image.
-
-        Raises:
-            MediaError: the item cannot be used.
+        ``limits`` are ``max_seconds`` and ``sampling_rate`` for a clip, ``max_pixels`` for an image. Raises MediaError
+        if the item cannot be used.
         """
         return self.side(kind).prepare(item, **limits)
 
@@ -230,10 +225,9 @@ class Encoder:
         return vectors
 
     def tokens(self, kind: Kind, item: Any) -> Any:
-        """Vector and tokens of one clip or image, as a batch of one in fp32: ``SpeechFeatures`` or ``ImageFeatures``.
+        """``SpeechFeatures`` or ``ImageFeatures`` of one clip or image, as a batch of one in fp32.
 
-        Raises:
-            MediaError: the item cannot be used.
+        Raises MediaError if the item cannot be used.
         """
         side = self.side(kind)
         with self.evaluating():
@@ -242,8 +236,7 @@ class Encoder:
     def side(self, kind: Kind) -> Any:
         """The side of the model that encodes a kind of item, made at the first use.
 
-        Raises:
-            SaySeeError: the model does not have it.
+        Raises SaySeeError if it does not have it.
         """
         with self._making_sides:
             if kind not in self._sides:
@@ -275,7 +268,7 @@ class Encoder:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the text encoder does not know, each once."""
-        words: list[str] = self.side("text").unknown_words(text)
+        words: list[str] = self.side("text").tokenizer.unknown_words(text)
         return words
 
     def used_text(self, text: str) -> str | None:

@@ -74,11 +74,7 @@ class Missing:
 class CachedSide:
     """A side of a model with a cache of its features.
 
-    Args:
-        side: computes the features.
-        cache: keeps them.
-        compute: runs prepared items through a function of the side, in passes.
-        workers: threads that read and decode.
+    ``compute`` runs prepared items through a function of it, in passes.
     """
 
     def __init__(self, side: FeatureSide, cache: FeatureCache, compute: Compute, workers: int) -> None:
@@ -106,10 +102,7 @@ class CachedSide:
     def features(self, paths: Sequence[str], bad: dict[int, MediaError] | None, progress: bool) -> CachedFeatures:
         """The features of files; those that the cache does not have are computed.
 
-        Args:
-            paths: of the files.
-            bad: collects the errors of files that cannot be used by their position; None raises the first.
-            progress: show progress bars.
+        ``bad`` collects the errors of files that cannot be used by their position; None raises the first.
         """
         missing = self.missing(paths, progress)
         errors: dict[str, MediaError] = {}

@@ -34,15 +34,11 @@ class Waveform(NamedTuple):
 def checked(items: Iterable[Any], kind: Kind) -> list[Any]:
     """The items as a list of what a side prepares.
 
-    Args:
-        items: clips: paths, bytes of files, open files, arrays or tensors of samples, (array, rate), and the mappings
-            ``{"array", "sampling_rate"}`` and ``{"bytes", "path"}`` of the ``datasets`` library. Images: paths, bytes,
-            open files, Pillow images, arrays or tensors of uint8 ([H, W], [H, W, C] or [C, H, W]), such mappings.
-            Texts: strings.
-        kind: of the items.
+    Clips are paths, bytes of files, open files, arrays or tensors of samples, (array, rate), and the mappings
+    ``{"array", "sampling_rate"}`` and ``{"bytes", "path"}`` of the ``datasets`` library. Images are paths, bytes, open
+    files, Pillow images, arrays or tensors of uint8 ([H, W], [H, W, C] or [C, H, W]), such mappings. Texts are strings.
 
-    Raises:
-        InputTypeError: an item has another type; the message says which. Or one item was given without a list.
+    Raises InputTypeError if an item has another type, or one item was given without a list.
     """
     name = NAMES[kind]
     if _is_single(items, kind):

@@ -13,14 +13,10 @@ Precision = Literal["auto", "fp32", "bf16", "autocast"]
 
 
 def arithmetic_of(precision: str, device: str) -> Arithmetic:
-    """The precision to compute in: for "auto", bf16 where the device has instructions for it, else fp32.
+    """The precision to compute in on a type of device: for "auto", bf16 where it has instructions for it, else fp32.
 
-    A CPU without bf16 instructions emulates them, two hundred times slower than fp32 (0.5 against 107 GFLOP/s,
-    measured on two cores with AVX2).
-
-    Args:
-        precision: "auto", "fp32" or "bf16"; the last two are returned as they are.
-        device: type of device, such as "cpu" or "cuda".
+    A CPU without bf16 instructions emulates them, two hundred times slower than fp32 (0.5 against 107 GFLOP/s, measured
+    on two cores with AVX2).
     """
     if precision in ("fp32", "bf16"):
         return precision  # type: ignore[return-value]

@@ -21,12 +21,8 @@ def read_ahead(
 ) -> Iterator[tuple[Sequence[Item], list[Result]]]:
     """Reads every item of some batches in threads; yields each batch with its results, in order.
 
-    An exception of ``read`` is raised where its batch is yielded. When the caller stops early, so does the reading.
-
-    Args:
-        batches: taken one by one, as far ahead as needed.
-        read: reads one item; called in several threads at once.
-        workers: number of threads.
+    Batches are taken one by one, as far ahead as needed; ``read`` is called in several threads at once. An exception of
+    it is raised where its batch is yielded. When the caller stops early, so does the reading.
     """
     waiting: deque[tuple[Sequence[Item], list[Future[Result]]]] = deque()
     threads = ThreadPoolExecutor(workers, "saysee-reading")

@@ -34,7 +34,6 @@ UNSURE = -1.0
 """Text of a segment is suppressed if Whisper's probability of no speech is above the first and the mean log-probability
 of its tokens is below the second: the rule and the values of arXiv 2212.04356, section 4.5."""
 
-_EXTRA = partial(extra_needed, "speech recognition by Whisper", "asr")
 _OPENAI = "openai/whisper-"  # the hub name of a size in the form of transformers
 _FIX = "give a size of Whisper such as small, one converted by ct2-transformers-converter, or a recognizer with CTC"
 
@@ -77,12 +76,9 @@ class SpeechRecognizer:
             CTranslate2, or of a recognizer with CTC in that of transformers. The hub is asked only for what is not on
             this machine.
         language: the spoken language, as a tag such as "en"; None detects it in each clip.
-        device: where it runs, such as "cpu" or "cuda".
 
-    Raises:
-        CheckpointError: there is no recognizer at that place.
-        MissingExtraError: Whisper needs the extra "asr".
-        SaySeeError: it does not know the language.
+    Raises CheckpointError if there is no recognizer at that place, MissingExtraError if Whisper needs the extra "asr",
+    SaySeeError if it does not know the language.
     """
 
     def __init__(
@@ -104,11 +100,7 @@ class SpeechRecognizer:
         return replace(found, seconds=seconds, words=timed)
 
     def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
-        """Paths or contents of audio files to transcripts, in order.
-
-        Raises:
-            MediaError: a file cannot be decoded.
-        """
+        """Paths or contents of audio files to transcripts, in order; MediaError if one cannot be decoded."""
         found: list[Transcript] = []
         with progress_bar("recognizing clips", len(clips), enabled=progress) as bar:
             for _, transcripts in read_ahead(([clip] for clip in clips), self._of_file, usable_cores()):
@@ -152,7 +144,7 @@ class _Whisper:
     """faster-whisper: windows, detection of speech and language, int8 on a CPU."""
 
     def __init__(self, name: str, device: str) -> None:
-        with _EXTRA():
+        with extra_needed("speech recognition by Whisper", "asr"):
             from faster_whisper import WhisperModel
         threads = torch.get_num_threads()
         load = partial(

@@ -30,11 +30,7 @@ Tokens = Callable[[int], Any]
 
 
 def check_can_rerank(encoder: Encoder) -> FusionEncoder:
-    """The fusion encoder that re-ranks.
-
-    Raises:
-        SaySeeError: the model has none that was trained with matching.
-    """
+    """The fusion encoder that re-ranks; SaySeeError if the model has none that was trained with matching."""
     if not can_rerank(encoder):
         raise SaySeeError(
             f"the model {encoder.name} cannot re-rank; train one with matching.weight 1 and training.save_fusion true"
@@ -55,8 +51,7 @@ def reranked_score(cosine: Any, logit: Any) -> Any:
 def match(encoder: Encoder, speech: SpeechFeatures, images: ImageFeatures) -> NDArray[np.float32]:
     """Logits [N] of whether clip and image belong together: of one clip and N images, or of N clips and one image.
 
-    Raises:
-        SaySeeError: as :func:`check_can_rerank`; a logit is not finite.
+    Raises SaySeeError as :func:`check_can_rerank`, and if a logit is not finite.
     """
     fusion = check_can_rerank(encoder)
     parts = []
@@ -81,8 +76,7 @@ def _rows(side: Any, rows: slice) -> Any:
 def tokens_of(encoder: Encoder, kind: Kind, paths: Sequence[Any], progress: bool = True) -> Tokens:
     """A function from the number of a file to its tokens as :meth:`Encoder.tokens`, from the cache if there is one.
 
-    Raises:
-        MediaError: a file cannot be used; without a cache, when its tokens are asked for.
+    Raises MediaError if a file cannot be used; without a cache, when its tokens are asked for.
     """
     if encoder.cache is None:
         return lambda number: encoder.tokens(kind, paths[number])

@@ -15,7 +15,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -54,18 +54,11 @@ clip-nano have a cosine of 0.9999 and more to those of the whole image, with 2 o
 
 
 class Side(ABC):
-    """The speech or image side of a model.
-
-    Args:
-        encoder: a ``SpeechEncoder`` or ``ImageEncoder``.
-        processor: prepares the items.
-        precision: "auto" is bf16 where the device has it and the vectors stay the same, else fp32; "autocast" is the
-            bf16 of a training step.
-        device: where the encoder is.
+    """The speech or image side of a model: its encoder, with the processor that prepares items of its kind.
 
     Attributes:
-        kind: of the items that it encodes.
-        precision: that it computes in.
+        precision: that it computes in: for "auto" bf16 where the device has it and the vectors stay the same, else
+            fp32; "autocast" is the bf16 of a training step.
         sizes: of the features of files that the cache lacks, by their key, so that a header is read once.
     """
 
@@ -82,23 +75,25 @@ class Side(ABC):
     def prepare(self, item: Any) -> Any:
         """One item to what :meth:`vectors` takes; called in several threads at once.
 
-        Raises:
-            MediaError: the item cannot be used.
+        Raises MediaError if it cannot be used.
         """
 
     @abstractmethod
     def passes(self, prepared: Sequence[Any], streams: int) -> list[list[int]]:
-        """Positions of the prepared items that go through the network together.
+        """Positions of prepared items that go through the network together.
 
-        Args:
-            prepared: the items.
-            streams: number of passes that may run at the same time, one core each.
+        ``streams`` passes may run at the same time, one core each.
         """
 
     def vectors(self, prepared: list[Any]) -> Tensor:
         """One forward pass: prepared items to unit vectors [N, D], fp32."""
         with self._forward_pass():
             return self._vectors_of(self._network, *self._inputs(prepared))
+
+    def tokens(self, prepared: list[Any]) -> Any:
+        """One forward pass: prepared items to ``SpeechFeatures`` or ``ImageFeatures``, fp32."""
+        with self._forward_pass():
+            return _in_fp32(self._network(*self._inputs(prepared)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -205,12 +200,6 @@ class SpeechSide(Side):
             return alike(prepared, 1)
         return alike(prepared, clips_of_a_pass(len(prepared), streams))
 
-    def tokens(self, prepared: list[Any]) -> SpeechFeatures:
-        """Global vectors, frames and their mask of a batch of clips, fp32."""
-        with self._forward_pass():
-            clips = self._network(*self._inputs(prepared))
-            return SpeechFeatures(clips.vector.float(), clips.frames.float(), clips.mask)
-
     def features(self, prepared: list[Any]) -> list[Tensor]:
         """Hidden states [L * F * S] of each clip's own frames, flat."""
         with self._forward_pass():
@@ -248,7 +237,8 @@ class SpeechSide(Side):
         states, mask = self.gather(items)
         with self._forward_pass():
             clips = self._network.from_layer_states(self._to_device(states), mask.to(self.device))
-            return SpeechFeatures(clips.vector.float(), clips.frames.float(), clips.mask)
+            found: SpeechFeatures = _in_fp32(clips)
+            return found
 
     @cached_property
     def about_features(self) -> dict[str, Any]:
@@ -301,12 +291,6 @@ class ImageSide(Side):
         count = min(len(prepared), streams if self.device.type == "cpu" else 1)
         return [part.tolist() for part in np.array_split(np.arange(len(prepared)), count)] if count else []
 
-    def tokens(self, prepared: list[Any]) -> ImageFeatures:
-        """Global vectors and patches of a batch of images, fp32."""
-        with self._forward_pass():
-            images = self._network(*self._inputs(prepared))
-            return ImageFeatures(images.vector.float(), images.patches.float())
-
     def features(self, prepared: list[Any]) -> list[Tensor]:
         """Vector and patches [D + P * V] of each image, flat."""
         with self._forward_pass():
@@ -349,11 +333,8 @@ class ImageSide(Side):
 
     def _sources_of_vectors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         parts = ("clip.vision_model.", "clip.visual_projection.")
-        weights = {
-            f"image_encoder.{name}": weight
-            for name, weight in self.encoder.state_dict().items()
-            if name.startswith(parts)
-        }
+        found = self.encoder.state_dict().items()
+        weights = {f"image_encoder.{name}": weight for name, weight in found if name.startswith(parts)}
         settings = asdict(self.processor.image_processor)
         return settings | {name: _size_in_indexes(settings[name]) for name in ("size", "crop_size")}, weights
 
@@ -376,6 +357,11 @@ def waveform_of(item: Any, sampling_rate: int, max_seconds: float) -> NDArray[np
     if isinstance(samples, np.ndarray):
         return check_waveform(samples, sampling_rate=rate, max_seconds=max_seconds)
     return load_audio(samples, max_seconds=max_seconds)
+
+
+def _in_fp32(features: Any) -> Any:
+    """Features of clips or images with vectors and tokens in fp32; a mask stays."""
+    return replace(features, **{name: value.float() for name, value in vars(features).items() if name != "mask"})
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -50,10 +50,6 @@ class TextSide:
         """The start of a text that is longer than the encoder takes, as far as it is used; None if all of it is."""
         return self.tokenizer.used(text, self._limit)
 
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer does not know; each once."""
-        return self.tokenizer.unknown_words(text)
-
     @torch.inference_mode()
     def vectors(self, prepared: list[str]) -> Tensor:
         """Texts to unit vectors [N, D], fp32."""
