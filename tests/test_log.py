@@ -67,8 +67,8 @@ def test_an_exception_is_logged_with_its_traceback(configured: Any, capsys: pyte
 def test_messages_appear_whole_above_a_live_bar(configured: Any, terminal: Any) -> None:
     stderr = terminal()
     with log.progress_bar("indexing", 3) as bar, log.progress_bar("within", 2) as other:
-        bar.advance()
-        other.advance()
+        bar.update()
+        other.update()
         configured.info("skipped one.wav")
     assert "indexing" in stderr.getvalue()
     assert "within" in stderr.getvalue()
@@ -84,7 +84,7 @@ def test_a_bar_can_be_turned_off(way: str, terminal: Any, monkeypatch: pytest.Mo
     if way == "dumb":
         monkeypatch.setenv("TERM", "dumb")
     with log.progress_bar("indexing", 2, enabled=way != "argument") as bar:
-        bar.advance()
+        bar.update()
     assert stderr.getvalue() == ""
 
 
@@ -93,7 +93,7 @@ def test_python_users_can_turn_all_bars_off(terminal: Any) -> None:
     log.set_progress(False)
     try:
         with log.progress_bar("work", 2) as bar:
-            bar.advance()
+            bar.update()
     finally:
         log.set_progress(True)
     assert stderr.getvalue() == ""
@@ -102,7 +102,7 @@ def test_python_users_can_turn_all_bars_off(terminal: Any) -> None:
 def test_a_pipe_gets_no_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(log, "PATIENCE_SECONDS", 0.0)
     with log.progress_bar("indexing", 2) as bar:
-        bar.advance()
+        bar.update()
     assert capsys.readouterr().err == ""
 
 
@@ -110,7 +110,7 @@ def test_without_color_a_bar_has_none(terminal: Any, monkeypatch: pytest.MonkeyP
     stderr = terminal()
     monkeypatch.setenv("NO_COLOR", "1")
     with log.progress_bar("indexing", 2) as bar:
-        bar.advance()
+        bar.update()
     assert "indexing" in stderr.getvalue()
     assert "\x1b[3" not in stderr.getvalue()
 

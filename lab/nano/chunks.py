@@ -56,10 +56,10 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
     if not missing:
         return
     with progress_bar(what, sum(chunk.count for chunk in chunks)) as bar:
-        bar.advance(sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in missing))
+        bar.update(sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in missing))
         if len(missing) == 1:  # starting a process takes longer
             make(missing[0])
-            bar.advance(missing[0].count)
+            bar.update(missing[0].count)
             return
         # Spawned, not forked: a fork would copy the synthesizer's state and any locks that other threads hold.
         context = multiprocessing.get_context("spawn")
@@ -67,6 +67,6 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
             cores = min(usable_cores(), len(missing), MOST_PROCESSES)
             with ProcessPoolExecutor(cores, mp_context=context, initializer=start_worker) as processes:
                 for chunk, _ in zip(missing, processes.map(make, missing), strict=True):
-                    bar.advance(chunk.count)
+                    bar.update(chunk.count)
         except BrokenProcessPool:
             raise SaySeeError(f"{parent}: a worker process died; run it again, finished chunks are kept") from None

@@ -186,7 +186,7 @@ def k_means(points: Tensor, clusters: int, rounds: int, generator: torch.Generat
             sums = torch.zeros_like(centers).index_add_(0, nearest, points)
             empty = points[torch.randint(len(points), (clusters,), generator=generator)]
             centers = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None], empty)
-            bar.advance()
+            bar.update()
     return centers
 
 

@@ -112,7 +112,7 @@ def run_steps(
     waiting = list[dict[str, Any]]()
     model.train()
     with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
-        bar.advance(done)
+        bar.update(done)
         while done < settings.steps:
             started = time.perf_counter()
             for group in optimizer.param_groups:
@@ -144,7 +144,7 @@ def run_steps(
                 writer.write(json.dumps(line) + "\n")
             writer.flush()
             lines += fetched
-            bar.advance()
+            bar.update()
             if saves:
                 state = {
                     "model": model.state_dict(),

@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from tqdm import tqdm
 
 PATIENCE_SECONDS = 2.0
 """Work that finishes sooner has no bar."""
@@ -39,83 +37,18 @@ def set_progress(shown: bool) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[ProgressBar]:
-    """A bar that appears once a ``with`` block has taken over two seconds, if stderr is a terminal.
+def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[tqdm]:
+    """A bar of tqdm that appears once a ``with`` block has taken over two seconds, if stderr is a terminal.
 
-    Of several training processes only rank 0 shows bars. Bars that are open at the same time share one display.
-
-    Args:
-        what: description shown beside the bar.
-        total: number of items.
-        enabled: False shows no bar.
+    Of several training processes only rank 0 shows bars. ``what`` is shown beside the bar, if it is ``enabled``.
     """
-    bar = ProgressBar(what, total, enabled and _progress_shown and is_rank_0())
-    try:
+    from tqdm import tqdm
+
+    shown = enabled and _progress_shown and is_rank_0() and os.environ.get("TERM") != "dumb"
+    with tqdm(
+        desc=what, total=total, delay=PATIENCE_SECONDS, leave=False, dynamic_ncols=True, disable=None if shown else True
+    ) as bar:
         yield bar
-    finally:
-        if bar.task is not None:
-            _display.remove(bar.task)
-
-
-class ProgressBar:
-    """Counts the items of a :func:`progress_bar`."""
-
-    def __init__(self, what: str, total: int, shown: bool) -> None:
-        self._what, self._total, self._done = what, total, 0
-        self._shown_from = time.monotonic() + PATIENCE_SECONDS if shown else float("inf")
-        self.task: TaskID | None = None
-
-    def advance(self, count: int = 1) -> None:
-        """Counts ``count`` more items as done."""
-        self._done += count
-        if self.task is None and time.monotonic() >= self._shown_from:
-            self.task = _display.add(self._what, self._total)
-            self._shown_from = float("inf")
-        if self.task is not None:
-            _display.update(self.task, self._done)
-
-
-class _Display:
-    """The one live display of this process: rich cannot draw two at once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._progress: Progress | None = None
-
-    def add(self, what: str, total: int) -> TaskID | None:
-        """Adds a bar; None if stderr cannot show one."""
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if not console.is_terminal or console.is_dumb_terminal:
-            return None
-        with self._lock:
-            if self._progress is None:
-                from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-                # While the display is live, what is written to stderr appears above it. Stdout stays as it is: it may
-                # be a pipe that takes the result.
-                self._progress = Progress(*columns, console=console, transient=True, redirect_stdout=False)
-                self._progress.start()
-            return self._progress.add_task(what, total=total)
-
-    def update(self, task: TaskID, done: int) -> None:
-        if self._progress is not None:
-            self._progress.update(task, completed=done)
-
-    def remove(self, task: TaskID) -> None:
-        with self._lock:
-            if self._progress is None:
-                return
-            if len(self._progress.tasks) > 1:
-                self._progress.remove_task(task)
-            else:
-                self._progress.stop()
-                self._progress = None
-
-
-_display = _Display()
 
 
 def configure_command_line(*packages: str) -> None:
@@ -150,15 +83,15 @@ class _CommandLineHandler(logging.Handler):
     """Writes each message as one line, and a traceback below it if the record has one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
         try:
             level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
             lines = f"saysee: {level}{' '.join(record.getMessage().split())}"
             if record.exc_info:
                 lines += "\n" + logging.Formatter().formatException(record.exc_info)
-            # Read here: a live progress bar replaces sys.stderr, and so do tests. One write keeps the lines of several
-            # processes apart.
-            sys.stderr.write(lines + "\n")
-            sys.stderr.flush()
+            # Above any bars, in one write, which keeps the lines of several processes apart. Tests replace stderr.
+            tqdm.write(lines + "\n", file=sys.stderr, end="")
         except Exception:
             self.handleError(record)
 

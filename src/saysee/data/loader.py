@@ -360,5 +360,5 @@ def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
             elif isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0:
                 raise ManifestError(f"row {number}: seconds is {seconds!r:.40}; give a positive number or null")
             lengths.append(seconds)
-            bar.advance()
+            bar.update()
     return np.array(lengths, np.float64)

@@ -117,7 +117,7 @@ def _open_all(files: Sequence[_File], check: Callable[[_File], _Opened], process
             results = pool.map(check, files, chunksize=_CHUNK)
         for found in results:
             opened.append(found)
-            bar.advance()
+            bar.update()
     return opened
 
 

@@ -191,7 +191,7 @@ class FileFingerprints:
                     found[path] = content
                     if touched is not None:
                         new[os.path.abspath(path)] = [*touched, content]
-                    bar.advance()
+                    bar.update()
         if new:
             _write(self._path, json.dumps(self._kept() | new).encode())
         return found

@@ -205,7 +205,7 @@ class Encoder:
                     transcripts |= prepared
                 if prepared:
                     vectors[list(prepared)] = self.encode_prepared(kind, list(prepared.values()))
-                bar.advance(len(positions))
+                bar.update(len(positions))
         return vectors
 
     def prepare(self, kind: Kind, item: Any, **limits: Any) -> Any:
@@ -293,7 +293,7 @@ class Encoder:
                 positions = good[start : start + batch_size]
                 batch = features.side.vectors_of_features([features[position] for position in positions])
                 vectors[positions] = batch.cpu().numpy()
-                bar.advance(len(positions))
+                bar.update(len(positions))
         return vectors
 
     def _compute(self, side: Any, prepared: Sequence[Any], forward: Callable[[list[Any]], Any]) -> list[Any]:

@@ -96,7 +96,7 @@ class CachedSide:
                 if key not in self._side.sizes:
                     self._side.sizes[key] = self._side.features_size(path)
                 files.append((path, found[path], self._side.sizes[key]))
-                bar.advance()
+                bar.update()
         return Missing(sorted(files, key=lambda file: file[2]))
 
     def features(self, paths: Sequence[str], bad: dict[int, MediaError] | None, progress: bool) -> CachedFeatures:
@@ -127,7 +127,7 @@ class CachedSide:
 
         with progress_bar(f"features of {self._side.kind}s", len(missing.files), enabled=progress) as bar:
             try:
-                batches = self._requests(missing, bar.advance)
+                batches = self._requests(missing, bar.update)
                 for requests, results in read_ahead(batches, or_error(self._read), self._workers):
                     if requests[0][0] != shard:
                         self._store.write(arrays)
@@ -143,7 +143,7 @@ class CachedSide:
                     values = self._compute(self._side, [prepared for _, prepared in good], self._side.features)
                     for (key, _), of_file in zip(good, values, strict=True):
                         arrays[key] = of_file.cpu().contiguous().view(torch.int16).numpy()
-                    bar.advance(len(requests))
+                    bar.update(len(requests))
             finally:
                 self._store.write(arrays)  # also when interrupted, to keep what is done
         return errors

@@ -105,7 +105,7 @@ class SpeechRecognizer:
         with progress_bar("recognizing clips", len(clips), enabled=progress) as bar:
             for _, transcripts in read_ahead(([clip] for clip in clips), self._of_file, usable_cores()):
                 found += transcripts
-                bar.advance()
+                bar.update()
         return found
 
     def _of_file(self, clip: Any) -> Transcript:

@@ -103,7 +103,7 @@ def localize(
                 raise ManifestError(f"{row.clip}: words or objects are invalid: {error}") from None
             scores += found
             image_of_score += [image] * len(found)
-            bar.advance()
+            bar.update()
     if not scores:
         raise ManifestError("no word names an object that the model sees (columns words and objects)")
     measured = {}

@@ -149,7 +149,7 @@ class _Judge:
                 image = tokens(number)
                 vectors.append(image.vector)
                 patches.append(image.patches.half())
-                bar.advance()
+                bar.update()
         self._vectors, self._patches = torch.cat(vectors), torch.cat(patches)
 
     def __call__(self, clips: Integers, images: Integers) -> Floats:
@@ -166,5 +166,5 @@ class _Judge:
                 logits.append(match(self.encoder, speech, seen))
                 self.seconds += time.perf_counter() - begin
                 self.pairs += len(of_clip)
-                bar.advance()
+                bar.update()
         return np.concatenate(logits)

@@ -152,7 +152,7 @@ def run_overhead(
     with progress_bar("turns", rounds * len(keys)) as bar:
         for taken in range(rounds):
             for key in keys if taken % 2 == 0 else keys[::-1]:
-                bar.advance()
+                bar.update()
                 if key[1] and recomputed is not None:
                     continue
                 turn = run_alone(_take_turn, recipes[key], taken == 0)

@@ -181,7 +181,7 @@ def measure(task: DenoisingTask, batches: Sequence[Features], seed: int) -> tupl
                 intervals = [image_interval(values, owners, seed=seed) for values in (hits, cosines)]
                 measured = float(hits.mean()), intervals[0], float(cosines.mean()), intervals[1], loss
                 qualities.append(Quality(place, source, share, other, *measured))
-                bar.advance()
+                bar.update()
     task.settings = settings
     gains: dict[str, dict[str, tuple[float, float, float]]] = {place: {} for place in task.noisy_sides}
     for (place, other), (hits, owners) in trained.items():
@@ -222,7 +222,7 @@ def _prepared(
     with torch.inference_mode(), progress_bar("encoding", len(loader)) as bar:
         for batch in (each.to(device) for each in loader):
             batches.append((*model(batch.waveforms, batch.speech_mask, batch.pixels), batch.image_ids))
-            bar.advance()
+            bar.update()
     return task, batches
 
 

@@ -97,7 +97,7 @@ def dry_run(trainer: Trainer) -> DryRun:
                 start = time.perf_counter()
             _, clips = trainer.step(iter(of_step), recipe.training.steps - 1)  # every task in full force
             step_seconds.append(time.perf_counter() - start)
-            bar.advance()
+            bar.update()
     seconds_per_step = float(np.median(step_seconds[1:]))
     splits = [data.train_rows, data.val_rows]
     all_clips = sum(len({row.clip for row in rows}) for rows in splits)

@@ -161,12 +161,12 @@ class Trainer:
         self.objective.train()
         reported = time.monotonic()
         with progress_bar(self.name, settings.steps) as bar:
-            bar.advance(state.step)
+            bar.update(state.step)
             while state.step < settings.steps and not state.stopped_early:
                 started = time.perf_counter()
                 metrics, clips = self.step(batches, state.step)
                 state.add_step(metrics, clips, time.perf_counter() - started)
-                bar.advance()
+                bar.update()
                 last = state.step == settings.steps
                 if log is not None and (last or state.step % settings.log_every == 0):
                     means = {**state.take_log_means(), "clips_per_second": state.clips_per_second}

@@ -151,7 +151,7 @@ class Rows:
         except BrokenPartError as error:
             broken = self.problems.missing.setdefault("shards", [])
             broken.append(f"{part.name}: damaged or cut short: {error}")
-        self.bar.advance()
+        self.bar.update()
 
     def add(self, place: str, values: Values, split: str | None) -> None:
         """Adds the captions of a row, and to the problems the clips and images that cannot be used."""

@@ -254,7 +254,7 @@ def _usable(
                 problems.empty[what].append(name)
             else:
                 usable[name] = path
-            bar.advance()
+            bar.update()
     used = {*found.values(), *index.match(unpaired).values()}
     problems.extra[what] += [index.listing.relative(path) for path in index.paths if path not in used]
     return usable

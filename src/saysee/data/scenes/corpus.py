@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.drawing import IMAGE_SIZE
 from saysee.data.scenes.grammar import LANGUAGES
@@ -27,7 +29,7 @@ from saysee.data.scenes.speech import synthesizer_version
 from saysee.errors import ConfigError, SaySeeError
 from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
-from saysee.log import ProgressBar, progress_bar
+from saysee.log import progress_bar
 from saysee.signals import on_signals
 
 GENERATOR_VERSION = 2  # increased by any change that gives other images, captions or clips for the same seed
@@ -155,18 +157,18 @@ def _describe(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def _counted(missing: Iterator[PlannedScene], bar: ProgressBar, images: int) -> Iterator[PlannedScene]:
+def _counted(missing: Iterator[PlannedScene], bar: tqdm, images: int) -> Iterator[PlannedScene]:
     """Passes the missing images on, and advances the bar by the finished ones between them."""
     before = 0
     for planned in missing:
-        bar.advance(planned.index - before)
+        bar.update(planned.index - before)
         before = planned.index + 1
         yield planned
-    bar.advance(images - before)
+    bar.update(images - before)
 
 
 def _make_all(
-    missing: Iterator[PlannedScene], make: Callable[[list[PlannedScene]], int], workers: int, bar: ProgressBar
+    missing: Iterator[PlannedScene], make: Callable[[list[PlannedScene]], int], workers: int, bar: tqdm
 ) -> None:
     """Lets workers make the images. On Ctrl-C or an error, they finish their batch and start no other."""
     first = list(itertools.islice(missing, workers * LARGEST_BATCH))
@@ -186,7 +188,7 @@ def _make_all(
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
-                bar.advance(future.result())
+                bar.update(future.result())
             for batch in itertools.islice(batches, len(done)):
                 pending.add(pool.submit(make, batch))
     finally:

@@ -94,7 +94,7 @@ def index_vectors(
                 scaled += int(np.sum(np.abs(lengths[good] - 1) > UNIT_TOLERANCE))
                 report.imported += len(changed)
                 report.kept += len(usable) - len(changed)
-                bar.advance(len(lengths))
+                bar.update(len(lengths))
         remove_rows(writer, items, report, rows, allow_removals)
         if scaled:
             report.notes.append(f"{scaled:,} vectors were not of length 1; all are kept as unit vectors")

@@ -263,7 +263,7 @@ class _Run(BatchWriter):
             counts = map(self._add, spread(Part(self.about, listed, batch_size) for listed in parts))
         with progress_bar("indexing", self.items.count("state IS NULL")) as bar:
             for count in counts:
-                bar.advance(count)
+                bar.update(count)
         if self.writer.noted(_EXAMINED) is None:
             self.writer.note(_EXAMINED, 1)
         kept -= self.report.ignored.total() - ignored

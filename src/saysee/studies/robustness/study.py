@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import BATCH, Encoder
@@ -24,7 +25,7 @@ from saysee.evaluation.protocols import numbered_images
 from saysee.evaluation.recall import RetrievalRanks, retrieval_ranks
 from saysee.evaluation.table import write_tables
 from saysee.files import fingerprint, write_bytes
-from saysee.log import ProgressBar, progress_bar
+from saysee.log import progress_bar
 from saysee.media.audio import load_audio
 from saysee.media.images import load_image
 from saysee.studies.robustness.conditions import (
@@ -140,7 +141,7 @@ class _Study:
             "intervals: bootstrap over images; drop: from clean; difference: to the first model, both paired by query",
         ]
 
-    def _ranks(self, encoder: Encoder, point: Point, bar: ProgressBar) -> dict[str, Any]:
+    def _ranks(self, encoder: Encoder, point: Point, bar: tqdm) -> dict[str, Any]:
         images = self._image_vectors(encoder, point if _of_images(point) else Point(), bar)
         if point.condition is None or _of_images(point):
             key = self._key([*_identity(encoder), "vectors"], Point())
@@ -158,7 +159,7 @@ class _Study:
                 raise error
         return {"vectors": np.nan_to_num(vectors), "unheard": len(bad)}
 
-    def _changed_speech(self, encoder: Encoder, point: Point, bar: ProgressBar) -> dict[str, Any]:
+    def _changed_speech(self, encoder: Encoder, point: Point, bar: tqdm) -> dict[str, Any]:
         """Vectors [N, D] of changed clips; a zero vector, which finds nothing, where nothing is heard."""
         assert point.condition is not None
         condition, others = point.condition, self._other_clips()
@@ -178,10 +179,10 @@ class _Study:
                 found = encoder.encode("clip", list(clips.values()), bad=bad, progress=False)
                 vectors[list(clips)] = np.nan_to_num(found)
             unheard += len(bad) + len(places) - len(clips)
-            bar.advance(len(places))
+            bar.update(len(places))
         return {"vectors": vectors, "unheard": unheard}
 
-    def _image_vectors(self, encoder: Encoder, point: Point, bar: ProgressBar) -> NDArray[np.float32]:
+    def _image_vectors(self, encoder: Encoder, point: Point, bar: tqdm) -> NDArray[np.float32]:
         """Vectors [M, D] of the gallery: kept once for all models with the same image encoder."""
 
         def make() -> dict[str, Any]:
@@ -196,7 +197,7 @@ class _Study:
             parts = []
             for places, images in read_ahead(_batches(len(self._images)), change, encoder.workers):
                 parts.append(encoder.encode_images(images, progress=False))
-                bar.advance(len(places))
+                bar.update(len(places))
             return {"vectors": np.concatenate(parts)}
 
         key = self._key([encoder.fingerprint("image"), "vectors"], point, self._gallery)
