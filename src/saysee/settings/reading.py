@@ -43,23 +43,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             relative to the working directory.
         overrides: flags such as ``["--optimizer.lr", "3e-4", "--denoising.preset=off"]``; the last one wins.
 
-    Raises:
-        ConfigError: the file cannot be read, a name is unknown, a value has the wrong type or is out of range, or two
-            cannot be combined.
+    Raises ConfigError if the file cannot be read, a name is unknown, a value has the wrong type or is out of range, or
+    two cannot be combined.
     """
     return resolve_recipe(_read_recipe(str(path)), overrides, where=f"recipe {path}")
 
 
 def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
-    """Turns plain settings and dotted overrides into a checked :class:`Recipe`.
+    """Turns plain settings (by section, as in a YAML file) and overrides into a recipe, as :func:`load_recipe` does.
 
-    Args:
-        settings: section to settings, as in a YAML file.
-        overrides: as for :func:`load_recipe`.
-        where: what error messages begin with.
-
-    Raises:
-        ConfigError: as for :func:`load_recipe`.
+    Error messages begin with ``where``.
     """
     from jsonargparse import ArgumentError
 
@@ -114,10 +107,9 @@ def recipe_help() -> str:
 
 
 def read_yaml(file: Path, name: str, fix: str) -> dict[str, Any]:
-    """The mapping that a YAML file holds; empty for an empty file. Errors call it ``name``, and advise ``fix``.
+    """The mapping that a YAML file holds; empty for an empty file.
 
-    Raises:
-        ConfigError: the file cannot be read, or holds no mapping.
+    Raises ConfigError, which calls it ``name`` and advises ``fix``, if it cannot be read or holds no mapping.
     """
     import yaml
 
@@ -133,11 +125,7 @@ def read_yaml(file: Path, name: str, fix: str) -> dict[str, Any]:
 
 
 def denoising_preset(name: object, where: str) -> dict[str, Any]:
-    """The settings of a preset of denoising.
-
-    Raises:
-        ConfigError: there is no such preset.
-    """
+    """The settings of a preset of denoising; ConfigError if there is none of this name."""
     preset = "off" if name is False else str(name)  # YAML 1.1 reads a bare off as false
     if preset not in DENOISING_PRESETS:
         raise ConfigError(f"{where}: denoising.preset is {preset!r}; give one of {', '.join(DENOISING_PRESETS)}")
@@ -195,12 +183,10 @@ def _take_preset(sections: dict[str, Any], overrides: Sequence[str], where: str)
     by_flag: str | None = None
     words = iter(overrides)
     for word in words:
-        if word == "--denoising.preset":
-            by_flag = next(words, "")
-        elif word.startswith("--denoising.preset="):
-            by_flag = word.split("=", 1)[1]
+        name, equals, value = word.partition("=")
+        if name == "--denoising.preset":
+            by_flag = value if equals else next(words, "")
         else:
-            name, equals, value = word.partition("=")
             flags.append(f"--{_RENAMED[name[2:]]}{equals}{value}" if name[2:] in _RENAMED else word)
     own = sections.get("denoising", {})
     preset = own.pop("preset", None)

@@ -292,11 +292,7 @@ class TrainingSettings:
 
 @dataclass
 class Recipe:
-    """A whole experiment.
-
-    Raises:
-        ConfigError: a value is out of range, or cannot be combined with another.
-    """
+    """A whole experiment; ConfigError if a value is out of range, or cannot be combined with another."""
 
     output: str = "runs/default"
     """Folder of the run."""
@@ -313,7 +309,6 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
-        """Checks every value."""
         check_limits(self)
         for name, value, fix in self._conflicts():
             raise ConfigError(f"{name} is {value!r}; {fix}")
@@ -361,8 +356,7 @@ class Recipe:
 def check_limits(settings: Any, prefix: str = "") -> None:
     """Checks every number of a dataclass, and of those within it, against the limits of its field.
 
-    Raises:
-        ConfigError: naming the setting, its value and the range.
+    Raises ConfigError with the setting, its value and the range.
     """
     for item in fields(settings):
         value, limits = getattr(settings, item.name), item.metadata.get("limits", {})

@@ -156,14 +156,12 @@ def prepare(
         clips, images: the files that exist; None if captions have the paths of existing files.
         to: the manifest; ``PATH.problems.json`` beside it lists what is missing, empty or extra, if anything is.
         allow_missing: how many files may be missing or empty.
-        expected: the published counts.
         splits: new names of some splits; the others are renamed by :func:`saysee.data.tables.split_name`.
         images_without_clip, clips_without_image: listed without counterpart; each counts as one missing file.
         problems, notes: those of the reader.
 
-    Raises:
-        ManifestError: a clip of two images, or an image in two splits.
-        SaySeeError: none of the clips or images exists, or more files are missing or empty than allowed.
+    Raises ManifestError for a clip of two images or an image in two splits; SaySeeError if none of the clips or images
+    exists, or more files are missing or empty than allowed.
     """
     captions, split_notes = _with_splits(captions, splits or {})
     problems = problems or Problems()

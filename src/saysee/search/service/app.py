@@ -190,11 +190,8 @@ def serve(index: Index, settings: ServiceSettings, ready: Callable[[str], None])
     """Serves an index until SIGTERM or Ctrl-C, and then finishes the requests in progress.
 
     The port is bound first, so that a port in use is reported at once; it accepts connections once the model is loaded.
-    ``ready`` is called with the address of the service when it answers.
-
-    Raises:
-        SaySeeError: the port cannot be bound; the index or its model cannot be used.
-        KeyboardInterrupt: Ctrl-C ended it.
+    ``ready`` is called with the address of the service when it answers. Raises SaySeeError if the port cannot be bound,
+    or the index or its model cannot be used; KeyboardInterrupt if Ctrl-C ended it.
     """
     with bind(settings) as listener:
         serve_app(make_app(Service(index, settings)), settings, listener, ready)

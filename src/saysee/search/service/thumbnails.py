@@ -56,10 +56,8 @@ class Thumbnails:
     def get(self, row: int, path: str, size: Size, fetch: Callable[[str], bytes] | None = None) -> bytes:
         """The image of a row, as WebP; computed if there is none of the file as it is now.
 
-        ``path`` is an address if there is ``fetch``, which gives its content; then the copy is kept for a day.
-
-        Raises:
-            MediaError, OSError: the file cannot be used.
+        ``path`` is an address if there is ``fetch``, which gives its content; then the copy is kept for a day. Raises
+        MediaError or OSError if the file cannot be used.
         """
         if fetch is None:
             status = os.stat(path)

@@ -38,11 +38,8 @@ class Microphone:
     def record(self, seconds: float | None = None) -> NDArray[np.float32]:
         """Records one clip, [T] at 16 kHz, for so many seconds, or until silence after speech, and at most 60 s.
 
-        Enter ends it if stdin is a terminal.
-
-        Raises:
-            MediaError: the recording is silent or too short.
-            SaySeeError: the microphone cannot be opened, or delivers no samples.
+        Enter ends it if stdin is a terminal. Raises MediaError if the recording is silent or too short, SaySeeError if
+        the microphone cannot be opened or delivers no samples.
         """
         blocks: queue.SimpleQueue[NDArray[np.float32]] = queue.SimpleQueue()
         listener = Listener(self.rate, seconds)

@@ -102,17 +102,10 @@ def run_queries(
     kind: Kind | None = None,
     rerank: int | None = None,
 ) -> SearchResults:
-    """Searches for files, folders of files, texts and a recording.
+    """Searches for files, folders of files, texts and a recording [T] at 16 kHz, with options of :meth:`Index.search`.
 
-    A bad file in a folder is skipped; a bad file that was named itself is an error.
-
-    Args:
-        places: audio files, image files, folders.
-        recording: [T] samples at 16 kHz from the microphone.
-        index, texts, k, where, filters, kind, rerank: as for :meth:`Index.search`.
-
-    Raises:
-        SaySeeError: no query; a named file that is neither audio nor image, or damaged; else as ``Index.search``.
+    A bad file in a folder is skipped; a bad file that was named itself is an error. Raises SaySeeError if there is no
+    query, or a named file is damaged or neither audio nor image; else as ``Index.search``.
     """
     if not places and not texts and recording is None:
         raise SaySeeError("no query; name an audio file, an image or a folder of them, or give --text or --record")
