@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -145,14 +145,10 @@ class Trainer:
             batch = self.recipe.data.batch_size
             shares = f"{batch // count} pairs each, {batch} together (global batch)"
             logger.info("%s: %d processes, %s", self.name, count, shares)
-        log = MetricsLog(self.folder.path, self.state.step) if self.processes.is_first else None
-        try:
-            with attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
-                self._take_steps(log)
-            self._report_bad_files()
-        finally:
-            if log is not None:
-                log.close()
+        own_log = closing(MetricsLog(self.folder.path, self.state.step)) if self.processes.is_first else nullcontext()
+        with own_log as log, attention_kernel(self.accelerator.device.type, self.arithmetic == "bf16"):
+            self._take_steps(log)
+        self._report_bad_files()
 
     def _take_steps(self, log: MetricsLog | None) -> None:
         settings, state = self.recipe.training, self.state

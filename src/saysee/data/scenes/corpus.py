@@ -37,7 +37,7 @@ GENERATOR_VERSION = 2  # increased by any change that gives other images, captio
 MARKER = "scenes.json"
 MANIFEST = "manifest.parquet"
 MIN_IMAGE_SIZE = 32  # pixels: in smaller images, shapes and fills cannot be distinguished
-LARGEST_BATCH = 8  # images that a worker makes at a time: a third of a second, so Ctrl-C takes effect quickly
+LARGEST_BATCH = 4  # images that a worker makes at a time: a third of a second, so Ctrl-C takes effect quickly
 
 
 def build_scenes(
@@ -97,10 +97,12 @@ def build_scenes(
             _check_same(folder, found, settings)
         for leftover in folder.rglob(f"{UNFINISHED}*"):
             leftover.unlink(missing_ok=True)
-        missing = (each for each in plan(seed, sizes) if read_record(folder, each.index) is None)
+        missing = {index for index in range(images) if read_record(folder, index) is None}
         with progress_bar("drawing and speaking", images) as bar:
+            bar.update(images - len(missing))
             make = partial(make_images, folder, seed, image_size, languages)
-            _make_all(_counted(missing, bar, images), make, workers or usable_cores(), bar)
+            scenes = (planned for planned in plan(seed, sizes) if planned.index in missing)
+            _make_all(scenes, len(missing), make, workers or usable_cores(), bar)
         rows = _rows(folder, images)
         if hasattr(os, "sync"):
             os.sync()  # otherwise a power cut soon after could leave a manifest of files that are not on disk yet
@@ -157,29 +159,17 @@ def _describe(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-def _counted(missing: Iterator[PlannedScene], bar: tqdm, images: int) -> Iterator[PlannedScene]:
-    """Passes the missing images on, and advances the bar by the finished ones between them."""
-    before = 0
-    for planned in missing:
-        bar.update(planned.index - before)
-        before = planned.index + 1
-        yield planned
-    bar.update(images - before)
-
-
 def _make_all(
-    missing: Iterator[PlannedScene], make: Callable[[list[PlannedScene]], int], workers: int, bar: tqdm
+    scenes: Iterator[PlannedScene], count: int, make: Callable[[list[PlannedScene]], int], workers: int, bar: tqdm
 ) -> None:
     """Lets workers make the images. On Ctrl-C or an error, they finish their batch and start no other."""
-    first = list(itertools.islice(missing, workers * LARGEST_BATCH))
-    if not first:
+    if count == 0:
         return
-    size = max(1, min(LARGEST_BATCH, len(first) // (2 * workers)))
-    scenes = itertools.chain(first, missing)
+    size = max(1, min(LARGEST_BATCH, count // (2 * workers)))
     batches = iter(lambda: list(itertools.islice(scenes, size)), [])
     # Spawned, not forked: a fork would copy the state of the synthesizer and locks of other threads.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(first)), mp_context=context, initializer=start_worker)
+    pool = ProcessPoolExecutor(min(workers, count), mp_context=context, initializer=start_worker)
     pending: set[Future[int]] = set()
     try:
         with on_signals(signal.SIG_IGN, signal.SIGINT):  # the processes start here, and ignore Ctrl-C from then on
