@@ -272,17 +272,11 @@ def test_lengths_come_from_the_column_seconds(corpus: Manifest, monkeypatch: pyt
 @pytest.mark.parametrize(
     "bad",
     [
-        {"batch_size": 0},
         {"batch_size": CLIPS + 1},
-        {"seed": -1},
-        {"workers": -1},
-        {"crop_seconds": 0.0},
-        {"on_bad_file": "ignore"},
-        {"rank": 2, "world_size": 2},
         {"world_size": 3},
         {"world_size": 2, "on_bad_file": "skip"},
     ],
 )
-def test_settings_out_of_range_are_named(corpus: Manifest, bad: dict[str, Any]) -> None:
+def test_settings_that_do_not_fit_are_named(corpus: Manifest, bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad)).replace("world_size", "processes")):
         loader(corpus, **bad)

@@ -196,10 +196,9 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         cache_images: bytes of prepared pixels that each worker may keep, for models that are faster than decoding.
         rank, world_size: of the processes that train together; each loads its share of every batch.
 
-    Raises:
-        ConfigError: a setting is out of range, or cannot be combined with another.
-        ManifestError: a length in the column ``seconds`` is not a positive number.
-        MediaError: a length had to be read from a bad file, and ``on_bad_file`` is "stop".
+    Raises ConfigError if settings do not fit each other or the rows; ManifestError if a length in the column
+    ``seconds`` is not a positive number; MediaError if a length had to be read from a bad file, and ``on_bad_file`` is
+    "stop".
     """
 
     def __init__(
@@ -220,19 +219,9 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        least = {"batch_size": (batch_size, 1), "bucket_batches": (bucket_batches, 1), "seed": (seed, 0)}
-        for name, (value, low) in (least | {"workers": (workers, 0)}).items():
-            if value < low:
-                raise ConfigError(f"{name} is {value}; set it to at least {low}")
-        if crop_seconds is not None and crop_seconds < 0.1:
-            raise ConfigError(f"crop_seconds is {crop_seconds}; set it to at least 0.1, or to none")
-        if on_bad_file not in ("stop", "skip"):
-            raise ConfigError(f"on_bad_file is {on_bad_file!r}; set it to 'stop' or 'skip'")
         if drop_last and len(manifest) < batch_size:
             what = f"batch_size is {batch_size}, but there are {len(manifest)} rows"
             raise ConfigError(f"{what}; lower it or set drop_last to false")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} is not one of {world_size} processes; count from 0")
         if world_size > 1 and (batch_size % world_size or on_bad_file == "skip" or not drop_last):
             needed = "a batch_size they divide, on_bad_file='stop' and drop_last=True"
             raise ConfigError(f"{world_size} processes need equal shares of every batch: {needed}")
