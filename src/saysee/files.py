@@ -24,11 +24,8 @@ _OLD = ".old-"
 def atomic_write(path: Path, *, durable: bool = True, concurrent: bool = False) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name, complete and on the disk, when the ``with`` block ends without error.
 
-    Args:
-        path: of the file; what it held is replaced.
-        durable: wait until it is on the disk. Otherwise a power cut, but not a kill, may leave it empty.
-        concurrent: other processes may write the same path at once. A kill then leaves a temporary file of a unique
-            name, which no later write replaces.
+    What it held is replaced. If it is not ``durable``, a power cut, but not a kill, may leave it empty. If others may
+    write it at once (``concurrent``), a kill leaves a temporary file of a unique name, which no later write replaces.
     """
     temporary = unfinished(path.with_name(secrets.token_hex(8)) if concurrent else path)
     try:
@@ -56,12 +53,10 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Creates or replaces a folder atomically.
+    """Creates or replaces a folder atomically; ``write`` fills the empty folder that it receives.
 
-    Args:
-        folder: its path. A kill leaves the old folder, the new one, or (between two renames) the old one under another
-            name, which :func:`clean_folder` restores.
-        write: fills the empty folder that it receives.
+    A kill leaves the old folder, the new one, or (between two renames) the old one under another name, which
+    :func:`clean_folder` restores.
     """
     temporary, old = unfinished(folder), folder.with_name(_OLD + folder.name)
     shutil.rmtree(temporary, ignore_errors=True)

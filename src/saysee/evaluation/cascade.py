@@ -31,11 +31,9 @@ def evaluate_cascade(
 ) -> EvaluationResult:
     """Scores a cascade as ``evaluate`` scores a model, with its word errors if the manifest has texts.
 
-    Without a recognizer the texts are those of the manifest: the scores of a recognizer without errors.
-
-    Raises:
-        CheckpointError: the CLIP has no text encoder.
-        SaySeeError: a clip has no text and there is no recognizer; otherwise as in ``evaluate``.
+    Without a recognizer the texts are those of the manifest: the scores of a recognizer without errors. Raises
+    CheckpointError if the CLIP has no text encoder; SaySeeError if a clip has no text and there is no recognizer, and
+    as ``evaluate`` does.
     """
     if not encoder.has_text:
         raise CheckpointError(f"the CLIP at {encoder.name} has no text encoder; give one that has")

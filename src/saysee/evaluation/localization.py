@@ -79,11 +79,9 @@ def localize(
     """Scores a model's maps of a ``source`` on the words of a split that name objects.
 
     ``rows`` have the columns ``words`` (each with ``start``, ``end`` and ``objects``) and ``objects`` (each with
-    ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored, by ``seed``.
-
-    Raises:
-        ManifestError: a column is missing, a time or box is invalid, or no word names an object that the model sees.
-        MediaError, SaySeeError: as of ``attend``.
+    ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored, by ``seed``. Raises
+    ManifestError if a column is missing, a time or box is invalid, or no word names an object that the model sees; else
+    as ``attend``.
     """
     for column in ("words", "objects"):
         rows.column(column)

@@ -86,11 +86,8 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
         """Unit vectors [N, D] of a data set of clips, images or texts, in order.
 
         ``inputs`` is MTEB's loader, whose data set has a column ``audio``, ``image`` or ``text``; ``kwargs`` has
-        ``batch_size``. An input has the same vector in all splits, subsets and prompts.
-
-        Raises:
-            SaySeeError: the data set has none of these columns, or several.
-            MediaError: a clip or an image cannot be decoded.
+        ``batch_size``. An input has the same vector in all splits, subsets and prompts. Raises SaySeeError if the data
+        set has none of these columns, or several; MediaError if a clip or an image cannot be decoded.
         """
         del hf_split, hf_subset, prompt_type
         dataset = inputs.dataset

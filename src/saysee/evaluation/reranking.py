@@ -58,11 +58,8 @@ def evaluate_reranked(
     """Scores a split again, with the ``first`` results of each query of both directions re-ranked.
 
     The model has a fusion encoder that was trained with matching; ``before`` is what ``evaluate`` returned with
-    ``keep_vectors``. The rest is as for ``evaluate``: the same seed gives paired intervals.
-
-    Raises:
-        SaySeeError: the model cannot re-rank; ``before`` has no vectors; ``first`` is below 1.
-        MediaError: a file cannot be decoded.
+    ``keep_vectors``. The rest is as for ``evaluate``: the same seed gives paired intervals. Raises SaySeeError if the
+    model cannot re-rank, ``before`` has no vectors or ``first`` is below 1; MediaError if a file cannot be decoded.
     """
     check_can_rerank(encoder)
     if first < 1 or before.speech is None or before.images is None:

@@ -54,14 +54,9 @@ class Score:
 def read_scores(path: str | os.PathLike[str], folder: str | os.PathLike[str], name: str | None = None) -> list[Score]:
     """Reads the scores that ``saysee evaluate --json`` printed, of models and cascades on one corpus or more.
 
-    Args:
-        path: of the file.
-        folder: of the model whose card they are for. Scores of a folder that is not on this machine are taken for its
-            own if the run or folder has its name.
-        name: of that model on the hub, if it was scored by it.
-
-    Raises:
-        ConfigError: the file cannot be read, or has other contents.
+    They are for the card of the model in ``folder``, by ``name`` on the hub, if it was scored by it. Scores of a folder
+    that is not on this machine are taken for its own if the run or folder has its name. Raises ConfigError if the file
+    cannot be read, or has other contents.
     """
     fix = "give a file that 'saysee evaluate … --json' printed"
     try:
@@ -123,16 +118,9 @@ def write_card(
 ) -> Path:
     """Writes the card of a saved model again, with scores of it and of cascades to compare it with.
 
-    Args:
-        folder: of the model.
-        scores: of :func:`read_scores`.
-        to: the file; None is ``README.md`` in the folder.
-        name: of the model; None is the name of its run or folder.
-        license: of the weights, as the hub names it.
-
-    Raises:
-        CheckpointError: the folder holds no SaySee model.
-        ConfigError: the file was edited by hand, or SaySee did not write it.
+    By default the file is ``README.md`` in the folder, and the name that of the model's run or folder; the license is
+    of the weights, as the hub names it. Raises CheckpointError if the folder holds no SaySee model, ConfigError if the
+    file was edited by hand, or SaySee did not write it.
     """
     folder = Path(folder)
     fix = "give a folder that 'saysee train' wrote"

@@ -75,8 +75,7 @@ class DemoSettings:
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
     """Does the missing steps, and writes ``report.html`` and the index ``index``; all that it makes is in ``folder``.
 
-    Raises:
-        SaySeeError: a step failed, or the folder holds a demo of another seed.
+    Raises SaySeeError if a step failed, or the folder holds a demo of another seed.
     """
     folder, settings = Path(folder).resolve(), settings or DemoSettings()
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +121,7 @@ def _train_and_score(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, EvaluationResult], list[QuerySet]]:
     """Trains what is not trained yet, and scores every row; makes the other queries meanwhile.
 
-    Returns:
-        By row the result of the run and its scores; and the other queries.
+    Returns by row the result of the run and its scores; and the other queries.
     """
     trained = {name: (Path(recipe.output) / "result.json").exists() for name, recipe in recipes.items()}
     with steps.timed("features", "features of the frozen encoders", done=all(trained.values())):

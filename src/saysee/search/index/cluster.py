@@ -72,11 +72,10 @@ def update_on_cluster(
             host:port, or ray://host:port.
         device: "cpu", "cuda", or "auto" for GPUs where the cluster has any.
         threads: of each worker that decode; None: one beside a CPU core, those of an encoder beside a GPU.
-        encoder, to, parts: the model, at the same path on all machines or of the hub; the index's address; its parts.
+        encoder: its model is at the same path on all machines, or of the hub.
 
-    Raises:
-        SaySeeError: there is no cluster, or none with such devices; the model cannot be loaded there; the index cannot
-            be written; worker after worker dies.
+    Raises SaySeeError if there is no cluster, or none with such devices; the model cannot be loaded there; the index
+    cannot be written; worker after worker dies.
     """
     if (first := next(parts, None)) is None:
         return

@@ -49,8 +49,7 @@ def index_vectors(
         images: where images with an address on the web are fetched from, to compare some with their vectors.
         allow_removals: remove the rows that are no longer given even if these are more than half.
 
-    Raises:
-        SaySeeError: another dimension; vectors that are not this model's, as far as the images can be found.
+    Raises SaySeeError for another dimension, or vectors that are not this model's, as far as the images can be found.
     """
     for part in given.vectors.parts:
         if part.values.shape[1] != encoder.dimension:

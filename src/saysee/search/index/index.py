@@ -289,8 +289,7 @@ class Index:
     def speech_encoders(self, speech: Speech | None = None) -> list[Encoder]:
         """What encodes spoken queries in a way, by default the index's own.
 
-        Raises:
-            SaySeeError: as for :attr:`encoder`; there is no such recognizer; the model does not have this encoder.
+        Raises SaySeeError as :attr:`encoder` does, and if there is no such recognizer or the model does not have it.
         """
         speech = speech or self.speech
         if speech not in self.ways:

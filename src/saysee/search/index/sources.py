@@ -76,10 +76,8 @@ def find_source(place: str | os.PathLike[str], exclude: Sequence[str] = ()) -> S
 
     In a folder the suffix of a file decides whether it is an image or a clip, or one of ``_OTHERS``; if it does not,
     the first bytes do. A clip of a manifest has all columns of its row as metadata. An image has those on which all its
-    rows agree.
-
-    Raises:
-        SaySeeError: no such place, or no image and no clip in it; patterns to exclude of a manifest.
+    rows agree. Raises SaySeeError if there is no such place, or no image and no clip in it; or for patterns to exclude
+    of a manifest.
     """
     if is_database(place):  # it may hold a password, so it is not repeated
         raise SaySeeError("a database's address cannot be indexed; name a folder or manifest, then --to ADDRESS")

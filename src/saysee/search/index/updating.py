@@ -110,8 +110,7 @@ def _ignore_clips(source: Source, encoder: Encoder, report: IndexReport) -> None
 def begin(writer: Tables, encoder: Encoder, root: Path, source: str, precision: str = "float32") -> About:
     """Begins an index of the ``source`` below ``root``, or resumes one; returns what holds at its :func:`finish`.
 
-    Raises:
-        SaySeeError: the index is of another model, or of other files that still exist.
+    Raises SaySeeError if the index is of another model, or of other files that still exist.
     """
     before = writer.about
     if before is not None:

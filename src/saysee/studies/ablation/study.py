@@ -88,10 +88,8 @@ class Run:
 def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSettings | None = None) -> AblationResult:
     """Does the missing runs of a recipe, and writes the tables into their folder.
 
-    Raises:
-        SaySeeError: a setting, the grid or the manifest cannot be used, the folder holds another study, or a run
-            failed.
-        KeyboardInterrupt: interrupted; finished runs are kept, and the current run has its checkpoint.
+    Raises SaySeeError if a setting, the grid or the manifest cannot be used, the folder holds another study, or a run
+    failed; KeyboardInterrupt if it was interrupted: finished runs are kept, and the current run has its checkpoint.
     """
     study = _Study(recipe, Path(folder).resolve(), settings or AblationSettings())
     study.claim()

@@ -54,11 +54,8 @@ def read_database(url: str, query: str, encoder: Encoder) -> Given:
 
     The vectors go to a temporary file, so that a library of any size fits into memory. The query is one SELECT with a
     column of vectors (of pgvector, or arrays of floats) and one of ``PATH_COLUMNS``, by which a row is known again;
-    further columns become metadata.
-
-    Raises:
-        SaySeeError: no connection; the query cannot be used, writes, or takes over 5 minutes for 2,000 rows; a library
-            of Immich that is of another CLIP.
+    further columns become metadata. Raises SaySeeError if there is no connection; the query cannot be used, writes, or
+    takes over 5 minutes for 2,000 rows; or it reads a library of Immich that is of another CLIP.
     """
     server = Server(url)
     place = f"{server.place}: --query"

@@ -30,10 +30,8 @@ def read_files(vectors: Path, ids: Path, dimension: int) -> Given:
         ids: N rows in the same order: delimited text, JSON lines or Parquet with a column of ``PATH_COLUMNS``, whose
             other columns become metadata; ``.txt`` with a path a line; or a folder of such files, such as
             clip-retrieval's with its ``metadata/metadata_0.parquet``. Relative paths start from its folder.
-        dimension: of the model.
 
-    Raises:
-        SaySeeError: a file cannot be read; another number of ids; a path is missing or there twice.
+    Raises SaySeeError if a file cannot be read, there is another number of ids, or a path is missing or there twice.
     """
     parts = [_read_part(path, dimension) for path in _files(vectors, "img_emb", "--from-vectors")]
     place = _inner(ids, "metadata")
