@@ -50,14 +50,7 @@ export class Attention {
   }
 }
 
-/**
- * Draws a moment over an image that is shown centered behind the canvas.
- * @param {HTMLCanvasElement} canvas
- * @param {HTMLImageElement} image
- * @param {Attention} attention
- * @param {number} seconds the moment
- * @param {(...scales: number[]) => number} fit Math.min where the image is shown whole, Math.max where it is cut
- */
+/** Draws a moment over an image that is centered behind the canvas; with Math.max as `fit` its edges are cut. */
 export function drawAttention(canvas, image, attention, seconds, fit = Math.min) {
   const context = clear(canvas);
   const scale = fit(canvas.width / image.naturalWidth, canvas.height / image.naturalHeight);

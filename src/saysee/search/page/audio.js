@@ -1,5 +1,7 @@
 /** Playing a query or a clip, one at a time, and drawing its waveform. */
 
+import { clear } from "./attention.js";
+
 const RATE = 16_000; // Hz, as for the model
 
 let playing = null;
@@ -30,11 +32,7 @@ export class ClipAudio {
     return !this.element.paused && !this.element.ended;
   }
 
-  /**
-   * Calls `act` when playing starts or stops. Each watcher has one such function.
-   * @param {string} watcher
-   * @param {(playing: boolean) => void} act
-   */
+  /** Calls `act(playing)` when playing starts or stops. Each watcher, by its name, has one such function. */
   watch(watcher, act) {
     this.watchers.set(watcher, act);
   }
@@ -125,16 +123,14 @@ function wav(samples) {
 /** Draws a waveform; the first `share` of it in the color of what has been played. */
 export function drawWaveform(canvas, peaks, share) {
   const scale = window.devicePixelRatio;
-  const [width, height] = [canvas.clientWidth * scale, canvas.clientHeight * scale];
-  Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d");
-  const style = getComputedStyle(canvas);
-  const colors = { played: style.getPropertyValue("--accent"), ahead: style.getPropertyValue("--ink-soft") };
+  const context = clear(canvas);
+  const { width, height } = canvas;
+  const [ahead, behind] = [canvas.parentElement, canvas].map((colored) => getComputedStyle(colored).color);
   const step = width / Math.max(peaks.length, 1);
   peaks.forEach((peak, index) => {
     const played = (index + 0.5) / peaks.length <= share;
     const tall = Math.max(peak * height * 0.9, 2 * scale);
-    context.fillStyle = played ? colors.played : colors.ahead;
+    context.fillStyle = played ? behind : ahead;
     context.globalAlpha = played ? 1 : 0.45;
     context.fillRect(index * step, (height - tall) / 2, Math.max(step * 0.6, scale), tall);
   });

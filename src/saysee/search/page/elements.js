@@ -2,12 +2,7 @@
 
 export const element = (id) => document.getElementById(id);
 
-/**
- * Creates an element.
- * @param {string} tag
- * @param {object} properties set on it
- * @param {...(Node | string)} children
- */
+/** Creates an element with properties and children, which are nodes or text. */
 export function make(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   Object.assign(made, properties);

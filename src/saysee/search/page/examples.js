@@ -23,8 +23,7 @@ export class Examples {
   /** Marks the current query. */
   show(current) {
     for (const [query, button] of this.buttons) {
-      button.toggleAttribute("aria-current", query === current);
-      if (query === current) button.setAttribute("aria-current", "true");
+      button.ariaCurrent = query === current ? "true" : null;
     }
   }
 

@@ -9,10 +9,7 @@ const TAKEN = /^taken:(?<from>\d{4}-\d\d-\d\d)?(?:\.\.(?<to>\d{4}-\d\d-\d\d)?)?$
 /** Filters of a text, such as "folder:my photos taken:2024-06..2024-08". */
 export const splitFilters = (text) => text.trim().split(/\s+(?=[^\s:]+:)/).filter(Boolean);
 
-/**
- * Listens to the filters.
- * @param {() => void} changed called when they are to be applied
- */
+/** Calls `changed` when the filters are to be applied. */
 export function listenToFilters(changed) {
   const wide = matchMedia(WIDE);
   const fold = () => (element("filters").open = wide.matches || Boolean(filterText()));

@@ -10,12 +10,7 @@ const MARGIN = 0.5; // seconds below the limit: recordings last a little longer 
 const QUIET = { seconds: 2.5, level: 0.08 }; // after this time, a lower level means that nothing is heard
 const HINT = element("microphone-hint").textContent;
 
-/**
- * Listens to every way to enter a query.
- * @param {(query: Query, note?: string) => void} ask
- * @param {(error: PageError) => void} showError
- * @param {(text: string) => void} announce to screen readers
- */
+/** Calls `ask(query, note)` or `showError(error)` for every way to enter a query; `announce` is to screen readers. */
 export function listenToInputs(ask, showError, announce) {
   element("write").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -23,13 +23,7 @@ export async function readyToLight(query, hits) {
   await Promise.race([first, new Promise((resolve) => setTimeout(resolve, PATIENCE))]);
 }
 
-/**
- * Lights up what plays, until it stops or `isShown` is false.
- * @param {Query} query
- * @param {object[]} hits those that `list` shows
- * @param {HTMLElement} list
- * @param {() => boolean} isShown
- */
+/** Lights up what plays in the title and in the `hits` that `list` shows, until it stops or `isShown()` is false. */
 export function light(query, hits, list, isShown) {
   const lit = new Map();
   load(query, hits.slice(0, LIT), lit, isShown);

@@ -110,14 +110,7 @@ function clearFilter() {
   else showLibrary();
 }
 
-/**
- * Searches, and shows the answer.
- * @param {Query} query
- * @param {object} options
- * @param {string} options.note shown with the results
- * @param {"image" | "clip" | null} options.find kind of the hits; null for the default
- * @param {string} options.filter by default that of the inputs
- */
+/** Searches, and shows the answer with a note. `find` is the kind of the hits, "image" or "clip"; null: the default. */
 async function ask(query, { note = "", find = null, filter = filterText() } = {}) {
   shown.request?.abort();
   const request = (shown.request = new AbortController());

@@ -6,17 +6,13 @@ import { element, icon, make } from "./elements.js";
 import { attention, keepToken } from "./service.js";
 
 const ICONS = { file: "image", audio: "microphone", text: "text", vector: "link", image: "image" };
-// Distinguishes the history entries of this load of the page from those of an earlier one.
 const LONGEST_TITLE = 200;
+// Distinguishes the history entries of this load of the page from those of an earlier one.
 const LOAD = Math.random().toString(36).slice(2);
 
 /** A query of this visit. */
 export class Query {
-  /**
-   * @param {"file" | "audio" | "image" | "text" | "vector"} kind a file is audio or an image once it was answered
-   * @param {Blob | string} content
-   * @param {string} title its name on the page
-   */
+  /** Of a kind, a field of the form: a "file" becomes "audio" or "image" once it was answered. The title is shown. */
   constructor(kind, content, title) {
     Object.assign(this, { kind, content, title, audio: null, preview: null, speech: null, transcript: null });
     /** The item of the index that it is, and the words of a clip with their times, where it is an example. */
@@ -59,12 +55,7 @@ export class Query {
     return this.attention.get(key);
   }
 
-  /**
-   * Keeps an answer.
-   * @param {object} answer of the service
-   * @param {string} filter
-   * @param {(offset: number) => Promise<object[]>} load further hits
-   */
+  /** Keeps an answer of the service; `load(offset)` gives further hits. */
   keep(answer, filter, load) {
     this.#be(answer.query.kind);
     if (answer.query.transcript) this.title = this.transcript = answer.query.transcript;
@@ -129,7 +120,7 @@ export class QueryList {
   #button(query, current) {
     const image = query.preview ? make("img", { alt: "", src: query.preview }) : icon(ICONS[query.kind]);
     const button = make("button", { type: "button" }, image, make("span", {}, query.title));
-    if (current) button.setAttribute("aria-current", "true");
+    button.ariaCurrent = current ? "true" : null;
     button.addEventListener("click", () => this.choose(query));
     return button;
   }

@@ -97,7 +97,7 @@ export class Meter {
     levels.push(level);
     levels.splice(0, levels.length - bars);
     context.clearRect(0, 0, canvas.width, canvas.height);
-    context.fillStyle = getComputedStyle(canvas).getPropertyValue("--live");
+    context.fillStyle = getComputedStyle(canvas).color;
     for (const [index, value] of levels.entries()) {
       const height = 4 + value * (canvas.height - 8);
       context.globalAlpha = 0.25 + 0.75 * (index / bars);

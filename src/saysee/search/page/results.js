@@ -9,11 +9,7 @@ const DATE = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", yea
 
 /** A list of items and a button that loads more, which is pressed by itself when it comes near. */
 export class Grid {
-  /**
-   * @param {HTMLElement} list
-   * @param {(place: number) => void} open called with the place of an image that is chosen
-   * @param {(error: Error) => void} failed called if no more can be loaded
-   */
+  /** Calls `open(place)` for an image that is chosen, and `failed(error)` if no more can be loaded. */
   constructor(list, open, failed) {
     Object.assign(this, { list, open, failed, found: null, growing: null });
     this.more = make("button", { type: "button", className: "quiet more", hidden: true }, "Show more");
@@ -32,9 +28,8 @@ export class Grid {
   }
 
   /**
-   * Shows what was found; images appear as they are loaded.
-   * @param {object} found `hits`, which grows; `load` for more of them, until it is `complete`; for an example, the
-   *     `right` value of image_id
+   * Shows what was found; images appear as they are loaded. It has `hits`, which grow by `load` until it is `complete`,
+   * and for an example the `right` value of image_id.
    */
   show(found) {
     Object.assign(this, { found, growing: null });

@@ -47,13 +47,7 @@ const MESSAGES = {
 };
 
 export class PageError extends Error {
-  /**
-   * @param {string} message for the user, with what to do
-   * @param {object} details
-   * @param {string | null} details.code of the service's answer
-   * @param {string} details.detail the answer's line
-   * @param {boolean} details.retry whether the same request may succeed later
-   */
+  /** With code and line of the service's answer, and whether the same request may succeed later. */
   constructor(message, { code = null, detail = "", retry = false } = {}) {
     super(message);
     Object.assign(this, { code, detail, retry });
@@ -84,14 +78,7 @@ export async function loadAbout() {
   Object.assign(served, await (await request("about", {})).json());
 }
 
-/**
- * @param {{file?: Blob, audio?: Blob, image?: Blob, text?: string, vector?: string, speech?: string, transcript?: string}}
- *   query exactly one of the first five
- * @param {object} view
- * @param {"image" | "clip" | null} view.find kind of the hits; null for the default
- * @param {string[]} view.filters each name:value
- * @param {number} view.offset so many hits are skipped
- */
+/** Searches by the fields of a query for a kind of hits (null: the default), skipping the first `offset`. */
 export async function search(query, { find, filters, offset = 0 }, signal) {
   const form = new FormData();
   for (const [name, value] of Object.entries(query)) {

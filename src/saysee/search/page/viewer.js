@@ -14,10 +14,7 @@ const SOURCES = {
 };
 
 export class Viewer {
-  /**
-   * @param {(image: Blob, name: string) => void} similar called to search with the image that is shown
-   * @param {() => void} closed called after it was closed
-   */
+  /** Calls `similar(image, name)` to search with the image that is shown, and `closed()` after it was closed. */
   constructor(similar, closed) {
     this.dialog = element("viewer");
     this.image = element("viewer-image");
@@ -45,13 +42,7 @@ export class Viewer {
     new ResizeObserver(() => this.dialog.open && this.#draw()).observe(this.overlay);
   }
 
-  /**
-   * Shows the image at a place of a list.
-   * @param {Query | null} query that found the list
-   * @param {object[]} hits
-   * @param {number} place
-   * @param {() => Promise<void>} grow loads more hits into the list
-   */
+  /** Shows the image at a place of the hits that a query (or null) found, into which `grow()` loads more. */
   open(query, hits, place, grow) {
     if (this.query !== query || query === null) this.#setQuery(query);
     Object.assign(this, { hits, grow });

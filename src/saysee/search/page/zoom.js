@@ -5,11 +5,7 @@ const STEP = 2;
 const MOVE = 60; // pixels that an arrow key moves the image
 
 export class Zoom {
-  /**
-   * @param {HTMLElement} stage what is seen of the image
-   * @param {HTMLElement} layer contains the image and everything on it, as large as the stage
-   * @param {(scale: number) => void} changed
-   */
+  /** The stage is what is seen of the image, the layer, as large, the image with everything on it. */
   constructor(stage, layer, changed) {
     Object.assign(this, { stage, layer, changed });
     this.fingers = new Map();
