@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -178,20 +178,14 @@ def covered(pixels: Tensor) -> list[Tensor]:
     return variants
 
 
-class _Kept(NamedTuple):
-    """What stays of an encoder: the same in fp32, as small differences are lost in bf16; and changes by content."""
-
-    encoder: Encoder
-    changes: OrderedDict[tuple[str, str], Floats]
-
-
-_KEPT: WeakKeyDictionary[Encoder, _Kept] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Encoder, tuple[Encoder, OrderedDict[tuple[str, str], Floats]]] = WeakKeyDictionary()
+"""Of an encoder the same in fp32, as small differences are lost in bf16; and changes by kind and content."""
 
 
 def _changes(encoder: Encoder, kind: Kind, original: Any, variants: Callable[[], list[Any]]) -> Floats:
     """[N, D] vector of an item less those of N variants of it; those of the last items are kept."""
     if encoder not in _KEPT:
-        _KEPT[encoder] = _Kept(Encoder(encoder.model, precision="fp32"), OrderedDict())
+        _KEPT[encoder] = Encoder(encoder.model, precision="fp32"), OrderedDict()
     exact, kept = _KEPT[encoder]
     key = kind, fingerprint(np.ascontiguousarray(original).data)
     if key not in kept:

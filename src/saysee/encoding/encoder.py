@@ -298,23 +298,19 @@ class Encoder:
 
     def _compute(self, side: Any, prepared: Sequence[Any], forward: Callable[[list[Any]], Any]) -> list[Any]:
         """Runs prepared items through ``forward`` in passes; returns the result of each item, in order."""
-        results: list[Any] = [None] * len(prepared)
 
-        def run(positions: list[int]) -> None:
+        def run(positions: list[int]) -> Any:
             computed = forward([prepared[position] for position in positions])
-            if isinstance(computed, Tensor):
-                computed = computed.cpu()
-            for position, result in zip(positions, computed, strict=True):
-                results[position] = result
+            return computed.cpu() if isinstance(computed, Tensor) else computed
 
         parts = side.passes(prepared, streams().count)
+        at_once = len(parts) > 1 and side.device.type == "cpu"
         with self.evaluating(), attention_kernel(side.device.type, self._precision == "autocast"):
-            if len(parts) > 1 and side.device.type == "cpu":
-                list(streams().map(run, parts))  # raises the first error
-            else:
-                for positions in parts:
-                    run(positions)
-        return results
+            passes = list(streams().map(run, parts) if at_once else map(run, parts))
+        results: dict[int, Any] = {}
+        for positions, computed in zip(parts, passes, strict=True):
+            results.update(zip(positions, computed, strict=True))
+        return [results[position] for position in range(len(prepared))]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
