@@ -17,23 +17,14 @@ from saysee.errors import ConfigError
 Layers = Union[int, Literal["all"]]  # noqa: UP007
 
 
-_WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+_WITHIN = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def setting(
-    default: Any,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field whose number, or each number of its list, must be within a range; None passes."""
-    limits = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    metadata = {"limits": {words: limit for words, limit in limits.items() if limit is not None}}
+def setting(default: Any, **limits: float) -> Any:
+    """A field whose number, or each number of its list, must be within limits of ``_WITHIN``; None passes."""
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default.copy, metadata={"limits": limits})
+    return field(default=default, metadata={"limits": limits})
 
 
 def derived(default: Any) -> Any:
@@ -365,7 +356,7 @@ def check_limits(settings: Any, prefix: str = "") -> None:
             continue
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         if not all(_WITHIN[words](one, limit) for one in numbers for words, limit in limits.items()):
-            range_ = " and ".join(f"{words} {limit:g}" for words, limit in limits.items())
+            range_ = " and ".join(f"{words.replace('_', ' ')} {limit:g}" for words, limit in limits.items())
             subject = "each number" if isinstance(value, list) else "it"
             raise ConfigError(f"{prefix}{item.name} is {value!r}; {subject} must be {range_}")
 
