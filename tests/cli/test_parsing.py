@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from saysee.cli import VERBS, main, parse
+from saysee.cli.data import Reader
 from saysee.cli.parsing import Verb
 from saysee.errors import ConfigError
 from saysee.search.service.settings import Limits, ServiceSettings
@@ -163,7 +164,8 @@ def test_help_shows_each_flag_with_its_default() -> None:
 def test_every_verb_has_help_for_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    parameters = inspect.signature(VERBS[name]).parameters
+    verb = VERBS[name]
+    parameters = inspect.signature(verb.load() if isinstance(verb, Reader) else verb).parameters
     flags = {
         ("-" if len(flag) == 1 else "--") + flag.rstrip("_").replace("_", "-")
         for flag, parameter in parameters.items()

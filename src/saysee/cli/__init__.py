@@ -16,7 +16,7 @@ from saysee.errors import ConfigError, SaySeeError, did_you_mean
 from saysee.log import configure_command_line
 from saysee.version import __version__
 
-VERBS: dict[str, Callable[..., Result | Iterator[Result] | None]] = {
+VERBS: dict[str, Callable[..., Result | Iterator[Result] | None] | data.Reader] = {
     "data scenes": data.scenes,
     **{f"data {reader.name}": reader for reader in data.READERS},
     "data verify": data.verify,

@@ -22,14 +22,6 @@ class Reader:
         self.__doc__ = summary
         self.name, self._positional, self._flags = name, positional, flags
 
-    def __call__(self, **values: Any) -> Result:
-        """Calls the verb."""
-        return self.load()(**values)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.load())
-
     def load(self) -> Callable[..., Result]:
         """The verb: all parameters of the function are flags, except for the positional one."""
         prepare = getattr(import_module(f"saysee.data.corpora.{self.name}"), f"prepare_{self.name}")
