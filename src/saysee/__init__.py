@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from saysee.version import __version__
 
 if TYPE_CHECKING:
-    from saysee.data.manifest import Manifest
-    from saysee.encoding.encoder import Encoder
-    from saysee.errors import SaySeeError
-    from saysee.evaluation.protocols import evaluate
-    from saysee.model.configuration import SpeechImageConfig
-    from saysee.model.processor import SpeechImageProcessor
-    from saysee.model.retriever import SpeechImageModel
-    from saysee.search.index.index import Index
-    from saysee.settings.recipe import FusionConfig, HeadConfig
+    from saysee.data.manifest import Manifest as Manifest
+    from saysee.encoding.encoder import Encoder as Encoder
+    from saysee.errors import SaySeeError as SaySeeError
+    from saysee.evaluation.protocols import evaluate as evaluate
+    from saysee.model.configuration import SpeechImageConfig as SpeechImageConfig
+    from saysee.model.processor import SpeechImageProcessor as SpeechImageProcessor
+    from saysee.model.retriever import SpeechImageModel as SpeechImageModel
+    from saysee.search.index.index import Index as Index
+    from saysee.settings.recipe import FusionConfig as FusionConfig
+    from saysee.settings.recipe import HeadConfig as HeadConfig
 
 _HOMES = {
     "Encoder": "saysee.encoding.encoder",
@@ -34,19 +35,7 @@ _HOMES = {
     "evaluate": "saysee.evaluation.protocols",
 }
 
-__all__ = [
-    "Encoder",
-    "FusionConfig",
-    "HeadConfig",
-    "Index",
-    "Manifest",
-    "SaySeeError",
-    "SpeechImageConfig",
-    "SpeechImageModel",
-    "SpeechImageProcessor",
-    "__version__",
-    "evaluate",
-]
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
