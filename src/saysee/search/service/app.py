@@ -27,7 +27,7 @@ from saysee.search.index.index import Index
 from saysee.search.service import schemas
 from saysee.search.service.connections import bind, serve_app
 from saysee.search.service.core import Service
-from saysee.search.service.errors import RequestError, index_errors
+from saysee.search.service.errors import RequestError, request_errors
 from saysee.search.service.guard import Guard
 from saysee.search.service.records import RecordingMiddleware
 from saysee.search.service.requests import FormRoute, unless_left
@@ -109,7 +109,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.get("/items", summary="Items, those of the newest files first", response_model=schemas.ItemsAnswer)
     def newest(query: Annotated[schemas.ItemsQuery, Query()]) -> JSONResponse:
-        with index_errors(422, "invalid-filter"):
+        with request_errors(422, "invalid-filter"):
             filters = parse_filters(query.filter)
         found = service.items.newest(query.kind, min(query.k, service.settings.limits.k), query.offset, filters)
         return JSONResponse({"items": [schemas.item_answer(item) for item in found]})

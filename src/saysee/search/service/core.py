@@ -36,7 +36,7 @@ from saysee.search.index.sources import UPLOADS_FOLDER
 from saysee.search.index.store import Item, Vectors
 from saysee.search.service import schemas
 from saysee.search.service.batching import ModelThread, Places, grouped
-from saysee.search.service.errors import RequestError, client_errors, index_errors
+from saysee.search.service.errors import RequestError, request_errors
 from saysee.search.service.items import Items, client_name
 from saysee.search.service.records import AccessLog, Metrics
 from saysee.search.service.settings import ServiceSettings
@@ -130,7 +130,7 @@ class Service:
         if len(given) != 1:
             raise RequestError(422, "one-query", f"Send exactly one of {', '.join(QUERY_FIELDS)}; got {len(given)}.")
         field, value = given[0], getattr(form, given[0])
-        with index_errors(422, "invalid-filter"):
+        with request_errors(422, "invalid-filter"):
             filters = parse_filters(form.filter)
         if not isinstance(value, str):
             value = await value.read()
@@ -188,7 +188,7 @@ class Service:
         def score(batch: list[Any]) -> list[dict[int, float]]:
             return [{n: logit(self.encoder, asked, answer.kind, item) for n, item in one.items()} for one in batch]
 
-        with self.metrics.part.labels("rerank").time(), client_errors():
+        with self.metrics.part.labels("rerank").time(), request_errors():
             asked = await self._run(object(), None, lambda _: [self.encoder.side(kind).tokens([parts[0][1]])])
             for start in range(0, len(rows), _RERANKED_TOGETHER):
                 items = await asyncio.gather(*(read(item) for item, _ in rows[start : start + _RERANKED_TOGETHER]))
@@ -202,7 +202,7 @@ class Service:
         if not self.encoder.has_speech:
             raise RequestError(422, "no-speech-encoder", "The model has no speech encoder, whose attention is shown.")
         image, audio = await self.of_image(self.items.loaded, "image", form.id, load_image), await form.audio.read()
-        with client_errors():
+        with request_errors():
             speech = await self.in_thread(load_audio, audio, max_seconds=self.settings.limits.seconds)
             alone = object()  # a kind of its own, so that nothing shares the batch
             found = await self._run(alone, None, lambda _: [attend(self.encoder, speech, image, form.source)])
@@ -253,9 +253,9 @@ class Service:
         self, vectors: Vectors, find: Kind, k: int, filters: tuple[Filter, ...]
     ) -> list[list[tuple[Item, float]]]:
         place, store = self.index.place, self.index.store
-        with index_errors(503, "index-unavailable", place, 10):
+        with request_errors(503, "index-unavailable", place, 10):
             about = store.about()
-            with index_errors(409, "other-model", place):  # another process may have written it with another model
+            with request_errors(409, "other-model", place):  # another process may have written it with another model
                 about.check(self.encoder, place, find)
             return nearest(store, vectors, find, k, filters=filters)
 
@@ -300,12 +300,12 @@ class Service:
     def _decode(self, kind: Any, content: bytes) -> Any:
         limits = self.settings.limits
         limit = {"max_seconds": limits.seconds} if kind == "clip" else {"max_pixels": limits.pixels}
-        with client_errors():
+        with request_errors():
             return self.encoder.prepare(kind, content, **limit)
 
     def _timed(self, part: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a part of a query on a client's file, for the metrics."""
-        with self.metrics.part.labels(part).time(), client_errors():
+        with self.metrics.part.labels(part).time(), request_errors():
             return function(*args, **kwargs)
 
     def _warm_up(self) -> None:

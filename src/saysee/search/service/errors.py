@@ -27,23 +27,16 @@ class RequestError(HTTPException):
 
 
 @contextmanager
-def index_errors(status: int, code: str, place: str = "", retry_after: int | None = None) -> Iterator[None]:
-    """Turns a SaySeeError into a :class:`RequestError`, without the path of the index, which clients need not know."""
+def request_errors(
+    status: int = 422, code: str = "", place: str = "", retry_after: int | None = None
+) -> Iterator[None]:
+    """Turns a SaySeeError into a :class:`RequestError`, by default about a client's file and with its code.
+
+    The path of the index, ``place``, is left out: clients need not know it.
+    """
     try:
         yield
     except SaySeeError as error:
-        raise RequestError(status, code, _one_line(error).removeprefix(f"{place}: "), retry_after) from None
-
-
-@contextmanager
-def client_errors() -> Iterator[None]:
-    """Turns a SaySeeError about a client's file into a :class:`RequestError` with the same code."""
-    try:
-        yield
-    except SaySeeError as error:
-        status = 413 if error.code in ("too-large", "too-long") else 422
-        raise RequestError(status, error.code, _one_line(error)) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        status = 413 if not code and error.code in ("too-large", "too-long") else status
+        message = " ".join(str(error).split()).removeprefix(f"{place}: ")
+        raise RequestError(status, code or error.code, message, retry_after) from None

@@ -25,7 +25,7 @@ from saysee.search.index.index import Index
 from saysee.search.index.ranking import newest
 from saysee.search.index.sources import path_from, place_of_upload, root_of
 from saysee.search.index.store import Item, Tables
-from saysee.search.service.errors import RequestError, index_errors
+from saysee.search.service.errors import RequestError, request_errors
 from saysee.search.service.schemas import NAME_KEY
 from saysee.search.service.thumbnails import Size, Thumbnails
 
@@ -48,7 +48,7 @@ class Items:
 
     def file(self, kind: Kind, row: int) -> tuple[str | bytes, str]:
         """Path, or content from another server, and media type of an image or clip."""
-        item = self._item(kind, row)
+        item = self._item(row, kind)
         if "://" not in item.path:
             return self._path(item)
         with self._fetching(item) as fetch:
@@ -56,11 +56,11 @@ class Items:
         found = file_kind(io.BytesIO(content))
         return content, found.media_type if found else ""
 
-    def _item(self, kind: Kind, row: int) -> Item:
+    def _item(self, row: int, kind: Kind | None = None) -> Item:
         item = self.index.rows([row]).get(row)
         if item is None:
-            raise RequestError(404, "no-such-item", f"The index has no {kind} {row}.")
-        if item.kind != kind:
+            raise RequestError(404, "no-such-item", f"The index has no {kind or 'item'} {row}.")
+        if kind not in (None, item.kind):
             raise RequestError(404, "no-such-item", f"Item {row} of the index is of kind {item.kind}, not {kind}.")
         return item
 
@@ -100,7 +100,7 @@ class Items:
 
     def small(self, row: int, size: Size) -> bytes:
         """The image of a row in a size of :data:`saysee.search.service.thumbnails.SIDES`."""
-        item = self._item("image", row)
+        item = self._item(row, "image")
         if "://" in item.path:
             with self._fetching(item) as fetch:
                 return self.thumbnails.get(row, item.path, size, fetch)
@@ -111,14 +111,14 @@ class Items:
 
     def newest(self, kind: Kind, k: int, offset: int, filters: Sequence[Filter]) -> list[Item]:
         """The rows of a kind for which all filters hold, those of the newest files first."""
-        with index_errors(503, "index-unavailable", self.index.place, 10), self.index.store.reading() as tables:
+        with request_errors(503, "index-unavailable", self.index.place, 10), self.index.store.reading() as tables:
             return newest(tables, kind, k, offset, filters)
 
     @contextmanager
     def _writing(self) -> Iterator[Tables]:
         place = self.index.place
         try:
-            with self._lock, index_errors(409, "index-busy", place, 5), self.index.store.writing() as writer:
+            with self._lock, request_errors(409, "index-busy", place, 5), self.index.store.writing() as writer:
                 yield writer
         except OSError as error:
             message = f"The file cannot be written ({error.strerror or error}); see the server's disk."
@@ -160,9 +160,7 @@ class Items:
     def remove(self, row: int) -> None:
         """Removes a row, and its file if it was added here; the user's own files are kept."""
         with self._writing() as writer:
-            item = self.index.rows([row]).get(row)
-            if item is None:
-                raise RequestError(404, "no-such-item", f"The index has no item {row}.")
+            item = self._item(row)
             writer.remove([item])
             if (file := place_of_upload(item, self.uploads)) is not None:
                 file.unlink(missing_ok=True)
