@@ -32,9 +32,7 @@ _BATCH_FILES = 32
 class CachedFeatures(Sequence[Values]):
     """The cached features of some files, in the order of the files; read from the disk when they are used.
 
-    Attributes:
-        side: whose features they are.
-        keys: of the files in the store; None for a file that could not be used.
+    Of a file that could not be used the key in the store is None.
     """
 
     def __init__(self, side: FeatureSide, store: FeatureStore, keys: Sequence[str | None]) -> None:

@@ -54,13 +54,10 @@ def alike(waveforms: Sequence[Any], most: int) -> list[list[int]]:
 
 
 class Streams(ThreadPoolExecutor):
-    """Threads that each run the model on one core.
+    """``count`` threads that each run the model on one core.
 
     Many small forward passes use all cores this way; torch's own threads would wait for each other within each pass.
     The work itself sets what torch keeps per thread, such as ``inference_mode`` and ``autocast``.
-
-    Attributes:
-        count: number of threads.
     """
 
     def __init__(self, count: int) -> None:

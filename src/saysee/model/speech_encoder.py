@@ -24,11 +24,9 @@ from saysee.model.pretrained.hubert import Hubert
 class SpeechEncoder(nn.Module):
     """Waveforms to :class:`SpeechFeatures`.
 
-    The same clip has the same features alone and in any batch, for both kinds of HuBERT. ``width`` is D.
-
-    Raises:
-        ConfigError: the head's attention heads do not divide HuBERT's width, or it names a hidden state that HuBERT
-            does not have.
+    The same clip has the same features alone and in any batch, for both kinds of HuBERT. ``width`` is D. Raises
+    ConfigError if the head's attention heads do not divide HuBERT's width, or it names a hidden state that HuBERT does
+    not have.
 
     Attributes:
         layers: numbers of the N hidden states that are mixed, 0 to L.
@@ -59,11 +57,9 @@ class SpeechEncoder(nn.Module):
         self.head = SpeechHead(config.hidden_size, head, width)
 
     def forward(self, waveforms: Tensor, mask: Tensor) -> SpeechFeatures:
-        """Encodes a batch of clips.
+        """Encodes clips [B, T] of 16 kHz as the processor prepares them, zero where ``mask`` is False.
 
-        Args:
-            waveforms: [B, T] 16 kHz samples as the processor prepares them, zero where ``mask`` is False.
-            mask: [B, T] bool, True on real samples; each row is True up to its clip's end.
+        The mask [B, T] bool is True on real samples, in each row up to its clip's end.
         """
         return self.from_layer_states(*self.layer_states(waveforms, mask))
 

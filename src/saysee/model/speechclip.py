@@ -94,17 +94,11 @@ def convert_speechclip(
     speech: str | os.PathLike[str] | None = None,
     image: str | os.PathLike[str] | None = None,
 ) -> Converted:
-    """Makes a SaySee model of a checkpoint of SpeechCLIP parallel.
+    """Makes a SaySee model of a checkpoint of SpeechCLIP parallel, a zip file of ``torch.save``, in a new folder.
 
-    Args:
-        path: the checkpoint, a zip file of ``torch.save``.
-        to: folder of the model, which does not exist yet.
-        speech: folder or hub name of the frozen HuBERT; None is the one of the checkpoint's kind.
-        image: the same of the frozen CLIP.
-
-    Raises:
-        CheckpointError: the file cannot be read, names something that is not allowed, or is of another model; an
-            encoder is not found or does not fit.
+    ``speech`` and ``image`` are folder or hub name of the frozen HuBERT and CLIP; None is the one of the checkpoint's
+    kind. Raises CheckpointError if the file cannot be read, names something that is not allowed, or is of another
+    model; or an encoder is not found or does not fit.
     """
     folder = Path(to)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -224,9 +218,8 @@ def _check_encoders(path: Any, speech: str, image: str, states: int, width: int,
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint of PyTorch Lightning without running anything that it names.
 
-    Raises:
-        CheckpointError: there is no such file, it is not in the zip format of ``torch.save``, or it names a class or
-            function that is not allowed; the message lists these.
+    Raises CheckpointError if there is no such file, it is not in the zip format of ``torch.save``, or it names a class
+    or function that is not allowed; the message lists these.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; give a downloaded checkpoint")

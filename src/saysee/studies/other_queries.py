@@ -54,13 +54,10 @@ class OtherQueries:
 
 
 def make_other_queries(test: Manifest, queries: int, seed: int) -> list[QuerySet]:
-    """Writes, speaks and transcribes the queries of each kind; no model is needed.
+    """Writes, speaks and transcribes queries of each kind for the test split of a scenes corpus; no model is needed.
 
-    Args:
-        test: rows of the test split of a scenes corpus.
-        queries: number of captions of each spoken kind, chosen by ``seed``.
-
-    Raises MissingExtraError if the synthesizer is not installed.
+    Of each spoken kind there are so many captions, chosen by ``seed``. Raises MissingExtraError if the synthesizer is
+    not installed.
     """
     rows = [test.rows[i] for i in sorted(Random(seed).sample(range(len(test)), min(queries, len(test))))]
     speakers = [parse_speaker(row.speaker or "") for row in rows]

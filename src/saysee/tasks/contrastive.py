@@ -169,23 +169,19 @@ def info_nce(
     *,
     over_processes: bool = False,
 ) -> Tensor:
-    """The mean of InfoNCE in both directions, in fp32.
+    """The mean of InfoNCE in both directions, in fp32: a scalar, 0 at best.
 
-    Row i of ``a`` belongs to row i of ``b``. Rows that share an id are neither positives nor negatives of each other.
-    Zero vectors give log B. Source: arXiv 2210.00705, equation 1, with its same-image mask.
+    Row i of ``a`` [B, D] belongs to row i of ``b`` [B, D], both of any length. Rows that share an id are neither
+    positives nor negatives of each other. Zero vectors give log B. Source: arXiv 2210.00705, equation 1, with its
+    same-image mask.
 
     Args:
-        a: [B, D], of any length.
-        b: [B, D], of any length.
         scale: one over the temperature.
         ids: [B] int.
         among: what ``a`` is compared with instead of ``b``; it has every id.
         over_processes: compare with the rows of all processes, which must call it at once with the same B; ids number
             the same images in every process. The mean over processes is the loss of all rows in one process, and so is
             the mean of the gradients of parameters: each row gets the gradient of all processes' losses.
-
-    Returns:
-        A scalar, 0 at best.
     """
     with torch.autocast(a.device.type, enabled=False):
         own_a, own_b = functional.normalize(a.float(), dim=-1), functional.normalize(b.float(), dim=-1)

@@ -32,8 +32,7 @@ def corrupt(
             standard deviation of the batch's real tokens, per feature.
         vectors: [B, D] global vectors of the items, which "alike" compares.
 
-    Returns:
-        The noisy tokens [B, N, W], and a mask [B, N] bool of the replaced ones.
+    Returns the noisy tokens [B, N, W], and a mask [B, N] bool of the replaced ones.
     """
     lengths = mask.sum(dim=1)
     order = torch.rand(mask.shape, device=tokens.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)

@@ -33,12 +33,10 @@ class Hubert(nn.Module):
             nn.init.uniform_(self.masked_spec_embed)
 
     def forward(self, waveforms: Tensor, samples: Tensor | None = None, masked: Tensor | None = None) -> list[Tensor]:
-        """The L + 1 hidden states, each [B, F, S]; the first is the input of the first layer.
+        """The L + 1 hidden states, each [B, F, S], of waveforms [B, T] at 16 kHz, zero beyond each clip's end.
 
-        Args:
-            waveforms: [B, T] at 16 kHz, zero beyond each clip's end.
-            samples: [B] length of each clip; None where none is shorter than T.
-            masked: [B, F] frames that a learned vector replaces, in pre-training.
+        The first is the input of the first layer. ``samples`` [B] is the length of each clip; None where none is
+        shorter than T. Of ``masked`` [B, F] frames a learned vector takes the place, in pre-training.
         """
         hidden = self.feature_projection(self.feature_extractor(waveforms, samples).transpose(1, 2))
         if masked is not None:

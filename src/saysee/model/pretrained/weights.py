@@ -112,13 +112,9 @@ def load_weights(
 ) -> Module:
     """The module that ``make`` makes with the weights of a checkpoint, in evaluation mode; others are left out.
 
-    Args:
-        make, place, dtype, hub: of the module; a folder or hub name; of the weights; some of :data:`HUB`.
-        what, fix: the kind of model, and how to repair an error, for messages.
-        prefix: of all names in some checkpoints of the kind.
-
-    Raises:
-        CheckpointError: the weights cannot be read, or some are missing or of another shape.
+    ``what`` and ``fix`` are the kind of model, and how to repair an error, for messages; ``prefix`` is that of all
+    names in some checkpoints of the kind; ``hub`` some of :data:`HUB`. Raises CheckpointError if the weights cannot be
+    read, or some are missing or of another shape.
     """
     try:
         with _Undrawn(), torch.random.fork_rng(devices=[]):

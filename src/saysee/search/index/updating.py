@@ -57,17 +57,14 @@ def update_index(
     without ``allow_removals`` where a whole folder or more than half of all files have disappeared.
 
     Args:
-        encoder: the model.
         place: a folder or a manifest, or what :func:`saysee.search.index.sources.find_source` found there.
         to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         batch_size: files encoded, and committed, together.
         workers: threads that decode; None for those of the encoder.
-        allow_removals: remove the rows of all files that have disappeared.
         spread: does the work in other processes, such as :func:`saysee.search.index.cluster.update_on_cluster`.
 
-    Raises:
-        SaySeeError: there is no file that can be used; the index is of another model or of other files; another process
-            writes it; the disk is full.
+    Raises SaySeeError if there is no file that can be used; the index is of another model or of other files; another
+    process writes it; the disk is full.
     """
     if batch_size < 1 or (workers is not None and workers < 1):
         raise SaySeeError(f"batch size {batch_size} and workers {workers} must be at least 1")
