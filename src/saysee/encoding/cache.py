@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,9 @@ class FeatureStore:
         for path in self.folder.iterdir():
             unfinished = path.name.startswith(UNFINISHED)
             unfinished |= path.suffix == ".values" and not path.with_suffix(".json").exists()
-            try:
+            with suppress(FileNotFoundError):  # another process removed it
                 if unfinished and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                     path.unlink()
-            except FileNotFoundError:  # another process removed it
-                continue
 
 
 class FileFingerprints:
@@ -208,10 +206,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(FileNotFoundError):  # another process has just renamed it
                 total += os.stat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:  # another process has just renamed it
-                continue
     return total
 
 

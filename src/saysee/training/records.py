@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -145,10 +146,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, in order; a line that a kill cut short is skipped."""
     lines = []
     for text in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
     return lines
 
 
