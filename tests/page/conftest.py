@@ -35,20 +35,16 @@ from saysee_process import Started, start_saysee
 expect.set_options(timeout=PATIENCE)
 
 
-# The same engine without the windows of a desktop browser comes first: a page opens in half of the CPU time.
-_BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-
-
-def _chromium() -> str | None:
-    return next(filter(None, map(shutil.which, _BROWSERS)), None)
+def _found(*programs: str) -> str | None:
+    return next(filter(None, map(shutil.which, programs)), None)
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the browser."""
-    found = _chromium()
+    found = _found("chromium", "chromium-browser", "google-chrome")
     if found is None:
-        why = "the tests of the page need Chromium; install it (Debian: apt install chromium-headless-shell)"
+        why = "the tests of the page need Chromium; install it (Debian: apt install chromium)"
         if os.environ.get("SAYSEE_BROWSER_TESTS") == "required":
             pytest.fail(why)
         pytest.skip(why)
@@ -172,19 +168,23 @@ def playwright() -> Iterator[Playwright]:
 
 @pytest.fixture(scope="session")
 def launch(playwright: Playwright, chromium: str) -> Iterator[Callable[..., Browser]]:
-    """Starts a Chromium whose microphone plays a WAV once when it is opened; without a WAV it has no microphone."""
-    started: dict[Path | None, Browser] = {}
+    """Starts a Chromium; its microphone, if asked for, plays a WAV once when it is opened, or is missing without a WAV.
 
-    def launched(heard: Path | None) -> Browser:
-        if heard not in started:
-            microphone = [
-                "--use-fake-device-for-media-stream",
-                f"--use-file-for-fake-audio-capture={heard}%noloop",
-            ]
+    Without one it is the headless shell, if that is installed: the same engine, which has neither a microphone nor the
+    windows of a desktop browser, which take half of the CPU time.
+    """
+    started: dict[tuple[bool, Path | None], Browser] = {}
+
+    def launched(microphone: bool = False, heard: Path | None = None) -> Browser:
+        if (microphone, heard) not in started:
             # Without this flag headless Chromium plays no audio.
-            flags = ["--autoplay-policy=no-user-gesture-required", *(microphone if heard else [])]
-            started[heard] = playwright.chromium.launch(executable_path=chromium, args=flags, chromium_sandbox=False)
-        return started[heard]
+            flags = ["--autoplay-policy=no-user-gesture-required"]
+            if heard:
+                flags += ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={heard}%noloop"]
+            path = chromium if microphone else _found("chromium-headless-shell") or chromium
+            browser = playwright.chromium.launch(executable_path=path, args=flags, chromium_sandbox=False)
+            started[microphone, heard] = browser
+        return started[microphone, heard]
 
     yield launched
     for browser in started.values():
@@ -209,7 +209,10 @@ def heard(surest: list[Row]) -> Row:
 
 @pytest.fixture
 def visit(launch, corpus: Corpus, heard: Row, services: Services) -> Iterator[Callable[..., Page]]:
-    """Opens the page and waits until it is ready. An error in its script fails the test."""
+    """Opens the page and waits until it is ready. An error in its script fails the test.
+
+    With ``microphone``, the microphone hears ``hears``, and is missing with None.
+    """
     contexts: list[BrowserContext] = []
     errors: list[str] = []
 
@@ -221,12 +224,14 @@ def visit(launch, corpus: Corpus, heard: Row, services: Services) -> Iterator[Ca
     def visited(
         address: str = services.open,
         *,
+        microphone: bool = False,
         hears: Row | Path | None = heard,
         allowed: bool = True,
         known: bool = True,
         **settings: object,
     ) -> Page:
-        browser = launch(corpus.spoken(hears) if isinstance(hears, Row) else hears)
+        recording = corpus.spoken(hears) if isinstance(hears, Row) else hears
+        browser = launch(True, recording) if microphone else launch()
         context = browser.new_context(**{"viewport": DESK, **settings})
         contexts.append(context)
         if allowed:

@@ -16,7 +16,7 @@ def notice(page):
 
 
 def test_a_blocked_microphone(visit):
-    page = visit(allowed=False)
+    page = visit(microphone=True, allowed=False)
     page.click("#microphone")
     expect(notice(page)).to_have_text(re.compile("microphone is blocked"))
     expect(page.locator("body")).not_to_have_class(RECORDING)
@@ -26,7 +26,7 @@ def test_a_blocked_microphone(visit):
 
 
 def test_no_microphone(visit):
-    page = visit(hears=None)
+    page = visit(microphone=True, hears=None)
     page.click("#microphone")
     expect(notice(page)).to_have_text(re.compile("no microphone"))
     type_query(page, "a red ring")  # typing still works
@@ -42,7 +42,7 @@ def test_a_page_without_microphone_access(visit):
 
 def test_a_microphone_that_hears_nothing_is_named_and_can_be_searched_with_anyway(visit, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000 * 5), 16_000)
-    page, asked = visit(hears=tmp_path / "silence.wav"), []
+    page, asked = visit(microphone=True, hears=tmp_path / "silence.wav"), []
     page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/search") else None)
     label = page.evaluate(
         "navigator.mediaDevices.getUserMedia({ audio: true }).then((stream) => stream.getAudioTracks()[0].label)"
@@ -88,7 +88,7 @@ def test_files_beyond_the_limits(visit, services, tmp_path):
 
 
 def test_a_stopped_service_loses_no_recording(visit, heard):
-    page = visit()
+    page = visit(microphone=True)
     page.context.set_offline(True)
     page.click("#microphone")
     page.wait_for_timeout(1_000 * heard.extra["seconds"] + 600)

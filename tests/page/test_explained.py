@@ -21,7 +21,7 @@ def test_words_are_marked_while_they_are_spoken_and_are_jumped_to(launch, tmp_pa
     words = [Word("<one>", 0.0, 1.0), Word("two", 1.0, 4.0)]
     write_explanation(tmp_path / "found.html", regions, Image.new("RGB", (100, 100)), hum, words)
     errors = []
-    page = launch(None).new_page()
+    page = launch().new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((tmp_path / "found.html").as_uri())
     marked = page.locator("[aria-current=true]")

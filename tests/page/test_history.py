@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 
 def test_queries_are_listed_and_shown_again_at_once(visit, heard):
-    page = visit()
+    page = visit(microphone=True)
     speak(page, heard)
     expect(page.locator("#visit")).to_be_hidden()  # a list of one says nothing
     spoken = names(page)

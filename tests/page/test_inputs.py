@@ -12,7 +12,7 @@ HINT = "Hold while you speak, or click to start and click again to search."
 
 def test_a_spoken_query_finds_the_right_image_first(visit, surest, heard):
     row = next(row for row in surest if row is not heard)  # which the next test speaks
-    page = visit(hears=row)
+    page = visit(microphone=True, hears=row)
     speak(page, row)
     assert names(page)[0] == row.image.rpartition("/")[2]
     expect(page.locator("#results img.loaded")).to_have_count(ALL)
@@ -21,7 +21,7 @@ def test_a_spoken_query_finds_the_right_image_first(visit, surest, heard):
 
 
 def test_holding_records_and_releasing_searches(visit, heard):
-    page = visit()
+    page = visit(microphone=True)
     page.hover("#microphone")
     page.mouse.down()
     expect(page.locator("#microphone-hint")).to_have_text(re.compile(r"Recording, 0:0\d\. Release to search\."))
@@ -31,7 +31,7 @@ def test_holding_records_and_releasing_searches(visit, heard):
 
 
 def test_the_keyboard_suffices(visit):
-    page = visit()
+    page = visit(microphone=True)
     page.keyboard.press("Tab")  # the name of the page
     page.keyboard.press("Tab")
     expect(page.locator("#microphone")).to_be_focused()
@@ -54,7 +54,7 @@ def test_the_keyboard_suffices(visit):
 
 
 def test_a_click_of_a_screen_reader_starts_and_searches_and_is_announced(visit):
-    page = visit()
+    page = visit(microphone=True)
     page.evaluate("document.getElementById('microphone').click()")
     expect(page.locator("#announcement")).to_have_text("Recording")
     expect(page.get_by_role("button", name="Stop and search")).to_be_visible()
@@ -64,7 +64,7 @@ def test_a_click_of_a_screen_reader_starts_and_searches_and_is_announced(visit):
 
 
 def test_discarding_sends_nothing(visit):
-    page = visit()
+    page = visit(microphone=True)
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "/search" in request.url else None)
     by_key, by_button = lambda: page.keyboard.press("Escape"), page.get_by_role("button", name="Discard").click
@@ -82,7 +82,7 @@ def test_discarding_sends_nothing(visit):
 
 
 def test_the_meter_rises_with_the_voice(visit, heard):
-    page = visit()
+    page = visit(microphone=True)
     level = "getComputedStyle(document.getElementById('microphone')).getPropertyValue('--level')"
     page.click("#microphone")
     expect(page.locator("body")).to_have_class(RECORDING)
@@ -98,7 +98,7 @@ def test_the_meter_rises_with_the_voice(visit, heard):
 
 
 def test_a_recording_at_the_limit_is_searched(visit, heard, services):
-    page = visit(f"{services.guarded}#token=a-token-of-these-tests")  # allows 3 seconds
+    page = visit(f"{services.guarded}#token=a-token-of-these-tests", microphone=True)  # allows 3 seconds
     page.click("#microphone")
     expect(page.locator("#results .name").first).to_be_visible()
     expect(page.locator("#status")).to_have_text(re.compile("limit is 3 s"))

@@ -21,7 +21,7 @@ def serious_violations(page):
 
 def test_no_state_has_a_serious_violation(visit, corpus, heard, services):
     """Of the four looks two: colors do not depend on the width, nor the layout on colors."""
-    page = visit(reduced_motion="reduce")  # no axe run in the middle of a fade
+    page = visit(microphone=True, reduced_motion="reduce")  # no axe run in the middle of a fade
 
     def check(state):
         for name, size, scheme in (("phone", PHONE, "dark"), ("desk", DESK, "light")):

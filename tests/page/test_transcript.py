@@ -33,7 +33,7 @@ def test_a_recording_without_words_is_named(visit, transcribing, tmp_path):
     page = visit(transcribing)
     page.set_input_files("#file", tmp_path / "hum.wav")
     expect(page.locator("#notice-text")).to_have_text(re.compile("No words were recognized in hum.wav"))
-    page = visit(transcribing, hears=tmp_path / "hum.wav")
+    page = visit(transcribing, microphone=True, hears=tmp_path / "hum.wav")
     page.click("#microphone")
     page.wait_for_timeout(2_000)
     page.click("#microphone")

@@ -87,7 +87,7 @@ def test_the_attended_regions_are_highlighted(searched, truth):
 
 
 def test_the_highlight_follows_the_audio(visit, heard):
-    page = visit()
+    page = visit(microphone=True)
     speak(page, heard)
     opened(page)
     page.evaluate(KEEP_PLAYER)

@@ -85,7 +85,9 @@ def lines_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_two_rows_and_two_seeds_end_in_one_table(recipe: Path, grid: Path, tmp_path: Path, trained: list[str]) -> None:
+def test_two_rows_and_two_seeds_end_in_one_table_and_a_second_call_changes_nothing(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
     folder = tmp_path / "study"
     settings = AblationSettings(seeds=2, grid=grid, command="saysee ablate tiny.yaml")
     result = run_ablation(recipe, folder, settings)
@@ -133,6 +135,21 @@ def test_two_rows_and_two_seeds_end_in_one_table(recipe: Path, grid: Path, tmp_p
     assert result.to_dict()["rows"]["CMD"]["equal_steps"]["values"]["mean_R@1"]["seeds"] == 2
     assert all((run / "best").is_dir() and not (run / "checkpoints").exists() for run in (folder / "runs").iterdir())
 
+    outputs = ("table.md", "table.csv", "runs.csv", "plot.svg")
+    before = {name: (folder / name).read_text() for name in outputs}
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")}
+    trained.clear()
+    run_ablation(recipe, folder, replace(settings, command="saysee ablate again"))
+    assert trained == []
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")} == times
+    assert {name: (folder / name).read_text() for name in outputs} == before
+
+    # More seeds, and another split to score on, only add.
+    run_ablation(recipe, folder, AblationSettings(seeds=3, grid=grid, split="val", equal_time=False))
+    assert trained
+    assert all("seed 2" in what for what in trained)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
 
 def test_a_row_of_one_language_trains_on_its_clips_and_is_scored_on_each(
     recipe: Path, tmp_path: Path, trained: list[str], tiny_manifest: Manifest
@@ -161,29 +178,6 @@ def test_a_row_of_one_language_trains_on_its_clips_and_is_scored_on_each(
     with pytest.raises(SaySeeError, match=r"data\.language.*de \(\d+\)"):
         run_ablation(recipe, tmp_path / "other", plan)
     assert not (tmp_path / "other").exists()
-
-
-def test_a_second_call_does_nothing_again_and_writes_the_same(
-    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
-) -> None:
-    folder = tmp_path / "study"
-    settings = AblationSettings(seeds=1, grid=grid)
-    run_ablation(recipe, folder, settings)
-    outputs = ("table.md", "table.csv", "runs.csv", "plot.svg")
-    before = {name: (folder / name).read_text() for name in outputs}
-    assert "no intervals" in before["table.md"]
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")}
-    trained.clear()
-    run_ablation(recipe, folder, AblationSettings(seeds=1, grid=grid, command="saysee ablate again"))
-    assert trained == []
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*.json")} == times
-    assert {name: (folder / name).read_text() for name in outputs} == before
-
-    # More seeds, and another split to score on, only add.
-    run_ablation(recipe, folder, AblationSettings(seeds=2, grid=grid, split="val", equal_time=False))
-    assert all("seed 1" in what for what in trained)
-    assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert "no intervals" not in (folder / "table.md").read_text()
 
 
 def test_frozen_encoders_run_once_for_the_whole_study_and_all_shares(
@@ -241,6 +235,7 @@ def test_the_verb_prints_one_result(
     assert trained == []
     assert f"table: {found['table']}" in text
     assert "saysee ablate" in Path(found["table"]).read_text()
+    assert "no intervals" in Path(found["table"]).read_text(), "of one seed"
     assert "--optimizer.lr 5e-4" in Path(found["table"]).read_text()
 
 

@@ -29,6 +29,9 @@ from saysee_process import Started, start_saysee, wait_for
 PATIENCE = 240
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
 
+# torchrun starts Python anew for each process, and each imports torch. What these tests check does not depend on it: it
+# tells processes by the variables of `start` where they are.
+BY_TORCHRUN = pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gloo as tested here are Linux's")
 
 
@@ -237,7 +240,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert not torch.equal(*draws[0])
 
 
-@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@BY_TORCHRUN
 def test_a_killed_process_ends_the_other_within_a_minute(
     never_killed: tuple[dict[str, Any], Path], tmp_path: Path, by_torchrun: bool
 ) -> None:
@@ -253,24 +256,28 @@ def test_a_killed_process_ends_the_other_within_a_minute(
     assert not any(Path(f"/proc/{victim}").exists() for victim in victims)
 
 
+@BY_TORCHRUN
 def test_interrupted_both_end_at_one_step_and_are_resumed_from_there(
-    never_killed: tuple[dict[str, Any], Path], tmp_path: Path
+    never_killed: tuple[dict[str, Any], Path], tmp_path: Path, by_torchrun: bool
 ) -> None:
     """As a terminal's Ctrl-C does it: torchrun and both processes receive it, and torchrun sends them another."""
     settings, whole_run = never_killed
     recipe, run = write(settings, tmp_path, checkpoint_every=100), tmp_path / "run"
-    process = start_by_torchrun(recipe)
-    wait_for(lambda: steps_logged(run) >= 2, process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    started = [start_by_torchrun(recipe)] if by_torchrun else start(recipe)
+    wait_for(lambda: steps_logged(run) >= 2, started[0])
+    for process in started:
+        os.killpg(process.pid, signal.SIGINT)
+    if not by_torchrun:
+        started[1].send_signal(signal.SIGINT)
+    errors = "".join(process.communicate(timeout=60)[1] for process in started)
+    assert all(process.returncode != 0 for process in started)
     assert errors.count("saysee: interrupted") == 1
     assert 0 < last_state(run)["progress"]["step"] < 8
     finish(start(recipe, "--resume", "auto"))
     assert_same_end(whole_run, run)
 
 
-@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@BY_TORCHRUN
 def test_two_machines_have_the_result_of_two_processes_on_one(
     never_killed: tuple[dict[str, Any], Path], tmp_path: Path, by_torchrun: bool
 ) -> None:

@@ -60,7 +60,9 @@ def resolve_recipe(settings: Mapping[str, Any], overrides: Sequence[str] = (), w
     flags = _take_preset(sections, overrides, where)
     parser = _parser()
     try:
-        namespace = parser.parse_args(flags, namespace=parser.parse_object(sections))
+        namespace = parser.parse_object(sections)
+        if flags:  # parsing none takes as long as reading the sections
+            namespace = parser.parse_args(flags, namespace=namespace)
         return Recipe(**vars(parser.instantiate_classes(namespace)))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -47,7 +47,7 @@ while True:
         with open_store(place).writing() as writer:
             if writer.about is None:
                 writer.set_about(about)
-            for start in range(0, 200, 50):
+            for start in range(0, 100, 50):
                 items = [Item("image", f"shared/{n}.jpg", n) for n in range(start, start + 50)]
                 items += [Item("image", f"{me}/{n}.jpg", n) for n in range(start, start + 50)]
                 if me % 2:
@@ -74,7 +74,7 @@ def test_several_processes_write_at_once_and_no_row_is_lost_or_doubled(shared):
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
     found = rows(shared)
-    wanted = {f"{folder}/{n}.jpg" for folder in ("shared", 0, 1, 2) for n in range(200)}
+    wanted = {f"{folder}/{n}.jpg" for folder in ("shared", 0, 1, 2) for n in range(100)}
     assert {path for _, path in found} == wanted
     assert Index.open(shared).counts()["image"] == len(wanted)
     assert len({number for number, _ in found.values()}) == len(wanted)
