@@ -71,14 +71,14 @@ def test_a_killed_or_interrupted_call_resumes_with_the_study_that_was_running(tm
     started = start_saysee(program=program)
     made, quick = tmp_path / "studies" / "long" / "records", tmp_path / "studies" / "quick.txt"
     try:
-        wait_for(lambda: made.is_dir() and any(made.iterdir()), started)
+        wait_for(lambda: any(made.rglob("[!.]*.json")), started)
     finally:
         os.killpg(started.pid, signal.SIGKILL) if number == signal.SIGKILL else started.send_signal(number)
         started.communicate(timeout=60)
     records = json.loads((tmp_path / "studies" / "studies.json").read_text())
     assert list(records) == ["quick"]
     assert not (tmp_path / "studies" / "long" / "manifest.parquet").exists()
-    before, kept = quick.stat().st_mtime_ns, {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    before, kept = quick.stat().st_mtime_ns, list(made.rglob("[!.]*.json"))
     images = {path: path.stat().st_mtime_ns for path in (made.parent / "images").rglob("*.png")}
     result = run_studies(tmp_path, 281, [QUICK, LONG])
     assert [record["code"] for record in result.records.values()] == [0, 0]
