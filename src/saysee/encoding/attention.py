@@ -179,7 +179,7 @@ def covered(pixels: Tensor) -> list[Tensor]:
 
 
 _KEPT: WeakKeyDictionary[Encoder, tuple[Encoder, OrderedDict[tuple[str, str], Floats]]] = WeakKeyDictionary()
-"""Of an encoder the same in fp32, as small differences are lost in bf16; and changes by kind and content."""
+"""For each encoder the same one in fp32, as bf16 loses small differences; and its changes by kind and content."""
 
 
 def _changes(encoder: Encoder, kind: Kind, original: Any, variants: Callable[[], list[Any]]) -> Floats:
@@ -204,7 +204,7 @@ def _finite(weights: Floats) -> Floats:
 
 
 def grid_box(processor: SpeechImageProcessor, size: tuple[int, int], covered: int) -> Box:
-    """The position of the patches on an image of a width and height, which the processor resizes and crops.
+    """The position of the patches on an image of ``size`` (width, height), which the processor resizes and crops.
 
     They cover ``covered`` pixels on each side of the model's input, from its top left. Returns left, top, right and
     bottom as fractions of the image's sides.

@@ -36,7 +36,7 @@ class Hubert(nn.Module):
         """The L + 1 hidden states, each [B, F, S], of waveforms [B, T] at 16 kHz, zero beyond each clip's end.
 
         The first is the input of the first layer. ``samples`` [B] is the length of each clip; None where none is
-        shorter than T. Of ``masked`` [B, F] frames a learned vector takes the place, in pre-training.
+        shorter than T. In pre-training a learned vector replaces the frames in ``masked`` [B, F].
         """
         hidden = self.feature_projection(self.feature_extractor(waveforms, samples).transpose(1, 2))
         if masked is not None:
