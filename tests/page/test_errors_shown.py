@@ -213,10 +213,11 @@ def test_audio_that_the_browser_cannot_play_is_searched(visit, corpus, broken):
     page.evaluate(f"() => {{ {owner}.prototype.{broken} = {fail} }}")
     choose(page, corpus, corpus.rows[0])
     page.locator("#results .tile").first.click()
-    expect(page.locator("#viewer-note")).to_have_text(re.compile("similarity changes"))
-    if broken == "play":
+    unplayable = "cannot play the query.*" if broken == "play" else ""
+    if unplayable:
         page.click("#play")
-        expect(page.locator("#viewer-note")).to_have_text(re.compile("cannot play the query"))
+    # What comes later does not hide that the query cannot be played.
+    expect(page.locator("#viewer-note")).to_have_text(re.compile(f"{unplayable}Computed from .*similarity changes"))
     page.focus("#moment")
     page.keyboard.press("End")
     expect(page.locator("#moment")).to_have_attribute("aria-valuetext", re.compile("mostly at the"))

@@ -113,21 +113,32 @@ export class Viewer {
 
   async #loadAttention(hit, signal) {
     const { query } = this;
-    if (!sources().length) return this.#note("");
-    if (!query?.audio) {
+    if (sources().length && !query?.audio) {
       this.#note("Search by speaking to see which regions each moment of your words attends to.");
       return;
     }
-    this.#note("Computing which regions each moment of your words attends to…");
+    this.#explain();
     for (const source of sources()) {
       const attention = await query.attentionTo(hit, source, signal);
       signal.throwIfAborted();
-      this.attention = attention;
-      const seen = attention.whole ? "" : " The model sees only the part within the dashed line.";
-      const how = "Play or drag to highlight the regions that each moment attends to.";
-      this.#note(`${how} Computed from ${SOURCES[source]}.${seen}`);
+      Object.assign(this, { attention, source });
+      this.#explain();
       this.#draw();
     }
+  }
+
+  /** Says how regions are highlighted, and what they are computed from. */
+  #explain() {
+    const { query, attention, source } = this;
+    const parts = query?.unplayable ? ["This browser cannot play the query."] : [];
+    if (attention) {
+      parts.push(query.unplayable ? "Drag" : "Play or drag", "to highlight the regions that each moment attends to.");
+      parts.push(`Computed from ${SOURCES[source]}.`);
+      if (!attention.whole) parts.push("The model sees only the part within the dashed line.");
+    } else if (sources().length) {
+      parts.push("Computing which regions each moment of your words attends to…");
+    }
+    this.#note(parts.join(" "));
   }
 
   #note(text) {
@@ -138,7 +149,8 @@ export class Viewer {
     try {
       await this.query.audio.toggle();
     } catch {
-      this.#note("This browser cannot play the query. Drag the slider instead.");
+      this.query.unplayable = true;
+      this.#explain();
     }
   }
 
