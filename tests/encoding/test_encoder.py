@@ -19,9 +19,6 @@ from saysee.media.images import load_image
 from saysee.model.configuration import HeadConfig
 from saysee.model.retriever import SpeechImageModel
 
-HUBERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-CLIP = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-
 
 @pytest.fixture(scope="module")
 def nano() -> SpeechImageModel:
@@ -53,11 +50,12 @@ def test_vectors_stay_the_same_in_bf16(nano, clips, tmp_path):
     assert {parameter.dtype for parameter in nano.parameters()} == {torch.float32}
 
 
-def test_another_way_to_the_vector_of_a_clip_is_another_fingerprint():
+def test_another_way_to_the_vector_of_a_clip_is_another_fingerprint(tiny_model_settings):
+    encoders = tiny_model_settings["speech"], tiny_model_settings["image"] | {"model_type": "clip_vision_model"}
     found = set()
     for change in ({}, {"pooling": "mean"}, {"stride": 2}):
         torch.manual_seed(0)
-        encoder = Encoder(SpeechImageModel.from_encoders(HUBERT, CLIP, head=HeadConfig(heads=2, **change)))
+        encoder = Encoder(SpeechImageModel.from_encoders(*encoders, head=HeadConfig(heads=2, **change)))
         found.add((encoder.fingerprint("clip"), encoder.fingerprint("image")))
     assert len({of_clips for of_clips, _ in found}) == 3
     assert len({of_images for _, of_images in found}) == 1

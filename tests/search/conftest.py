@@ -115,8 +115,11 @@ def counted(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def postgres() -> Iterator[str]:
     """Address of a real PostgreSQL with pgvector, without its schema."""
     pgserver = pytest.importorskip("pgserver", reason="there is no wheel of pgserver for this platform")
-    # Not in pytest's own folder, which every run of pytest closes to other users: as root, the server is another one.
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="saysee-postgres-"), cleanup_mode="delete")
+    # In memory where there is room: to delete the thousands of files of a database takes a disk half a minute. Not in
+    # pytest's own folder, which every run of pytest closes to other users: as root, the server is another one.
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() and shutil.disk_usage(memory).free > 1e9 else None
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="saysee-postgres-", dir=place), cleanup_mode="delete")
     server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_wal_size = '128MB'; SELECT pg_reload_conf();")
     yield server.get_uri()
     server.cleanup()
