@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from media_files import clip, picture
 from saysee.encoding.encoder import Encoder
@@ -39,11 +39,14 @@ def model_folder(tmp_path: Path, saved_model: Path, request: pytest.FixtureReque
 
 
 @pytest.fixture
-def encoder(model_folder: Path, saved_model: Path) -> Encoder:
-    """Of a copy of the model that was loaded first, which takes a sixth of the time of loading it again."""
-    encoder = Encoder(copy.deepcopy(_loaded(saved_model)))
-    encoder.name = encoder.model.name_or_path = str(model_folder)
-    return encoder
+def encoder(model_folder: Path, saved_model: Path) -> Iterator[Encoder]:
+    """Of the model that was loaded first, whose weights no test may change."""
+    model = _loaded(saved_model)
+    before = parameters_to_vector(model.parameters())
+    encoder = Encoder(model)
+    encoder.name = model.name_or_path = str(model_folder)
+    yield encoder
+    assert torch.equal(parameters_to_vector(model.parameters()), before)
 
 
 @cache
