@@ -79,3 +79,9 @@ def test_a_frozen_vision_tower_keeps_no_graph_and_a_trained_one_does(encoder, pi
     assert not encoder(pixels).vector.requires_grad
     encoder.clip.visual_projection.requires_grad_(True)
     assert encoder(pixels).vector.requires_grad
+
+
+def test_values_of_the_vision_tower_alone_make_no_whole_clip():
+    tower = CLIPConfig.of({"hidden_size": 32, "num_attention_heads": 2})
+    assert (tower.vision_config.hidden_size, tower.text_config) == (32, None)
+    assert CLIPConfig.of({"projection_dim": 24}).text_config is not None

@@ -109,8 +109,13 @@ class CLIPConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """That of a ``config.json``, of a whole CLIP or its vision tower alone; ConfigError if a value does not fit."""
-        if _check_kind(values, "clip", "clip_vision_model") == "clip_vision_model":
+        """That of a ``config.json``, of a whole CLIP or its vision tower alone; ConfigError if a value does not fit.
+
+        Without a ``model_type`` it is of the tower if it has one of the tower's values.
+        """
+        tower = {each.name for each in fields(CLIPVisionConfig)} - {each.name for each in fields(cls)}
+        kinds = ("clip_vision_model", "clip") if tower & values.keys() else ("clip", "clip_vision_model")
+        if _check_kind(values, *kinds) == "clip_vision_model":
             parts: dict[str, Any] = {"vision_config": _of(CLIPVisionConfig, values), "text_config": None}
         else:
             kinds: dict[str, type] = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
