@@ -1,6 +1,6 @@
 """``saysee`` in processes of its own, forked from one that has imported torch and the package already.
 
-They are killed, interrupted and ended like those of a shell; each saves seven seconds of imports.
+They are killed, interrupted and ended like those of a shell; each saves three seconds of imports.
 """
 
 from __future__ import annotations

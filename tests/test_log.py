@@ -76,6 +76,26 @@ def test_messages_appear_whole_above_a_live_bar(configured: Any, terminal: Any) 
     assert sys.stderr is stderr
 
 
+def test_a_message_does_not_show_a_bar_before_its_time(
+    configured: Any, terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = terminal()
+    monkeypatch.setattr(log, "PATIENCE_SECONDS", 60.0)
+    with log.progress_bar("indexing", 3) as bar:
+        bar.update()
+        configured.info("skipped one.wav")
+    assert stderr.getvalue() == "saysee: skipped one.wav\n"
+
+
+def test_what_earlier_runs_have_done_does_not_count_for_the_speed(terminal: Any) -> None:
+    stderr = terminal()
+    with log.progress_bar("training", 1_000, 900) as bar:
+        bar.start_t -= 10
+        bar.n += 10
+        bar.refresh()
+    assert "910/1000 [00:10<01:30" in stderr.getvalue()
+
+
 @pytest.mark.parametrize("way", ["argument", "rank", "dumb"])
 def test_a_bar_can_be_turned_off(way: str, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal()

@@ -55,8 +55,8 @@ def make_missing(what: str, chunks: list[Chunk], make: Callable[[Chunk], None]) 
     missing = [chunk for chunk in chunks if not chunk.folder.exists()]
     if not missing:
         return
-    with progress_bar(what, sum(chunk.count for chunk in chunks)) as bar:
-        bar.update(sum(chunk.count for chunk in chunks) - sum(chunk.count for chunk in missing))
+    total, left = (sum(chunk.count for chunk in some) for some in (chunks, missing))
+    with progress_bar(what, total, total - left) as bar:
         if len(missing) == 1:  # starting a process takes longer
             make(missing[0])
             bar.update(missing[0].count)

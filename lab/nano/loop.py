@@ -111,8 +111,7 @@ def run_steps(
     bf16 = arithmetic == "bf16"
     waiting = list[dict[str, Any]]()
     model.train()
-    with progress_bar(name, settings.steps) as bar, log.open("a", encoding="utf-8") as writer:
-        bar.update(done)
+    with progress_bar(name, settings.steps, done) as bar, log.open("a", encoding="utf-8") as writer:
         while done < settings.steps:
             started = time.perf_counter()
             for group in optimizer.param_groups:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ PATIENCE_SECONDS = 2.0
 """Work that finishes sooner has no bar."""
 
 _progress_shown = True
+_bars: list[tqdm] = []  # those that are open
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -37,18 +38,25 @@ def set_progress(shown: bool) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, enabled: bool = True) -> Iterator[tqdm]:
+def progress_bar(what: str, total: int, done: int = 0, *, enabled: bool = True) -> Iterator[tqdm]:
     """A bar of tqdm that appears once a ``with`` block has taken over two seconds, if stderr is a terminal.
 
-    Of several training processes only rank 0 shows bars. ``what`` is shown beside the bar, if it is ``enabled``.
+    ``what`` is shown beside the bar. Of the ``total``, earlier runs have ``done`` a part, which does not count for the
+    time that is left. A bar that is not ``enabled`` is not shown; nor are those of training processes but rank 0.
     """
     from tqdm import tqdm
 
     shown = enabled and _progress_shown and is_rank_0() and os.environ.get("TERM") != "dumb"
-    with tqdm(
-        desc=what, total=total, delay=PATIENCE_SECONDS, leave=False, dynamic_ncols=True, disable=None if shown else True
-    ) as bar:
-        yield bar
+    options = {"delay": PATIENCE_SECONDS, "leave": False, "dynamic_ncols": True, "disable": None if shown else True}
+    with tqdm(desc=what, total=total, initial=done, **options) as bar:
+        if bar.disable:
+            yield bar
+            return
+        _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            _bars.remove(bar)
 
 
 def configure_command_line(*packages: str) -> None:
@@ -83,17 +91,26 @@ class _CommandLineHandler(logging.Handler):
     """Writes each message as one line, and a traceback below it if the record has one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
         try:
             level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
             lines = f"saysee: {level}{' '.join(record.getMessage().split())}"
             if record.exc_info:
                 lines += "\n" + logging.Formatter().formatException(record.exc_info)
-            # Above any bars, in one write, which keeps the lines of several processes apart. Tests replace stderr.
-            tqdm.write(lines + "\n", file=sys.stderr, end="")
+            _write_above_bars(lines + "\n")
         except Exception:
             self.handleError(record)
+
+
+def _write_above_bars(lines: str) -> None:
+    """Writes to stderr at once, which keeps the lines of several processes apart."""
+    seen = [bar for bar in _bars if bar.last_print_t >= bar.start_t + bar.delay]
+    with seen[0].get_lock() if seen else nullcontext():
+        for bar in seen:
+            bar.clear(nolock=True)
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+        for bar in seen:
+            bar.refresh(nolock=True)
 
 
 def is_rank_0() -> bool:

@@ -84,4 +84,5 @@ def test_a_frozen_vision_tower_keeps_no_graph_and_a_trained_one_does(encoder, pi
 def test_values_of_the_vision_tower_alone_make_no_whole_clip():
     tower = CLIPConfig.of({"hidden_size": 32, "num_attention_heads": 2})
     assert (tower.vision_config.hidden_size, tower.text_config) == (32, None)
-    assert CLIPConfig.of({"projection_dim": 24}).text_config is not None
+    for whole in ({"projection_dim": 24}, {"vision_config": {"hidden_size": 24}, "image_size": 224}):
+        assert CLIPConfig.of(whole).text_config is not None

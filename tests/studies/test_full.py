@@ -131,10 +131,11 @@ def test_the_verb_reports_what_failed_and_its_exit_code_says_so(
 
 @pytest.mark.parametrize(("shares", "more"), [(["cpu", "cpu"], " --devices cpu,cpu"), ([], "")])
 def test_an_ablation_has_two_runs_at_once_where_the_cpu_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: list[str], more: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], shares: list[str], more: str
 ) -> None:
     monkeypatch.setattr(full, "cpu_shares", lambda most: shares)
     study = Study("ablation", 1, "saysee ablate nano --grid none.yaml --to studies/ablation")
     result = run_studies(tmp_path, 281, [study])
     assert result.records["ablation"]["command"] == study.command + more
     assert result.records["ablation"]["code"] == 2
+    assert "none.yaml" in capfd.readouterr().err, "its flags are refused before the file of rows is"

@@ -29,8 +29,8 @@ from saysee_process import Started, start_saysee, wait_for
 PATIENCE = 240
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
 
-# torchrun starts Python anew for each process, and each imports torch. What these tests check does not depend on it: it
-# tells processes by the variables of `start` where they are.
+# torchrun starts Python anew for each process, and each imports torch. What these tests check does not depend on it:
+# it only sets the variables that `start` sets.
 BY_TORCHRUN = pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=pytest.mark.nightly)])
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="torchrun and gloo as tested here are Linux's")
 

@@ -118,10 +118,10 @@ class SpeechImageProcessor:
     ) -> SpeechImageProcessor:
         """The processor of two encoders by hub name or folder, with the tokenizer if the model takes ``text``.
 
-        Without a HuBERT waveforms are normalized, but not raw speech, whatever it says; without a CLIP images get
-        CLIP's own steps. ``image_size`` is the side of the square image that the vision transformer takes, in pixels.
-        Raises OSError or ValueError if a file is missing or damaged, or makes images of another size than the model
-        takes.
+        Without a HuBERT waveforms are normalized; ``raw_speech`` turns that off, whatever the HuBERT says. Without a
+        CLIP images get CLIP's own steps. ``image_size`` is the side of the square image that the vision transformer
+        takes, in pixels. Raises OSError or ValueError if a file is missing or damaged, or makes images of another size
+        than the model takes.
         """
         told = {} if speech is None else _values(read_json(speech, _FILE), speech, _SPEECH)
         extractor = SpeechPreparation(not raw_speech and bool(told.get("do_normalize", True)))

@@ -49,11 +49,11 @@ STUDIES = (
     Study("overhead", 15, f"saysee overhead nano {_DATA} --to studies/overhead"),
     Study("robustness", 25, f"saysee robustness {_MODELS} --clips 200 --features features --to studies/robustness"),
     Study("direct-or-transcribed", 80, f"saysee robustness {_CASCADE} --to studies/direct-or-transcribed"),
-    Study("ablation", 75, f"{_LADDER} --seeds 5"),
+    Study("ablation", 60, f"{_LADDER} --seeds 5"),
     # The runs on all images are those of the ablation, and so is the folder.
-    Study("learning-curve", 40, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
+    Study("learning-curve", 30, f"{_LADDER} --seeds 3 --sizes 0.25,0.5,1 --rows 'gaps in speech,denoising'"),
     Study("corpus-of-languages", 8, f"saysee data scenes --to scenes-languages {_LANGUAGES}"),
-    Study("languages", 45, f"saysee ablate nano --grid languages {_IN_LANGUAGES} --to studies/languages"),
+    Study("languages", 35, f"saysee ablate nano --grid languages {_IN_LANGUAGES} --to studies/languages"),
 )
 
 

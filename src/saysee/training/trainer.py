@@ -156,8 +156,7 @@ class Trainer:
         batches = self._batches()
         self.objective.train()
         reported = time.monotonic()
-        with progress_bar(self.name, settings.steps) as bar:
-            bar.update(state.step)
+        with progress_bar(self.name, settings.steps, state.step) as bar:
             while state.step < settings.steps and not state.stopped_early:
                 started = time.perf_counter()
                 metrics, clips = self.step(batches, state.step)

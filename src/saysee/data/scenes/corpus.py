@@ -98,8 +98,7 @@ def build_scenes(
         for leftover in folder.rglob(f"{UNFINISHED}*"):
             leftover.unlink(missing_ok=True)
         missing = {index for index in range(images) if read_record(folder, index) is None}
-        with progress_bar("drawing and speaking", images) as bar:
-            bar.update(images - len(missing))
+        with progress_bar("drawing and speaking", images, images - len(missing)) as bar:
             make = partial(make_images, folder, seed, image_size, languages)
             scenes = (planned for planned in plan(seed, sizes) if planned.index in missing)
             _make_all(scenes, len(missing), make, workers or usable_cores(), bar)
@@ -167,14 +166,14 @@ def _make_all(
         return
     size = max(1, min(LARGEST_BATCH, count // (2 * workers)))
     batches = iter(lambda: list(itertools.islice(scenes, size)), [])
+    first = list(itertools.islice(batches, 2 * workers))  # planned here, where Ctrl-C is heard
     # Spawned, not forked: a fork would copy the state of the synthesizer and locks of other threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, count), mp_context=context, initializer=start_worker)
     pending: set[Future[int]] = set()
     try:
         with on_signals(signal.SIG_IGN, signal.SIGINT):  # the processes start here, and ignore Ctrl-C from then on
-            for batch in itertools.islice(batches, 2 * workers):
-                pending.add(pool.submit(make, batch))
+            pending |= {pool.submit(make, batch) for batch in first}
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:

@@ -111,11 +111,12 @@ class CLIPConfig:
     def of(cls, values: Mapping[str, Any]) -> CLIPConfig:
         """That of a ``config.json``, of a whole CLIP or its vision tower alone; ConfigError if a value does not fit.
 
-        Without a ``model_type`` it is of the tower if it has one of the tower's values.
+        Without a ``model_type`` it is of the tower if it has values of the tower and no section for it.
         """
-        tower = {each.name for each in fields(CLIPVisionConfig)} - {each.name for each in fields(cls)}
-        kinds = ("clip_vision_model", "clip") if tower & values.keys() else ("clip", "clip_vision_model")
-        if _check_kind(values, *kinds) == "clip_vision_model":
+        own_values = {each.name for each in fields(CLIPVisionConfig)} - {each.name for each in fields(cls)}
+        sections = {"vision_config", "vision_config_dict", "text_config", "text_config_dict"}
+        default = "clip_vision_model" if own_values & values.keys() and not sections & values.keys() else "clip"
+        if _check_kind(values, default, "clip", "clip_vision_model") == "clip_vision_model":
             parts: dict[str, Any] = {"vision_config": _of(CLIPVisionConfig, values), "text_config": None}
         else:
             kinds: dict[str, type] = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
@@ -144,7 +145,7 @@ class CLIPConfig:
 
 def _check_kind(values: Mapping[str, Any], *kinds: str) -> str:
     if (kind := values.get("model_type") or kinds[0]) not in kinds:
-        raise ConfigError(f"model_type is {kind!r}; give a configuration of {' or '.join(kinds)}")
+        raise ConfigError(f"model_type is {kind!r}; give a configuration of {' or '.join(dict.fromkeys(kinds))}")
     return str(kind)
 
 

@@ -74,7 +74,7 @@ export class Viewer {
     this.loading?.abort();
     const loading = (this.loading = new AbortController());
     const hit = this.hits[place];
-    Object.assign(this, { place, attention: null, moment: null });
+    Object.assign(this, { place, attention: null, moment: null, failure: "" });
     this.zoom.reset();
     element("viewer-name").textContent = element("viewer-name").title = this.image.alt = hit.name;
     element("viewer-place").textContent = [`${place + 1} of ${this.hits.length}`, dateOf(hit), placeOf(hit)]
@@ -86,7 +86,11 @@ export class Viewer {
     element("viewer-more").hidden = known.length === 0;
     this.slider.value = "0";
     this.#draw();
-    const failed = (error) => error.name !== "AbortError" && this.#note(error.message);
+    const failed = (error) => {
+      if (error.name === "AbortError") return;
+      this.failure = error.message;
+      this.#explain();
+    };
     this.#loadAttention(hit, loading.signal).catch(failed);
     this.#loadImage(hit, loading.signal).catch(failed);
   }
@@ -127,11 +131,13 @@ export class Viewer {
     }
   }
 
-  /** Says how regions are highlighted, and what they are computed from. */
+  /** Says what failed, or how regions are highlighted and what they are computed from. */
   #explain() {
-    const { query, attention, source } = this;
+    const { query, attention, source, failure } = this;
     const parts = query?.unplayable ? ["This browser cannot play the query."] : [];
-    if (attention) {
+    if (failure) {
+      parts.push(failure);
+    } else if (attention) {
       parts.push(query.unplayable ? "Drag" : "Play or drag", "to highlight the regions that each moment attends to.");
       parts.push(`Computed from ${SOURCES[source]}.`);
       if (!attention.whole) parts.push("The model sees only the part within the dashed line.");
@@ -146,10 +152,13 @@ export class Viewer {
   }
 
   async #play() {
+    const { query } = this;
     try {
-      await this.query.audio.toggle();
-    } catch {
-      this.query.unplayable = true;
+      await query.audio.toggle();
+      query.unplayable = false;
+    } catch (error) {
+      if (error.name === "AbortError") return; // a pause came before it began
+      query.unplayable = true;
       this.#explain();
     }
   }
