@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 2.0
 """Work that finishes sooner has no bar."""
 
 _progress_shown = True
-_bars: list[tqdm] = []  # those that are open
+_bars: set[tqdm] = set()  # those that are open
 _QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -49,10 +49,7 @@ def progress_bar(what: str, total: int, done: int = 0, *, enabled: bool = True) 
     shown = enabled and _progress_shown and is_rank_0() and os.environ.get("TERM") != "dumb"
     options = {"delay": PATIENCE_SECONDS, "leave": False, "dynamic_ncols": True, "disable": None if shown else True}
     with tqdm(desc=what, total=total, initial=done, **options) as bar:
-        if bar.disable:
-            yield bar
-            return
-        _bars.append(bar)
+        _bars.add(bar)
         try:
             yield bar
         finally:
@@ -103,7 +100,7 @@ class _CommandLineHandler(logging.Handler):
 
 def _write_above_bars(lines: str) -> None:
     """Writes to stderr at once, which keeps the lines of several processes apart."""
-    seen = [bar for bar in _bars if bar.last_print_t >= bar.start_t + bar.delay]
+    seen = [bar for bar in list(_bars) if not bar.disable and bar.last_print_t >= bar.start_t + bar.delay]
     with seen[0].get_lock() if seen else nullcontext():
         for bar in seen:
             bar.clear(nolock=True)

@@ -113,10 +113,11 @@ class CLIPConfig:
 
         Without a ``model_type`` it is of the tower if it has values of the tower and no section for it.
         """
-        own_values = {each.name for each in fields(CLIPVisionConfig)} - {each.name for each in fields(cls)}
+        of_tower = {each.name for each in fields(CLIPVisionConfig)} - {each.name for each in fields(cls)}
         sections = {"vision_config", "vision_config_dict", "text_config", "text_config_dict"}
-        default = "clip_vision_model" if own_values & values.keys() and not sections & values.keys() else "clip"
-        if _check_kind(values, default, "clip", "clip_vision_model") == "clip_vision_model":
+        if not values.get("model_type") and of_tower & values.keys() and not sections & values.keys():
+            values = {**values, "model_type": "clip_vision_model"}
+        if _check_kind(values, "clip", "clip_vision_model") == "clip_vision_model":
             parts: dict[str, Any] = {"vision_config": _of(CLIPVisionConfig, values), "text_config": None}
         else:
             kinds: dict[str, type] = {"vision_config": CLIPVisionConfig, "text_config": CLIPTextConfig}
@@ -145,7 +146,7 @@ class CLIPConfig:
 
 def _check_kind(values: Mapping[str, Any], *kinds: str) -> str:
     if (kind := values.get("model_type") or kinds[0]) not in kinds:
-        raise ConfigError(f"model_type is {kind!r}; give a configuration of {' or '.join(dict.fromkeys(kinds))}")
+        raise ConfigError(f"model_type is {kind!r}; give a configuration of {' or '.join(kinds)}")
     return str(kind)
 
 
