@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 from tests.docs.examples import PAGES, ROOT, Example, examples_of
 
+import saysee
 from saysee.cli import main, parse
 from saysee_process import start_saysee
 
@@ -63,6 +64,15 @@ def test_every_command_is_valid(page: Path) -> None:
     for example in examples_of(page):
         if example.language == "sh":
             check_command(example)
+
+
+def test_every_name_of_the_reference_can_be_imported_from_the_package() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    names = [path.rpartition(".")[2] for path in re.findall(r"^::: (saysee\.\S+\.\S+)$", page, re.MULTILINE)]
+    names += re.findall(r"\w+Error", page)
+    assert sorted({*names, "__version__"}) == sorted(saysee.__all__)
+    for name in names:
+        assert getattr(saysee, name).__module__.startswith("saysee.")
 
 
 def check_command(example: Example) -> None:

@@ -117,7 +117,7 @@ def test_a_busy_service_is_retried(visit):
     page.route("**/search", lambda route: route.fulfill(**busy) if next(answers) else route.continue_())
     page.fill("#text", "a red ring")
     page.press("#text", "Enter")
-    expect(page.locator("#status")).to_have_text("The service is busy. Trying again in 2 s…")
+    expect(page.locator("#status")).to_have_text("The service cannot answer yet. Trying again in 2 s…")
     expect(page.locator("#results .name")).to_have_count(ALL)
 
 
@@ -134,6 +134,9 @@ def test_retries_of_a_busy_service_end(visit):
 def test_a_token_is_asked_for_and_sent_with_every_request(visit, services):
     page = visit(services.guarded, known=False)
     expect(page.locator("#token-reason")).to_have_text(re.compile("when the service was started"))
+    page.fill("#token-value", "a token”, as pasted\u200b")  # no header can carry it
+    page.press("#token-value", "Enter")
+    expect(page.locator("#token-reason")).to_have_text(re.compile("not the token"))
     page.fill("#token-value", "not-the-one-it-was")
     page.click("#token-form button")
     expect(page.locator("#token-reason")).to_have_text(re.compile("not the token"))

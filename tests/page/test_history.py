@@ -93,6 +93,19 @@ def test_a_new_query_cancels_the_previous_one(visit):
     expect(page.locator("#queries button")).to_have_text(["a red ring"])
 
 
+def test_a_query_that_fails_while_another_is_searched_leads_to_the_start(visit):
+    page = visit()
+    held = []
+    page.route("**/search", lambda route: held.append(route) if not held else route.continue_())
+    page.fill("#text", "a slow one")
+    page.press("#text", "Enter")
+    expect(page.locator(".waiting").first).to_be_visible()
+    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"})
+    expect(page.locator("#notice-text")).to_have_text(re.compile("^notes.txt"))
+    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#library")).to_be_visible()
+
+
 def test_the_title_leads_to_the_start(visit):
     page = visit()
     type_query(page, "a red ring")

@@ -83,6 +83,28 @@ def test_filters_limit_the_library_and_are_composed(visit, corpus):
     expect(page.locator("#from")).to_have_value("")
 
 
+def test_date_inputs_leave_filters_that_they_do_not_show(visit):
+    page = visit()
+    expect(library(page)).to_have_count(ALL)
+    page.fill("#filter", "folder:a* folder:*b taken:2024-06-01")
+    page.press("#filter", "Enter")
+    page.fill("#to", "2024-07-01")
+    page.press("#to", "Enter")
+    expect(page.locator("#filter")).to_have_value("folder:a* folder:*b taken:2024-06-01 taken:..2024-07-01")
+
+
+def test_the_start_shows_the_library_within_the_filter_that_is_shown(visit, corpus):
+    page = visit()
+    name = corpus.rows[0].image.rpartition("/")[2]
+    page.fill("#filter", f"name:{name}")
+    page.press("#filter", "Enter")
+    expect(library(page)).to_have_count(1)
+    type_query(page, "a red ring")
+    page.go_back()
+    expect(page.locator("#filter")).to_have_value("")
+    expect(library(page)).to_have_count(ALL)
+
+
 def test_captions_have_date_place_words_and_copies(visit):
     page = visit()
 
@@ -107,7 +129,7 @@ def test_unknown_words_are_named(visit):
     type_query(page, "a red coffee")
     expect(page.locator("#notice-text")).to_have_text(re.compile("“coffee”.*ignored"))
     type_query(page, "coffee")
-    expect(page.locator("#notice-text")).to_have_text(re.compile("“coffee”.*by chance"))
+    expect(page.locator("#notice-text")).to_have_text(re.compile("“coffee”.*random"))
     type_query(page, "a red ring")
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -116,7 +138,7 @@ def test_a_text_that_is_cut_is_reported(visit):
     page = visit()
     page.fill("#text", "a red ring " * 40)
     page.press("#text", "Enter")
-    expect(page.locator("#notice-text")).to_have_text(re.compile("longer than the model takes.*red ring"))
+    expect(page.locator("#notice-text")).to_have_text(re.compile("too long for the model.*red ring"))
 
 
 def test_a_refused_query_leaves_the_results(visit, corpus):

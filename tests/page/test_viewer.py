@@ -188,6 +188,30 @@ def test_results_can_be_stepped_through_and_back_closes_the_viewer(searched):
     expect(page.locator("#answer")).to_be_hidden()
 
 
+def test_files_that_were_shown_do_not_stay_in_memory(visit, corpus):
+    page = visit()
+    choose(page, corpus, corpus.rows[0])
+    expect(page.locator("#results img.loaded")).to_have_count(ALL)
+    page.evaluate(
+        """() => {
+          window.addresses = new Set();
+          const { createObjectURL, revokeObjectURL } = URL;
+          URL.createObjectURL = (blob) => {
+            const address = createObjectURL.call(URL, blob);
+            window.addresses.add(address);
+            return address;
+          };
+          URL.revokeObjectURL = (address) => {
+            window.addresses.delete(address);
+            revokeObjectURL.call(URL, address);
+          };
+        }"""
+    )
+    with page.expect_response(re.compile(r"/images/[0-9]+$")):
+        opened(page)
+    page.wait_for_function("window.addresses.size === 0 && document.getElementById('viewer-image').naturalWidth > 0")
+
+
 def test_similar_images_are_found(searched):
     page = searched
     opened(page, 2)

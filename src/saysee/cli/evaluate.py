@@ -59,7 +59,7 @@ def evaluate(
         language: the spoken language, such as en, for the Whisper of a cascade
         features: folder of cached features, such as scenes/features: what it does not have is computed and added
         untrained: score a model whose speech head was never trained
-        rerank: also score each model with so many first results of each query re-ranked by its fusion encoder
+        rerank: also score each model with this many best results of each query re-ranked by its fusion encoder
         batch_size: files encoded together
         device: device to compute on
     """

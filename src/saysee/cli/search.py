@@ -115,7 +115,7 @@ def index(
 def _indexed(encoder: Encoder, report: IndexReport) -> Result:
     if encoder.trained_on is not None:
         about = f"{encoder.name} was trained on {encoder.trained_on}"
-        report.notes.append(f"{about}; results for anything else are by chance")
+        report.notes.append(f"{about}; results for anything else are random")
     for note in report.notes:
         print_message(note)
     return Result(report.to_dict(), [report.to_line()], skipped=[reason for _, reason in report.refused])
@@ -188,7 +188,7 @@ def search(
         language: of the speech, such as en, for the recognizer (default: detected)
         speech: search by the model's speech encoder (direct), by the transcript (transcribed), or both rankings fused
             (default: transcribed with --recognizer, else direct)
-        rerank: read so many first hits again and order them by the model's fusion encoder
+        rerank: number of best hits to read again and to order by the model's fusion encoder
         model: the model of the index, if it has moved
         device: device to compute on
     """

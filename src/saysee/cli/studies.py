@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,7 +139,8 @@ def demo(*, to: Path = Path("demo"), seed: int = 0, full: bool = False) -> Itera
     from saysee.studies.demo import DemoSettings, run_demo
 
     result = run_demo(to, DemoSettings(seed=seed))
-    lines = [f"report: {result.report}", f"search it by voice: saysee serve {to}"]
+    saysee = "saysee" if shutil.which("saysee") else f"{sys.executable} -m saysee"
+    lines = [f"report: {result.report}", f"search it by voice: {saysee} serve {to}"]
     yield Result(result.to_dict(), [result.to_table(), *lines])
     if full:
         from saysee.studies.full import REFERENCE_SECONDS, run_studies

@@ -176,7 +176,7 @@ class Index:
             speech, images, texts: as for ``encode_speech``, ``encode_images`` and ``encode_text`` of a model.
             vectors: [Q, D] of the index's own model, of any length but 0.
             k: most hits for each query.
-            offset: so many of the best hits are skipped.
+            offset: number of best hits to skip.
             where: an SQL expression of the store (of SQLite, PostgreSQL or Lance) that rows must fulfill, over
                 the columns id, kind, path, folder, name, size, mtime_ns, hash and metadata (JSON). It runs in a
                 read-only transaction with a time limit; do not pass text of others, for which ``filters`` is made.
@@ -185,7 +185,7 @@ class Index:
             kind: what to find; by default as :meth:`kind_to_find` says.
             bad: collects the errors of queries by their positions; such a query has no hits. None raises the first.
             transcripts: collects what was recognized in clips by their positions.
-            rerank: so many of the best rows of each query are read again and ordered by the model's fusion encoder; for
+            rerank: number of best rows of each query to read again and to order by the model's fusion encoder; for
                 clips that find images, or images that find clips. A row whose file cannot be read keeps its place.
             unread: collects the reason for each such file; None logs it.
 

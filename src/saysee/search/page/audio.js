@@ -42,7 +42,9 @@ export class ClipAudio {
     await this.ready;
     if (playing !== this) pauseAll();
     playing = this;
-    await this.element.play();
+    await this.element.play().catch((error) => {
+      if (error.name !== "AbortError") throw error; // else a pause came before it began
+    });
   }
 
   pause() {

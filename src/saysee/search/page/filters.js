@@ -4,7 +4,7 @@ import { element } from "./elements.js";
 
 const WIDE = "(min-width: 900px)"; // where the filters are always open
 const FOLDER = /^folder:/;
-const TAKEN = /^taken:(?<from>\d{4}-\d\d-\d\d)?(?:\.\.(?<to>\d{4}-\d\d-\d\d)?)?$/;
+const TAKEN = /^taken:(?<from>\d{4}-\d\d-\d\d)?\.\.(?<to>\d{4}-\d\d-\d\d)?$/;
 
 /** Filters of a text, such as "folder:my photos taken:2024-06..2024-08". */
 export const splitFilters = (text) => text.trim().split(/\s+(?=[^\s:]+:)/).filter(Boolean);
@@ -42,7 +42,9 @@ export function showFilter(text) {
 }
 
 function composed() {
-  const others = splitFilters(filterText()).filter((part) => !FOLDER.test(part) && !TAKEN.test(part));
+  const parts = splitFilters(filterText());
+  const shown = [FOLDER, TAKEN].map((kind) => parts.find((part) => kind.test(part)));
+  const others = parts.filter((part) => !shown.includes(part));
   const [folder, from, to] = ["folder", "from", "to"].map((name) => element(name).value.trim());
   if (folder) others.unshift(`folder:${folder}`);
   if (from || to) others.push(`taken:${from}..${to}`);

@@ -15,8 +15,8 @@ const PLACEHOLDERS = 12;
 const NOUNS = { image: ["image", "images"], clip: ["clip", "clips"] };
 const EMPTY = "This index is empty. Add images (saysee index MODEL FOLDER --to INDEX), then reload this page.";
 
-/** What is shown: a query, the kind of its hits, the filter, and the request in progress. */
-const shown = { query: null, find: null, filter: "", request: null };
+/** What is shown: a query, the kind of its hits, the filter, the line about them, and the request in progress. */
+const shown = { query: null, find: null, filter: "", line: "", request: null };
 const queries = new QueryList((query) => go(query, query.latest));
 const examples = new Examples(tryExample);
 const results = new Grid(element("results"), openResult, (error) => showError(error, () => results.grow()));
@@ -42,7 +42,6 @@ start();
 
 async function start() {
   user.askToken = askToken;
-  user.wait = (seconds) => showStatus(`The service is busy. Trying again in ${seconds} s…`);
   window.addEventListener("popstate", returned);
   element("home").addEventListener("click", (event) => {
     event.preventDefault();
@@ -79,7 +78,7 @@ function showAbout() {
   const counts = kinds.filter(([, count]) => count).map(([kind, count]) => counted(count, kind));
   element("about").textContent = [served.name, counts.join(", ")].filter(Boolean).join(" · ");
   element("trained-on").textContent = served.trained_on
-    ? `The model of this index was trained on ${served.trained_on}. For anything else, its results are by chance.`
+    ? `The model of this index was trained on ${served.trained_on}. For anything else, its results are random.`
     : "";
 }
 
@@ -97,7 +96,7 @@ async function showLibrary() {
     const load = (offset) => newest(kind, splitFilters(filter), offset);
     const hits = await load(0);
     if (shown.query || filter !== filterText()) return;
-    library.show({ hits, complete: hits.length === 0, load });
+    library.show({ hits, complete: hits.length === 0, load, filter });
     if (!hits.length) showError(new PageError(`No ${NOUNS[kind][0]} matches the filter ${filter}`), clearFilter, "Clear filter");
   } catch (error) {
     showError(error, error.retry ? showLibrary : null);
@@ -114,10 +113,8 @@ function clearFilter() {
 async function ask(query, { note = "", find = null, filter = filterText() } = {}) {
   shown.request?.abort();
   const request = (shown.request = new AbortController());
-  const before = { ...shown };
-  const status = element("status").textContent;
   hideError();
-  if (before.query === null) {
+  if (shown.query === null) {
     Object.assign(shown, { query, find: null, filter });
     showQuery(query, filter);
     results.wait(PLACEHOLDERS);
@@ -127,7 +124,8 @@ async function ask(query, { note = "", find = null, filter = filterText() } = {}
   const filters = splitFilters(filter);
   if (served.speech.length > 1 && ["audio", "file"].includes(query.kind)) query.speech ??= element("speech").value;
   try {
-    const answer = await search(query.fields(), { find, filters }, request.signal);
+    const wait = (seconds) => showStatus(`The service cannot answer yet. Trying again in ${seconds} s…`);
+    const answer = await search(query.fields(), { find, filters }, { signal: request.signal, wait });
     await leaving;
     if (request.signal.aborted) return;
     queries.add(query);
@@ -138,9 +136,12 @@ async function ask(query, { note = "", find = null, filter = filterText() } = {}
     go(query, query.latest, note);
   } catch (error) {
     if (request.signal.aborted) return;
-    if (before.query === null) showStart();
-    else showStatus(status);
-    showFilter(filter);
+    if (shown.query.answer(shown)) {
+      showStatus(shown.line);
+      showFilter(filter);
+    } else {
+      showStart(filter);
+    }
     const act = error.retry ? () => ask(query, { find, filter }) : null;
     showError(error, act, "Try again", reason(error, query));
   } finally {
@@ -251,6 +252,7 @@ function show(query, { find, filter }, note = "") {
   const heard = transcript && `Heard “${transcript}”: correct it in the text field`;
   if (hits.length) showStatus([note, heard, way, line, limited].filter(Boolean).join(" · "));
   else showNothingFound(find, filter);
+  shown.line = element("status").textContent;
   showUnused(found.query, transcript ?? query.content);
 }
 
@@ -259,11 +261,11 @@ function showUnused({ unknown_words: words, used_text: used }, text) {
   const lines = [];
   if (words.length) {
     const all = text.match(/[\p{L}\p{N}’']+/gu)?.length === words.length;
-    const result = all ? "The results are by chance" : "It was ignored";
+    const result = all ? "so the results are random" : "and ignored them";
     const named = words.map((word) => `“${word}”`).join(", ");
-    lines.push(`The model does not know ${named}. ${result}; use other words, or speak.`);
+    lines.push(`The model does not know ${named}, ${result}. Use other words, or speak.`);
   }
-  if (used) lines.push(`The text is longer than the model takes. It was used until “…${used.slice(-40)}”.`);
+  if (used) lines.push(`The text is too long for the model. Only the part up to “…${used.slice(-40)}” was used.`);
   if (lines.length) showError(new PageError(lines.join(" ")));
 }
 
@@ -297,17 +299,17 @@ function showQuery(query, filter) {
   showFilter(filter);
 }
 
-function showStart() {
+function showStart(filter = "") {
   shown.request?.abort();
   Object.assign(shown, { query: null, find: null, filter: "" });
   hideError();
   document.body.classList.remove("answered");
   document.title = "SaySee";
   element("answer").hidden = true;
-  showFilter("");
+  showFilter(filter);
   queries.show(null);
   examples.show(null);
-  if (library.found) element("library").hidden = false;
+  if (library.found?.filter === filter) element("library").hidden = false;
   else if (served.name) showLibrary();
 }
 

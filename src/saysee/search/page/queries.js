@@ -5,7 +5,7 @@ import { ClipAudio } from "./audio.js";
 import { element, icon, make } from "./elements.js";
 import { attention, keepToken } from "./service.js";
 
-const ICONS = { file: "image", audio: "microphone", text: "text", vector: "link", image: "image" };
+const ICONS = { audio: "microphone", text: "text", vector: "link" };
 const LONGEST_TITLE = 200;
 // Distinguishes the history entries of this load of the page from those of an earlier one.
 const LOAD = Math.random().toString(36).slice(2);
@@ -14,7 +14,7 @@ const LOAD = Math.random().toString(36).slice(2);
 export class Query {
   /** Of a kind, a field of the form: a "file" becomes "audio" or "image" once it was answered. The title is shown. */
   constructor(kind, content, title) {
-    Object.assign(this, { kind, content, title, audio: null, preview: null, speech: null, transcript: null });
+    Object.assign(this, { content, title, audio: null, preview: null, speech: null, transcript: null });
     /** The item of the index that it is, and the words of a clip with their times, where it is an example. */
     Object.assign(this, { example: null, words: [] });
     /** The name of the microphone that recorded it; null for another query. */

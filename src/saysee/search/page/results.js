@@ -100,12 +100,12 @@ function clipTile(hit, right) {
   let audio = null;
   tile.addEventListener("click", async () => {
     try {
-      if (audio === null) {
-        audio = new ClipAudio(await file(hit.url));
-        audio.watch("tile", (playing) => frame.replaceChildren(icon(playing ? "pause" : "play")));
-      }
-      await audio.toggle();
+      audio ??= file(hit.url).then((blob) => new ClipAudio(blob));
+      const opened = await audio;
+      opened.watch("tile", (playing) => frame.replaceChildren(icon(playing ? "pause" : "play")));
+      await opened.toggle();
     } catch (error) {
+      audio = null;
       const message = error instanceof DOMException ? "This browser cannot play the clip." : error.message;
       frame.replaceChildren(make("span", { className: "failure", role: "alert" }, message));
     }

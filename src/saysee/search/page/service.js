@@ -25,9 +25,7 @@ const MESSAGES = {
   busy: () => "The service is busy. Try again in a minute.",
   empty: (name) => `${name} is empty. Copy or record it again.`,
   "file-gone": () => "The file of this result was moved, deleted or changed. Update the index with saysee index.",
-  "index-unavailable": () => "The index cannot be read now. Try again in a minute.",
-  "invalid-filter": () =>
-    "The filter cannot be read. Write name:value, for example folder:holiday* or taken:2024-06..2024-08.",
+  "index-unavailable": () => "The index cannot be read at the moment. Try again in a minute.",
   "invalid-vector": () => "This link is incomplete or belongs to another index. Speak, type or choose the query again.",
   "no-speech": (name) => `No words were recognized in ${name}. Speak closer to the microphone.`,
   "no-speech-encoder": () =>
@@ -63,14 +61,15 @@ export class PageError extends Error {
 export const user = {
   /** @type {(wrong: boolean) => Promise<string | null>} */
   askToken: async () => null,
-  /** @type {(seconds: number) => void} called when the service is busy */
-  wait: () => {},
 };
 
 export const megabytes = (bytes) => `${Number((bytes / 2 ** 20).toPrecision(2))} MB`;
 
+/** Keeps a token for this tab; false if no service has such a one, and a header could not carry it. */
 export function keepToken(token) {
-  sessionStorage.setItem(TOKEN_KEY, token);
+  const possible = /^[\x21-\x7e]+$/.test(token);
+  if (possible) sessionStorage.setItem(TOKEN_KEY, token);
+  return possible;
 }
 
 /** Fills `served`. */
@@ -78,8 +77,11 @@ export async function loadAbout() {
   Object.assign(served, await (await request("about", {})).json());
 }
 
-/** Searches by the fields of a query for a kind of hits (null: the default), skipping the first `offset`. */
-export async function search(query, { find, filters, offset = 0 }, signal) {
+/**
+ * Searches by the fields of a query for a kind of hits (null: the default), skipping the first `offset`. It calls
+ * `wait(seconds)` before it tries again.
+ */
+export async function search(query, { find, filters, offset = 0 }, { signal, wait } = {}) {
   const form = new FormData();
   for (const [name, value] of Object.entries(query)) {
     form.append(name, value, ...(value instanceof Blob ? ["query"] : []));
@@ -88,7 +90,7 @@ export async function search(query, { find, filters, offset = 0 }, signal) {
   for (const filter of filters) form.append("filter", filter);
   form.append("k", String(Math.min(PAGE, served.limits.k)));
   form.append("offset", String(offset));
-  return (await request("search", { method: "POST", body: form, signal })).json();
+  return (await request("search", { method: "POST", body: form, signal }, wait)).json();
 }
 
 /** The items of the newest files, as of a search. */
@@ -115,9 +117,9 @@ export const file = async (url, signal) => (await request(url.replace(/^\//, "")
 const kept = new Map();
 
 /** The address of a small image that is in memory. */
-export function small(url, signal) {
+export function small(url) {
   if (!kept.has(url)) {
-    const address = file(url, signal).then((blob) => URL.createObjectURL(blob));
+    const address = file(url).then((blob) => URL.createObjectURL(blob));
     kept.set(url, address);
     address.catch(() => kept.delete(url));
     if (kept.size > MOST_SMALL) {
@@ -129,7 +131,7 @@ export function small(url, signal) {
   return kept.get(url);
 }
 
-async function request(path, options) {
+async function request(path, options, wait = () => {}) {
   for (let tries = 1; ; tries++) {
     const token = sessionStorage.getItem(TOKEN_KEY);
     const response = await send(path, token, options);
@@ -140,7 +142,9 @@ async function request(path, options) {
     }
     const seconds = Number(response.headers.get("Retry-After"));
     if (response.status === 503 && seconds && tries < MAX_TRIES) {
-      await pause(Math.min(seconds, MAX_WAIT), options.signal);
+      const shorter = Math.min(seconds, MAX_WAIT);
+      wait(shorter);
+      await pause(shorter, options.signal);
       continue;
     }
     const { code = null, detail = `The service answered with status ${response.status}.` } = await response
@@ -162,20 +166,24 @@ async function send(path, token, options) {
   }
 }
 
-async function pause(seconds, signal) {
-  user.wait(seconds);
-  await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-  signal?.throwIfAborted();
-}
+const pause = (seconds, signal) =>
+  new Promise((resolve, reject) => {
+    setTimeout(resolve, 1000 * seconds);
+    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
 
 let askingToken = null;
 
 /** Asks for the token once, even if all images of a grid need it. */
 function newToken() {
   askingToken ??= (async () => {
-    const token = await user.askToken(sessionStorage.getItem(TOKEN_KEY) !== null);
-    if (token === null) throw new PageError("This service requires its token. Try again, and enter it.", { retry: true });
-    keepToken(token);
+    let wrong = sessionStorage.getItem(TOKEN_KEY) !== null;
+    for (;;) {
+      const token = await user.askToken(wrong);
+      if (token === null) throw new PageError("This service requires its token. Try again, and enter it.", { retry: true });
+      if (keepToken(token)) return;
+      wrong = true;
+    }
   })().finally(() => {
     askingToken = null;
   });

@@ -77,17 +77,15 @@ export class Viewer {
     Object.assign(this, { place, attention: null, moment: null, failure: "" });
     this.zoom.reset();
     element("viewer-name").textContent = element("viewer-name").title = this.image.alt = hit.name;
-    element("viewer-place").textContent = [`${place + 1} of ${this.hits.length}`, dateOf(hit), placeOf(hit)]
-      .filter(Boolean)
-      .join(" · ");
     this.#label();
+    if (place === this.hits.length - 1) this.grow().then(() => this.#label());
     const known = metadata(hit);
     element("viewer-metadata").replaceChildren(...known);
     element("viewer-more").hidden = known.length === 0;
     this.slider.value = "0";
     this.#draw();
     const failed = (error) => {
-      if (error.name === "AbortError") return;
+      if (loading.signal.aborted) return;
       this.failure = error.message;
       this.#explain();
     };
@@ -99,10 +97,18 @@ export class Viewer {
   async #loadImage(hit, signal) {
     this.image.removeAttribute("src");
     await this.#showImage(await small(hit.thumbnail), signal);
-    await this.#showImage(URL.createObjectURL(await file(hit.preview, signal)), signal);
+    await this.#showFile(await file(hit.preview, signal), signal);
     if (navigator.connection?.saveData) return;
-    const address = URL.createObjectURL(await file(hit.url, signal));
-    await this.#showImage(address, signal).catch(() => {}); // browsers cannot show every format, TIFF for one
+    await this.#showFile(await file(hit.url, signal), signal).catch(() => {}); // browsers cannot show every format, TIFF for one
+  }
+
+  async #showFile(blob, signal) {
+    const address = URL.createObjectURL(blob);
+    try {
+      await this.#showImage(address, signal);
+    } finally {
+      URL.revokeObjectURL(address); // it would keep the file in memory; the image has its pixels
+    }
   }
 
   async #showImage(address, signal) {
@@ -156,8 +162,7 @@ export class Viewer {
     try {
       await query.audio.toggle();
       query.unplayable = false;
-    } catch (error) {
-      if (error.name === "AbortError") return; // a pause came before it began
+    } catch {
       query.unplayable = true;
       this.#explain();
     }
@@ -188,13 +193,16 @@ export class Viewer {
 
   #step(by) {
     const place = this.place + by;
-    if (place === this.hits.length - 1) this.grow().then(() => this.#label());
     if (place < 0 || place >= this.hits.length) return;
     this.query?.audio?.pause();
     this.#show(place);
   }
 
   #label() {
+    const hit = this.hits[this.place];
+    element("viewer-place").textContent = [`${this.place + 1} of ${this.hits.length}`, dateOf(hit), placeOf(hit)]
+      .filter(Boolean)
+      .join(" · ");
     element("viewer-back").disabled = this.place === 0;
     element("viewer-forward").disabled = this.place === this.hits.length - 1;
   }

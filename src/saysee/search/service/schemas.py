@@ -55,14 +55,14 @@ class SearchForm(_Form):
         None, description="of a spoken query, from an earlier answer to it: it is not recognized again"
     )
     k: int = Field(DEFAULT_K, ge=1, description="largest number of hits")
-    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="so many of the best hits are skipped")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="number of best hits to skip")
     kind: Kind | SkipJsonSchema[None] = Field(
         None, description="what to find; by default images, or clips for an image if the index has no image"
     )
     rerank: int | SkipJsonSchema[None] = Field(
         None,
         ge=1,
-        description="so many of the best hits are read again and ordered by the model's fusion encoder: for audio "
+        description="number of best hits to read again and to order by the model's fusion encoder: for audio "
         "(speech: direct) that finds images, or an image that finds clips. Where GET /about has rerank",
     )
     filter: list[str] = Field(
@@ -77,7 +77,7 @@ class ItemsQuery(_Form):
 
     kind: Kind = "image"
     k: int = Field(24, ge=1, le=100, description="largest number of items")
-    offset: int = Field(0, ge=0, le=MAX_ID, description="so many of the newest items are skipped")
+    offset: int = Field(0, ge=0, le=MAX_ID, description="number of newest items to skip")
     filter: list[str] = Field([], description="as for a search", examples=[["folder:holiday*"]])
 
 
