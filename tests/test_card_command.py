@@ -54,7 +54,7 @@ def test_a_trained_run_has_a_card_with_data_recipe_and_scores(
     first = (best / CARD_FILE).read_text(encoding="utf-8")
     assert "# run\n" in first
     assert "| train | 60 | 12 |" in first
-    assert "step 2 of 2" in first
+    assert "step 2 of 2, the best by mean R@10 on val" in first
     assert "saysee card MODEL" in first
     capsys.readouterr()
     assert main(["evaluate", str(best), str(tiny_scenes), "--json"]) == 0
