@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from saysee.data.manifest import Row
-from saysee.evaluation.localization import attention_on_rows, patch_grid, word_maps, word_scores
+from saysee.errors import ManifestError
+from saysee.evaluation.localization import attention_on_rows, check_words, patch_grid, word_maps, word_scores
 
 LEFT_HALF = {"box": (0.0, 0.0, 0.5, 1.0)}
 TOP_LEFT = {"box": (0.0, 0.0, 0.5, 0.5)}
@@ -142,6 +143,17 @@ def test_torch_maps_of_low_precision_are_read():
 def test_invalid_maps_words_and_boxes_are_errors(attention, words, objects, message):
     with pytest.raises(ValueError, match=message):
         attention_on_object(attention, words, objects, HOP)
+
+
+@pytest.mark.parametrize("words", [7, ["a", "dog"], [word(1, 0, 0)], [{"objects": [0]}], [word(0, 1, 1)]])
+def test_columns_of_another_form_are_a_manifest_error(words):
+    fine = Row("fine.flac", "i.jpg", "i", "val", extra={"words": [word(0, 1, 0)], "objects": [TOP_LEFT]})
+    null = Row("null.flac", "i.jpg", "i", "val", extra={"words": None, "objects": None})
+    check_words([fine, null])
+    assert attention_on_rows([[[0.25] * 4]] * 2, [fine, null], HOP).words == 1
+    wrong = Row("wrong.flac", "i.jpg", "i", "val", extra={"words": words, "objects": [TOP_LEFT]})
+    with pytest.raises(ManifestError, match=r"wrong\.flac"):
+        check_words([fine, wrong])
 
 
 def test_words_find_their_frames_at_any_hop():

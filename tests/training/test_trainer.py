@@ -60,6 +60,33 @@ def test_the_best_model_is_the_one_with_the_best_mean_recall(tiny_settings: dict
     assert result["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
 
 
+@pytest.mark.parametrize(("words", "measured"), [(None, True), (["a", "dog"], False)])
+def test_words_of_another_form_are_not_measured_and_null_is_no_words(
+    tiny_settings: dict[str, Any],
+    tiny_manifest: Manifest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    words: Any,
+    measured: bool,
+) -> None:
+    rows = [
+        dataclasses.replace(row, clip=str(tiny_manifest.clip_path(row)), image=str(tiny_manifest.image_path(row)))
+        for row in tiny_manifest
+    ]
+    first = next(number for number, row in enumerate(rows) if row.split == "val")
+    others = rows[first].extra["words"] if measured else words
+    rows = [
+        dataclasses.replace(row, extra={**row.extra, "words": words if number == first else others})
+        for number, row in enumerate(rows)
+    ]
+    Manifest(rows, tmp_path).write(tmp_path / "manifest.jsonl")
+    tiny_settings["data"]["manifest"] = str(tmp_path / "manifest.jsonl")
+    train(tiny_settings, "--training.steps=2", "--training.eval_every=1")
+    scores = [line for line in read_metrics(Path(tiny_settings["output"])) if line["kind"] == "val"]
+    assert [("attention_lift" in line) for line in scores] == [measured, measured]
+    assert caplog.text.count(rows[first].clip) == (not measured)
+
+
 def test_zero_evaluates_after_each_epoch(tiny_settings: dict[str, Any]) -> None:
     trainer = Trainer(resolve_recipe(tiny_settings, ["--training.eval_every=0", "--data.batch_size=20"]))
     assert len(trainer.loader) == 3

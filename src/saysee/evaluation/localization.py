@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,12 @@ def localize(
 
     ``rows`` have the columns ``words`` (each with ``start``, ``end`` and ``objects``) and ``objects`` (each with
     ``box``) of the scenes corpus. Of more than ``MAX_IMAGES`` images a random choice is scored, by ``seed``. Raises
-    ManifestError if a column is missing, a time or box is invalid, or no word names an object that the model sees; else
-    as ``attend``.
+    ManifestError if a column is missing or has another form, or no word names an object that the model sees; else as
+    ``attend``.
     """
     for column in ("words", "objects"):
         rows.column(column)
+    check_words(rows.images())
     named = [row for row in rows.images() if any(word.get("objects") for word in row.extra["words"] or ())]
     chosen = random.Random(seed).sample(named, min(MAX_IMAGES, len(named)))
     scores: list[WordScore] = []
@@ -93,12 +94,9 @@ def localize(
     with progress_bar(f"localizing by {source}", len(chosen), enabled=progress) as bar:
         for image, row in enumerate(chosen):
             regions = attend(encoder, str(rows.clip_path(row)), str(rows.image_path(row)), source)
-            try:
-                spoken, objects = row.extra["words"], row.extra["objects"]
-                found = word_scores(regions.frames, spoken, objects, regions.frame_seconds, regions.box)
-                words += sum(bool(word.get("objects")) for word in spoken)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ManifestError(f"{row.clip}: words or objects are invalid: {error}") from None
+            spoken, objects = row.extra["words"], row.extra["objects"]
+            found = word_scores(regions.frames, spoken, objects, regions.frame_seconds, regions.box)
+            words += sum(bool(word.get("objects")) for word in spoken)
             scores += found
             image_of_score += [image] * len(found)
             bar.update()
@@ -110,6 +108,16 @@ def localize(
         interval = list(image_interval(values, image_of_score))
         measured[name] = {"mean": float(np.mean(values)), "interval": interval, "chance": float(np.mean(chances))}
     return Localization(source, len(chosen), len(rows.images()), len(scores), words - len(scores), measured)
+
+
+def check_words(rows: Iterable[Row]) -> None:
+    """Raises ManifestError unless ``words`` and ``objects`` of each row are as :func:`localize` takes them, or null."""
+    for row in rows:
+        try:
+            word_scores([[1.0]], row.extra["words"] or (), row.extra["objects"] or (), 1.0)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            wrong = "its words and objects are not as in a scenes corpus, with times and boxes"
+            raise ManifestError(f"{row.clip}: {wrong} ({error})") from None
 
 
 def localization_table(results: Sequence[tuple[str, str, Localization]]) -> Table:
@@ -178,10 +186,13 @@ def word_scores(
 
 
 def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
-    """The means of ``word_scores`` over the words of clips with maps [F, P]; None if no word names an object."""
+    """The means of ``word_scores`` over the words of clips with maps [F, P]; None if no word names an object.
+
+    The rows have passed :func:`check_words`.
+    """
     found: list[WordScore] = []
     for attention, row in zip(maps, rows, strict=True):
-        found += word_scores(attention, row.extra["words"], row.extra["objects"], frame_seconds)
+        found += word_scores(attention, row.extra["words"] or (), row.extra["objects"] or (), frame_seconds)
     if not found:
         return None
     mass, lift = np.mean([(score.mass, score.mass / score.area) for score in found], axis=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from saysee.encoding.encoder import Encoder
 from saysee.encoding.features import CachedFeatures, Missing
 from saysee.encoding.precision import Arithmetic, Precision
 from saysee.encoding.reading import read_ahead
-from saysee.errors import MediaError, SaySeeError
+from saysee.errors import ManifestError, MediaError, SaySeeError
+from saysee.evaluation.localization import check_words
 from saysee.model.pretrained.configuration import HubertConfig
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FeatureSettings, Recipe
@@ -113,6 +115,18 @@ class TrainingData:
                 raise SaySeeError(f"no file of split {split!r} can be used; see 'saysee data verify'")
             self.val_rows = Manifest(kept, self.val_rows.root)
         return bad
+
+    @cached_property
+    def has_objects(self) -> bool:
+        """Whether :meth:`val_batch` has words that name objects with boxes; logs once what is wrong with them."""
+        if not {"words", "objects"} <= set(self.val_rows.extra_columns):
+            return False
+        try:
+            check_words(self.val_rows.images()[: self._recipe.data.batch_size])
+        except ManifestError as error:
+            logger.warning("attention on objects is not measured: %s", error)
+            return False
+        return True
 
     def val_batch(self) -> Batch | FeatureBatch:
         """One batch of validation images, each with a clip, of at most the batch size."""

@@ -59,7 +59,7 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
     batch = data.val_batch().to(model.device)
     speech, images = objective.features(batch)
     metrics = objective.diagnose(speech, images, batch.image_ids)
-    if model.fusion is not None and {"words", "objects"} <= set(data.val_rows.extra_columns):
+    if model.fusion is not None and data.has_objects:
         maps = model.fusion.attend(speech, images)
         attention = attention_on_rows(
             [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
