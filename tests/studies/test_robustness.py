@@ -18,6 +18,7 @@ from saysee.errors import ConfigError, MediaError
 from saysee.evaluation.protocols import evaluate
 from saysee.media import changes
 from saysee.model.retriever import SpeechImageModel
+from saysee.studies.plots import Panel, panels_png
 from saysee.studies.robustness.conditions import Draw, builtin_conditions, choose, noise_conditions, room_conditions
 
 RATE, IMAGES, CLIPS = 16_000, 6, 2
@@ -261,3 +262,15 @@ def test_conditions_are_chosen_by_name_or_family_with_strengths() -> None:
     }
     with pytest.raises(ConfigError, match="telephone"):
         choose("telefone", conditions)
+
+
+def test_the_scale_of_a_picture_holds_all_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    low, high = Panel("low", "x", {"m": [(0.0, 10.0, 5.0, 15.0)]}), Panel("high", "x", {"m": [(0.0, 70.0, 50.0, 90.0)]})
+    panels_png("title", "y", [low, high])
+    for axes in drawn[0].axes:
+        bottom, top = axes.get_ylim()
+        assert (bottom, top > 90) == (0, True)

@@ -79,10 +79,11 @@ def panels_png(
         if marks is not None:
             axes.axhline(marks[0], color="grey", linestyle="--", linewidth=0.8)
             axes.axvline(marks[1], color="grey", linestyle="--", linewidth=0.8)
-        axes.set(title=panel.title, xlabel=panel.axis, ylim=(0, None))
+        axes.set(title=panel.title, xlabel=panel.axis)
         axes.grid(alpha=0.25)
     for axes in grid[len(panels) :]:
         axes.remove()
+    grid[0].set_ylim(bottom=0)  # after all panels are drawn: it ends the scaling to their data
     figure.suptitle(title, fontsize=11)
     figure.supylabel(axis, fontsize=10)
     handles, labels = grid[0].get_legend_handles_labels()
