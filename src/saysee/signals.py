@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+EXIT_INTERRUPTED = 130
+"""The exit code of a command that SIGINT or SIGTERM has stopped."""
+
 
 @contextmanager
 def on_signals(handler: Callable[..., Any] | signal.Handlers, *kinds: signal.Signals) -> Iterator[None]:

@@ -64,8 +64,7 @@ def test_one_that_fails_stops_no_other_and_is_the_only_one_tried_again(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_or_interrupted_call_resumes_with_the_study_that_was_running(tmp_path: Path, number: int) -> None:
     program = (
-        "from pathlib import Path; from saysee.studies import processes; from saysee.studies.full import *\n"
-        "processes.PATIENCE_SECONDS = 0.2\n"
+        "from pathlib import Path; from saysee.studies.full import *\n"
         f"run_studies(Path({str(tmp_path)!r}), 281, [Study(*{tuple(QUICK)!r}), Study(*{tuple(LONG)!r})])"
     )
     started = start_saysee(program=program)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from saysee.errors import SaySeeError
 from saysee.log import is_configured
 from saysee.settings.reading import resolve_recipe
 from saysee.studies import processes
-from saysee.studies.processes import on_devices, run_alone, train_alone
+from saysee.studies.processes import interrupted_once, on_devices, run_alone, run_saysee, train_alone
 
 
 @pytest.mark.parametrize("configured", [True, False])
@@ -109,7 +110,6 @@ def test_the_first_error_ends_the_other_process() -> None:
 def test_the_first_error_stops_the_training_on_the_other_device(
     tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0)
     start, started = subprocess.Popen, list[Any]()
     sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -135,6 +135,36 @@ def test_the_first_error_stops_the_training_on_the_other_device(
     assert done == []
     on_devices(done.append, ["later", "again"], ["cpu", "cpu"])
     assert sorted(done) == ["again", "later"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+def test_an_interrupted_process_ends_in_its_own_time_whatever_signals_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import signal, time; from pathlib import Path; asked = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
+        "Path('started').touch()\n"
+        "while not asked: time.sleep(0.01)\n"
+        "time.sleep(1); Path('checkpoint').write_text(str(len(asked)))"
+    )
+    start = subprocess.Popen
+    command = [sys.executable, "-c", script]
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda _, **keywords: start(command, **keywords))
+
+    def interrupt() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), kind)
+            time.sleep(0.1)
+
+    signals = threading.Thread(target=interrupt)
+    signals.start()
+    with pytest.raises(KeyboardInterrupt), interrupted_once():
+        run_saysee([], folder=tmp_path)
+    signals.join()
+    assert (tmp_path / "checkpoint").read_text() == "1"
 
 
 @pytest.mark.parametrize(("code", "error"), [(2, SaySeeError), (130, KeyboardInterrupt)])

@@ -14,6 +14,7 @@ from saysee.cli import data, evaluate, explain, printing, search, serve, studies
 from saysee.cli.printing import Result
 from saysee.errors import ConfigError, SaySeeError, did_you_mean
 from saysee.log import configure_command_line
+from saysee.signals import EXIT_INTERRUPTED
 from saysee.version import __version__
 
 VERBS: dict[str, Callable[..., Result | Iterator[Result] | None] | data.Reader] = {
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return printing.EXIT_MISTAKE
     except KeyboardInterrupt:
         printing.print_message("interrupted; what is finished is kept")
-        return printing.EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def parse(words: Sequence[str]) -> Call | None:

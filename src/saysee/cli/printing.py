@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-EXIT_DONE, EXIT_MISTAKE, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_DONE, EXIT_MISTAKE = 0, 2
 
 _SKIPPED_SHOWN = 20  # further skipped files are only counted
 

@@ -33,7 +33,7 @@ from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation.runs import BREAKDOWN
 from saysee.studies.other_queries import QuerySet, make_other_queries, score_other_queries
-from saysee.studies.processes import cpu_shares, on_devices, run_alone, sigterm_as_interrupt, train_alone
+from saysee.studies.processes import cpu_shares, on_devices, run_alone, interrupted_once, train_alone
 from saysee.studies.report import DemoResult, write_report
 from saysee.training.data import cache_features, feature_cache
 from saysee.training.trainer import Trainer
@@ -71,7 +71,7 @@ class DemoSettings:
     seed: int = 0  # of the corpus and of every training
 
 
-@sigterm_as_interrupt()
+@interrupted_once()
 def run_demo(folder: str | Path, settings: DemoSettings | None = None) -> DemoResult:
     """Does the missing steps, and writes ``report.html`` and the index ``index``; all that it makes is in ``folder``.
 

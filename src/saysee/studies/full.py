@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saysee.files import write_text
-from saysee.studies.processes import cpu_shares, run_saysee, sigterm_as_interrupt
+from saysee.studies.processes import cpu_shares, run_saysee, interrupted_once
 from saysee.training.records import git_commit
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def run_studies(demo: Path, cmd_seconds: float, studies: Sequence[Study] = STUDI
     minutes = sum(study.minutes for study in left if not missing[study.name]) * cmd_seconds / REFERENCE_SECONDS
     if minutes:
         logger.info("%d studies to run, about %.1f hours; an interrupted one resumes", len(left), minutes / 60)
-    with sigterm_as_interrupt():
+    with interrupted_once():
         for number, study in enumerate(left, 1):
             record: dict[str, Any] = {"command": study.command}
             if missing[study.name]:

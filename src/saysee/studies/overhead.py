@@ -38,7 +38,7 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.plots import bars_png
-from saysee.studies.processes import run_alone
+from saysee.studies.processes import interrupted_once, run_alone
 from saysee.tasks.contrastive import ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
 from saysee.training.dry_run import as_cached, dry_run, timed_batches
@@ -123,6 +123,7 @@ class Overhead:
         return bars_png(f"Cost of cross-modal denoising, {self.recipe}", panels)
 
 
+@interrupted_once()
 def run_overhead(
     recipe: str,
     overrides: Sequence[str] = (),

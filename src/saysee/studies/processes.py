@@ -20,9 +20,7 @@ from saysee.hardware import torch_device, usable_cores
 from saysee.log import configure_command_line, is_configured
 from saysee.settings.reading import save_recipe
 from saysee.settings.recipe import Recipe
-from saysee.signals import on_signals
-
-PATIENCE_SECONDS = 10  # for an interrupted training to finish its step and write its checkpoint
+from saysee.signals import EXIT_INTERRUPTED, on_signals
 
 _POLL_SECONDS = 0.2
 _GPUS, _THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
@@ -149,20 +147,25 @@ def run_saysee(words: Sequence[str], output: Path | None = None, folder: Path | 
         while (code := process.poll()) is None:
             if _stopping.wait(_POLL_SECONDS):
                 raise KeyboardInterrupt
-    except KeyboardInterrupt:  # a terminal interrupts the process too
-        try:
-            process.wait(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
+    except KeyboardInterrupt:
+        process.terminate()  # for a training the same request as the SIGINT of a terminal, if that has come to it too
+        process.wait()
         raise
-    if code == 130:
+    if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     return code
 
 
-sigterm_as_interrupt = partial(on_signals, signal.default_int_handler, signal.SIGTERM)
-"""Within a ``with`` block SIGTERM raises KeyboardInterrupt, so that a scheduler's stop reaches the child too."""
+def _interrupt_once(*_: object) -> None:
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+interrupted_once = partial(on_signals, _interrupt_once, signal.SIGINT, signal.SIGTERM)
+"""Within a ``with`` block the first SIGINT or SIGTERM raises KeyboardInterrupt, and others are ignored: a terminal and a
+parent may both send one, and the child must be waited for. A terminal's second reaches the child, and ends its training.
+"""
 
 
 def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:

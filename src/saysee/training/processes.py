@@ -21,6 +21,7 @@ from torch import distributed
 
 from saysee.encoding.precision import Arithmetic
 from saysee.errors import ConfigError, LostProcessError
+from saysee.signals import EXIT_INTERRUPTED
 
 Result = TypeVar("Result")
 
@@ -29,7 +30,6 @@ STEP_TIMEOUT = timedelta(minutes=10)
 RANK_0_TIMEOUT = timedelta(days=7)
 """How long the others wait while rank 0 scores, computes features or writes. The connection to a process that is killed
 breaks at once, so this does not delay the end of the run."""
-EXIT_INTERRUPTED = 130
 
 
 class Processes:

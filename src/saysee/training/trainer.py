@@ -79,7 +79,7 @@ class Trainer:
         # Dropout and noise start from the same state whatever was built before, and from another in each process.
         self.processes.seed_draws(recipe.training.seed + 1)
         self.state = TrainingState()
-        self._stop = False
+        self._signals = set[int]()
 
     def _leave_gaps_out(self) -> None:
         noise = self.recipe.speech_noise
@@ -173,7 +173,7 @@ class Trainer:
                     self._evaluate(log)
                 if last or state.stopped_early or state.step % settings.checkpoint_every == 0:
                     self._save()
-                if self.processes.any(self._stop):
+                if self.processes.any(bool(self._signals)):
                     self._save()
                     raise KeyboardInterrupt
 
@@ -308,14 +308,15 @@ class Trainer:
         for path, reason in files:
             logger.warning("%s: skipped %s: %s", self.name, path, reason)
 
-    def _stop_between_steps(self, *_: object) -> None:
-        """Handles SIGINT and SIGTERM; a second one stops a single process at once.
+    def _stop_between_steps(self, kind: int, *_: object) -> None:
+        """Handles SIGINT and SIGTERM; a second one of the same kind stops a single process at once.
 
-        Each of several processes receives two: from the terminal or the scheduler, and from torchrun.
+        A training of a study receives one of each: from the terminal, and from the study. Each of several processes
+        receives two: from the terminal or the scheduler, and from torchrun.
         """
-        if self._stop and self.processes.count == 1:
+        if kind in self._signals and self.processes.count == 1:
             raise KeyboardInterrupt
-        self._stop = True
+        self._signals.add(kind)
 
 
 def slices(count: int, most: int) -> list[slice]:

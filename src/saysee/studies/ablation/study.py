@@ -48,7 +48,7 @@ from saysee.studies.ablation.table import (
     steps_in_equal_time,
     write_tables,
 )
-from saysee.studies.processes import on_devices, run_alone, sigterm_as_interrupt, train_alone
+from saysee.studies.processes import on_devices, run_alone, interrupted_once, train_alone
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def run_ablation(recipe: str | Path, folder: str | Path, settings: AblationSetti
     devices = study.settings.devices
     # Tables after each seed; with several devices after all, so that none of them waits for the end of a seed.
     parts = [[seed] for seed in study.seeds] if len(devices) < 2 else [study.seeds]
-    with sigterm_as_interrupt():
+    with interrupted_once():
         for seeds in parts:
             for runs in study.stages(seeds):
                 study.cache_features(runs)
