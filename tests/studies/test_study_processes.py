@@ -31,6 +31,11 @@ def test_a_function_runs_in_another_process_which_logs_as_this_one(
     assert run_alone(os.getpid) != os.getpid()
 
 
+def test_a_killed_process_is_an_error_of_one_line() -> None:
+    with pytest.raises(SaySeeError, match="memory"):
+        run_alone(os._exit, 9)
+
+
 def test_a_training_is_quiet_and_a_finished_one_starts_no_process(
     tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -378,6 +378,19 @@ def test_a_loss_that_is_not_finite_stops_with_a_fix(tiny_settings: dict[str, Any
         trainer.fit()
 
 
+def test_a_batch_too_large_for_the_gpu_stops_with_a_fix(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(resolve_recipe(tiny_settings))
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.accelerator, "backward", full)
+    with pytest.raises(SaySeeError, match=r"data\.chunk_size"):
+        trainer.fit()
+
+
 def test_trainers_of_other_arithmetic_can_follow_each_other_in_one_process(
     tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:

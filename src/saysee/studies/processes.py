@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,8 @@ def _alone_on(device: str, at_once: int) -> dict[str, str]:
 def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
     """Calls a function of a module in a process of its own, which frees its memory when it ends.
 
-    The function, its arguments and its result are pickled. An interrupt ends the process.
+    The function, its arguments and its result are pickled. An interrupt ends the process. Raises SaySeeError if the
+    system killed it.
     """
     others = set(multiprocessing.active_children())  # of whoever called, and not to be ended
     with ProcessPoolExecutor(
@@ -112,7 +114,13 @@ def run_alone(function: Callable[..., Result], *arguments: Any) -> Result:
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
-        return called.result()
+        try:
+            return called.result()
+        except BrokenProcessPool:
+            raise SaySeeError(
+                "a process of the study was killed, most likely because memory ran out; free memory, or use smaller "
+                "batches, and run the command again"
+            ) from None
 
 
 def train_alone(recipe: Recipe, recipe_file: Path, what: str) -> dict[str, Any]:

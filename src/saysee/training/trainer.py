@@ -181,7 +181,7 @@ class Trainer:
         """Takes the optimizer step after ``number`` others, on this process's shares of the next batches.
 
         Returns the metrics, as means over processes and accumulated batches, and how many clips all processes took
-        together. Raises SaySeeError if the loss is not finite.
+        together. Raises SaySeeError if the loss is not finite, or the memory of the GPU is too small.
         """
         settings = self.recipe.optimizer
         factor = learning_rate_factor(number, self.recipe.training.steps, settings)
@@ -193,7 +193,14 @@ class Trainer:
         for accumulated in range(1, settings.accumulate + 1):
             batch = next(batches)
             clips += len(batch)
-            for key, value in self._backward(batch, weights, last=accumulated == settings.accumulate).items():
+            try:
+                of_batch = self._backward(batch, weights, last=accumulated == settings.accumulate)
+            except torch.OutOfMemoryError:
+                raise SaySeeError(
+                    f"the memory of the GPU is too small for step {number + 1}; set data.chunk_size below its "
+                    f"{len(batch)} pairs, or lower data.batch_size"
+                ) from None
+            for key, value in of_batch.items():
                 sums[key] = sums.get(key, 0.0) + value / settings.accumulate
         means = self.processes.mean(sums)
         if not torch.isfinite(torch.tensor(means["loss"])):
