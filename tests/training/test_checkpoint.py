@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from saysee.errors import CheckpointError
+from saysee.settings.reading import resolve_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from saysee.training.records import environment
+from saysee.training.trainer import Trainer
 
 
 def test_the_newest_are_kept_and_found_in_order(tmp_path: Path) -> None:
@@ -38,3 +43,26 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         load_checkpoint(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("saved_by", "restored"), [(["own"], "own"), (["of GPU 0", "of GPU 1", "of GPU 2"], "of GPU 1")])
+def test_the_draws_of_the_run_s_own_gpu_are_saved_and_restored_on_a_machine_with_fewer(
+    tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_by: list[str], restored: str
+) -> None:
+    trainer = Trainer(resolve_recipe(tiny_settings))
+    resumable, gpu, states = trainer._resumable(), torch.device("cuda:1"), dict[torch.device, str]()
+    monkeypatch.setattr(resumable.processes, "accelerator", SimpleNamespace(device=gpu))
+    monkeypatch.setattr(torch.cuda, "get_rng_state", {gpu: "own"}.get)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    state = resumable.state_dict()
+    assert [each["cuda"] for each in state["draws"]] == [["own"]]
+    state["draws"][0]["cuda"] = saved_by
+    resumable.load(save_checkpoint(tmp_path, 1, state, keep=1), seed=0)
+    assert states == {gpu: restored}
+
+
+def test_the_environment_names_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    assert environment(0, torch.device("cpu"))["device"] == "cpu"
+    assert environment(0, torch.device("cuda:1"))["device"] == "GPU cuda:1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from saysee.cli import main
+from saysee.data.manifest import Manifest
+from saysee.errors import SaySeeError
 from saysee.settings.reading import resolve_recipe
 from saysee.training.dry_run import dry_run
 from saysee.training.trainer import Trainer
@@ -57,3 +60,13 @@ def test_features_of_trained_encoders_are_not_cached(tiny_settings: dict[str, An
     assert result.recomputed is not None
     assert result.feature_bytes == result.feature_hours == 0
     assert result.clips_per_second == pytest.approx(16 / result.seconds_per_step)
+
+
+def test_a_split_without_a_file_that_can_be_used_is_an_error(
+    tiny_settings: dict[str, Any], tiny_manifest: Manifest, tmp_path: Path
+) -> None:
+    rows = [dataclasses.replace(row, clip=f"no/{number}.wav") for number, row in enumerate(tiny_manifest)]
+    Manifest(rows, tmp_path).write(tmp_path / "manifest.parquet")
+    tiny_settings["data"]["manifest"] = str(tmp_path / "manifest.parquet")
+    with pytest.raises(SaySeeError, match="'train'"):
+        dry_run(Trainer(resolve_recipe(tiny_settings, ["--data.on_bad_file=skip"])))

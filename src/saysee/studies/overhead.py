@@ -163,7 +163,9 @@ def run_overhead(
                     turns[key].append(turn)
     rows = [_row(*key, of_row, turns[(*key[:2], 0)]) for key, of_row in turns.items() if of_row]
     query = run_alone(_time_queries, recipes[keys[0]], recipes[keys[-1]])
-    return Overhead(recipe, rows, recomputed, query, environment(recipes[keys[0]].training.seed))
+    settings = recipes[keys[0]].training
+    machine = environment(settings.seed, torch.device(torch_device(settings.device)))
+    return Overhead(recipe, rows, recomputed, query, machine)
 
 
 def _recipe(recipe: str, overrides: Sequence[str], batch_size: int, cached: bool, layers: int) -> Recipe:

@@ -192,14 +192,16 @@ class Resumable:
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values, without frozen weights. All processes must call it."""
         frozen = {name for name, parameter in self.objective.named_parameters() if not parameter.requires_grad}
-        draws = self.processes.gather((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
+        gpu = self._gpu
+        of_gpu = [] if gpu is None else [torch.cuda.get_rng_state(gpu)]
+        draws = self.processes.gather((torch.get_rng_state(), of_gpu))
         return {
             "weights": {name: value for name, value in self.objective.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "validation": self.val_checksum,
             "progress": self.state.state_dict(),
-            "draws": [{"cpu": on_cpu, "cuda": on_gpus} for on_cpu, on_gpus in draws],
+            "draws": [{"cpu": on_cpu, "cuda": on_gpu} for on_cpu, on_gpu in draws],
         }
 
     def load(self, checkpoint: Path, seed: int) -> int:
@@ -229,9 +231,17 @@ class Resumable:
             return processes
         own = state["draws"][self.processes.rank]
         torch.set_rng_state(own["cpu"])
-        if own["cuda"]:
-            torch.cuda.set_rng_state_all(own["cuda"])
+        of_gpus, gpu = own["cuda"], self._gpu
+        if of_gpus and gpu is not None:
+            # An earlier release saved the state of every GPU of the machine, and not of the run's alone.
+            torch.cuda.set_rng_state(of_gpus[min(gpu.index or 0, len(of_gpus) - 1)], gpu)
         return processes
+
+    @property
+    def _gpu(self) -> torch.device | None:
+        """The GPU of this process; None on a CPU."""
+        device = self.processes.accelerator.device
+        return device if device.type == "cuda" else None
 
 
 def save_checkpoint(parent: Path, step: int, state: dict[str, Any], keep: int) -> Path:

@@ -24,7 +24,7 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.tasks.contrastive import AllImages
 from saysee.training.data import FeatureBatch
 from saysee.training.objective import Objective, TrainingBatch
-from saysee.training.records import peak_memory_mib
+from saysee.training.records import device_name, peak_memory_mib
 from saysee.training.trainer import Trainer, slices
 
 MEASURED_STEPS = 10
@@ -104,7 +104,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     peak, on_gpu = peak_memory_mib(), trainer.accelerator.device.type == "cuda"
     return DryRun(
         parameters=_parameters(trainer.objective),
-        device=torch.cuda.get_device_name() if on_gpu else "CPU",
+        device=device_name(trainer.accelerator.device),
         arithmetic=trainer.arithmetic,
         processes=processes.count,
         steps=recipe.training.steps,
@@ -139,8 +139,8 @@ def _batches_from_the_longest(trainer: Trainer) -> Iterator[TrainingBatch]:
     loader = trainer.loader
     longest = [float(loader.plan.seconds[rows].max()) for rows in loader.plan.epoch(0)]
     loader.load_state_dict({**loader.state_dict(), "next_batch": int(np.argmax(longest))})
-    while True:
-        yield from loader
+    trainer.state.mid_epoch = True
+    return trainer.batches()
 
 
 @torch.no_grad()

@@ -151,7 +151,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def environment(seed: int, **more: Any) -> dict[str, Any]:
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def environment(seed: int, device: torch.device, **more: Any) -> dict[str, Any]:
     """What is needed to reproduce a result, besides its recipe: seed, versions, machine, commit if known, ``more``."""
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr", "pillow")
     return {
@@ -162,7 +167,7 @@ def environment(seed: int, **more: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(device),
         "versions": {"saysee": __version__, **{name: metadata.version(name) for name in packages}},
         **more,
     }

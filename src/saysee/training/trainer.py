@@ -131,7 +131,7 @@ class Trainer:
             bad_of_validation = list(self.data.check_validation().items())
             self._report_skipped(bad_of_validation)
             machine = {"arithmetic": self.arithmetic, "processes": processes.count}
-            about = partial(environment, self.recipe.training.seed, **machine)
+            about = partial(environment, self.recipe.training.seed, self.accelerator.device, **machine)
             processes.on_rank_0(partial(self.folder.claim, self.recipe, about))
             self._restore()
         with on_signals(self._stop_between_steps, signal.SIGINT, signal.SIGTERM), processes.ending_together():
@@ -153,7 +153,7 @@ class Trainer:
     def _take_steps(self, log: MetricsLog | None) -> None:
         settings, state = self.recipe.training, self.state
         eval_every = settings.eval_every or max(1, len(self.loader) // self.recipe.optimizer.accumulate)
-        batches = self._batches()
+        batches = self.batches()
         self.objective.train()
         reported = time.monotonic()
         with progress_bar(self.name, settings.steps, state.step) as bar:
@@ -235,8 +235,11 @@ class Trainer:
                 metrics[key] = metrics.get(key, 0.0) + share * float(value.detach())
         return metrics
 
-    def _batches(self) -> Iterator[TrainingBatch]:
-        """Batches without end, epoch after epoch; logs the files that were skipped at the end of each."""
+    def batches(self) -> Iterator[TrainingBatch]:
+        """Batches without end, epoch after epoch; logs the files that were skipped at the end of each.
+
+        Raises SaySeeError if every file of an epoch was skipped.
+        """
         while True:
             empty = True
             for batch in self.loader:
