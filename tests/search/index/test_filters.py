@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from saysee import SaySeeError
 from saysee.search.index.filters import parse_filters
 from saysee.search.index.index import open_store
+from saysee.search.index.ranking import newest
 from saysee.search.index.store import About, Item
 
 ROWS = [
@@ -120,6 +121,15 @@ def chosen(store, *filters: str) -> list[int]:
 
 def test_filter_chooses_rows(store):
     assert {text: chosen(store, text) for text in CHOSEN} == CHOSEN
+
+
+def test_a_filter_lists_the_rows_that_it_chooses(store):
+    places = {path: place for place, (path, *_) in enumerate(ROWS)}
+    with store.reading() as tables:
+        listed = {text: newest(tables, "image", 10, filters=parse_filters([text])) for text in CHOSEN}
+        assert {text: sorted(places[item.path] for item in items) for text, items in listed.items()} == CHOSEN
+        assert newest(tables, "image", 10, 2**63 - 1, parse_filters(["name:*"])) == []
+        assert newest(tables, "clip", 10) == []
 
 
 def test_all_filters_and_the_condition_must_hold(store):

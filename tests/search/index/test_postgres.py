@@ -81,6 +81,14 @@ def test_missing_or_broken_hnsw_is_reported_and_built_again(database, few):
         assert index.check() == []
 
 
+def test_indexes_of_one_database_keep_their_hnsw(postgres, few):
+    admin(postgres, "CREATE DATABASE several")
+    large, small = (postgres.replace("/postgres?", "/several?") + f"&schema={name}" for name in ("public", "small"))
+    fill(large, clustered(400))
+    fill(small, clustered(3))
+    assert Index.open(large).check() == []
+
+
 def test_compact_reclaims_disk_space_and_damage_is_found(database):
     vectors = clustered(3_000)
     fill(database, vectors)
@@ -113,6 +121,12 @@ def test_search_outlives_a_lost_connection(database):
     (connection,) = index.store._idle
     admin(database, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
     assert index.counts()["image"] == 3
+
+
+def test_a_plus_in_an_option_is_no_space(postgres):
+    connection = open_store(f"{postgres}&application_name=a+b").connect()
+    assert connection.execute("SHOW application_name").fetchone() == ("a+b",)
+    connection.close()
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,9 @@ def test_the_same_content_is_not_added_twice(ask, index, photos):
     assert (first.status_code, first.json()["kind"], again.status_code) == (201, "clip", 200)
     assert (first.json()["id"], again.json()["metadata"]) == (again.json()["id"], {"file_name": "a.wav", "a": 1})
     assert len(index) == 10
+    for given, name in (("5", "5"), ('["a"]', f"{fingerprint(new)}.wav")):  # the name of an answer is a text
+        data = {"metadata": f'{{"file_name": {given}}}'}
+        assert client.post("/items", files={"file": ("b.wav", new)}, data=data).json()["name"] == name
 
 
 def test_removing_an_item_keeps_the_users_own_file(ask, index, photos, tmp_path):

@@ -3,13 +3,19 @@
 A filter may come from anyone: no part of it becomes SQL, and matching takes time in proportion to the text's length.
 """
 
+from __future__ import annotations
+
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 from saysee.errors import SaySeeError
+
+if TYPE_CHECKING:
+    from saysee.search.index.store import Item
 
 NUMBER_COLUMNS = ("id", "size", "mtime_ns")
 TEXT_COLUMNS = ("kind", "path", "folder", "name", "hash")
@@ -72,9 +78,14 @@ class Filter:
 
     def matches_metadata(self, metadata: str) -> bool:
         """Whether the value of this key in metadata as JSON fulfills the filter."""
-        return any(
-            self.matches(value) for key, value in json.loads(metadata).items() if normalize("NFC", key) == self.name
-        )
+        return self._matches_key(json.loads(metadata))
+
+    def fits(self, item: Item) -> bool:
+        """Whether a row fulfills the filter."""
+        return self.matches(getattr(item, self.name)) if self.is_column else self._matches_key(item.metadata)
+
+    def _matches_key(self, metadata: Mapping[str, object]) -> bool:
+        return any(self.matches(value) for key, value in metadata.items() if normalize("NFC", key) == self.name)
 
 
 Filters = Sequence[Filter]

@@ -12,7 +12,7 @@ import numpy as np
 
 from saysee.errors import MediaError
 from saysee.media.formats import Kind
-from saysee.search.index.filters import Filter, Filters
+from saysee.search.index.filters import Filters
 from saysee.search.index.store import Hits, Ids, Item, Store, Tables, Vectors
 
 if TYPE_CHECKING:
@@ -147,12 +147,5 @@ def newest(tables: Tables, kind: Kind, k: int, offset: int = 0, filters: Filters
     """As :meth:`Tables.newest`, of the rows for which all filters hold."""
     if not filters:
         return list(tables.newest(kind, k, offset))
-
-    def value(item: Item, of: Filter) -> Any:
-        if not of.is_column:
-            return item.metadata.get(of.name)
-        folder, _, name = item.path.rpartition("/")
-        return {"folder": folder, "name": name}.get(of.name, getattr(item, of.name, None))
-
-    fitting = (item for item in tables.newest(kind) if all(one.matches(value(item, one)) for one in filters))
-    return list(itertools.islice(fitting, offset, offset + k))
+    fitting = (item for item in tables.newest(kind) if all(one.fits(item) for one in filters))
+    return list(itertools.islice(itertools.islice(fitting, offset, None), k))  # the sum may exceed what islice takes

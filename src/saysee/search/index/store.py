@@ -59,6 +59,16 @@ class Item:
         return self.kind, self.path
 
     @property
+    def folder(self) -> str:
+        """The path without the name; empty for a file of the root."""
+        return self.path.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
     def content(self) -> tuple[Kind, str | None]:
         """Kind and hash: rows that have the same have the same vector, if the same model made it."""
         return self.kind, self.hash
@@ -73,9 +83,8 @@ class Item:
 
     def changeable(self) -> tuple[Any, ...]:
         """The values of ``CHANGEABLE``."""
-        folder, _, name = self.path.rpartition("/")
         metadata = json.dumps(storable(self.metadata), ensure_ascii=False, sort_keys=True)
-        return self.path, folder, name, self.size, self.mtime_ns, metadata
+        return self.path, self.folder, self.name, self.size, self.mtime_ns, metadata
 
 
 Hits = list[list[tuple[Item, float]]]  # for each query rows with their scores, the best first

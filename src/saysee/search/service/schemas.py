@@ -197,14 +197,14 @@ class AttentionAnswer(BaseModel):
 
 def item_answer(item: Item) -> dict[str, Any]:
     """A row as an :class:`ItemAnswer`."""
-    folder, _, name = item.path.rpartition("/")
     named_by = NAME_KEY if is_upload(item) else TITLE_KEY if "://" in item.path else ""
+    named = item.metadata.get(named_by)
     url = f"/images/{item.id}" if item.kind == "image" else f"/clips/{item.id}"
     return {
         "id": item.id,
         "kind": item.kind,
-        "name": item.metadata.get(named_by, name),
-        "folder": UPLOADS_FOLDER if is_upload(item) else folder,
+        "name": str(named) if isinstance(named, str | int | float) else item.name,
+        "folder": UPLOADS_FOLDER if is_upload(item) else item.folder,
         "metadata": item.metadata,
         "url": url,
         "thumbnail": f"{url}/thumbnail" if item.kind == "image" else None,

@@ -215,6 +215,8 @@ class LanceTables(Tables):
 
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
         found = self.select(kind, ["id", "mtime_ns"])
+        if not len(found):  # its columns may have no type
+            return
         ids = found["id"].to_numpy()
         times = np.array(pc.fill_null(found["mtime_ns"], np.iinfo(np.int64).max), np.int64)
         order = ids[np.lexsort((-ids, -times))][offset:][:k]

@@ -304,7 +304,7 @@ def _parsed(url: str, default: str) -> tuple[str, dict[str, Any]]:
     """The schema and libpq's options of an address."""
     start, _, query = url.partition("?")
     try:
-        asked = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+        asked = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query)))
         schema = asked.pop("schema", default)
         options = conninfo_to_dict(f"{start}?{urlencode(asked, quote_via=quote)}" if asked else start)
         if "#" in url:  # of a password, or the start of what other programs take for a fragment

@@ -173,7 +173,7 @@ def update_hnsw(tables: PostgresTables) -> dict[Kind, str]:
         for kind, rows in tables.counts().items():
             hnsw, cast = _hnsw(tables, kind), _needed(tables, kind)
             if cast is None:
-                tables.execute(f"DROP INDEX IF EXISTS {_name(kind)}")
+                tables.execute(f"DROP INDEX IF EXISTS {_qualified(tables, kind)}")
                 hnsw = None
             elif hnsw is None or hnsw.cast != cast:
                 _build(tables, kind, cast)
@@ -196,6 +196,11 @@ def _name(kind: Kind) -> str:
     return f"items_{kind}_hnsw"
 
 
+def _qualified(tables: PostgresTables, kind: Kind) -> str:
+    """The name within its schema: the search path goes on to pgvector's, which may hold another index."""
+    return f'"{tables.store.schema}".{_name(kind)}'
+
+
 def _needed(tables: PostgresTables, kind: Kind) -> str | None:
     """The type that vectors are to be indexed as; None where they are few, or too long for HNSW."""
     cast = "halfvec" if (tables.store.find_vectors(tables.connection) or ()) >= (0, 7) else "vector"
@@ -206,7 +211,7 @@ def _needed(tables: PostgresTables, kind: Kind) -> str | None:
 def _hnsw(tables: PostgresTables, kind: Kind) -> _Hnsw | None:
     """The HNSW index of a kind; None where there is none, or its build was interrupted."""
     sql = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
-    row, noted = tables.execute(sql, (_name(kind),)).fetchone(), tables.noted(f"hnsw_{kind}")
+    row, noted = tables.execute(sql, (_qualified(tables, kind),)).fetchone(), tables.noted(f"hnsw_{kind}")
     if row is None or noted is None:
         return None
     hnsw = _Hnsw(**noted)
@@ -214,7 +219,7 @@ def _hnsw(tables: PostgresTables, kind: Kind) -> _Hnsw | None:
 
 
 def _build(tables: PostgresTables, kind: Kind, cast: str) -> None:
-    tables.execute(f"DROP INDEX IF EXISTS {_name(kind)}")
+    tables.execute(f"DROP INDEX IF EXISTS {_qualified(tables, kind)}")
     tables.execute(f"SET maintenance_work_mem = '{_BUILD_MEMORY}'")
     sql = (
         f"CREATE INDEX CONCURRENTLY {_name(kind)} ON items USING hnsw "
@@ -223,7 +228,7 @@ def _build(tables: PostgresTables, kind: Kind, cast: str) -> None:
     try:
         tables.execute(sql)
     except psycopg.errors.DiskFull:  # workers share the graph in /dev/shm, which containers keep small
-        tables.execute(f"DROP INDEX IF EXISTS {_name(kind)}")
+        tables.execute(f"DROP INDEX IF EXISTS {_qualified(tables, kind)}")
         tables.execute("SET max_parallel_maintenance_workers = 0")
         tables.execute(sql)
 
