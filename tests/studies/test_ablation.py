@@ -218,6 +218,18 @@ def test_frozen_encoders_run_once_for_the_whole_study_and_all_shares(
     assert all(part.clip_path(row).is_file() for row in part)
 
 
+def test_features_that_training_recomputes_are_not_cached_for_the_scores(
+    recipe: Path, grid: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    settings = yaml.safe_load(recipe.read_text())
+    settings["model"] |= {"speech_trainable": 0, "image_trainable": 0, "frozen_dropout": True}
+    settings["features"] = {"folder": str(tmp_path / "features"), "limit_gb": 1e-6}
+    recipe.write_text(yaml.safe_dump(settings))
+    run_ablation(recipe, tmp_path / "study", AblationSettings(seeds=1, grid=grid, rows=("alone",), equal_time=False))
+    assert len(lines_of(tmp_path / "study" / "runs.csv")) == 1
+    assert not (tmp_path / "features").exists()
+
+
 def test_the_verb_prints_one_result(
     recipe: Path, grid: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

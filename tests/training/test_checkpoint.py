@@ -45,7 +45,9 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("saved_by", "restored"), [(["own"], "own"), (["of GPU 0", "of GPU 1", "of GPU 2"], "of GPU 1")])
+@pytest.mark.parametrize(
+    ("saved_by", "restored"), [(["own"], "own"), (["of GPU 0", "of GPU 1", "of GPU 2"], "of GPU 1")]
+)
 def test_the_draws_of_the_run_s_own_gpu_are_saved_and_restored_on_a_machine_with_fewer(
     tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved_by: list[str], restored: str
 ) -> None:

@@ -130,8 +130,14 @@ class Trainer:
             self.compare_with_all()
             bad_of_validation = list(self.data.check_validation().items())
             self._report_skipped(bad_of_validation)
-            machine = {"arithmetic": self.arithmetic, "processes": processes.count}
-            about = partial(environment, self.recipe.training.seed, self.accelerator.device, **machine)
+            about = partial(
+                environment,
+                self.recipe.training.seed,
+                self.accelerator.device,
+                arithmetic=self.arithmetic,
+                processes=processes.count,
+                recomputed=self.data.recomputed,
+            )
             processes.on_rank_0(partial(self.folder.claim, self.recipe, about))
             self._restore()
         with on_signals(self._stop_between_steps, signal.SIGINT, signal.SIGTERM), processes.ending_together():

@@ -119,7 +119,9 @@ def score_run(folder: Path, split: str) -> dict[str, Any]:
 
     recipe = load_recipe(folder / "recipe.yaml")
     manifest = Manifest.read(recipe.data.manifest)
-    cached = recipe.features.keep != "off" and is_frozen(recipe)  # other features are of no use to another run
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    # Where training recomputed the features, those of this split would fill the disk for a single use.
+    cached = environment.get("recomputed", "unknown") is None
     cache = feature_cache(recipe.features, manifest.root) if cached else None
     encoder = Encoder(folder / "best", recipe.training.device, cache=cache)
     by = [column for column in BREAKDOWN if column in manifest.extra_columns]
