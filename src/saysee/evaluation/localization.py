@@ -114,7 +114,7 @@ def check_words(rows: Iterable[Row]) -> None:
     """Raises ManifestError unless ``words`` and ``objects`` of each row are as :func:`localize` takes them, or null."""
     for row in rows:
         try:
-            word_scores([[1.0]], row.extra["words"] or (), row.extra["objects"] or (), 1.0)
+            word_scores(np.ones((1, 1)), row.extra["words"] or (), row.extra["objects"] or (), 1.0)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             wrong = "its words and objects are not as in a scenes corpus, with times and boxes"
             raise ManifestError(f"{row.clip}: {wrong} ({error})") from None

@@ -33,7 +33,7 @@ from saysee.settings.reading import load_recipe
 from saysee.settings.recipe import Recipe
 from saysee.studies.ablation.runs import BREAKDOWN
 from saysee.studies.other_queries import QuerySet, make_other_queries, score_other_queries
-from saysee.studies.processes import cpu_shares, on_devices, run_alone, interrupted_once, train_alone
+from saysee.studies.processes import cpu_shares, interrupted_once, on_devices, run_alone, train_alone
 from saysee.studies.report import DemoResult, write_report
 from saysee.training.data import cache_features, feature_cache
 from saysee.training.trainer import Trainer

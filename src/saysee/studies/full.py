@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saysee.files import write_text
-from saysee.studies.processes import cpu_shares, run_saysee, interrupted_once
+from saysee.studies.processes import cpu_shares, interrupted_once, run_saysee
 from saysee.training.records import git_commit
 
 logger = logging.getLogger(__name__)

@@ -171,9 +171,9 @@ def _interrupt_once(*_: object) -> None:
 
 
 interrupted_once = partial(on_signals, _interrupt_once, signal.SIGINT, signal.SIGTERM)
-"""Within a ``with`` block the first SIGINT or SIGTERM raises KeyboardInterrupt, and others are ignored: a terminal and a
-parent may both send one, and the child must be waited for. A terminal's second reaches the child, and ends its training.
-"""
+"""Within a ``with`` block the first SIGINT or SIGTERM raises KeyboardInterrupt, and others are ignored: a terminal and
+a parent may both send one, and the child must be waited for. A terminal's second one reaches the child, and ends its
+training."""
 
 
 def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:

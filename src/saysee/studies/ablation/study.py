@@ -48,7 +48,7 @@ from saysee.studies.ablation.table import (
     steps_in_equal_time,
     write_tables,
 )
-from saysee.studies.processes import on_devices, run_alone, interrupted_once, train_alone
+from saysee.studies.processes import interrupted_once, on_devices, run_alone, train_alone
 
 logger = logging.getLogger(__name__)
 
