@@ -16,6 +16,7 @@ from PIL import Image
 
 from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
+from saysee.evaluation import protocols
 from saysee.evaluation.comparison import short_names
 from saysee.evaluation.protocols import evaluate
 from saysee.model.card import read_scores
@@ -295,6 +296,31 @@ def test_corpora_and_models_are_named_by_stem_folder_or_path() -> None:
     assert short_names(["a/coco.parquet"] * 2, ["val", "test"]) == ["coco:val", "coco:test"]
     assert short_names(["runs/cmd/best", "owner/model", "runs/cmd/best"]) == ["cmd", "owner/model", "cmd"]
     assert short_names(["runs/cmd/best", "a/last"]) == ["cmd", "a/last"]
+
+
+def test_a_model_that_cannot_be_scored_as_asked_is_named_before_another_is_scored(
+    tmp_path: Path,
+    manifests: list[str],
+    model_folder: str,
+    hubert_configs: Any,
+    clip_config: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    untrained, matching = str(tmp_path / "untrained"), str(tmp_path / "matching")
+    SpeechImageModel.from_encoders(hubert_configs["base"], clip_config).save_pretrained(untrained)
+    model = SpeechImageModel.from_pretrained(model_folder)
+    model.add_fusion(FusionConfig(width=16, layers=1, heads=2, matching=True))
+    model.save_pretrained(matching, fusion=True)
+
+    def none_yet(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a model was scored")
+
+    monkeypatch.setattr(protocols, "evaluate", none_yet)
+    for words, named in (([model_folder, untrained], untrained), ([matching, model_folder, "--rerank", "2"], model_folder)):
+        assert main(["evaluate", *words, manifests[0]]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert named in line
 
 
 def test_reranking_is_a_row_below_the_model_s_with_the_gain_and_the_time(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from glob import glob
 from itertools import product
 from pathlib import Path
@@ -71,27 +72,30 @@ def evaluate(
         raise ConfigError("--by breaks down one corpus; give one manifest with it")
     if localization and (by or mteb or features or any(cascades.values())):
         raise ConfigError("--localization cannot be combined with --by, --mteb, --features or a cascade")
-    if rerank is not None and (rerank < 1 or localization or any(cascades.values())):
-        raise ConfigError(f"--rerank is {rerank}; it must be at least 1, without --localization and cascades")
+    if rerank is not None and (localization or any(cascades.values())):
+        raise ConfigError("--rerank cannot be combined with --localization or a cascade")
+    if rerank is not None and rerank < 1:
+        raise ConfigError(f"--rerank is {rerank}; it must be at least 1")
     paths, splits = zip(*(_path_and_split(place, split) for place in manifests), strict=True)
     corpora = [read_corpus(path, part, by) for path, part in zip(paths, splits, strict=True)]
-    from saysee.encoding.reranking import check_can_rerank
     from saysee.evaluation.comparison import Comparison, System, short_names
     from saysee.evaluation.reranking import evaluate_reranked
-    from saysee.model.loading import kind_of
 
-    for model, parts in cascades.items():
-        kind_of(parts.clip if parts else model)  # raises before the long work
+    load = partial(
+        _scorer, device=device, features=features, language=language, untrained=untrained, rerank=rerank is not None
+    )
+    if len(models) > 1:
+        for model, cascade in cascades.items():
+            load(model, cascade)  # an error of the last model comes before the long work on the first
     if localization:
         corpora = [corpus.select(part) for corpus, part in zip(corpora, splits, strict=True)]
         return _localize(models, dict(zip(short_names(paths, splits), corpora, strict=True)), device, untrained, format)
     options: dict[str, Any] = {"by": by, "batch_size": batch_size}
+    if rerank is not None:
+        options["keep_vectors"] = True
     scored: dict[str, list[System]] = {}
     for model, name in dict(zip(models, short_names(models), strict=True)).items():
-        encoder, score, about, facts = _scorer(model, cascades[model], device, features, language, untrained)
-        if rerank is not None:
-            check_can_rerank(encoder)
-            options["keep_vectors"] = True
+        encoder, score, about, facts = load(model, cascades[model])
         results = [score(corpus, split=part, **options) for corpus, part in zip(corpora, splits, strict=True)]
         scored[model] = [System(name, results, about, facts)]
         if rerank is not None:
@@ -148,20 +152,31 @@ def read_corpus(path: str, split: str, by: Sequence[str]) -> Any:
 
 
 def _scorer(
-    model: str, cascade: Cascade | None, device: str, features: Path | None, language: str | None, untrained: bool
+    model: str,
+    cascade: Cascade | None,
+    device: str,
+    features: Path | None,
+    language: str | None,
+    untrained: bool,
+    rerank: bool,
 ) -> tuple[Any, Any, dict[str, Any], Any]:
-    """The encoder, a function that scores a corpus, what the model is, and the facts about the run that trained it."""
-    from functools import partial
+    """The encoder, a function that scores a corpus, what the model is, and the facts about the run that trained it.
 
+    Raises SaySeeError if the model cannot be scored as asked.
+    """
+    from saysee.encoding.reranking import check_can_rerank
     from saysee.evaluation import protocols
-    from saysee.evaluation.cascade import evaluate_cascade
+    from saysee.evaluation.cascade import check_has_text, evaluate_cascade
 
     encoder, recognizer = load_encoder(model, cascade, device, features, language)
     if cascade is None:
         _check_trained(encoder, untrained)
+        if rerank:
+            check_can_rerank(encoder)
         described = {"model": model} | ({"untrained": True} if encoder.warning else {})
         facts = getattr(encoder.model, "trained", None) or {}
         return encoder, partial(protocols.evaluate, encoder), described, facts if "recipe" in facts else None
+    check_has_text(encoder)
     kind = "transcripts" if recognizer is None else "asr"
     about = {"cascade": {kind: cascade.recognizer, "clip": cascade.clip}}
     return encoder, partial(evaluate_cascade, encoder, recognizer=recognizer), about, None

@@ -35,14 +35,19 @@ def evaluate_cascade(
     CheckpointError if the CLIP has no text encoder; SaySeeError if a clip has no text and there is no recognizer, and
     as ``evaluate`` does.
     """
-    if not encoder.has_text:
-        raise CheckpointError(f"the CLIP at {encoder.name} has no text encoder; give one that has")
+    check_has_text(encoder)
     cascade = _Cascade(encoder, recognizer, manifest.select(split))
     result = evaluate(cascade, manifest, split=split, by=by, batch_size=batch_size, progress=progress)
     if recognizer is None:
         return result
     pairs = ((row.text, text) for row, text in zip(cascade.rows, cascade.texts, strict=True))
     return replace(result, word_errors=count_word_errors(pairs))
+
+
+def check_has_text(encoder: Encoder) -> None:
+    """Raises CheckpointError if the CLIP of a cascade has no text encoder."""
+    if not encoder.has_text:
+        raise CheckpointError(f"the CLIP at {encoder.name} has no text encoder; give one that has")
 
 
 class _Cascade:

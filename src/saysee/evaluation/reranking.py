@@ -62,8 +62,10 @@ def evaluate_reranked(
     model cannot re-rank, ``before`` has no vectors or ``first`` is below 1; MediaError if a file cannot be decoded.
     """
     check_can_rerank(encoder)
-    if first < 1 or before.speech is None or before.images is None:
-        raise SaySeeError(f"first is {first}; give at least 1, and a result of evaluate(…, keep_vectors=True)")
+    if first < 1:
+        raise SaySeeError(f"first is {first}; it must be at least 1")
+    if before.speech is None or before.images is None:
+        raise SaySeeError("before has no vectors; call evaluate(…, keep_vectors=True)")
     rows = manifest.select(before.split)
     number_of_image, image_of_clip = numbered_images(rows)
     judge = _Judge(encoder, rows, progress)
