@@ -317,7 +317,10 @@ def test_a_model_that_cannot_be_scored_as_asked_is_named_before_another_is_score
         raise AssertionError("a model was scored")
 
     monkeypatch.setattr(protocols, "evaluate", none_yet)
-    for words, named in (([model_folder, untrained], untrained), ([matching, model_folder, "--rerank", "2"], model_folder)):
+    for words, named in (
+        ([model_folder, untrained], untrained),
+        ([matching, model_folder, "--rerank", "2"], model_folder),
+    ):
         assert main(["evaluate", *words, manifests[0]]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert named in line

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from saysee.data.manifest import Manifest, Row
 from saysee.errors import ManifestError, SaySeeError
+from saysee.evaluation import protocols
 from saysee.evaluation.comparison import Comparison, System
 from saysee.evaluation.protocols import evaluate, evaluate_vectors
 from saysee.evaluation.recall import retrieval_measures, retrieval_ranks
@@ -107,7 +108,9 @@ def test_twin_accuracy_counts_clips_closer_to_their_image_than_to_its_twin(tmp_p
     assert twins.interval[0] < 75 < twins.interval[1]
 
 
-def test_of_images_with_a_twin_those_are_counted_whose_nearest_neighbor_it_is(tmp_path):
+@pytest.mark.parametrize("tile", [3, 256])
+def test_of_images_with_a_twin_those_are_counted_whose_nearest_neighbor_it_is(tmp_path, monkeypatch, tile):
+    monkeypatch.setattr(protocols, "_TILE", tile)
     manifest, model = corpus(tmp_path, twins=True)
     near = 0.01 * np.arange(8)
     model.vectors["1.png"] = 3 * model.vectors["0.png"] + near  # however long: what counts is the direction

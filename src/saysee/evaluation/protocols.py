@@ -33,6 +33,9 @@ from saysee.evaluation.recall import (
 from saysee.evaluation.statistics import Integers, image_interval
 from saysee.evaluation.word_errors import WordErrors, normalize_text
 
+_TILE = 256
+"""Images that are compared with the whole gallery at a time, for twins."""
+
 
 class RetrievalModel(Protocol):
     """A model that can be evaluated, such as ``SpeechImageModel``; one with ``has_text`` has ``encode_text`` too."""
@@ -235,11 +238,15 @@ def _twin_accuracy(
     margin = np.einsum("nd,nd->n", queries, gallery[own]) - np.einsum("nd,nd->n", queries, gallery[twin])
     right = 100.0 * (margin > TIE_TOLERANCE)
     with_twin, first = np.unique(own, return_index=True)
-    cosines = gallery[with_twin] @ gallery.T
-    cosines[np.arange(len(with_twin)), with_twin] = -np.inf
+    nearest = []
+    for start in range(0, len(with_twin), _TILE):
+        some = with_twin[start : start + _TILE]
+        cosines = gallery[some] @ gallery.T
+        cosines[np.arange(len(some)), some] = -np.inf
+        nearest.extend(cosines.argmax(axis=1))
     interval = image_interval(right, own, resamples=resamples, seed=seed) if resamples else None
-    nearest = 100 * float((cosines.argmax(axis=1) == twin[first]).mean())
-    return TwinAccuracy(float(right.mean()), interval, len(clips), nearest)
+    is_nearest = 100 * float((np.array(nearest) == twin[first]).mean())
+    return TwinAccuracy(float(right.mean()), interval, len(clips), is_nearest)
 
 
 def mteb_measures(measures: RetrievalMeasures) -> dict[str, dict[str, float]]:
