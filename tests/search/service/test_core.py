@@ -157,6 +157,28 @@ def test_a_query_that_cannot_be_used_gets_a_code_and_one_line(ask):
         assert "\n" not in answer.json()["detail"]
 
 
+def test_a_form_is_in_utf8(ask):
+    client = ask()
+    body = b'--b\r\nContent-Disposition: form-data; name="text"\r\n\r\n+2AA-\r\n--b--\r\n'
+    for charset, status in (("UTF-8", 200), ("undefined", 415), ("utf-7", 415), ('"utf\0"', 415)):
+        kind = f"multipart/form-data; boundary=b; charset={charset}"
+        assert client.post("/search", content=body, headers={"Content-Type": kind}).status_code == status
+
+
+def test_an_index_out_of_reach_is_unavailable_until_it_is_back(ask, index, photos):
+    client, away = ask(), index.folder.with_name("away")
+    index.folder.rename(away)
+    answers = [client.post("/search", files={"text": (None, "a")}, data=data) for data in ({}, {"kind": "image"})]
+    answers += map(client.get, ("/about", "/items", "/images/1", "/images/1/thumbnail"))
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (503, "index-unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert str(index.folder) not in answer.text
+    assert 'saysee_index_rows{kind="image"} NaN' in client.get("/metrics").text
+    away.rename(index.folder)
+    assert client.post("/search", files={"text": (None, "a")}).status_code == 200
+
+
 def test_limits(ask, tmp_path):
     client = ask(limits=Limits(bytes=100_000, seconds=2, pixels=50 * 50, k=2, text=10))
     assert client.get("/about").json()["limits"] == {

@@ -22,12 +22,13 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from saysee.errors import SaySeeError
 from saysee.search.index.filters import parse_filters
 from saysee.search.index.index import Index
 from saysee.search.service import schemas
 from saysee.search.service.connections import bind, serve_app
 from saysee.search.service.core import Service
-from saysee.search.service.errors import RequestError, request_errors
+from saysee.search.service.errors import RequestError, request_error, request_errors
 from saysee.search.service.guard import Guard
 from saysee.search.service.records import RecordingMiddleware
 from saysee.search.service.requests import FormRoute, unless_left
@@ -38,8 +39,12 @@ from saysee.version import __version__
 PAGE = Path(__file__).parents[1] / "page"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be answered", "model": schemas.ErrorAnswer},
-    503: {"description": "The service is busy; Retry-After has the seconds to wait", "model": schemas.ErrorAnswer},
+    503: {
+        "description": "The service is busy, or its index out of reach; Retry-After has the seconds to wait",
+        "model": schemas.ErrorAnswer,
+    },
 }
+_RETRY_SECONDS = 10  # until a client asks again for an index that is out of reach
 _CACHED = {"Cache-Control": "private, max-age=300"}
 
 ItemId = Annotated[int, PathField(ge=1, le=schemas.MAX_ID, description="id of an item")]
@@ -168,8 +173,13 @@ def _add_forms(router: APIRouter, service: Service) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def request_error(request: Request, error: RequestError) -> Response:
+    async def rejected(request: Request, error: RequestError) -> Response:
         return error.response(request.scope)
+
+    @app.exception_handler(SaySeeError)  # those about requests are RequestErrors
+    async def unavailable(request: Request, error: SaySeeError) -> Response:
+        place = app.state.service.index.place
+        return request_error(error, 503, "index-unavailable", place, _RETRY_SECONDS).response(request.scope)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

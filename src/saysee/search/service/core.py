@@ -188,8 +188,9 @@ class Service:
         def score(batch: list[Any]) -> list[dict[int, float]]:
             return [{n: logit(self.encoder, asked, answer.kind, item) for n, item in one.items()} for one in batch]
 
-        with self.metrics.part.labels("rerank").time(), request_errors():
-            asked = await self._run(object(), None, lambda _: [self.encoder.side(kind).tokens([parts[0][1]])])
+        with self.metrics.part.labels("rerank").time():
+            with request_errors():
+                asked = await self._run(object(), None, lambda _: [self.encoder.side(kind).tokens([parts[0][1]])])
             for start in range(0, len(rows), _RERANKED_TOGETHER):
                 items = await asyncio.gather(*(read(item) for item, _ in rows[start : start + _RERANKED_TOGETHER]))
                 found = {place: item for place, item in enumerate(items, start) if item is not None}
@@ -253,11 +254,10 @@ class Service:
         self, vectors: Vectors, find: Kind, k: int, filters: tuple[Filter, ...]
     ) -> list[list[tuple[Item, float]]]:
         place, store = self.index.place, self.index.store
-        with request_errors(503, "index-unavailable", place, 10):
-            about = store.about()
-            with request_errors(409, "other-model", place):  # another process may have written it with another model
-                about.check(self.encoder, place, find)
-            return nearest(store, vectors, find, k, filters=filters)
+        about = store.about()
+        with request_errors(409, "other-model", place):  # another process may have written it with another model
+            about.check(self.encoder, place, find)
+        return nearest(store, vectors, find, k, filters=filters)
 
     async def _run(self, kind: Hashable, content: Any, run: Callable[[list[Any]], list[T]]) -> T:
         """Runs a job in the model's thread; cancelled while it waits, it leaves the queue."""

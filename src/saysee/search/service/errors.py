@@ -30,13 +30,22 @@ class RequestError(HTTPException):
 def request_errors(
     status: int = 422, code: str = "", place: str = "", retry_after: int | None = None
 ) -> Iterator[None]:
-    """Turns a SaySeeError into a :class:`RequestError`, by default about a client's file and with its code.
-
-    The path of the index, ``place``, is left out: clients need not know it.
-    """
+    """Turns a SaySeeError into a :class:`RequestError`, as :func:`request_error`."""
     try:
         yield
     except SaySeeError as error:
-        status = 413 if not code and error.code in ("too-large", "too-long") else status
-        message = " ".join(str(error).split()).removeprefix(f"{place}: ")
-        raise RequestError(status, code or error.code, message, retry_after) from None
+        raise request_error(error, status, code, place, retry_after) from None
+
+
+def request_error(
+    error: SaySeeError, status: int = 422, code: str = "", place: str = "", retry_after: int | None = None
+) -> RequestError:
+    """The error that a client gets, by default about its file and with the error's own code.
+
+    The path of the index, ``place``, is left out: clients need not know it.
+    """
+    status = 413 if not code and error.code in ("too-large", "too-long") else status
+    message = " ".join(str(error).split())
+    if place:
+        message = message.removeprefix(f"{place}: ").replace(place, "INDEX")
+    return RequestError(status, code or error.code, message, retry_after)

@@ -38,7 +38,8 @@ class Items:
     """The rows of an index and their files; one change at a time.
 
     Added files go to the folder ``uploads``, which the first one creates; None if none can be added. All methods raise
-    RequestError: for a row that does not exist, a file that is gone or unreadable, an index that cannot be written.
+    RequestError for a row that does not exist, a file that is gone or unreadable, an index that cannot be written, and
+    SaySeeError for an index that cannot be read.
     """
 
     def __init__(self, index: Index, uploads: Path | None, images: ImageServer | None = None) -> None:
@@ -111,7 +112,7 @@ class Items:
 
     def newest(self, kind: Kind, k: int, offset: int, filters: Sequence[Filter]) -> list[Item]:
         """The rows of a kind for which all filters hold, those of the newest files first."""
-        with request_errors(503, "index-unavailable", self.index.place, 10), self.index.store.reading() as tables:
+        with self.index.store.reading() as tables:
             return newest(tables, kind, k, offset, filters)
 
     @contextmanager

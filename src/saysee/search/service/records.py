@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saysee.errors import ConfigError
+from saysee.errors import ConfigError, SaySeeError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,14 @@ class Metrics:
         )
         rows = Gauge("saysee_index_rows", "Rows of the index", ("kind",), registry=registry)
         for kind in counts():
-            rows.labels(kind).set_function(partial(lambda kind: counts()[kind], kind))
+            rows.labels(kind).set_function(partial(_rows, counts, kind))
+
+
+def _rows(counts: Callable[[], Mapping[Any, int]], kind: Any) -> float:
+    try:
+        return counts()[kind]
+    except SaySeeError:  # the index is out of reach; the other metrics are not
+        return math.nan
 
 
 class AccessLog(RotatingFileHandler):

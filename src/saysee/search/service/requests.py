@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi.routing import APIRoute
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +17,7 @@ from saysee.search.service.settings import ServiceSettings
 
 T = TypeVar("T")
 
+_UTF8 = (b"utf-8", b"utf8")  # Starlette would take any codec of Python, of which some raise
 _MAX_FILES, _MAX_FIELDS = 2, 32
 _FIELD_BYTES = 64 * 2**10  # of a field that is not a file; vectors and metadata are far smaller
 _OVERHEAD_BYTES = 4 * _FIELD_BYTES  # what a body may contain in addition to its file
@@ -49,8 +51,9 @@ class LimitedRequest(Request):
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override]
         """The fields of the form; RequestError if it is not a multipart form, too large, too slow or incomplete."""
-        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-            raise RequestError(415, "not-a-form", "Send the fields as a multipart form (multipart/form-data).")
+        kind, options = parse_options_header(self.headers.get("content-type"))
+        if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() not in _UTF8:
+            raise RequestError(415, "not-a-form", "Send the fields as a multipart form (multipart/form-data) in UTF-8.")
         body, seconds = self.stream(), self._settings.body_seconds
         parser = _Parser(self.headers, body, max_files=_MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_FIELD_BYTES)
         arriving = asyncio.ensure_future(parser.parse())
