@@ -207,6 +207,46 @@ def test_noises_and_rooms_of_the_users_own_are_heard(
     assert [strength for _, strength in points[3:]] == pytest.approx([0.2, 0.5, 1.0], rel=0.12)
 
 
+def test_other_noises_in_the_same_folder_are_scored_again(
+    manifest: str, models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    rng, kept, scored = np.random.default_rng(0), tmp_path / "out" / "kept", []
+    words = ["--conditions", "noises=0", "--to", tmp_path / "out", "--noises"]
+    (tmp_path / "musan").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for samples, place in ((4000, "musan"), (4000, "./musan"), (5000, "musan")):
+        if place == "musan":
+            soundfile.write(tmp_path / "musan" / "1.wav", 0.1 * rng.standard_normal(samples), RATE)
+        run(capsys, models[0], manifest, *words, place)
+        scored.append(len(list(kept.iterdir())))
+    assert scored[0] == scored[1] == scored[2] - 1
+
+
+def test_slower_speech_may_be_longer_than_a_file_may(
+    manifest: str, models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(31 * RATE)
+    soundfile.write(Path(manifest).with_name("0-0.wav"), noise, RATE)
+    result = run(capsys, models[0], manifest, "--conditions", "rate=0.5", "--to", tmp_path / "out")
+    assert line_of(result, "one", "rate", 0.5)["unheard"] == 0
+
+
+def test_a_clip_that_cannot_be_read_any_more_is_an_error_and_not_unheard(
+    manifest: str, models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    cut = changes.cut
+
+    def cut_and_remove(*given: Any) -> Any:
+        for path in Path(manifest).parent.glob("5-*.wav"):
+            path.unlink(missing_ok=True)
+        return cut(*given)
+
+    monkeypatch.setattr(changes, "cut", cut_and_remove)
+    words = ["--conditions", "cut=50,25", "--to", str(tmp_path / "out")]
+    assert main(["robustness", models[0], manifest, *words]) == 2
+    assert "corpus/5-" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_room_response_is_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(1000), RATE)
     with pytest.raises(MediaError, match=r"silent\.wav"):

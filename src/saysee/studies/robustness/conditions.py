@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +53,7 @@ class Condition:
     change: Callable[[Any, float, Draw], Any]  # a clip [T] or an RGB image, at a strength
     family: str = ""  # a name for several
     kind: Literal["clip", "image"] = "clip"
+    files: tuple[Path, ...] = ()  # of the user's own that it is made of
 
     def label(self, strength: float) -> str:
         """A strength as text."""
@@ -134,14 +135,15 @@ def noise_conditions(folder: Path, seed: int) -> list[Condition]:
     found = []
     for name, paths in _by_subfolder(folder, "--noises").items():
         rng = np.random.default_rng(seed)
-        noises = [_longest(load_audio(path, max_seconds=math.inf), rng) for path in _drawn(paths, rng)]
+        drawn = _drawn(paths, rng)
+        noises = [_longest(load_audio(path, max_seconds=math.inf), rng) for path in drawn]
 
         def change(clip: Clip, strength: float, draw: Draw, noises: Sequence[Clip] = noises) -> Clip:
             noise = noises[int(draw.rng.integers(len(noises)))]
             return changes.with_noise(clip, changes.excerpt(noise, len(clip), draw.rng), strength)
 
         about = f"noises:{name}", f"{name} of --noises", _SNR, SNRS, math.inf, *_ANY_DB
-        found.append(Condition(*about, change, "noises"))
+        found.append(Condition(*about, change, "noises", files=drawn))
     return found
 
 
@@ -153,8 +155,8 @@ def room_conditions(folder: Path, seed: int) -> list[Condition]:
     """
     found = []
     for name, paths in _by_subfolder(folder, "--rooms").items():
-        rng = np.random.default_rng(seed)
-        responses = [_response(path) for path in _drawn(paths, rng)]
+        drawn = _drawn(paths, np.random.default_rng(seed))
+        responses = [_response(path) for path in drawn]
         responses.sort(key=changes.reverberation_time)
         bands: dict[float, list[Clip]] = {}
         for start in range(_BANDS):
@@ -166,7 +168,8 @@ def room_conditions(folder: Path, seed: int) -> list[Condition]:
             responses = bands[strength]
             return changes.in_room(clip, responses[int(draw.rng.integers(len(responses)))])
 
-        found.append(Condition(f"rooms:{name}", f"{name} of --rooms", _T60, tuple(bands), 0, 1, 0, change, "rooms"))
+        about = f"rooms:{name}", f"{name} of --rooms", _T60, tuple(bands), 0, 1, 0
+        found.append(Condition(*about, change, "rooms", files=drawn))
     return found
 
 
@@ -243,8 +246,8 @@ def _by_subfolder(folder: Path, option: str) -> dict[str, list[str]]:
     return found
 
 
-def _drawn(paths: Sequence[str], rng: np.random.Generator) -> Iterable[str]:
-    return [paths[number] for number in sorted(rng.choice(len(paths), min(FILES, len(paths)), replace=False))]
+def _drawn(paths: Sequence[str], rng: np.random.Generator) -> tuple[Path, ...]:
+    return tuple(Path(paths[n]) for n in sorted(rng.choice(len(paths), min(FILES, len(paths)), replace=False)))
 
 
 def _longest(noise: Clip, rng: np.random.Generator) -> Clip:
@@ -254,7 +257,7 @@ def _longest(noise: Clip, rng: np.random.Generator) -> Clip:
     return noise[start : start + length].copy()
 
 
-def _response(path: str) -> Clip:
+def _response(path: Path) -> Clip:
     """A response from its direct sound on, which has amplitude 1; of several microphones, the first."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)

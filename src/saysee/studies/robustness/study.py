@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from saysee.studies.robustness.result import CLEAN, Point, RobustnessResult, Sco
 logger = logging.getLogger(__name__)
 
 POOL = 64  # clips that a second speaker and babble are drawn from
+NOTHING_LEFT = ("silent", "no-speech", "too-short", "empty")  # codes of a changed clip that counts as unheard
 KEPT_FORMAT = 1  # part of the key of every kept result: increase it when a condition comes to change something else
 
 
@@ -82,7 +84,14 @@ def run_robustness(
     runs = [[scored[systems.index(system)] for system in row] for row in rows]
     lines = lines_of(study.points, names, runs, study.groups)
     unheard = {name: sum(line["unheard"] or 0 for line in lines if line["model"] == name) for name in names}
-    notes = [*study.notes, *(f"{name} heard nothing {count:,} times" for name, count in unheard.items() if count)]
+    notes = [
+        *study.notes,
+        *(
+            f"{name}: nothing was heard in {count:,} clips, over all conditions"
+            for name, count in unheard.items()
+            if count
+        ),
+    ]
     result = RobustnessResult(study.conditions, names, lines, notes)
     write_tables(to, "Robustness", [result.table(), *filter(None, [result.groups()])], result.to_dict())
     write_bytes(to / "robustness.png", result.picture())
@@ -110,8 +119,8 @@ class _Study:
         self._others: list[tuple[str, NDArray[np.float32]]] = []
         self._gallery = _fingerprint(self._images)
         self._corpus = _fingerprint(self._clips, [row.image_id for row in self._queries], self._gallery)
-        own = noise_conditions(settings.noises, settings.seed) if settings.noises else []
-        own += room_conditions(settings.rooms, settings.seed) if settings.rooms else []
+        own = noise_conditions(settings.noises.absolute(), settings.seed) if settings.noises else []
+        own += room_conditions(settings.rooms.absolute(), settings.seed) if settings.rooms else []
         self.conditions = choose(settings.conditions, [*builtin_conditions(), *own])
         self.points = points_of(self.conditions)
         to.mkdir(parents=True, exist_ok=True)
@@ -160,25 +169,27 @@ class _Study:
         return {"vectors": np.nan_to_num(vectors), "unheard": len(bad)}
 
     def _changed_speech(self, encoder: Encoder, point: Point, bar: tqdm) -> dict[str, Any]:
-        """Vectors [N, D] of changed clips; a zero vector, which finds nothing, where nothing is heard."""
+        """Vectors [N, D] of changed clips; a zero vector, which finds nothing, where nothing is left to hear."""
         assert point.condition is not None
         condition, others = point.condition, self._other_clips()
 
-        def change(place: int) -> NDArray[np.float32]:
+        def prepare(place: int) -> Any:
             image = self._queries.rows[place].image_id
             draw = Draw(self._rng_of(condition, place), [clip for other, clip in others if other != image])
-            changed: NDArray[np.float32] = condition.change(load_audio(self._clips[place]), point.strength, draw)
-            return changed
+            changed = condition.change(load_audio(self._clips[place]), point.strength, draw)
+            return encoder.prepare("clip", changed, max_seconds=math.inf)  # slower speech may be longer than a file may
 
         vectors, unheard = np.zeros((len(self._clips), encoder.dimension), np.float32), 0
-        for places, changed in read_ahead(_batches(len(self._clips)), or_error(change), encoder.workers):
-            bad: dict[int, MediaError] = {}
-            pairs = zip(places, changed, strict=True)
-            clips = {place: each for place, each in pairs if not isinstance(each, MediaError)}
+        for places, prepared in read_ahead(_batches(len(self._clips)), or_error(prepare), encoder.workers):
+            clips = {}
+            for place, each in zip(places, prepared, strict=True):
+                if not isinstance(each, MediaError):
+                    clips[place] = each
+                elif each.code not in NOTHING_LEFT:
+                    raise each
             if clips:
-                found = encoder.encode("clip", list(clips.values()), bad=bad, progress=False)
-                vectors[list(clips)] = np.nan_to_num(found)
-            unheard += len(bad) + len(places) - len(clips)
+                vectors[list(clips)] = encoder.encode_prepared("clip", list(clips.values()))
+            unheard += len(places) - len(clips)
             bar.update(len(places))
         return {"vectors": vectors, "unheard": unheard}
 
@@ -220,8 +231,8 @@ class _Study:
         """Of everything that a result depends on: nothing that is kept is ever of another corpus, model or seed."""
         condition = point.condition
         what = [CLEAN] if condition is None else [condition.name, point.strength, self._settings.seed]
-        if condition and condition.family in ("noises", "rooms"):
-            what += [str(self._settings.noises), str(self._settings.rooms)]
+        if condition and condition.files:
+            what.append(_fingerprint(condition.files))
         return fingerprint(json.dumps([KEPT_FORMAT, files or self._corpus, *identity, *what]).encode())
 
     def _kept(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -238,9 +249,12 @@ class _Study:
 
 def _identity(encoder: Encoder) -> list[Any]:
     """What the vectors of a model depend on."""
-    recognizer = encoder.recognizer
-    own = ["asr", recognizer.name, recognizer.language] if recognizer else ["speech", encoder.fingerprint("clip")]
-    return [*own, encoder.fingerprint("image")]
+    image, recognizer = encoder.fingerprint("image"), encoder.recognizer
+    if recognizer is None:
+        return ["speech", encoder.fingerprint("clip"), image]
+    place = Path(recognizer.name)
+    files = [_fingerprint(sorted(each for each in place.iterdir() if each.is_file()))] if place.is_dir() else []
+    return ["asr", recognizer.name, recognizer.language, *files, image]
 
 
 def _fingerprint(files: Sequence[Path], *others: Any) -> str:
