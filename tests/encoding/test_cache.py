@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,9 +16,11 @@ from PIL import Image
 
 from feature_tools import keep, states_of, write_clip
 from saysee.data.manifest import Manifest
+from saysee.encoding.cache import FeatureCache, FileFingerprints
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.features import CachedSide
 from saysee.errors import ConfigError, SaySeeError
+from saysee.files import fingerprint
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings
 from saysee.training.data import feature_cache
@@ -204,6 +207,54 @@ def test_a_damaged_shard_is_reported_and_computed_again(
     assert str(values) in caplog.text
     assert encoded() == (6, 0)
     assert torch.equal(states_of(kept, 4), expected)
+
+
+def test_an_error_of_reading_removes_no_features(
+    frozen_settings: dict[str, Any], corpus: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as too many open files, or a network drive that is out of reach for a moment."""
+    model = build_model(resolve_recipe(frozen_settings))
+    keep(model, corpus)
+    (values,) = (corpus.root / "features").glob("speech-*/*.values")
+
+    def out_of_reach(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", out_of_reach)
+    with pytest.raises(SaySeeError, match="Too many open files"):
+        keep(model, corpus)
+    assert values.exists()
+    assert values.with_suffix(".json").exists()
+
+
+def test_a_key_that_is_missing_is_an_error_for_its_size_too(tmp_path: Path) -> None:
+    store = FeatureCache(tmp_path).store("speech", {})
+    for ask in (store.size, store.read):
+        with pytest.raises(SaySeeError, match="try again"):
+            ask("of a file that has just changed")
+
+
+def test_interrupted_it_keeps_the_fingerprints_that_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saysee.encoding.cache.STILL_SECONDS", -1.0)
+    paths = [str(tmp_path / f"{number}.wav") for number in range(500)]
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(number.to_bytes(2, "big"))
+    read: list[bytes] = []
+
+    def counted(file: Any) -> str:
+        read.append(file.read())
+        if int.from_bytes(read[-1], "big") == 400:
+            raise KeyboardInterrupt
+        return fingerprint(read[-1])
+
+    monkeypatch.setattr("saysee.encoding.cache.fingerprint", counted)
+    with pytest.raises(KeyboardInterrupt):
+        FileFingerprints(tmp_path / "files.json").of(paths, progress=False)
+    read.clear()
+    monkeypatch.setattr("saysee.encoding.cache.fingerprint", lambda file: fingerprint(read.append(b"") or file))
+    found = FileFingerprints(tmp_path / "files.json").of(paths, progress=False)
+    assert len(set(found.values())) == 500
+    assert 100 <= len(read) <= 200  # a batch of 64 is lost at most
 
 
 def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.media.test_audio import make, tone
 
 from media_files import picture
 from saysee.encoding.encoder import Encoder
+from saysee.encoding.inputs import checked
 from saysee.errors import InputTypeError, SaySeeError
 from saysee.model.retriever import SpeechImageModel
 
@@ -43,6 +45,29 @@ def test_clips_of_every_form_have_the_vector_of_their_file(encoder, tmp_path):
     assert (arrays @ vectors[0]).min() > 0.999
 
 
+class AudioDecoder:
+    """As the datasets library gives it; ``decoded`` counts."""
+
+    def __init__(self, samples, rate):
+        self.samples, self.rate, self.decoded = samples, rate, 0
+
+    def get_all_samples(self):
+        self.decoded += 1
+        if self.samples is None:
+            raise RuntimeError("Invalid data found when processing input")
+        return SimpleNamespace(data=torch.tensor(self.samples)[None], sample_rate=self.rate)
+
+
+def test_audio_of_datasets_is_decoded_when_it_is_read_and_a_broken_row_is_one_error(encoder):
+    rows = [AudioDecoder(tone(rate=48_000), 48_000) for _ in range(2)]
+    checked(rows, "clip")
+    assert [row.decoded for row in rows] == [0, 0]
+    errors = {}
+    vectors = encoder.encode("clip", [rows[0], AudioDecoder(None, 48_000), (tone(rate=48_000), 48_000)], bad=errors)
+    assert vectors[0] @ vectors[2] > 0.999
+    assert [(place, error.code) for place, error in errors.items()] == [(1, "undecodable")]
+
+
 def test_images_of_every_form_have_the_vector_of_their_file(encoder, tmp_path):
     path = picture(tmp_path / "a.png", 1)
     pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -62,7 +87,16 @@ def test_what_is_no_text_is_refused_with_its_place(encoder, bad):
 
 @pytest.mark.parametrize(
     "bad",
-    [None, 3.5, [0.1, 0.2, 0.3], {"array": [1.0]}, ("a", 16_000), {"array": "a", "sampling_rate": 16_000}, object()],
+    [
+        None,
+        3.5,
+        [0.1, 0.2, 0.3],
+        {"array": [1.0]},
+        ("a", 16_000),
+        (np.zeros(9), float("inf")),
+        {"array": "a", "sampling_rate": 16_000},
+        object(),
+    ],
 )
 def test_what_is_no_clip_is_refused_with_its_place_before_anything_is_read(encoder, bad):
     for errors in (None, {}):

@@ -42,6 +42,8 @@ def test_values_in_the_second_dictionaries_of_older_clips_override_the_first(cli
     "values",
     [
         {"num_attention_heads": 0},
+        {"num_conv_pos_embedding_groups": 7},
+        {"hidden_dropout": 2.0},
         {"num_hidden_layers": -1},
         {"conv_stride": ["5"] * 7},
         {"model_type": "wav2vec2"},

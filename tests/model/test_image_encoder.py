@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+from saysee.errors import ConfigError
 from saysee.model.image_encoder import ImageEncoder
 from saysee.model.pretrained.clip import CLIP
 from saysee.model.pretrained.configuration import CLIPConfig
@@ -86,3 +87,8 @@ def test_values_of_the_vision_tower_alone_make_no_whole_clip():
     assert (tower.vision_config.hidden_size, tower.text_config) == (32, None)
     for whole in ({"projection_dim": 24}, {"vision_config": {"hidden_size": 24}, "image_size": 224}):
         assert CLIPConfig.of(whole).text_config is not None
+
+
+def test_patches_larger_than_the_image_are_an_error():
+    with pytest.raises(ConfigError, match="patch_size"):
+        CLIPConfig.of({"vision_config": {"image_size": 8, "patch_size": 16}})

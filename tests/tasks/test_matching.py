@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,12 @@ def test_each_pair_is_judged_once_with_a_wrong_image_and_once_with_a_wrong_clip(
     )
     assert (IDS[clips[B:]] != IDS[images[B:]]).all()
     assert found["matching_loss"].item() == pytest.approx(math.log(2))
+
+
+def test_of_a_diverged_run_the_loss_is_not_finite(features):
+    speech, images = features
+    broken = replace(speech, vector=speech.vector * math.nan, frames=speech.frames * math.nan)
+    assert not build()(broken, images, IDS)["matching_loss"].isfinite()
 
 
 def test_the_loss_is_small_for_a_judge_who_knows_and_large_for_one_who_is_always_wrong(features, monkeypatch):

@@ -19,7 +19,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saysee.encoding.reading import read_ahead
 from saysee.errors import ConfigError, SaySeeError
 from saysee.files import STILL_SECONDS, UNFINISHED, atomic_write, fingerprint
 from saysee.log import progress_bar
@@ -42,6 +42,7 @@ LEFTOVER_SECONDS = 3600
 """An older unfinished file was left by a killed process: writing a shard takes seconds."""
 OPEN_SHARDS = 256
 """Shards mapped at once, well below the usual limit of 1,024 open files."""
+_BATCH = 64  # files whose fingerprints are computed together
 _FIX = "free some disk space, choose another folder by features.folder, or set features.keep to off"
 
 
@@ -110,16 +111,19 @@ class FeatureStore:
         return key in self._places
 
     def size(self, key: str) -> int:
-        """Number of values of a key."""
-        return self._places[key][2]
+        """Number of values of a key; SaySeeError as :meth:`read`."""
+        return self._place(key)[2]
 
     def read(self, key: str) -> Values:
         """The values of a key [n], mapped from the disk; SaySeeError if there is none."""
-        if key not in self._places:
-            raise SaySeeError(f"{self.folder}: features of a file are missing, or the file has just changed; try again")
-        shard, start, count = self._places[key]
+        shard, start, count = self._place(key)
         values: Values = self._map(shard)[start : start + count]
         return values
+
+    def _place(self, key: str) -> tuple[str, int, int]:
+        if key not in self._places:
+            raise SaySeeError(f"{self.folder}: features of a file are missing, or the file has just changed; try again")
+        return self._places[key]
 
     def write(self, arrays: Mapping[str, Values]) -> None:
         """Adds one shard; SaySeeError if it cannot be written."""
@@ -142,7 +146,7 @@ class FeatureStore:
             content = json.loads(index.read_text(encoding="utf-8"))
             places = {key: (index.stem, int(start), int(count)) for key, (start, count) in content["places"].items()}
             whole = values.stat().st_size == content["bytes"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # other errors of reading say nothing of the shard
             places, whole = {}, False
         if whole:
             self._places |= places
@@ -183,15 +187,18 @@ class FileFingerprints:
             else:
                 unread.append(path)
         new: dict[str, list[Any]] = {}
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        batches = (unread[start : start + _BATCH] for start in range(0, len(unread), _BATCH))
+        try:
             with progress_bar("fingerprints of files", len(unread), enabled=progress) as bar:
-                for path, (content, touched) in zip(unread, threads.map(_read_fingerprint, unread), strict=True):
-                    found[path] = content
-                    if touched is not None:
-                        new[os.path.abspath(path)] = [*touched, content]
-                    bar.update()
-        if new:
-            _write(self._path, json.dumps(self._kept() | new).encode())
+                for batch, results in read_ahead(batches, _read_fingerprint, min(4, os.cpu_count() or 1)):
+                    for path, (content, touched) in zip(batch, results, strict=True):
+                        found[path] = content
+                        if touched is not None:
+                            new[os.path.abspath(path)] = [*touched, content]
+                    bar.update(len(batch))
+        finally:  # also when interrupted, to keep what is done
+            if new:
+                _write(self._path, json.dumps(self._kept() | new).encode())
         return found
 
     def _kept(self) -> dict[str, list[Any]]:

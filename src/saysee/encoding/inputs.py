@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Set
 from numbers import Real
@@ -70,6 +71,10 @@ def _checked_item(item: Any, kind: Kind, place: str) -> Any:
             found = bytes(found)
         if isinstance(found, str | os.PathLike | bytes) or hasattr(found, "read"):
             return found
+        if kind == "clip" and hasattr(
+            found, "get_all_samples"
+        ):  # the AudioDecoder of datasets, decoded when it is read
+            return found
         found = _samples(item) if kind == "clip" else _picture(item)
     if (kind == "text" and not isinstance(item, str)) or found is None:
         raise InputTypeError(f"{place}: {_described(item)} is not a {kind}; give {_TAKEN[kind]}")
@@ -83,9 +88,6 @@ def _samples(item: Any) -> NDArray[Any] | Waveform | None:
         item = np.asarray(item) if isinstance(item, list) else item
     elif isinstance(item, tuple | list) and len(item) == 2 and _is_rate(item[1]):
         item, rate = item
-    elif hasattr(item, "get_all_samples"):  # the AudioDecoder of datasets
-        decoded = item.get_all_samples()
-        item, rate = decoded.data, decoded.sample_rate
     array = _numbers(item)
     if array is None or (rate is not None and not _is_rate(rate)):
         return None
@@ -115,7 +117,9 @@ def _numbers(item: Any) -> NDArray[Any] | None:
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and bool(value > 0) and value is not True
+    return (
+        isinstance(value, int | float | np.integer | np.floating) and bool(0 < value < math.inf) and value is not True
+    )
 
 
 def _described(item: Any) -> str:

@@ -1,4 +1,4 @@
-"""Speech recognition: clips to texts. Text that is written where nobody speaks is suppressed, and reported.
+"""Speech recognition: clips to texts. Text that is recognized where nobody speaks is suppressed, and reported.
 
 Whisper runs in faster-whisper (CTranslate2; extra ``asr``), recognizers with CTC in transformers.
 """
@@ -131,7 +131,7 @@ class TranscribedSide:
         found = self.recognizer.hear(waveform)
         if not found.text:
             name = name or f"clip of {found.seconds:.1f} s"
-            noise = f" ({found.suppressed!r} was written where nobody speaks)" if found.suppressed else ""
+            noise = f" ({found.suppressed!r} was recognized where nobody speaks)" if found.suppressed else ""
             raise MediaError("no-speech", f"{name}: no words were recognized{noise}; speak closer to the microphone")
         return found
 
@@ -206,7 +206,7 @@ class _Ctc:
         except Exception as error:  # transformers, safetensors and torch raise many kinds for a broken folder
             raise CheckpointError(f"no speech recognizer at {place}: {first_line(error)}; {_FIX}") from error
         if missing := sorted(name for name in report["missing_keys"] if "masked_spec_embed" not in name):
-            raise CheckpointError(f"speech recognizer at {place}: it lacks {missing[0]} and maybe more; {_FIX}")
+            raise CheckpointError(f"speech recognizer at {place}: weights are missing, {missing[0]} among them; {_FIX}")
         self._model = model.eval().to(device)
         self._processor = _load_processor(place)
 

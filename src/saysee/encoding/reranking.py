@@ -44,7 +44,7 @@ def can_rerank(encoder: Encoder) -> bool:
 
 
 def reranked_score(cosine: Any, logit: Any) -> Any:
-    """The score by which the first results are ordered: cosine + ``LOGIT_WEIGHT`` * logit, no cosine any more."""
+    """The score by which the first results are ordered: cosine + ``LOGIT_WEIGHT`` * logit, which is not a cosine."""
     return cosine + LOGIT_WEIGHT * logit
 
 

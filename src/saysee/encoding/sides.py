@@ -43,7 +43,7 @@ Kind = Literal["clip", "image", "text"]
 LEAST_COSINE = 0.9995
 """Of a vector in bf16 to the same in fp32; encoders of the published sizes have 0.9999."""
 FEATURES_FORMAT = 2
-"""Part of every key of cached features: increase it when the same input comes to have other features."""
+"""Part of every key of cached features: increase it when the features of the same input change."""
 AUGMENTATION_FORMAT = 1
 """The same for clips that are augmented."""
 _LEAST_WIDTH = 64
@@ -192,7 +192,8 @@ class SpeechSide(Side):
         """See :meth:`Side.passes`.
 
         On a CPU a wide HuBERT takes each clip alone: that is faster than a batch with padding, and a clip has the same
-        vector beside any other, bit for bit. A narrow one takes several; their vectors then differ by rounding.
+        vector beside any others, bit for bit. A narrow one takes several; their vectors then differ by rounding, as
+        does that of a clip without others, which has all cores.
         """
         if self.device.type != "cpu":
             return alike(prepared, len(prepared))
@@ -354,6 +355,12 @@ class ImageSide(Side):
 def waveform_of(item: Any, sampling_rate: int, max_seconds: float) -> NDArray[np.float32]:
     """A path, the contents of an audio file, samples [T], or samples with their rate, to samples at 16 kHz."""
     samples, rate = item if isinstance(item, tuple) else (item, sampling_rate)
+    if hasattr(samples, "get_all_samples"):  # the AudioDecoder of datasets
+        try:
+            decoded = samples.get_all_samples()
+        except Exception as error:  # FFmpeg's errors have many types
+            raise MediaError("undecodable", f"a clip of datasets cannot be decoded ({error})") from error
+        samples, rate = decoded.data.numpy(), int(decoded.sample_rate)
     if isinstance(samples, np.ndarray):
         return check_waveform(samples, sampling_rate=rate, max_seconds=max_seconds)
     return load_audio(samples, max_seconds=max_seconds)

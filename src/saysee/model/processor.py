@@ -123,8 +123,8 @@ class SpeechImageProcessor:
         takes, in pixels. Raises OSError or ValueError if a file is missing or damaged, or makes images of another size
         than the model takes.
         """
-        told = {} if speech is None else _values(read_json(speech, _FILE), speech, _SPEECH)
-        extractor = SpeechPreparation(not raw_speech and bool(told.get("do_normalize", True)))
+        values = {} if speech is None else _values(read_json(speech, _FILE), speech, _SPEECH)
+        extractor = SpeechPreparation(not raw_speech and bool(values.get("do_normalize", True)))
         if image is None:
             size, crop = {"shortest_edge": image_size}, {"height": image_size, "width": image_size}
             return cls(extractor, ImagePreparation(size=size, crop_size=crop))

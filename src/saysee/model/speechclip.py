@@ -236,8 +236,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except _Refused as error:
         raise CheckpointError(
-            f"{path}: names {error}, which a checkpoint of SpeechCLIP has no need of; nothing of it was run, and it is "
-            "not loaded"
+            f"{path}: refers to {error}, which a checkpoint of SpeechCLIP does not need; it is not loaded, and no code "
+            "of it was run"
         ) from None
     except Exception as error:  # zipfile, pickletools and torch raise many kinds for a broken file
         reason = re.search(r"WeightsUnpickler error: (.*)", str(error))

@@ -62,4 +62,5 @@ def hard_negatives(queries: Tensor, candidates: Tensor, image_ids: Tensor, tempe
         has_other = other.any(dim=1)
         # Queries without another image still need a valid distribution; their draws are not used.
         chances = (a @ b.T / temperature).masked_fill(~other & has_other[:, None], -torch.inf).softmax(dim=1)
-        return torch.multinomial(chances, 1)[:, 0], has_other
+        # Of a diverged run they are NaN, and so is the loss, which training reports.
+        return torch.multinomial(chances.nan_to_num(1.0), 1)[:, 0], has_other

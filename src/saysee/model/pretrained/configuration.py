@@ -45,6 +45,14 @@ class HubertConfig:
             raise ConfigError("conv_dim, conv_stride and conv_kernel differ in length; give one value a layer in each")
         if self.feat_extract_norm not in ("group", "layer"):
             raise ConfigError(f"feat_extract_norm is {self.feat_extract_norm!r}; give group or layer")
+        if self.hidden_size % self.num_conv_pos_embedding_groups:
+            raise ConfigError(
+                f"num_conv_pos_embedding_groups is {self.num_conv_pos_embedding_groups}; give a number that divides "
+                f"hidden_size, {self.hidden_size}"
+            )
+        for name in ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 to 1")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> HubertConfig:
@@ -80,6 +88,11 @@ class CLIPVisionConfig(_TowerConfig):
     num_channels: int = 3
     image_size: int = 224
     patch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.patch_size <= self.image_size:
+            raise ConfigError(f"patch_size is {self.patch_size}; give 1 to image_size, {self.image_size}")
 
 
 @dataclass(frozen=True)

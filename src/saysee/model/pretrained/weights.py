@@ -70,7 +70,7 @@ def find(place: str | os.PathLike[str], name: str, **hub: Any) -> Path | None:
     except errors.HFValidationError:
         raise FileNotFoundError("no such folder, and no name that the hub could have") from None
     except errors.GatedRepoError:
-        raise PermissionError("its owner lets in those who asked: ask on its page, then 'hf auth login'") from None
+        raise PermissionError("access must be requested on its page; then run 'hf auth login'") from None
     except errors.RepositoryNotFoundError:
         raise FileNotFoundError("the hub has no such model, or it is private and 'hf auth login' is missing") from None
 
@@ -205,7 +205,8 @@ def _read(place: str | os.PathLike[str], hub: dict[str, Any]) -> dict[str, Tenso
             if lacking := [part for part, file in files.items() if file is None]:
                 raise FileNotFoundError(f"it has no {lacking[0]}")
             return {key: value for file in files.values() if file for key, value in _read_file(file).items()}
-    raise FileNotFoundError(f"it has no {' or '.join(_WEIGHTS)}")
+    offline = "" if Path(place_of(place)).is_dir() else ", or the hub cannot be reached"
+    raise FileNotFoundError(f"it has no {' or '.join(_WEIGHTS)}{offline}")
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
