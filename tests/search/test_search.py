@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from saysee.model.retriever import SpeechImageModel
 from saysee.search.index.imported_vectors import index_vectors
 from saysee.search.index.index import open_store
 from saysee.search.index.readers.files import read_files
-from saysee.search.index.sql import fast_copy
+from saysee.search.index.sql import fast_copy, sqlite
 from saysee.search.index.sql.sqlite import SqliteStore
 from saysee.search.index.store import Item
 from saysee.search.index.updating import update_index
@@ -391,6 +392,20 @@ def test_damaged_or_missing_fast_copy_is_made_again(encoder, tmp_path, monkeypat
         assert numbers(Index.open(index.folder).search(vectors=vectors[:1], k=1)) == [[0]]
         writer.make_ready()
     assert len([*index.folder.glob("*.faiss")]) == 1
+
+
+def test_a_fast_copy_that_another_process_writes_is_left_alone(index, monkeypatch):
+    unfinished = index.folder / ".writing-images-0000.faiss"
+    unfinished.touch()
+    monkeypatch.setattr(sqlite, "_PATIENCE_SECONDS", 0.1)
+    with closing(sqlite3.connect(index.folder / "items.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as it does while it writes one
+        with pytest.raises(SaySeeError, match="busy"), index.store.writing() as writer:
+            writer.make_ready()
+    assert unfinished.exists()
+    with index.store.writing() as writer:  # a kill left it
+        writer.make_ready()
+    assert not unfinished.exists()
 
 
 def test_check_finds_a_damaged_vector(index):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -242,11 +241,12 @@ def open_recognizer(name: str | None, language: str | None, device: str) -> Spee
 
 def _record(index: Index, seconds: float | bool) -> NDArray[np.float32]:
     """A spoken query; errors are raised before the user speaks."""
+    from saysee.media.audio import MAX_SECONDS
     from saysee.search.terminal.microphone import Microphone
 
     limit = None if seconds is True else float(seconds)
-    if limit is not None and not (limit > 0 and math.isfinite(limit)):
-        raise ConfigError(f"--record is {limit:g} seconds; give a number above 0, or none")
+    if limit is not None and not 0 < limit <= MAX_SECONDS:
+        raise ConfigError(f"--record is {limit:g} seconds; give a number above 0 and up to {MAX_SECONDS:g}, or none")
     microphone = Microphone()
     index.speech_encoders()  # loads them
     print_message(

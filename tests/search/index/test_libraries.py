@@ -340,6 +340,7 @@ def test_a_watched_folder_is_indexed_again_after_each_burst_of_changes(encoder, 
     updates, steps = [], []
 
     def update():
+        assert updates or not steps  # the first waits for nothing
         updates.append(update_index(encoder, photos, place))
         return updates[-1]
 
@@ -362,6 +363,30 @@ def test_a_watched_folder_is_indexed_again_after_each_burst_of_changes(encoder, 
         for _ in watch_index(update, photos, wait=wait):
             pass
     assert [(report.images, report.encoded, report.removed) for report in updates] == [(6, 9, 0), (8, 2, 0), (7, 0, 1)]
+
+
+def test_watching_ends_by_an_error_of_the_first_update_and_logs_a_later_one_once(photos, caplog):
+    updates, steps = [], []
+
+    def update():
+        updates.append(len(steps))
+        if len(updates) > 1:
+            raise SaySeeError("the drive is gone")
+
+    def wait(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 1:
+            picture(photos / "a.png", 20)
+        if len(steps) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(watch_index(update, photos, wait=wait))
+    assert updates[0] == 0
+    assert len(updates) > 2
+    assert caplog.text.count("the drive is gone") == 1
+    with pytest.raises(SaySeeError, match="the drive is gone"):
+        list(watch_index(update, photos, wait=wait))
 
 
 def test_watching_from_the_command_line_until_it_is_interrupted(model_folder, photos, tmp_path):

@@ -185,6 +185,8 @@ def test_command_searches_for_what_is_spoken(encoder, photos, tmp_path, hears, c
     (result,) = json.loads(output)["results"]
     assert (result["query"], len(result["hits"])) == ("microphone", 3)
     assert "speak now for" in errors
-    for bad in ("-1", "nan", "inf"):
+    for bad in ("-1", "nan", "inf", "90"):
         assert main([*words[:3], bad]) == 2
-        assert "--record" in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert "--record" in errors
+        assert "speak now" not in errors

@@ -98,20 +98,27 @@ def watch_index(
     """Keeps an index up to date: yields a report at first, and after each change of the files.
 
     The files are listed again and again, as network drives report no changes; the index is updated once two listings in
-    a row are the same. An error, such as of a drive that is gone, is logged, and the update is tried again.
+    a row are the same. Raises SaySeeError if the first update fails. A later error, such as of a drive that is gone, is
+    logged once, and the update is tried again.
     """
     done: object = None
     before: object = None
+    logged = ""
     while True:
         start = time.monotonic()
         try:
             now = _state_of(place, exclude)
-            if now != done and now == before:
+            if now != done and (done is None or now == before):
                 yield update()
                 done = now
+            if now == done:
+                logged = ""
         except SaySeeError as error:
-            now = str(error)
-            if now != before:
+            if done is None:
+                raise
+            now = None
+            if str(error) != logged:
+                logged = str(error)
                 logger.warning("%s; trying again", error)
         before = now
         wait(max(_WATCH_SECONDS, _WATCH_SHARE * (time.monotonic() - start)))

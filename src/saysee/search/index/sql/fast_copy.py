@@ -191,7 +191,6 @@ def in_memory(tables: SqlTables, kind: Kind) -> InMemory:
 def write_all(tables: SqlTables) -> dict[Kind, str]:
     """Writes the files that are missing, removes stale ones, and returns how each kind that has rows is searched."""
     methods: dict[Kind, str] = {}
-    current = set()
     for kind in KINDS:
         if _is_large(tables, kind):
             searcher = load(tables, kind)
@@ -200,14 +199,20 @@ def write_all(tables: SqlTables) -> dict[Kind, str]:
                 searcher = load(tables, kind)
             assert searcher is not None
             methods[kind] = searcher.method
-            current.add(_copy(tables, kind)[0])
         elif tables.has(kind):
             methods[kind] = InMemory.method
-    assert tables.folder is not None
-    for path in set(tables.folder.glob("*.faiss")) - current:
-        with suppress(OSError):  # Windows keeps what a reader has mapped; the next writer removes it
-            path.unlink()
+    if _stale(tables):
+        with tables.transaction():  # a file that another process is writing, in one of its own, is not stale
+            for path in _stale(tables):
+                with suppress(OSError):  # Windows keeps what a reader has mapped; the next writer removes it
+                    path.unlink()
     return methods
+
+
+def _stale(tables: SqlTables) -> set[Path]:
+    """The files that are not current; one that is just being written among them."""
+    assert tables.folder is not None
+    return set(tables.folder.glob("*.faiss")) - {_copy(tables, kind)[0] for kind in KINDS if _is_large(tables, kind)}
 
 
 def damage(tables: SqlTables, kind: Kind) -> str | None:
@@ -300,11 +305,10 @@ def publish(tables: SqlTables, kind: Kind, copy: Copy) -> None:
     base = secrets.token_hex(8)
     path = tables.folder / f"{kind}s-{base}.faiss"
     with tables.transaction():
+        if _base(current_stamp(tables, kind)) != copy.base:
+            return
         with atomic_write(path) as file:
             faiss.write_index(copy.index, faiss.PyCallbackIOWriter(file.write))
-        if _base(current_stamp(tables, kind)) != copy.base:
-            path.unlink()
-            return
         size, digest = path.stat().st_size, _digest(path)
         record = {"name": path.name, "bytes": size, "hash": digest, "approximate": copy.approximate}
         tables.note(f"copy_{kind}", record)

@@ -191,7 +191,7 @@ class SqliteStore(Store):
                 copy = fast_copy.build(tables, kind)
             with _errors_in_one_line(self.folder), _connected(self.file) as connection:
                 fast_copy.publish(SqliteTables(self.folder, connection), kind, copy)
-        except SaySeeError as error:
+        except (SaySeeError, OSError) as error:
             logger.warning("%s", error)
         finally:
             self._renewing.release()
