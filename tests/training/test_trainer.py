@@ -195,6 +195,22 @@ def test_a_frozen_encoder_does_not_move_and_is_not_in_the_checkpoints(tiny_setti
     assert not [name for name in state["weights"] if "hubert" in name or "image_encoder" in name]
 
 
+@pytest.mark.parametrize("changed", ["weights", "shapes"])
+def test_a_run_is_not_resumed_with_another_encoder_in_the_place_of_its_own(
+    tiny_settings: dict[str, Any], changed: str
+) -> None:
+    tiny_settings["model"] |= {"speech_trainable": 0, "image_trainable": 0}
+    train(tiny_settings)
+    (Path(tiny_settings["output"]) / "result.json").unlink()
+    trainer = Trainer(resolve_recipe(tiny_settings))
+    if changed == "weights":
+        next(trainer.model.speech_encoder.hubert.parameters()).data += 1
+    else:
+        trainer.model.speech_encoder.head.cls = torch.nn.Parameter(torch.zeros(7))
+    with pytest.raises(CheckpointError):
+        trainer.fit(resume="auto")
+
+
 def test_baseline_and_cmd_start_from_the_same_weights_and_see_the_same_batches(tiny_settings: dict[str, Any]) -> None:
     with_cmd = Trainer(resolve_recipe(tiny_settings))
     baseline = Trainer(resolve_recipe(tiny_settings, ["--denoising.preset=off"]))

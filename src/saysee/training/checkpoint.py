@@ -188,6 +188,7 @@ class Resumable:
     state: TrainingState
     processes: Processes
     val_checksum: int
+    frozen: str  # fingerprint of the frozen weights, which no checkpoint holds
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values, without frozen weights. All processes must call it."""
@@ -200,6 +201,7 @@ class Resumable:
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),
             "validation": self.val_checksum,
+            "frozen": self.frozen,
             "progress": self.state.state_dict(),
             "draws": [{"cpu": on_cpu, "cuda": on_gpu} for on_cpu, on_gpu in draws],
         }
@@ -218,7 +220,15 @@ class Resumable:
                 f"{checkpoint}: the validation split has other clips, images or image ids than when the run began; set "
                 "them back, or give another --output"
             )
-        missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
+        if state.get("frozen", self.frozen) != self.frozen:  # an earlier release saved none
+            raise CheckpointError(
+                f"{checkpoint}: the frozen encoders have other weights than when the run began; set model.speech and "
+                "model.image back, or give another --output"
+            )
+        try:
+            missing, unexpected = self.objective.load_state_dict(state["weights"], strict=False)
+        except RuntimeError:
+            raise CheckpointError(f"{checkpoint} has weights of other shapes; give another --output") from None
         trained = {name for name, parameter in self.objective.named_parameters() if parameter.requires_grad}
         if unexpected or trained & set(missing):
             raise CheckpointError(f"{checkpoint} belongs to another model; give another --output")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from saysee.data.loader import Batch, ResumableLoader
 from saysee.data.manifest import Manifest
 from saysee.encoding.precision import arithmetic_of, attention_kernel
 from saysee.errors import CheckpointError, ConfigError, SaySeeError
-from saysee.files import write_folder
+from saysee.files import fingerprint, write_folder
 from saysee.log import progress_bar
 from saysee.settings.recipe import Recipe
 from saysee.signals import on_signals
@@ -303,7 +303,13 @@ class Trainer:
 
     def _resumable(self) -> Resumable:
         parts = (self.objective, self.optimizer, self.loader, self.state, self.processes)
-        return Resumable(*parts, self.data.val_checksum)
+        return Resumable(*parts, self.data.val_checksum, self._frozen)
+
+    @cached_property
+    def _frozen(self) -> str:
+        """A fingerprint of the weights that training does not change."""
+        frozen = [weight.detach() for weight in self.objective.parameters() if not weight.requires_grad]
+        return fingerprint(*(weight.cpu().flatten().view(torch.uint8).numpy().data for weight in frozen))
 
     def _report_progress(self, loss: float) -> None:
         state, steps = self.state, self.recipe.training.steps
