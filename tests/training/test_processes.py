@@ -22,6 +22,7 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.training.checkpoint import find_checkpoints, load_checkpoint
+from saysee.training.processes import Processes
 from saysee.training.records import read_metrics
 from saysee.training.trainer import Trainer
 from saysee_process import Started, start_saysee, wait_for
@@ -292,6 +293,13 @@ def test_two_machines_have_the_result_of_two_processes_on_one(
         machines = start(recipe, machines=2)
     finish(machines)
     assert_same_end(whole_run, tmp_path / "run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU of CUDA no other is asked for")
+def test_the_gpu_of_a_mac_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("is_available", "is_built"):
+        monkeypatch.setattr(torch.backends.mps, name, lambda: True)
+    assert Processes("fp32", cpu=False).accelerator.device.type == "cpu"
 
 
 def test_what_does_not_go_in_several_processes_is_refused(

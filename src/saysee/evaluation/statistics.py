@@ -121,13 +121,13 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
 
 
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """The t for which a Student variable of ``degrees`` of freedom is between -t and t with this probability.
+def t_quantile(degrees: int) -> float:
+    """The t for which a Student variable of ``degrees`` of freedom is between -t and t with probability 0.95.
 
     By bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, so that scipy is not needed.
     """
-    if degrees < 1 or not 0 <= confidence < 1:
-        raise ValueError(f"t has at least 1 degree of freedom and a confidence below 1, not {degrees} and {confidence}")
+    if degrees < 1:
+        raise ValueError(f"t has at least 1 degree of freedom, not {degrees}")
 
     def probability(angle: float) -> float:
         """P(|T| <= √degrees · tan(angle))."""
@@ -142,5 +142,5 @@ def t_quantile(degrees: int, confidence: float = 0.95) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(80):  # halves the range down to the precision of a float
         middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < confidence else (low, middle)
+        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
     return math.sqrt(degrees) * math.tan((low + high) / 2)

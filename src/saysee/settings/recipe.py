@@ -171,8 +171,7 @@ class SpeechNoiseSettings:
     clips: float = setting(0.0, at_least=0, at_most=1)
     """Share of the clips that get gaps; 0 turns them off."""
     min_epochs: float = setting(0.0, at_least=0)
-    """A run that hears each clip less often than this has no gaps: they prevent over-fitting, and cost where there is
-    none."""
+    """Gaps are off in a run that sees each clip fewer times than this: they help only against overfitting."""
     share: float = setting(0.3, at_least=0, below=1)
     """Share of such a clip's frames that is replaced, on average."""
     seconds: float = setting(0.2, above=0)

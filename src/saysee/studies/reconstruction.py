@@ -259,7 +259,10 @@ def _rebuild(
                 owners = items if place == "image" else image_ids[items]
             found.append((rebuilt.float().cpu(), clean.float().cpu(), owners.cpu()))
     if not found:
-        raise SaySeeError(f"share {task.settings.share:g} of the {place} tokens is none: nothing to rebuild")
+        raise SaySeeError(
+            f"a share of {task.settings.share:g} replaces none of the {place} tokens, so there is nothing to rebuild; "
+            "use a model trained with a larger denoising.share"
+        )
     if task.settings.target == "global":
         found = [tuple(torch.cat(parts) for parts in zip(*found, strict=True))]
     hits = np.concatenate([nearest(rebuilt, clean) for rebuilt, clean, _ in found])

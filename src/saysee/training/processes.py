@@ -46,8 +46,9 @@ class Processes:
         AcceleratorState._reset_state()  # otherwise Accelerate keeps the arithmetic of the process's first trainer
         self.accelerator = Accelerator(
             mixed_precision="bf16" if arithmetic == "bf16" else "no",
-            # Without a GPU, Accelerate connects several processes only when it is asked for the CPU.
-            cpu=cpu or (several and not torch.cuda.is_available()),
+            # Without a GPU of CUDA, Accelerate connects several processes only when it is asked for the CPU, and takes
+            # the GPU of a Mac, whose draws (dropout) could be neither repeated nor resumed.
+            cpu=cpu or not torch.cuda.is_available(),
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=STEP_TIMEOUT),
                 # Which parameters a step uses depends on the tasks in force.

@@ -102,8 +102,8 @@ def find_signs(
         loss is not None and chance is not None and progress <= 0.5 and loss < TRIVIAL * chance
     ):
         signs["task_trivial"] = (
-            "rebuilding was nearly solved in the first half of the training (a loss below a tenth of chance): it has "
-            "little left to teach; make the noise harder"
+            "rebuilding was nearly solved in the first half of the training (a loss below a tenth of chance): the task "
+            "has little left to teach; raise denoising.share or choose a harder denoising.source"
         )
     contrastive, last = metrics.get("contrastive_loss"), previous_contrastive
     if contrastive is not None and last is not None and last - contrastive < PLATEAU_FALL * last:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ class Trainer:
         epochs = self.recipe.training.steps * self.recipe.optimizer.accumulate / len(self.loader)
         if noise.clips and epochs < noise.min_epochs:
             self.objective.speech_noise = replace(noise, clips=0.0)
-            words = "%s: each clip is heard %.1f times, less than speech_noise.min_epochs, %g: no gaps in speech"
+            words = "%s: gaps in speech are off: each clip is seen %.1f times, fewer than speech_noise.min_epochs (%g)"
             logger.info(words, self.name, epochs, noise.min_epochs)
 
     @property
@@ -187,7 +188,7 @@ class Trainer:
         """Takes the optimizer step after ``number`` others, on this process's shares of the next batches.
 
         Returns the metrics, as means over processes and accumulated batches, and how many clips all processes took
-        together. Raises SaySeeError if the loss is not finite, or the memory of the GPU is too small.
+        together. Raises SaySeeError if the loss or a gradient is not finite, or the memory of the GPU is too small.
         """
         settings = self.recipe.optimizer
         factor = learning_rate_factor(number, self.recipe.training.steps, settings)
@@ -209,15 +210,15 @@ class Trainer:
             for key, value in of_batch.items():
                 sums[key] = sums.get(key, 0.0) + value / settings.accumulate
         means = self.processes.mean(sums)
-        if not torch.isfinite(torch.tensor(means["loss"])):
-            raise SaySeeError(
-                f"the loss is {means['loss']} at step {number + 1}; lower optimizer.lr, or set training.precision to "
-                "fp32"
-            )
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm)
+        norm = float(self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.clip_norm))
+        for name, value in (("loss", means["loss"]), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise SaySeeError(
+                    f"the {name} is {value} at step {number + 1}; lower optimizer.lr, or set training.precision to fp32"
+                )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {**means, "gradient_norm": float(norm), "lr_factor": factor}, clips * self.processes.count
+        return {**means, "gradient_norm": norm, "lr_factor": factor}, clips * self.processes.count
 
     def _backward(self, batch: TrainingBatch, weights: Mapping[str, float], last: bool) -> dict[str, float]:
         """Adds the gradients of a batch, in chunks if the recipe says so, and returns its metrics.

@@ -269,7 +269,10 @@ class _Study:
         for device in settings.devices:
             _check_device(device, base.training.device)
         if settings.equal_time and len(settings.devices) > len(set(settings.devices)):
-            logger.warning("runs that share a device slow each other down: compare equal steps alone, --no-equal-time")
+            logger.warning(
+                "runs that share a device slow each other down, so results of equal time are unreliable; add "
+                "--no-equal-time"
+            )
         self.manifest.select(settings.split)
         for row in self.rows:
             language = self.grid[row].get("data.language", base.data.language)
@@ -279,10 +282,14 @@ class _Study:
             if not 0 < share <= 1:
                 raise ConfigError(f"--sizes has {share:g}; give shares above 0 and at most 1")
             part = share_of_images(self.manifest, base.data.train_split, share).select(base.data.train_split)
-            batch = max(self.grid[row].get("data.batch_size", base.data.batch_size) for row in self.rows)
-            if len(part) < batch:
-                what = f"{share:g} of the training images has {len(part)} clips and data.batch_size is {batch}"
-                raise ConfigError(f"--sizes: {what}; give a larger share or smaller batches")
+            for row in self.rows:
+                language = self.grid[row].get("data.language", base.data.language)
+                batch = self.grid[row].get("data.batch_size", base.data.batch_size)
+                clips = sum(not language or clip.language == language for clip in part)
+                if clips < batch:
+                    what = f"{share:g} of the training images has {clips} clips for row {row!r}"
+                    fix = "give a larger share or smaller batches"
+                    raise ConfigError(f"--sizes: {what}, and data.batch_size is {batch}; {fix}")
 
 
 def _check_device(device: str, of_recipe: str) -> None:
