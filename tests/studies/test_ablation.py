@@ -161,7 +161,9 @@ def test_a_row_of_one_language_trains_on_its_clips_and_is_scored_on_each(
     (tmp_path / "languages.yaml").write_text(yaml.safe_dump(rows, sort_keys=False))
     flags = (f"--data.manifest={tmp_path / 'two.parquet'}", "--data.batch_size=4")
     plan = AblationSettings(seeds=1, grid=tmp_path / "languages.yaml", overrides=flags, equal_time=False)
-    small = replace(plan, sizes=(0.1,), overrides=(flags[0], "--data.batch_size=5"))  # 6 clips, at most 4 of them German
+    small = replace(
+        plan, sizes=(0.1,), overrides=(flags[0], "--data.batch_size=5")
+    )  # 6 clips, at most 4 of them German
     with pytest.raises(SaySeeError, match=r"0\.1 .*'German'"):
         run_ablation(recipe, tmp_path / "study", small)
     result = run_ablation(recipe, tmp_path / "study", plan)
