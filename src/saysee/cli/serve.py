@@ -56,7 +56,7 @@ def serve(
             or both rankings fused (default: transcribed with --recognizer, else direct)
         model: the model of the index, if it has moved
         device: device to compute on
-        queue: maximum number of requests accepted at once
+        queue: maximum number of requests processed at once
         batch: maximum number of queries encoded together
         wait: maximum time to wait for further queries to encode together, in milliseconds
         max_bytes: largest file, in bytes

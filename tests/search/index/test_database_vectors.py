@@ -225,14 +225,16 @@ def test_a_query_that_cannot_be_used_is_an_error_that_says_why(encoder, immich, 
 
 def test_arrays_and_vectors_that_are_missing_or_of_another_width_are_named(encoder, immich, tmp_path):
     sql = """SELECT CASE row_number() OVER (ORDER BY "assetId") WHEN 2 THEN NULL WHEN 3 THEN '{1,2}'::real[]
-        ELSE embedding::real[] END AS v, "assetId" AS id FROM smart_search ORDER BY "assetId" """
+        WHEN 4 THEN array_fill(1::real, ARRAY[24, 2]) ELSE embedding::real[] END AS v,
+        "assetId" AS id FROM smart_search ORDER BY "assetId" """
     report = index_database(encoder, immich.url, sql, tmp_path / "index")
-    assert [path for path, _ in report.refused] == [Immich.asset(2), Immich.asset(3)]
+    assert [path for path, _ in report.refused] == [Immich.asset(2), Immich.asset(3), Immich.asset(4)]
     assert "row 2" in report.refused[0][1]
     assert "2 dim" in report.refused[1][1]
-    assert (report.images, report.imported) == (4, 4)
+    assert "48 dim" in report.refused[2][1]
+    assert (report.images, report.imported) == (3, 3)
     report = index_database(encoder, immich.url, sql.replace("WHEN 2", "WHEN 1"), tmp_path / "index")
-    assert (report.images, report.imported, report.removed) == (4, 1, 1)  # its vector is of no use any more
+    assert (report.images, report.imported, report.removed) == (3, 1, 1)  # its vector is of no use any more
 
 
 def test_another_dimension_is_refused(encoder, make_immich, tmp_path):

@@ -105,6 +105,20 @@ def test_rows_of_another_width_or_without_a_vector_are_named(encoder: Any, vecto
     np.testing.assert_allclose(stored(tmp_path / "index")["6.jpg"], unit(vectors[6]), atol=1e-6)
 
 
+def test_a_small_change_of_a_vector_is_written_and_rounding_is_no_change(
+    encoder: Any, vectors: np.ndarray, tmp_path: Path
+) -> None:
+    def imported(vectors: np.ndarray) -> int:
+        np.save(tmp_path / "v.npy", vectors.astype(np.float16))
+        ids = write_ids(tmp_path / "ids.csv", names())
+        return index_files(encoder, tmp_path / "v.npy", ids, tmp_path / "index").imported
+
+    units = np.stack([unit(vector) for vector in vectors])
+    assert (imported(units), imported(units)) == (COUNT, 0)
+    units[0, np.abs(units[0]).argmin()] += 3e-4
+    assert imported(units) == 1
+
+
 def test_large_values_are_no_reason_to_refuse_a_vector(encoder: Any, vectors: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", vectors * np.float32(1e30))
     report = index_files(encoder, tmp_path / "v.npy", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index")

@@ -238,9 +238,11 @@ def test_a_query_without_a_finite_vector_fails_alone(ask, photos, monkeypatch):
     assert (answer.status_code, answer.json()["code"], len(client.service.index)) == (422, "not-finite", 9)
 
 
-def test_clips_of_another_speech_encoder_are_not_searched(ask, index, monkeypatch):
-    client = ask()
+def test_clips_of_another_speech_encoder_are_neither_searched_nor_added(ask, index, monkeypatch):
+    client = ask(write=True)
     monkeypatch.setattr(client.service.encoder.side("clip"), "fingerprint", "another")
+    added = client.post("/items", files={"file": ("a.wav", wav(1))})
+    assert (added.status_code, added.json()["code"], len(index)) == (409, "other-model", 9)
     answer = client.post("/search", files={"text": (None, "a"), "kind": (None, "clip")})
     assert (answer.status_code, answer.json()["code"]) == (409, "other-model")
     assert str(index.folder) not in answer.text.partition("model")[0]

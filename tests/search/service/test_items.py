@@ -7,6 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,12 @@ def test_the_same_content_is_not_added_twice(ask, index, photos):
     answer = client.post("/items", files={"file": ("a.png", known)})
     assert (answer.status_code, answer.json()["id"]) == (200, row(index, photos / "work/5.png"))
     assert not (index.folder / "uploads").exists()
+    with index.store.writing() as writer:
+        item = writer.rows([answer.json()["id"]]).popitem()[1]
+        item.metadata = {"taken": "2024-06-03T14:05:09", "b": 2}  # the first is of the file
+        writer.refresh([item])
+    answer = client.post("/items", files={"file": ("a.png", known)}, data={"metadata": '{"a": 1}'})
+    assert answer.json()["metadata"] == {"taken": "2024-06-03T14:05:09", "a": 1}
     new = clip(photos.parent / "new.wav", 50).read_bytes()
     first = client.post("/items", files={"file": ("a.wav", new)})
     again = client.post("/items", files={"file": ("b.wav", new)}, data={"metadata": '{"a": 1}'})
@@ -185,12 +192,15 @@ def test_removing_an_item_keeps_the_users_own_file(ask, index, photos, tmp_path)
     file = tmp_path / "elsewhere" / f"{fingerprint(new)}.png"
     assert file.read_bytes() == new
     own = photos / "work/5.png"
+    assert client.get(added["thumbnail"]).status_code == 200
     for number in (added["id"], row(index, own)):
         assert client.delete(f"/items/{number}").status_code == 204
         assert client.delete(f"/items/{number}").status_code == 404
         assert client.get(f"/images/{number}").status_code == 404
     assert own.exists()
     assert not file.exists()
+    with closing(sqlite3.connect(index.folder / "thumbnails.sqlite")) as kept:
+        assert kept.execute("SELECT count(*) FROM copies").fetchone() == (0,)
     assert len(index) == 8
 
 

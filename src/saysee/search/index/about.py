@@ -50,8 +50,8 @@ class About:
             )
         if encoder.fingerprint("image") != self.fingerprints["image"]:
             raise SaySeeError(
-                f"{where}: its vectors are of another model than {encoder.name} (weights or preprocessing of the image "
-                f"side differ from {self.model} as it was); name that model, or create a new index elsewhere"
+                f"{where}: its vectors are not those of {encoder.name}, whose image encoder or preprocessing is not "
+                f"the one that the index was built with; give that model ({self.model}), or make a new index elsewhere"
             )
         if kind == "clip" and encoder.fingerprint("clip") != self.fingerprints["clip"]:
             raise SaySeeError(

@@ -112,8 +112,8 @@ def _connect(name: str, address: str) -> tuple[int, int]:
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise SaySeeError(
-            f"{name}: no cluster can be reached ({_line(error)}); start one by 'ray start --head', or give --ray alone "
-            "to use this machine"
+            f"{name}: cannot connect to a Ray cluster ({_line(error)}); start one by 'ray start --head', or give "
+            "--ray alone to use this machine"
         ) from error
     found = ray.cluster_resources()
     return int(found.get("GPU", 0)), int(found.get("CPU", 0))
@@ -180,13 +180,17 @@ class _Work:
         return result  # type: ignore[no-any-return]
 
     def _replace(self, task: _Task, error: RayError) -> None:
-        what = f"the files from {printable(task.part.listed[0].item.path)}" if task.part else "loading the model"
+        what = (
+            f"processing the files from {printable(task.part.listed[0].item.path)}"
+            if task.part
+            else "loading the model"
+        )
         if task.deaths + 1 == _DEATHS:
             raise SaySeeError(
-                f"{self._name}: {_DEATHS} workers have died one after another over {what} ({_line(error)}); see "
-                "whether their memory is enough, then run the command again, it resumes"
+                f"{self._name}: {_DEATHS} workers in a row died while {what} ({_line(error)}); check that they have "
+                "enough memory, and run the command again: it resumes"
             ) from error
-        logger.warning("%s: a worker has died over %s (%s); it is done again", self._name, what, _line(error))
+        logger.warning("%s: a worker died while %s (%s); retrying", self._name, what, _line(error))
         if task.part is not None:
             self._todo.append((task.part, task.deaths + 1))
         self._start(0 if task.part else task.deaths + 1)

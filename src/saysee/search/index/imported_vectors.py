@@ -26,7 +26,7 @@ _ALIKE = 0.9
 """Least median cosine of these. A choice: another program's resizing changes vectors a little, another model's have
 nothing in common with them (a cosine near 0). It is the same for previews that another program has made: a JPEG of
 1,440 pixels has all that is left when CLIP scales it to 224 or 336."""
-_SAME = 2.0**-11
+_ROUNDING = (2.0**-11, 2.0**-25)
 """How far the numbers of a unit vector may be from the stored ones, which may be rounded to fp16, if it is the same."""
 
 
@@ -108,7 +108,7 @@ def _changed(writer: Tables, items: Sequence[Listed], unit: Vectors) -> list[int
     return [
         position
         for position, (one, vector) in enumerate(zip(items, unit, strict=True))
-        if (before := vectors.get(one.row)) is None or np.abs(before - vector).max() > _SAME
+        if (before := vectors.get(one.row)) is None or not np.allclose(before, vector, *_ROUNDING)
     ]
 
 

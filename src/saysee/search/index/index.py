@@ -317,8 +317,9 @@ class Index:
                 f"{list(queries.shape)}; give [Q, {self.about.dimension}]"
             )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-        if not np.isfinite(lengths).all() or not lengths.all():
-            raise SaySeeError("a query's vector is zero or not finite; remove it")
+        bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+        if bad.size:
+            raise SaySeeError(f"query vector {bad[0] + 1} is zero or not finite; remove it")
         lengths[np.abs(lengths - 1) < _ROUNDING] = 1  # unit vectors stay as they are
         return np.asarray(queries / lengths)
 

@@ -48,7 +48,7 @@ class Place:
     def hold(self, count: int) -> None:
         """Takes so many more bytes of memory for the body; RequestError if there is no more.
 
-        Where the memory is full, bodies that have been arriving for long give way, the oldest first.
+        Where the memory limit is reached, uploads that have taken long are canceled, the oldest first.
         """
         places = self.places
         for other in list(places.all):

@@ -267,9 +267,10 @@ class Service:
         """What an answer has of a spoken query, and a part of it for each way in which it is searched for."""
         speech = form.speech or self.index.speech
         if speech not in self.index.ways:
-            missing = "speech encoder" if speech != "transcribed" and not self.encoder.has_speech else "recognizer"
+            if speech == "transcribed" or self.encoder.has_speech:
+                raise RequestError(422, "no-recognizer", "The service has no recognizer; start it with --recognizer.")
             fix = "send speech=transcribed" if "transcribed" in self.index.ways else "start it with --recognizer"
-            raise RequestError(422, f"no-{missing.replace(' ', '-')}", f"The service has no {missing}; {fix}.")
+            raise RequestError(422, "no-speech-encoder", f"The service has no speech encoder; {fix}.")
         waveform = await self.in_thread(
             self._timed, "decode", load_audio, audio, max_seconds=self.settings.limits.seconds
         )

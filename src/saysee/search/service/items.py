@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from saysee.errors import MediaError
 from saysee.files import write_bytes
 from saysee.media.formats import Kind, file_kind
+from saysee.media.metadata import EXIF_KEYS
 from saysee.media.web import ImageServer
 from saysee.search.index.filters import Filter
 from saysee.search.index.index import Index
@@ -126,11 +127,11 @@ class Items:
             raise RequestError(409, "storage-failed", message, 60) from None
 
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
-        """The row with the fingerprint ``content``, if any; its metadata is replaced if some is given."""
+        """The row with the fingerprint ``content``, if any; metadata, if given, replaces its own except for EXIF."""
         with self._writing() as writer:
             item = writer.row_with(kind, content)
             if item is not None and metadata is not None:
-                kept = {NAME_KEY: item.metadata[NAME_KEY]} if NAME_KEY in item.metadata else {}
+                kept = {key: item.metadata[key] for key in (NAME_KEY, *EXIF_KEYS) if key in item.metadata}
                 item.metadata = kept | metadata
                 writer.refresh([item])
             return item
@@ -140,6 +141,8 @@ class Items:
     ) -> Item:
         """Writes a file and its row; ``name`` is the fingerprint of the content with the suffix of its format."""
         with self._writing() as writer:
+            with request_errors(409, "other-model", self.index.place):  # another process may have made the index anew
+                writer.existing_about().check(self.index.encoder, self.index.place, kind)
             assert self.uploads is not None  # a writable service has one
             self.uploads.mkdir(parents=True, exist_ok=True)
             path = self.uploads / name
@@ -163,6 +166,7 @@ class Items:
         with self._writing() as writer:
             item = self._item(row)
             writer.remove([item])
+            self.thumbnails.remove(row)
             if (file := place_of_upload(item, self.uploads)) is not None:
                 file.unlink(missing_ok=True)
 

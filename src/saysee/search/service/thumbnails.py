@@ -74,6 +74,14 @@ class Thumbnails:
             self._keep(row, size, stamp, found)
         return found
 
+    def remove(self, row: int) -> None:
+        """Removes the copies of a row."""
+        try:
+            with self._lock, self._connection as connection:
+                connection.execute("DELETE FROM copies WHERE id = ?", (row,))
+        except sqlite3.Error as error:
+            logger.warning("the thumbnail of a removed image cannot be removed (%s)", error)
+
     def close(self) -> None:
         """Closes the file."""
         with self._lock:

@@ -52,7 +52,7 @@ class QueryResult:
         if self.speech == "both":
             notes[0] += f"; the score is the {FUSED}, not a cosine"
         if any(hit.measure == "re-ranked" for hit in self.hits):
-            notes.append("re-ranked by the fusion encoder: scores are no cosines")
+            notes.append("re-ranked by the fusion encoder: scores are not cosine similarities")
         notes += [f"heard: {self.transcript}"] if self.transcript is not None else []
         return notes + ([f"not known to the model: {', '.join(self.unknown_words)}"] if self.unknown_words else [])
 

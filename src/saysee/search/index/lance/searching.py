@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from saysee.search.index.lance.tables import LanceTables
 
 EXACT_ROWS = 20_000  # up to here every vector is compared, as in the other stores
-RENEW_ROWS = 5_000  # rows beside an index before they are added to it
 _DISTANCE: Final = "l2"  # of unit vectors it orders as the cosine does; clusters by "dot" took twice the probes
 _TRIAL_QUERIES = 256
 _NOTE_SECONDS = 60.0  # after which a reader asks again how many clusters to search

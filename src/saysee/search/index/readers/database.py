@@ -139,7 +139,7 @@ def _numbers(value: Any) -> NDArray[np.float32] | None:
     if value is None:
         return None
     numbers = np.fromstring(value[1:-1], np.float64, sep=",") if isinstance(value, str) else np.array(value, np.float64)
-    return numbers.astype(np.float32)
+    return numbers.astype(np.float32).reshape(-1)  # an array may have several dimensions
 
 
 def _clip_of_library(connection: Connection, place: str, encoder: Encoder) -> tuple[str, list[str]]:

@@ -166,7 +166,7 @@ def _read_parquet(path: Path, dimension: int) -> tuple[NDArray[Any], dict[int, s
             good = lengths[start : start + len(column)] == width
             values = column.filter(pa.array(good)).flatten().to_numpy(zero_copy_only=False)
             part: NDArray[Any] = np.full((len(column), width), np.nan, values.dtype)
-            part[good] = values.reshape(-1, width)
+            part[good] = values.reshape(int(good.sum()), width)
             file.write(part.tobytes())
             start += len(column)
         file.flush()

@@ -54,7 +54,7 @@ _REASONS: Reasons = (
     ),
     (
         (errors.QueryCanceled, errors.LockNotAvailable, errors.DeadlockDetected, errors.SerializationFailure),
-        "the index is busy, or too much was asked for at once ({}); try again",
+        "the index is busy, or a query exceeded its time limit ({}); try again",
     ),
     (
         (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName, errors.DataCorrupted),

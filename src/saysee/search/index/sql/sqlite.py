@@ -62,6 +62,7 @@ _REASONS = (
     ("readonly", _UNWRITABLE),
     ("unable to open", _UNWRITABLE),
     ("disk I/O", "{}: the disk reports an error ({}); check it and run the command again"),
+    ("out of memory", "{}: {}; free some memory and try again"),
     ("locked", "{}: the index is busy ({}); try again"),
     ("", "{}: the index is damaged ({}); create it again, or restore a copy"),
 )
