@@ -13,7 +13,7 @@ from media_files import picture
 from saysee.encoding import sides
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.streams import alike
-from saysee.errors import MediaError, SaySeeError
+from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.media import images
 from saysee.media.images import load_image
 from saysee.model.configuration import HeadConfig
@@ -48,6 +48,13 @@ def test_vectors_stay_the_same_in_bf16(nano, clips, tmp_path):
         assert found.dtype == np.float32
         assert (found * exact.encode(kind, items)).sum(axis=1).min() > 0.999
     assert {parameter.dtype for parameter in nano.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("of_place", [True, False])
+def test_a_gpu_that_is_missing_is_an_error_of_the_setting(nano, monkeypatch, of_place):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="cuda"):
+        Encoder("no such model" if of_place else nano, device="cuda")
 
 
 def test_another_way_to_the_vector_of_a_clip_is_another_fingerprint(tiny_model_settings):

@@ -39,9 +39,9 @@ BATCH = 64
 class Encoder:
     """A model that encodes clips, images and texts: for training, evaluation, indexing and every query.
 
-    The same item has the same vector in all of these, because decoding, preprocessing and precision are done here. The
-    vectors of single items are equal bit for bit on one machine; batches of a narrow speech encoder change them by
-    rounding.
+    The same item has the same vector in all of these, because decoding, preprocessing and precision are done here. An
+    item that is encoded alone has the same vector bit for bit on one machine; beside others the vector differs by
+    rounding at most.
 
     Args:
         model: a model, or the folder or hub name of one. In fp32 a model's own weights are used, in bf16 a copy of them
@@ -62,6 +62,7 @@ class Encoder:
 
     Raises:
         CheckpointError: there is no model of that name.
+        ConfigError: the device is a GPU and there is none.
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class Encoder:
         recognizer: SpeechRecognizer | None = None,
         augment: bool = False,
     ) -> None:
-        if isinstance(model, str | os.PathLike):
+        is_place = isinstance(model, str | os.PathLike)
+        if is_place or device != "auto":
             device = torch_device(device)  # before the long loading
-            self.name = os.fspath(model)
-            self.model = load_model(model).to(device)
-        else:
-            self.name = str(getattr(model, "name_or_path", "") or "model")
-            self.model = model if device == "auto" else model.to(device)
+        self.name = os.fspath(model) if is_place else str(getattr(model, "name_or_path", "") or "model")
+        self.model = load_model(model) if is_place else model
+        if device != "auto":
+            self.model = self.model.to(device)
         self.cache = cache
         self.dimension = int(self.model.image_encoder.clip.config.projection_dim)
         self.workers = workers or min(8, usable_cores())
@@ -113,8 +114,9 @@ class Encoder:
             MediaError: a clip cannot be used; the message names it.
             SaySeeError: the model has no speech side.
         """
-        options: dict[str, Any] = {"sampling_rate": sampling_rate, "progress": progress}
-        return self.encode("clip", clips, batch_size=batch_size, **options)  # type: ignore[no-any-return]
+        return self.encode(  # type: ignore[no-any-return]
+            "clip", clips, batch_size=batch_size, sampling_rate=sampling_rate, progress=progress
+        )
 
     def encode_images(self, images: Sequence[Any], *, batch_size: int = BATCH, progress: bool = True) -> Vectors:
         """Images to unit vectors [N, D], in the order given.

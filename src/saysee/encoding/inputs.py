@@ -71,9 +71,7 @@ def _checked_item(item: Any, kind: Kind, place: str) -> Any:
             found = bytes(found)
         if isinstance(found, str | os.PathLike | bytes) or hasattr(found, "read"):
             return found
-        if kind == "clip" and hasattr(
-            found, "get_all_samples"
-        ):  # the AudioDecoder of datasets, decoded when it is read
+        if kind == "clip" and hasattr(found, "get_all_samples"):  # of datasets; decoded when it is read
             return found
         found = _samples(item) if kind == "clip" else _picture(item)
     if (kind == "text" and not isinstance(item, str)) or found is None:
@@ -117,9 +115,8 @@ def _numbers(item: Any) -> NDArray[Any] | None:
 
 
 def _is_rate(value: Any) -> bool:
-    return (
-        isinstance(value, int | float | np.integer | np.floating) and bool(0 < value < math.inf) and value is not True
-    )
+    numbers = int | float | np.integer | np.floating
+    return isinstance(value, numbers) and bool(0 < value < math.inf) and value is not True
 
 
 def _described(item: Any) -> str:

@@ -27,8 +27,6 @@ from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.source import printable
 from saysee.model.pretrained.weights import first_line, read_config
 
-Waveform = NDArray[np.float32]
-
 NO_SPEECH = 0.6
 UNSURE = -1.0
 """Text of a segment is suppressed if Whisper's probability of no speech is above the first and the mean log-probability
@@ -92,7 +90,7 @@ class SpeechRecognizer:
             raise SaySeeError(f"the speech recognizer {self.name} has no language {language!r}; {fix}")
         self.language = language
 
-    def hear(self, waveform: Waveform, *, words: bool = False) -> Transcript:
+    def hear(self, waveform: NDArray[np.float32], *, words: bool = False) -> Transcript:
         """The transcript of a clip [T] of samples at 16 kHz; with ``words`` also the times of its words."""
         found, seconds = self._recognizer.hear(waveform, self.language, words), len(waveform) / SAMPLE_RATE
         # Whisper's times may lie in the padding after the clip.
@@ -126,7 +124,7 @@ class TranscribedSide:
         name = printable(item) if isinstance(item, str | os.PathLike) else None
         return self.of_waveform(waveform_of(item, sampling_rate, max_seconds), name)
 
-    def of_waveform(self, waveform: Waveform, name: str | None = None) -> Transcript:
+    def of_waveform(self, waveform: NDArray[np.float32], name: str | None = None) -> Transcript:
         """What :meth:`prepare` makes of a decoded clip [T] at 16 kHz, which messages call ``name``."""
         found = self.recognizer.hear(waveform)
         if not found.text:
@@ -168,7 +166,7 @@ class _Whisper:
             torch.set_num_threads(threads)  # CTranslate2 sets the number of the process, and vectors would change by it
         self.languages = set(self._model.supported_languages)
 
-    def hear(self, waveform: Waveform, language: str | None, words: bool) -> Transcript:
+    def hear(self, waveform: NDArray[np.float32], language: str | None, words: bool) -> Transcript:
         segments, about = self._model.transcribe(
             waveform,
             language=language,
@@ -211,12 +209,12 @@ class _Ctc:
         self._processor = _load_processor(place)
 
     @torch.inference_mode()
-    def hear(self, waveform: Waveform, language: str | None, words: bool) -> Transcript:
+    def hear(self, waveform: NDArray[np.float32], language: str | None, words: bool) -> Transcript:
         del language
         inputs = self._processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").to(self._model.device)
         path = self._model(**inputs).logits.argmax(dim=-1)[0].tolist()
         timed = self._timed(path, len(waveform) / SAMPLE_RATE / len(path)) if words else ()
-        return Transcript(self._processor.decode(path).strip(), words=timed)
+        return Transcript(self._processor.tokenizer.decode(path).strip(), words=timed)
 
     def _timed(self, path: list[int], frame_seconds: float) -> tuple[Word, ...]:
         """The words of a path, one token a frame: from the first frame that adds to a word to the last."""
@@ -225,7 +223,7 @@ class _Ctc:
         adds = False
         for frame, token in enumerate(path):
             if frame == 0 or token != path[frame - 1]:  # else it is the same token, which lasts
-                before, found = found, self._processor.decode(path[: frame + 1]).split()
+                before, found = found, self._processor.tokenizer.decode(path[: frame + 1]).split()
                 adds = bool(found) and found != before
                 spans = spans[: len(found)] + [[frame, frame] for _ in found[len(spans) :]]
             if adds:

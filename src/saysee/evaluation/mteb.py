@@ -66,7 +66,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]
             self.model, place = SpeechImageModel.from_pretrained(model), os.fspath(model)
             self.model.to(device or "cpu")
         self._encoder = Encoder(self.model)
-        has_text = self.model.processor.tokenizer is not None and self.model.image_encoder.has_text
+        has_text = self._encoder.has_text
         self.mteb_model_meta = ModelMeta(
             name=name or f"saysee/{short_name(place)}",
             revision=revision or "0",

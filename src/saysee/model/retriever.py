@@ -290,7 +290,7 @@ class SpeechImageModel(nn.Module):
 
 
 def _draw_as_before(config: HubertConfig) -> None:
-    """Draws as many numbers as transformers, which loaded HuBERT once: so a seed still gives the head it gave then."""
+    """Draws as many numbers as transformers did, so that a seed gives the same head as in earlier releases."""
     if config.mask_time_prob > 0:
         torch.empty(config.hidden_size).uniform_()
     for _ in range(2):
