@@ -89,3 +89,21 @@ def test_what_the_hub_refuses_is_one_line(hub, error, words):
         with pytest.raises(CheckpointError, match=f"someone/hubert: .*{words}") as raised:
             load("someone/hubert")
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", ["50KB", "1GB"])
+def test_a_connection_lost_before_the_weights_is_reported(hub, hubert_folder, tmp_path, monkeypatch, size):
+    known, _ = hub
+    HubertModel.from_pretrained(hubert_folder).save_pretrained(tmp_path / "hubert", max_shard_size=size)
+    known["someone/hubert"] = tmp_path / "hubert"
+    whole = huggingface_hub.hf_hub_download
+
+    def download(repository, name, **options):
+        if name.endswith((".safetensors", ".bin")):
+            raise errors.LocalEntryNotFoundError("no")
+        return whole(repository, name, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "config.json")
+    with pytest.raises(CheckpointError, match=r"someone/hubert: .*hub cannot be reached"):
+        load_hubert("someone/hubert")

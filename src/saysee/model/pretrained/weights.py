@@ -197,15 +197,15 @@ def _name(name: str, prefix: str) -> str:
 
 def _read(place: str | os.PathLike[str], hub: dict[str, Any]) -> dict[str, Tensor]:
     """All weights; safetensors, and files of torch in its zip format, stay on the disk until they are used."""
+    offline = "" if Path(place_of(place)).is_dir() else ", or the hub cannot be reached"
     for name in _WEIGHTS:
         if file := find(place, name, **hub):
             return _read_file(file)
         if parts := read_json(place, f"{name}.index.json", **hub).get("weight_map"):
             files = {part: find(place, part, **hub) for part in sorted(set(parts.values()))}
             if lacking := [part for part, file in files.items() if file is None]:
-                raise FileNotFoundError(f"it has no {lacking[0]}")
+                raise FileNotFoundError(f"it has no {lacking[0]}{offline}")
             return {key: value for file in files.values() if file for key, value in _read_file(file).items()}
-    offline = "" if Path(place_of(place)).is_dir() else ", or the hub cannot be reached"
     raise FileNotFoundError(f"it has no {' or '.join(_WEIGHTS)}{offline}")
 
 
