@@ -121,6 +121,17 @@ def test_a_busy_service_is_retried(visit):
     expect(page.locator("#results .name")).to_have_count(ALL)
 
 
+def test_an_index_out_of_reach_at_the_start_is_said_while_it_is_tried_again(visit):
+    page = visit()
+    answers = iter([True, False])
+    away = {"status": 503, "headers": {"Retry-After": "2"}, "json": {"code": "index-unavailable", "detail": "away"}}
+    page.route("**/about", lambda route: route.fulfill(**away) if next(answers) else route.continue_())
+    page.reload()
+    expect(notice(page)).to_have_text(re.compile("Trying again in 2 s"))
+    expect(page.locator("#about")).to_have_text(re.compile("24 clips"))
+    expect(page.locator("#notice")).to_be_hidden()
+
+
 def test_retries_of_a_busy_service_end(visit):
     page = visit()
     busy = {"status": 503, "headers": {"Retry-After": "0.1"}, "json": {"code": "busy", "detail": "busy"}}

@@ -59,7 +59,7 @@ async function start() {
   const linked = queryInAddress(); // before any request: the address may contain the token
   listenToInputs((query, note) => ask(query, { note }), showError, announce);
   try {
-    await loadAbout();
+    await loadAbout((seconds) => showError(new PageError(waiting(seconds))));
     showAbout();
     if (linked) await ask(linked.query, linked.view);
     else await showLibrary();
@@ -124,7 +124,7 @@ async function ask(query, { note = "", find = null, filter = filterText() } = {}
   const filters = splitFilters(filter);
   if (served.speech.length > 1 && ["audio", "file"].includes(query.kind)) query.speech ??= element("speech").value;
   try {
-    const wait = (seconds) => showStatus(`The service cannot answer yet. Trying again in ${seconds} s…`);
+    const wait = (seconds) => showStatus(waiting(seconds));
     const answer = await search(query.fields(), { find, filters }, { signal: request.signal, wait });
     await leaving;
     if (request.signal.aborted) return;
@@ -327,6 +327,8 @@ async function hear() {
     showError(new PageError("This browser cannot play the query; the search is not affected."));
   }
 }
+
+const waiting = (seconds) => `The service cannot answer yet. Trying again in ${seconds} s…`;
 
 const counted = (count, kind) => `${count.toLocaleString("en")} ${NOUNS[kind][count === 1 ? 0 : 1]}`;
 

@@ -72,9 +72,9 @@ export function keepToken(token) {
   return possible;
 }
 
-/** Fills `served`. */
-export async function loadAbout() {
-  Object.assign(served, await (await request("about", {})).json());
+/** Fills `served`; calls `wait(seconds)` before it tries again. */
+export async function loadAbout(wait) {
+  Object.assign(served, await (await request("about", {}, wait)).json());
 }
 
 /**
