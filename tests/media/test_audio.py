@@ -15,6 +15,7 @@ import soundfile
 
 from saysee.errors import MediaError
 from saysee.media.audio import FRAME_SAMPLES, SAMPLE_RATE, audio_seconds, check_waveform, load_audio
+from saysee.media.images import load_image
 
 SOUNDFILE = {"a.wav": ("WAV", "PCM_16"), "f.wav": ("WAV", "FLOAT"), "a.flac": ("FLAC", None)}
 SOUNDFILE |= {"v.ogg": ("OGG", "VORBIS"), "o.opus": ("OGG", "OPUS"), "a.mp3": ("MP3", None), "w64.wav": ("RF64", None)}
@@ -257,6 +258,20 @@ def test_no_permission_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert rejection(path).code == "unreadable"
     with pytest.raises(MediaError, match=r"a\.wav"):
         audio_seconds(path)
+
+
+def test_a_file_that_opens_and_cannot_be_read_is_unreadable() -> None:
+    """As on a bad sector, or on a network drive that has gone."""
+    for load in (load_audio, audio_seconds, load_image):
+        with pytest.raises(MediaError, match="/proc/self/mem") as caught:
+            load("/proc/self/mem")
+        assert caught.value.code == "unreadable"
+
+
+def test_more_samples_a_second_than_speech_has_are_rejected_however_small_the_file(tmp_path: Path) -> None:
+    still = np.zeros((9_600, 8), np.float32)
+    assert rejection(make(tmp_path / "a.flac", still, 192_000)).code == "undecodable"
+    assert rejection(make(tmp_path / "b.flac", still, 96_000)).code == "silent"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16", "int32", "uint8"])

@@ -53,15 +53,15 @@ def serving(images: dict[str, Path]) -> Iterator[FakeImages]:
             if fake.mode == "html":
                 return self.answer(200, b"<html><script>alert(1)</script></html>", "image/png")
             if fake.mode == "cut":
-                content = content[: len(content) // 2]
+                return self.answer(200, content[: len(content) // 2], "text/html", len(content))
             if fake.mode == "huge":
                 content += bytes(40 * 2**20)
             return self.answer(200, content, "text/html")  # what it calls its answer does not count
 
-        def answer(self, status: int, content: bytes, media_type: str) -> None:
+        def answer(self, status: int, content: bytes, media_type: str, length: int | None = None) -> None:
             self.send_response(status)
             self.send_header("Content-Type", media_type)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(length or len(content)))
             self.end_headers()
             with contextlib.suppress(OSError):  # the client has had enough
                 for start in range(0, len(content), 1 if fake.mode == "slow" else len(content)):

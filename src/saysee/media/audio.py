@@ -28,6 +28,7 @@ SILENCE_PEAK = 1e-4  # largest deviation from the mean in silence: −80 dB of f
 MAX_CHANNELS = 8  # of an array (7.1 surround has eight); a longer axis is taken for a batch of clips
 CANCELLED = 0.1  # channels cancel each other where their sum has less of the power that independent ones would have
 _RATES = (1_000, 768_000)  # Hz: below any speech codec, above any recorder; outside, the header is wrong
+_MOST_VALUES = 800_000  # a second, of all channels: eight at 96 kHz. The limit of seconds so is one of memory.
 _MAX_PEAK = 16.0  # +24 dB of full scale; a float waveform above it has the scale of integers
 _ENCODER_DELAY = 0.25  # seconds by which a decoder of MP3 may give less than the header counts: delay and padding
 _BLOCK_VALUES = 1 << 20  # samples times channels decoded at a time
@@ -113,6 +114,10 @@ def _decode(stream: _Stream, max_seconds: float, name: str) -> NDArray[np.float3
     blocks = []
     count = 0
     for block in _guarded_blocks(stream, name):
+        channels = block.shape[1 - stream.time]
+        if channels * stream.rate > _MOST_VALUES:
+            how = f"{channels} channels at {stream.rate:,} Hz are more than a recording of speech has"
+            raise MediaError("undecodable", f"{name}: {how}; export it again")
         blocks.append(block)
         count += block.shape[stream.time]
         _check_length(count / stream.rate, max_seconds, name)

@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 from saysee.errors import MediaError
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 
 @contextmanager
@@ -26,17 +26,20 @@ def opened(source: Source, what: Literal["audio", "image"]) -> Iterator[tuple[Bi
         name = printable(source)
         file: BinaryIO = _open_path(Path(source), name, what)
     else:
-        data = source if isinstance(source, bytes) else source.read()
-        if not isinstance(data, bytes):
+        data = source.read() if hasattr(source, "read") else source
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"{what} must be a path, bytes or a binary file, not {type(source).__name__}")
         given = getattr(source, "name", None)
         name = printable(given) if isinstance(given, str) else f"{what} of {len(data):,} bytes"
         file = io.BytesIO(data)
-    with file:
-        if file.seek(0, os.SEEK_END) == 0:
-            raise MediaError("empty", f"{name}: is an empty file; copy or record it again")
-        file.seek(0)
-        yield file, name
+    try:
+        with file:
+            if file.seek(0, os.SEEK_END) == 0:
+                raise MediaError("empty", f"{name}: is an empty file; copy or record it again")
+            file.seek(0)
+            yield file, name
+    except OSError as error:  # a bad sector, or a network drive that is out of reach
+        raise MediaError("unreadable", f"{name}: cannot be read ({reason(error)}); copy it again") from None
 
 
 def printable(path: str | os.PathLike[str]) -> str:

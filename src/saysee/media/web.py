@@ -70,6 +70,8 @@ class ImageServer:
                     content += piece
                     if time.monotonic() > end:
                         raise TimeoutError(f"it takes over {_SECONDS:g} s")
+                if response.length and len(content) <= _BYTES:  # read1 ends without an error where the server does
+                    raise http.client.IncompleteRead(content, response.length)
         except HTTPError as error:
             # Immich answers with 400 for an image that is gone or that the key's user may not see.
             code: MediaCode = "missing" if error.code in (400, 404, 410) else "unreadable"

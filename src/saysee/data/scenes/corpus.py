@@ -95,8 +95,8 @@ def build_scenes(
             write_file(folder / MARKER, json.dumps(settings, indent=2).encode() + b"\n")
         else:
             _check_same(folder, found, settings)
-        for leftover in folder.rglob(f"{UNFINISHED}*"):
-            leftover.unlink(missing_ok=True)
+        for leftover in [*folder.rglob(f"{UNFINISHED}*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         missing = {index for index in range(images) if read_record(folder, index) is None}
         with progress_bar("drawing and speaking", images, images - len(missing)) as bar:
             make = partial(make_images, folder, seed, image_size, languages)
