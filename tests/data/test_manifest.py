@@ -306,3 +306,11 @@ def test_names_are_found_whether_their_accents_are_composed_or_not(tmp_path: Pat
     assert [row.clip for row in manifest] == [f"{there}/a.wav" for there in names.values()]
     assert all(manifest.clip_path(row).is_file() for row in manifest)
     assert [row.image for row in manifest] == [f"{name}/none.jpg" for name in names]
+
+
+def test_a_column_of_json_that_is_none_is_an_error(tmp_path: Path) -> None:
+    table = pa.table({name: [name] for name in ("clip", "image", "image_id", "split")})
+    field = pa.field("objects", pa.string(), metadata={b"saysee": b"json"})
+    pq.write_table(table.append_column(field, [["{'a': 1}"]]), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"m\.parquet: cannot be read"):
+        Manifest.read(tmp_path / "m.parquet")

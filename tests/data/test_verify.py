@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from rich.console import Console
 from saysee.data import verify as module
 from saysee.data.manifest import Manifest, Row
 from saysee.data.verify import Problem, bad_rows, problems_table, problems_to_dict, verify
-from saysee.errors import ConfigError, ManifestError, MediaError
+from saysee.errors import ConfigError, ManifestError, MediaError, SaySeeError
 
 
 @pytest.fixture
@@ -107,3 +109,24 @@ def test_brackets_in_file_names_are_not_markup(damaged: Manifest) -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(problems_table([Problem(1, "clip", "a[/b].wav", "missing", "a[/b].wav: no such file; check it")]))
     assert "a[/b].wav" in console.file.getvalue()
+
+
+def test_a_killed_process_is_one_error(damaged: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.shutdown = self.map = self
+
+        def __enter__(self) -> Killed:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __call__(self, *_: object, **__: object) -> Iterator[float]:
+            yield 1.0
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(module, "_INLINE", 1)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
+    with pytest.raises(SaySeeError, match="--workers"):
+        verify(damaged, workers=2)

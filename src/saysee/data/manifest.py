@@ -182,7 +182,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Iterator[_Unchecked]
         yield reader(path), path
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a column of JSON that is none
         raise ManifestError(f"{path}: cannot be read ({reason(error)}); copy or make it again") from None
 
 

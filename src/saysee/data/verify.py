@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saysee.data.manifest import Manifest, check_suffix
-from saysee.errors import ConfigError, MediaCode, MediaError
+from saysee.errors import ConfigError, MediaCode, MediaError, SaySeeError
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
@@ -57,7 +58,8 @@ def verify(
         to: a manifest to write of the rows that can be used, with the length of each clip in the column ``seconds``, so
             that training need not read the header of every clip.
 
-    Raises ConfigError if a number is out of range, ManifestError if no row can be used or ``to`` cannot be written.
+    Raises ConfigError if a number is out of range, ManifestError if no row can be used or ``to`` cannot be written,
+    SaySeeError if a process is killed.
     """
     if to is not None:
         check_suffix(to)  # before the long work
@@ -115,9 +117,14 @@ def _open_all(files: Sequence[_File], check: Callable[[_File], _Opened], process
             pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context))
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # after Ctrl-C, open no other files first
             results = pool.map(check, files, chunksize=_CHUNK)
-        for found in results:
-            opened.append(found)
-            bar.update()
+        try:
+            for found in results:
+                opened.append(found)
+                bar.update()
+        except BrokenProcessPool:
+            raise SaySeeError(
+                "a process that opens files was killed, most likely because memory ran out; give fewer --workers"
+            ) from None
     return opened
 
 
