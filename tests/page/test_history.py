@@ -81,13 +81,19 @@ def test_each_kind_of_results_has_its_own_history_entry(visit):
     expect(page.locator("#find input:checked")).to_have_value("image")
 
 
-def test_a_new_query_cancels_the_previous_one(visit):
-    page = visit()
+def ask_and_hold(page):
+    """Asks a query whose answer never comes, and later ones are answered; returns the requests that are held."""
     held = []
     page.route("**/search", lambda route: held.append(route) if not held else route.continue_())
     page.fill("#text", "a slow one")
     page.press("#text", "Enter")
     expect(page.locator(".waiting").first).to_be_visible()
+    return held
+
+
+def test_a_new_query_cancels_the_previous_one(visit):
+    page = visit()
+    held = ask_and_hold(page)
     type_query(page, "a red ring")
     assert len(held) == 1
     expect(page.locator("#queries button")).to_have_text(["a red ring"])
@@ -95,11 +101,7 @@ def test_a_new_query_cancels_the_previous_one(visit):
 
 def test_a_query_that_fails_while_another_is_searched_leads_to_the_start(visit):
     page = visit()
-    held = []
-    page.route("**/search", lambda route: held.append(route) if not held else route.continue_())
-    page.fill("#text", "a slow one")
-    page.press("#text", "Enter")
-    expect(page.locator(".waiting").first).to_be_visible()
+    ask_and_hold(page)
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"})
     expect(page.locator("#notice-text")).to_have_text(re.compile("^notes.txt"))
     expect(page.locator("#answer")).to_be_hidden()
