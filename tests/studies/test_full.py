@@ -78,7 +78,7 @@ def test_a_killed_or_interrupted_call_resumes_with_the_study_that_was_running(tm
     assert list(records) == ["quick"]
     assert not (tmp_path / "studies" / "long" / "manifest.parquet").exists()
     before, kept = quick.stat().st_mtime_ns, list(made.rglob("[!.]*.json"))
-    images = {path: path.stat().st_mtime_ns for path in (made.parent / "images").rglob("*.png")}
+    images = {path: path.stat().st_mtime_ns for path in (made.parent / "images").rglob("[!.]*.png")}
     result = run_studies(tmp_path, 281, [QUICK, LONG])
     assert [record["code"] for record in result.records.values()] == [0, 0]
     assert quick.stat().st_mtime_ns == before
