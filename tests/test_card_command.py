@@ -222,6 +222,10 @@ def test_a_folder_without_a_model_and_damaged_facts_are_errors(
     (tmp_path / "config.json").write_text('{"model_type": "hubert"}')
     assert main(["card", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+    config = json.loads((model_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head": config["head"] | {"later": 1}}))
+    assert main(["card", str(tmp_path)]) == 2
+    assert "later" in capsys.readouterr().err
     (model_folder / TRAINING_FILE).write_text('{"data": 1')
     assert main(["card", str(model_folder)]) == 2
     assert f"{model_folder / TRAINING_FILE}:" in capsys.readouterr().err

@@ -128,6 +128,20 @@ def test_the_map_is_the_fusion_encoder_s_own(model, sounds, image):
     assert attention_map(Encoder(model), sounds[0], image).tolist() == own.tolist()
 
 
+def test_it_has_no_limit_of_length_besides_that_of_its_caller(model, image):
+    model.add_fusion(FUSION)
+    clip = np.random.default_rng(0).normal(size=61 * SAMPLE_RATE).astype(np.float32) / 10
+    for source in ("fusion", "interaction"):
+        assert attend(Encoder(model), clip, image, source).seconds == 61
+
+
+def test_the_fusion_encoder_of_a_bf16_model_gives_the_same_map_but_for_rounding(model, sounds, image):
+    model.add_fusion(FUSION)
+    exact = attention_map(Encoder(model), sounds[0], image)
+    rough = attention_map(Encoder(model.to(torch.bfloat16)), sounds[0], image)
+    np.testing.assert_allclose(rough, exact, atol=0.05)
+
+
 def test_source_grid_times_and_weights(model, sounds, image):
     found = attend(Encoder(model), sounds[0], image)
     assert (found.source, found.rows, found.columns) == ("interaction", 7, 7)

@@ -10,17 +10,21 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from feature_tools import keep, states_of, write_clip
+from refusals import refused
 from saysee.data.manifest import Manifest
 from saysee.encoding.cache import FeatureCache, FileFingerprints
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.features import CachedSide
-from saysee.errors import ConfigError, SaySeeError
+from saysee.errors import ConfigError, MediaError, SaySeeError
 from saysee.files import fingerprint
+from saysee.model.configuration import HeadConfig
+from saysee.model.retriever import SpeechImageModel
 from saysee.settings.reading import resolve_recipe, save_recipe
 from saysee.settings.recipe import FeatureSettings
 from saysee.training.data import feature_cache
@@ -225,6 +229,52 @@ def test_an_error_of_reading_removes_no_features(
         keep(model, corpus)
     assert values.exists()
     assert values.with_suffix(".json").exists()
+
+
+def test_cached_features_are_scored_within_bounded_memory(
+    tmp_path: Path, corpus: Manifest, tiny_model_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [corpus.clip_path(row) for row in corpus.rows]
+    encoder = Encoder(tiny(tiny_model_settings), cache=FeatureCache(tmp_path / "features"))
+    vectors = encoder.encode_speech(clips)
+    side, most = encoder.side("clip"), max(map(encoder.encode("clip", clips, "features").size, range(len(clips))))
+    sizes: list[int] = []
+    gather = side.gather
+
+    def gathered(items: Any) -> Any:
+        states, mask = gather(items)
+        sizes.append(states.numel())
+        return states, mask
+
+    monkeypatch.setattr(side, "gather", gathered)
+    monkeypatch.setattr("saysee.encoding.encoder.BATCH_VALUES", 2 * most)
+    np.testing.assert_allclose(encoder.encode_speech(clips), vectors, atol=1e-5)
+    assert 1 < len(sizes) < len(clips)
+    assert max(sizes) <= 2 * most
+
+
+def test_a_file_that_disappears_while_it_is_encoded_is_an_error(
+    tmp_path: Path, corpus: Manifest, tiny_model_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [corpus.clip_path(row) for row in corpus.rows]
+    encoder = Encoder(tiny(tiny_model_settings), cache=FeatureCache(tmp_path / "features"))
+    fill = CachedSide._fill
+
+    def disappearing(*values: Any) -> Any:
+        errors = fill(*values)
+        clips[1].unlink()
+        return errors
+
+    monkeypatch.setattr(CachedSide, "_fill", disappearing)
+    bad: dict[int, Any] = {}
+    vectors = encoder.encode("clip", clips, bad=bad)
+    assert list(bad) == [1]
+    assert np.isfinite(vectors).all(axis=1).tolist() == [True, False, *[True] * 4]
+    refused(MediaError, lambda: encoder.encode("clip", clips), clips[1].name)
+
+
+def tiny(settings: dict[str, Any]) -> SpeechImageModel:
+    return SpeechImageModel.from_encoders(settings["speech"], settings["image"], head=HeadConfig(heads=2))
 
 
 def test_a_key_that_is_missing_is_an_error_for_its_size_too(tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ from saysee.encoding.recognizer import SpeechRecognizer, Transcript
 from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
 from saysee.evaluation.word_errors import count_word_errors
 from saysee.media.audio import load_audio
+from saysee.model.configuration import HeadConfig
+from saysee.model.retriever import SpeechImageModel
 from saysee.studies.other_queries import VOICES
+
+HEAD = HeadConfig(heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,12 @@ def test_a_recognizer_in_front_of_a_clip_is_its_speech_side(whisper, spoken):
     written = encoder.encode_text(texts[:3])
     assert ((vectors @ written.T).argmax(axis=1) == [0, 1, 2]).all()
     refused(SaySeeError, lambda: Encoder("saysee/clip-nano").encode_speech(paths[:1]), "clip-nano", "recognizer")
+
+
+def test_a_transcribed_clip_has_no_tokens_nor_a_fingerprint(tiny_model_settings, whisper, sounds):
+    model = SpeechImageModel.from_encoders(tiny_model_settings["speech"], tiny_model_settings["image"], head=HEAD)
+    encoder = Encoder(model, recognizer=whisper)
+    assert encoder.fingerprint("clip") == ""
+    assert encoder.fingerprint("image")
+    encoder = Encoder("saysee/clip-nano", recognizer=whisper)
+    refused(SaySeeError, lambda: encoder.tokens("clip", sounds[0]), "recognizer")

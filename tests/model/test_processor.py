@@ -48,6 +48,13 @@ def test_texts_are_cut_at_the_tokenizer_s_limit_and_end_in_its_end_mark(processo
         assert expected[1][most - 1 :] == [own.eos_token_id]
 
 
+def test_a_text_with_half_of_a_character_has_a_question_mark_there(processor):
+    tokenizer = processor.tokenizer
+    assert tokenizer.ids(["a dog \ud83d"], 77).tolist() == tokenizer.ids(["a dog ?"], 77).tolist()
+    assert tokenizer.used("\ud83d dog " * 50, 10).startswith("\ud83d dog")
+    assert "\ud83d" not in tokenizer.unknown_words("a dog \ud83d")
+
+
 def test_padding_is_zeros_and_the_mask_is_exact(processor, sounds):
     padded, mask = processor.pad(sounds)
     assert padded.shape == mask.shape == (5, 16_000)

@@ -260,6 +260,15 @@ def test_a_bf16_model_encodes_and_is_loaded_in_fp32_unless_asked(model, tmp_path
     fails(SaySeeError, load, "takes dtype", "torch_dtype")
 
 
+def test_a_model_keeps_its_weights_when_another_is_copied_over_its_file(model, hubert_configs, clip_config, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    SpeechImageModel.from_encoders(hubert_configs["base"], clip_config).save_pretrained(tmp_path / "other")
+    loaded = SpeechImageModel.from_pretrained(tmp_path / "saved")
+    with (tmp_path / "saved" / "model.safetensors").open("r+b") as file:  # as cp, scp and rsync --inplace do
+        file.write((tmp_path / "other" / "model.safetensors").read_bytes())
+    assert weights_equal(loaded.state_dict(), model.state_dict())
+
+
 def test_loading_is_silent(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     code = f"import saysee; saysee.SpeechImageModel.from_pretrained({str(tmp_path / 'saved')!r})"

@@ -81,14 +81,14 @@ def attend(encoder: Encoder, speech: SpeechInput, image: ImageInput, source: Att
     """Computes which regions of an image each moment of a clip belongs to, for a SaySee model.
 
     Args:
-        speech: a path, the contents of an audio file, or samples [S] at 16 kHz.
+        speech: a path, the contents of an audio file, or samples [S] at 16 kHz, of any length.
         image: a path, the contents of an image file, an open file or a Pillow image.
         source: see :class:`Regions`; None: the quick one, see :func:`attention_source`.
 
     Raises MediaError if the clip or the image cannot be used; SaySeeError for "fusion" of a model without a fusion
     encoder, or values that are not finite.
     """
-    waveform = check_waveform(speech) if isinstance(speech, np.ndarray) else load_audio(speech)
+    waveform = check_waveform(speech, max_seconds=math.inf) if isinstance(speech, np.ndarray) else load_audio(speech)
     decoded, model = load_image(image), encoder.model
     source = source or attention_source(model)
     seconds, seen = len(waveform) / SAMPLE_RATE, int(model.config.vision_config.image_size)
@@ -116,7 +116,7 @@ def attention_map(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> F
     if fusion is None:
         raise SaySeeError("the model was saved without a fusion encoder; save it by training.save_fusion: true")
     with encoder.evaluating():
-        found = fusion.attend(encoder.tokens("clip", speech), encoder.tokens("image", image))[0]
+        found = fusion.attend(encoder.tokens("clip", speech, max_seconds=math.inf), encoder.tokens("image", image))[0]
     return _finite(found.float().cpu().numpy())
 
 
@@ -132,7 +132,7 @@ def interaction(encoder: Encoder, speech: SpeechInput, image: ImageInput) -> tup
     Returns [F, PLACES * PLACES], each row sums to 1, and the seconds of a row. Arguments and errors as of
     :func:`attend`.
     """
-    clip, pixels = encoder.prepare("clip", speech), encoder.prepare("image", image)
+    clip, pixels = encoder.prepare("clip", speech, max_seconds=math.inf), encoder.prepare("image", image)
     moment = max(round(MOMENT * SAMPLE_RATE), -(-len(clip) // _most_moments(encoder, len(clip))))
     of_windows = _changes(encoder, "clip", clip, lambda: silenced(clip, moment))
     of_places = _changes(encoder, "image", pixels, lambda: covered(pixels))

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from saysee.encoding.cache import FeatureCache
-from saysee.encoding.features import CachedFeatures, CachedSide, Missing
+from saysee.encoding.features import BATCH_VALUES, CachedFeatures, CachedSide, Missing
 from saysee.encoding.inputs import NAMES, checked
 from saysee.encoding.precision import Precision, attention_kernel
 from saysee.encoding.reading import or_error, read_ahead
@@ -226,14 +227,16 @@ class Encoder:
             vectors[position] = vector
         return vectors
 
-    def tokens(self, kind: Kind, item: Any) -> Any:
+    def tokens(self, kind: Kind, item: Any, **limits: Any) -> Any:
         """``SpeechFeatures`` or ``ImageFeatures`` of one clip or image, as a batch of one in fp32.
 
-        Raises MediaError if the item cannot be used.
+        ``limits`` and errors as of :meth:`prepare`; SaySeeError for clips if a recognizer transcribes them.
         """
         side = self.side(kind)
+        if not isinstance(side, Side):
+            raise SaySeeError("transcribed clips have no frames; make the encoder without a recognizer")
         with self.evaluating():
-            return side.tokens([side.prepare(item)])
+            return side.tokens([side.prepare(item, **limits)])
 
     def side(self, kind: Kind) -> Any:
         """The side of the model that encodes a kind of item, made at the first use.
@@ -248,10 +251,11 @@ class Encoder:
     def fingerprint(self, kind: Kind) -> str:
         """Of the weights and the preprocessing that make the vectors of a kind: "clip" or "image".
 
-        That of images stays the same when only the speech side is trained further. Empty for clips of a model without a
-        speech encoder.
+        That of images stays the same when only the speech side is trained further. Empty for clips if they are
+        transcribed, or the model has no speech encoder.
         """
-        return "" if kind == "clip" and not self.has_speech else str(self.side(kind).fingerprint)
+        without = kind == "clip" and (self.recognizer is not None or not self.has_speech)
+        return "" if without else str(self.side(kind).fingerprint)
 
     @property
     def has_speech(self) -> bool:
@@ -291,10 +295,13 @@ class Encoder:
         good = [position for position, key in enumerate(features.keys) if key is not None]
         good.sort(key=features.size, reverse=True)
         with progress_bar("scoring features", len(good), enabled=progress) as bar, self.evaluating():
-            for start in range(0, len(good), batch_size):
-                positions = good[start : start + batch_size]
-                batch = features.side.vectors_of_features([features[position] for position in positions])
-                vectors[positions] = batch.cpu().numpy()
+            start = 0
+            while start < len(good):
+                longest = features.size(good[start])  # all are padded to it
+                positions = good[start : start + min(batch_size, max(1, BATCH_VALUES // longest))]
+                start += len(positions)
+                batch = features.side.tokens_of_features([features[position] for position in positions]).vector
+                vectors[positions] = functional.normalize(batch, dim=-1).cpu().numpy()
                 bar.update(len(positions))
         return vectors
 

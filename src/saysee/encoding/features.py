@@ -25,7 +25,8 @@ Compute = Callable[[Any, Sequence[Any], Callable[[list[Any]], Any]], list[Any]]
 SHARD_BYTES = 256 * 2**20
 SHARD_FILES = 256
 """A shard of cached features is written when it holds so many bytes or files: at most so much is lost at a kill."""
-_BATCH_VALUES = 64 * 2**20
+BATCH_VALUES = 64 * 2**20
+"""Values of features that are in memory together."""
 _BATCH_FILES = 32
 
 
@@ -113,6 +114,10 @@ class CachedSide:
         keys: list[str | None] = []
         for position, path in enumerate(paths):
             error = errors.get(path) or of_contents.get(found[path])
+            if error is None and found[path] is None:  # since it was read
+                error = MediaError("unreadable", f"{path}: can no longer be read; check its drive")
+                if bad is None:
+                    raise error
             if error is not None and bad is not None:
                 bad[position] = error
             keys.append(None if error is not None else found[path])
@@ -171,7 +176,7 @@ class CachedSide:
             files = [missing.files[number] for number in shards[shard]]
             left = [file for file in files if file[1] is None or file[1] not in self._store]
             skipped(len(files) - len(left))
-            for batch in _runs([size for _, _, size in left], _BATCH_VALUES, _BATCH_FILES):
+            for batch in _runs([size for _, _, size in left], BATCH_VALUES, _BATCH_FILES):
                 yield [(shard, left[number][0]) for number in batch]
 
 

@@ -68,6 +68,8 @@ class Side(ABC):
         self, encoder: Any, processor: SpeechImageProcessor, precision: Precision, device: torch.device
     ) -> None:
         self.encoder, self.processor, self.device = encoder, processor, device
+        self._config = encoder.config  # of HuBERT or of the vision transformer
+        self._width = int(self._config.hidden_size)
         self._network, self.precision = self._in_precision(precision)
         self.sizes: dict[str, int] = {}
 
@@ -99,15 +101,6 @@ class Side(ABC):
     def fingerprint(self) -> str:
         """Of the weights and the preprocessing that make the vectors; an index is of one fingerprint."""
         return _fingerprint(*self._sources_of_vectors())
-
-    @property
-    def _width(self) -> int:
-        return int(self._config.hidden_size)
-
-    @property
-    @abstractmethod
-    def _config(self) -> Any:
-        """The configuration of HuBERT or of the vision transformer."""
 
     @abstractmethod
     def _sources_of_vectors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -229,10 +222,6 @@ class SpeechSide(Side):
             states[:, number, clip.shape[1] :] = 0
         return torch.from_numpy(states).view(self.features_dtype), torch.arange(longest) < frames[:, None]
 
-    def vectors_of_features(self, items: Sequence[Values]) -> Tensor:
-        """Cached features of B clips to unit vectors [B, D], by the head."""
-        return _unit(self.tokens_of_features(items).vector)
-
     def tokens_of_features(self, items: Sequence[Values]) -> SpeechFeatures:
         """Cached features of B clips to what :meth:`tokens` gives, by the head."""
         states, mask = self.gather(items)
@@ -250,10 +239,6 @@ class SpeechSide(Side):
         if self._augment:
             about["augmentation"] = AUGMENTATION_FORMAT
         return about | {"hidden states": self.encoder.layers}
-
-    @property
-    def _config(self) -> Any:
-        return self.encoder.hubert.config
 
     def _sources_of_vectors(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         weights = {f"speech_encoder.{name}": weight for name, weight in self.encoder.state_dict().items()}
@@ -310,10 +295,6 @@ class ImageSide(Side):
         vectors, patches = values[:, : self._dimension], values[:, self._dimension :]
         return vectors, patches.reshape(len(items), -1, self._width)
 
-    def vectors_of_features(self, items: Sequence[Values]) -> Tensor:
-        """Cached features of B images to unit vectors [B, D]."""
-        return _unit(self.gather(items)[0])
-
     def tokens_of_features(self, items: Sequence[Values]) -> ImageFeatures:
         """Cached features of B images to what :meth:`tokens` gives."""
         return ImageFeatures(*(values.to(self.device, torch.float32) for values in self.gather(items)))
@@ -323,10 +304,6 @@ class ImageSide(Side):
         """Everything that the features depend on besides the contents of a file."""
         weights = {name: value for name, value in self.encoder.clip.state_dict().items() if name.startswith("vis")}
         return _about(self, self.processor.image_processor, weights)
-
-    @property
-    def _config(self) -> Any:
-        return self.encoder.vision_config
 
     @property
     def _dimension(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from saysee.errors import ConfigError
 from saysee.model.pretrained.configuration import CLIPConfig, CLIPVisionConfig, HubertConfig
 from saysee.settings.recipe import FusionConfig as FusionConfig
 from saysee.settings.recipe import HeadConfig as HeadConfig
@@ -21,7 +22,8 @@ class SpeechImageConfig:
         fusion: values of :class:`FusionConfig`; None if the model has no fusion encoder.
 
     Raises:
-        ConfigError: a value is of a wrong type, or does not fit the others.
+        ConfigError: a value is of a wrong type, or does not fit the others; the head or the fusion encoder has no such
+            setting.
     """
 
     model_type = "saysee"
@@ -35,8 +37,8 @@ class SpeechImageConfig:
     ) -> None:
         self.speech_config: HubertConfig = _known(HubertConfig, speech_config)
         self.image_config: CLIPConfig = _known(CLIPConfig, image_config)
-        self.head = asdict(HeadConfig(**(head or {})))
-        self.fusion = None if fusion is None else asdict(FusionConfig(**fusion))
+        self.head = _settings(HeadConfig, "head", head or {})
+        self.fusion = None if fusion is None else _settings(FusionConfig, "fusion", fusion)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SpeechImageConfig:
@@ -76,6 +78,12 @@ class SpeechImageConfig:
     def patch_grid(self) -> int:
         """Patches along one side of the image; P is its square."""
         return self.vision_config.image_size // self.vision_config.patch_size
+
+
+def _settings(kind: Any, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(values.keys() - {each.name for each in fields(kind)}):
+        raise ConfigError(f"{name} has no setting {', '.join(unknown)}; correct it, or install a newer SaySee")
+    return asdict(kind(**values))
 
 
 def _known(kind: Any, value: Any) -> Any:

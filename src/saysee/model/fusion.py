@@ -63,7 +63,7 @@ class FusionEncoder(nn.Module):
             need_attention: return the attention of the last layer too.
             global_only: return the global token alone, which saves about two thirds of the last layer.
         """
-        front = self.blank.expand(len(query), -1) if vector is None else self.vector_in(vector)
+        front = self.blank.expand(len(query), -1) if vector is None else self.vector_in(vector.to(self.blank.dtype))
         tokens = torch.cat([front[:, None], query], dim=1)
         if query_mask is not None:
             query_mask = functional.pad(query_mask, (1, 0), value=True)
@@ -80,7 +80,7 @@ class FusionEncoder(nn.Module):
         self, query: str, speech: SpeechFeatures, images: ImageFeatures, vector: Tensor | None, **options: bool
     ) -> FusionOutput:
         """Frames ("speech") or patches ("image") as the queries, the others as context; the rest as :meth:`forward`."""
-        frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
+        frames, patches = self._inputs(speech, images)
         if query == "speech":
             return self(frames, patches, query_mask=speech.mask, vector=vector, **options)  # type: ignore[no-any-return]
         return self(patches, frames, context_mask=speech.mask, vector=vector, **options)  # type: ignore[no-any-return]
@@ -91,10 +91,14 @@ class FusionEncoder(nn.Module):
         The frames are the queries, whatever other tasks use. The encoder must have been made with matching.
         """
         assert self.score is not None
-        frames, patches = self.speech_in(speech.frames), self.image_in(images.patches)
+        frames, patches = self._inputs(speech, images)
         mask, vector = speech.mask[clips], speech.vector[clips]
         output = self(frames[clips], patches[of_clips], query_mask=mask, vector=vector, global_only=True)
         return self.score(output.global_token)[:, 0]  # type: ignore[no-any-return]
+
+    def _inputs(self, speech: SpeechFeatures, images: ImageFeatures) -> tuple[Tensor, Tensor]:
+        dtype = self.blank.dtype
+        return self.speech_in(speech.frames.to(dtype)), self.image_in(images.patches.to(dtype))
 
     def attend(self, speech: SpeechFeatures, images: ImageFeatures) -> Tensor:
         """Attention of each speech frame over the patches: [B, F, P], each row sums to 1.

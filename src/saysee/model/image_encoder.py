@@ -8,21 +8,18 @@ from torch import Tensor, nn
 
 from saysee.model.features import ImageFeatures
 from saysee.model.pretrained.clip import CLIP
-from saysee.model.pretrained.configuration import CLIPVisionConfig
 
 
 class ImageEncoder(nn.Module):
-    """Images to :class:`ImageFeatures` and, unless ``clip`` is a vision tower alone, texts to vectors of that space."""
+    """Images to :class:`ImageFeatures` and, unless ``clip`` is a vision tower alone, texts to vectors of that space.
+
+    ``config`` is the vision transformer's.
+    """
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
-        self.clip = clip
+        self.clip, self.config = clip, clip.config.vision_config
         self.has_text = clip.config.text_config is not None
-
-    @property
-    def vision_config(self) -> CLIPVisionConfig:
-        """The vision transformer's configuration."""
-        return self.clip.config.vision_config
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encodes [B, 3, H, W] pixels as the processor prepares them."""

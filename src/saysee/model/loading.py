@@ -31,7 +31,7 @@ class PlainClip(nn.Module):
         super().__init__()
         self.name_or_path = os.fspath(place)
         self.image_encoder = ImageEncoder(load_clip(place, text=True))
-        size, text = self.image_encoder.vision_config.image_size, self.image_encoder.has_text
+        size, text = self.image_encoder.config.image_size, self.image_encoder.has_text
         try:
             self.processor = SpeechImageProcessor.from_sources(None, self.name_or_path, size, text=text)
         except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -172,28 +173,22 @@ class SpeechImageModel(nn.Module):
         folder: str | os.PathLike[str],
         *,
         fusion: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Writes weights, configuration, processor and model card into a folder.
 
         Args:
             folder: created if it does not exist.
             fusion: save the fusion encoder too, for attention maps and re-ranking. Retrieval does not need it.
-            state_dict: the weights to save; None saves the model's own.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = self.state_dict() if state_dict is None else state_dict
-        kept = self.config.fusion
+        config, state = copy.copy(self.config), self.state_dict()  # of what is saved
         if not fusion:
+            config.fusion = None
             state = {name: value for name, value in state.items() if not name.startswith("fusion.")}
-            self.config.fusion = None
-        try:
-            values = self.config.to_dict() | {"architectures": [type(self).__name__]}
-            write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
-            save_card(folder, self.config, self.trained)  # of what is saved
-        finally:
-            self.config.fusion = kept
+        values = config.to_dict() | {"architectures": [type(self).__name__]}
+        write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
+        save_card(folder, config, self.trained)
         # Under another name at first: the file may hold the very weights that are being written.
         weights = folder / "model.safetensors"
         save_file({name: value.contiguous() for name, value in state.items()}, unfinished(weights), {"format": "pt"})

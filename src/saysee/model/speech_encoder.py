@@ -29,6 +29,7 @@ class SpeechEncoder(nn.Module):
     not have.
 
     Attributes:
+        config: HuBERT's.
         layers: numbers of the N hidden states that are mixed, 0 to L.
         unnormed_last: the last hidden state is taken before HuBERT's final layer norm, which only the large kind has.
         frame_seconds: from one frame of HuBERT to the next: 0.02 for its published sizes.
@@ -43,6 +44,7 @@ class SpeechEncoder(nn.Module):
                 f"the speech head has {head.heads} attention heads (head.heads); give a number that divides "
                 f"HuBERT's width, {config.hidden_size}"
             )
+        self.config = config
         self.unnormed_last = config.do_stable_layer_norm and head.as_published
         self.hubert = Hubert(config, final_norm=not self.unnormed_last)
         stride, self.frame_samples = 1, 1

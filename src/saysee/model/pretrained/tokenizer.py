@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from saysee.files import write_text
@@ -61,7 +61,7 @@ class TextTokenizer:
         """Token ids [B, N] of texts, cut to ``limit`` tokens before the mark of their end; 0 after it."""
         rows = []
         for text in texts:
-            encoding = self._tokens.encode(text, add_special_tokens=False)
+            encoding = self._encode(text)
             encoding.truncate(min(limit, self.limit) - self._added)
             rows.append(self._tokens.post_process(encoding).ids)
         longest = max(map(len, rows))
@@ -72,7 +72,7 @@ class TextTokenizer:
         most = min(limit, self.limit) - self._added
         if len(text.encode(errors="replace")) <= most:  # a token has at least one byte
             return None
-        offsets = self._tokens.encode(text, add_special_tokens=False).offsets
+        offsets = self._encode(text).offsets
         return None if len(offsets) <= most else text[: max(end for _, end in offsets[:most])]
 
     def unknown_words(self, text: str) -> list[str]:
@@ -84,6 +84,14 @@ class TextTokenizer:
         unknown = None if mark is None else self._tokens.token_to_id(mark)
         if unknown is None or unknown in self._tokens.encode("").ids:
             return []
-        words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text))
+        words = dict.fromkeys(re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", _valid(text)))
         shown = [word for word in words if not unicodedata.category(word[0]).startswith("P")]
-        return [word for word in shown if unknown in self._tokens.encode(word, add_special_tokens=False).ids]
+        return [word for word in shown if unknown in self._encode(word).ids]
+
+    def _encode(self, text: str) -> Encoding:
+        return self._tokens.encode(_valid(text), add_special_tokens=False)
+
+
+def _valid(text: str) -> str:
+    """As many characters, a question mark for each half of one, which odd arguments and files may have."""
+    return text.encode(errors="replace").decode()

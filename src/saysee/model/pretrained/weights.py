@@ -120,8 +120,8 @@ def load_weights(
         with _Undrawn(), torch.random.fork_rng(devices=[]):
             module = make()
         wanted = module.state_dict()
-        weights = {
-            name: value.to(dtype) if value.is_floating_point() else value
+        weights = {  # copies: what still lies in the file would change with it
+            name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
             for published, value in _read(place, hub).items()
             if (name := _name(published, prefix)) in wanted
         }
