@@ -286,13 +286,14 @@ def _plot(result: AblationResult) -> str:
 
 
 def _size_plot(result: AblationResult) -> str:
-    baseline, axis = result.study["baseline"], "percentage points of mean R@1; bars: 95 % interval over seeds"
+    baseline = result.study["baseline"]
     series = {
         row: [(result.images_in(share), *point) for share, one in of.items() if (point := _point(one.differences))]
         for row, of in result.sizes.items()
         if row != baseline
     }
-    return lines_svg(f"Gain over {baseline} by training-set size", "training images", axis, series)
+    axis = "training images; bars: 95 % interval over seeds"
+    return lines_svg(f"Gain over {baseline} by training-set size", axis, "points of mean R@1", series)
 
 
 def _point(estimates: Mapping[str, Estimate]) -> tuple[float, float] | None:
