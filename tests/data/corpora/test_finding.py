@@ -68,6 +68,16 @@ def test_a_missing_file_is_not_replaced_by_that_of_another_folder(tmp_path: Path
     assert match(tmp_path, "beach/1.wav", "cliff/1.wav") == {"beach/1.wav": None, "cliff/1.wav": None}
 
 
+def test_as_many_folders_must_agree_as_distinguish_the_names(tmp_path: Path) -> None:
+    lay(tmp_path, "s2/wav/1.wav", "s3/wav/1.wav", "s4/wav/1.wav", "copy/s5/wav/1.wav")
+    assert match(tmp_path, "s1/wav/1.wav", "s2/wav/1.wav", "old/s5/wav/1.wav", "old/s6/wav/1.wav") == {
+        "s1/wav/1.wav": None,
+        "s2/wav/1.wav": "s2/wav/1.wav",
+        "old/s5/wav/1.wav": "copy/s5/wav/1.wav",
+        "old/s6/wav/1.wav": None,
+    }
+
+
 def test_names_that_differ_by_suffix_only_keep_to_it(tmp_path: Path) -> None:
     assert match(lay(tmp_path, "x/1.wav"), "1.flac", "1.wav") == {"1.flac": None, "1.wav": "x/1.wav"}
 

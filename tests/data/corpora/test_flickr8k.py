@@ -172,6 +172,17 @@ def test_every_layout_gives_the_same_manifest(tmp_path: Path, files: Any, lay: L
     assert prepared.images == {"train": 3, "val": 1, "test": 2}
 
 
+@pytest.mark.parametrize("sentences", [5, [{"raw": 5}]])
+def test_sentences_that_are_no_texts_are_rejected(tmp_path: Path, files: Any, sentences: Any) -> None:
+    audio, images, text = karpathy_copy(files, tmp_path)
+    path = tmp_path / "karpathy" / "dataset_flickr8k.json"
+    records = json.loads(path.read_text())
+    records["images"][0]["sentences"] = sentences
+    path.write_text(json.dumps(records))
+    with pytest.raises(ManifestError, match="image 1"):
+        prepare_flickr8k(audio, images, tmp_path / "m.jsonl", text=text)
+
+
 def spoil(files: Any, root: Path) -> None:
     """Each known defect once."""
     wavs, photos = root / "flickr_audio" / "wavs", root / "Flicker8k_Dataset"

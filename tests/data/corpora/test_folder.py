@@ -233,6 +233,14 @@ def test_metadata_of_several_folders_is_one_table_whose_folders_are_splits(pets:
     assert [row.extra for row in rows] == [{"a": "1", "b": None}, {"a": None, "b": "1"}]
 
 
+def test_of_several_tables_all_or_none_have_splits(pets: Path, files: Any) -> None:
+    for folder, columns, end in (("x", "file_name,image", ""), ("y", "file_name,image,split", ",test")):
+        files.clip(pets / folder / f"{folder}.wav")
+        files.text(pets / folder / "metadata.csv", f"{columns}\n{folder}.wav,../dog.jpg{end}\n")
+    with pytest.raises(ManifestError, match="split"):
+        rows_of(pets)
+
+
 @pytest.mark.parametrize("data", ["prix;é\n1;2\n".encode("cp1252"), b"PK\x03\x04\0\0\x81", b"", b"clip\ndog.wav\n"])
 def test_a_table_of_something_else_is_reported_unless_it_was_named(pets: Path, data: bytes) -> None:
     (pets / "other.csv").write_bytes(data)

@@ -250,6 +250,43 @@ def test_files_to_which_a_table_refers_stay_where_they_are(tmp_path: Path, rows:
     assert prepared.images == {"train": 3}
 
 
+def test_each_table_refers_to_the_files_beside_it(tmp_path: Path, files: Any) -> None:
+    for name in ("a", "b"):
+        files.clip(tmp_path / name / "clips" / f"{name}.wav").rename(tmp_path / name / "clips" / "1.wav")
+        files.image(tmp_path / name / "img" / f"{name}.jpg").rename(tmp_path / name / "img" / "1.jpg")
+        content = pa.table({"audio": ["clips/1.wav"], "image": ["img/1.jpg"]})
+        pq.write_table(content, tmp_path / name / "data.parquet")
+    for number, named in enumerate(("data.parquet", "")):
+        to = tmp_path / f"{number}.jsonl"
+        prepare_hub([tmp_path / name / named for name in ("a", "b")], to)
+        assert [(row.clip, row.image) for row in Manifest.read(to)] == [
+            ("a/clips/1.wav", "a/img/1.jpg"),
+            ("b/clips/1.wav", "b/img/1.jpg"),
+        ]
+
+
+def test_the_manifest_may_lie_in_the_folder_of_the_data_set(tmp_path: Path, rows: Rows) -> None:
+    (tmp_path / "set").mkdir()
+    pq.write_table(table(rows["train"]), tmp_path / "set" / "data.parquet")
+    for suffix in ("jsonl", "parquet"):
+        to = tmp_path / "set" / f"m.{suffix}"
+        prepare_hub([tmp_path / "set"], to)
+        before = to.read_bytes()
+        prepare_hub([tmp_path / "set"], to)
+        assert to.read_bytes() == before
+        to.unlink()
+
+
+def test_a_shard_of_save_to_disk_that_is_cut_off_is_reported(tmp_path: Path, rows: Rows) -> None:
+    saved(rows, tmp_path / "set")
+    shard = next((tmp_path / "set" / "validation").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(SaySeeError, match=rf"missing shard.*{shard.name}"):
+        prepare_hub([tmp_path / "set"], tmp_path / "m.jsonl")
+    prepare_hub([tmp_path / "set"], tmp_path / "m.jsonl", allow_missing=1)
+    assert Manifest.read(tmp_path / "m.jsonl").splits() == {"train": 6}
+
+
 def test_columns_of_paths_are_found_and_texts_that_look_like_files_are_not(tmp_path: Path, rows: Rows) -> None:
     part = [
         {"wav_path": row["audio"]["path"], "image": row["image"], "image_id": f"{n // 2}.jpg", "caption": "one.wav."}

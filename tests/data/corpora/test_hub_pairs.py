@@ -232,6 +232,30 @@ def test_a_missing_shard_of_the_corpus_is_reported(tmp_path: Path, images: Items
         prepare_hub(sources, tmp_path / "m.jsonl")
 
 
+def test_a_damaged_table_is_reported(tmp_path: Path, images: Items, clips: Items) -> None:
+    sources = audio_to_image(tmp_path / "set", images, clips)
+    for name in ("corpus/test-00001-of-00002", "queries/test-00000-of-00001"):
+        path = tmp_path / "set" / f"{name}.parquet"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(SaySeeError, match=rf"{path.name}: damaged"):
+            prepare_hub(sources, tmp_path / "m.jsonl")
+
+
+def test_ids_of_two_splits_may_begin_anew(tmp_path: Path, images: Items, clips: Items) -> None:
+    (tmp_path / "set").mkdir()
+    for split, image, clip in (("val", images[0], clips[0]), ("test", images[1], clips[2])):
+        for name, item in (
+            ("corpus", image | {"id": "0"}),
+            ("queries", clip | {"id": "0"}),
+            ("qrels", {"query-id": "0", "corpus-id": "0", "score": 1}),
+        ):
+            data_set([item]).to_parquet(tmp_path / "set" / f"{name}-{split}.parquet")
+    prepare_hub([tmp_path / "set"], tmp_path / "m.jsonl")
+    rows = Manifest.read(tmp_path / "m.jsonl").rows
+    assert {row.split: row.image_id for row in rows} == {"val": "val/0", "test": "test/0"}
+    assert len({row.image for row in rows}) == 2
+
+
 def test_a_model_is_scored_on_it_with_two_commands(
     tmp_path: Path, images: Items, clips: Items, capsys: pytest.CaptureFixture[str], finished_run: Path
 ) -> None:

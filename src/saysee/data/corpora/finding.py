@@ -60,7 +60,8 @@ class FileIndex:
         """The file of each listed name or path; None if there is none. An absolute path may lead out of the listing.
 
         As copies rename folders, the folders in a name only choose between several files of that name. But if the list
-        has the same name in several folders, a file must agree in its folder too, or it would be taken for another.
+        has the same name in several folders, a file must agree in all that distinguish these, or it would be taken for
+        another.
         """
         forms = {name: _composed(name) for name in names}
         known = {_composed(path): path for path in self.paths}
@@ -80,7 +81,7 @@ class FileIndex:
                 found[rest[0]] = self._best(rest[0], files)
             else:
                 used = {found[name] for name in alike}
-                found.update(_assign(rest, [path for path in files if path not in used]))
+                found.update(_assign(rest, alike, [path for path in files if path not in used]))
         return {name: found[form] for name, form in forms.items()}
 
     def _best(self, name: str, files: Sequence[str]) -> str | None:
@@ -111,17 +112,26 @@ def _similarity(name: str, path: str) -> tuple[int, bool, bool]:
     return shared, same_suffix, _base_name(name) == _base_name(path)
 
 
-def _assign(names: Sequence[str], files: Sequence[str]) -> dict[str, str | None]:
-    """Files for listed names that differ in folder, case or suffix only: best fit first, each file once."""
-    by_parent: dict[str, list[str]] = defaultdict(list)
+def _assign(names: Sequence[str], alike: Sequence[str], files: Sequence[str]) -> dict[str, str | None]:
+    """Files for some of ``alike`` names, which differ in folder, case or suffix: best fit first, each file once."""
+    folders = {_folders(name) for name in alike}
+    known = Counter(folder[-depth:] for folder in folders for depth in range(1, len(folder) + 1))
+    by_folders: dict[tuple[str, ...], list[str]] = defaultdict(list)
     by_name: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        by_parent[_parent(path)].append(path)
+        folder = _folders(path)
+        for depth in range(1, len(folder) + 1):
+            if folder[-depth:] not in known:
+                break
+            by_folders[folder[-depth:]].append(path)
         by_name[_base_name(path)].append(path)
-    counts = Counter(map(_base_name, names))
+    counts = Counter(map(_base_name, alike))
     pairs = set()
     for name in names:
-        candidates = by_parent[_parent(name)] if _parent(name) else []
+        folder = _folders(name)
+        depths = range(1, len(folder) + 1)
+        least = next((depth for depth in depths if known[folder[-depth:]] == 1), len(folder))
+        candidates = by_folders[folder[-least:]] if least else []
         # A name that differs from the others by case or suffix alone is identified by it.
         candidates = candidates + (by_name[_base_name(name)] if counts[_base_name(name)] == 1 else [])
         pairs |= {(_similarity(name, path), name, path) for path in candidates}
@@ -138,8 +148,8 @@ def _base_name(name: str) -> str:
     return _composed(name).rpartition("/")[2]
 
 
-def _parent(name: str) -> str:
-    return plain(name).rpartition("/")[0].rpartition("/")[2]
+def _folders(name: str) -> tuple[str, ...]:
+    return tuple(plain(name).split("/")[:-1])
 
 
 def find_lists(listings: Iterable[Listing], name: re.Pattern[str], suffixes: tuple[str, ...]) -> list[Path]:

@@ -15,6 +15,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ def _parse_name(path: str, images: Container[str]) -> tuple[str, str, int] | Non
     name = found["image"]
     marks = [] if name in images else re.finditer("[_-]", name)
     end = next((mark.start() for mark in marks if name[mark.end() :] in images), -1)
-    speaker = os.path.basename(path)[: max(end, 0)]  # in its own case
+    speaker = unicodedata.normalize("NFC", os.path.basename(path))[: max(end, 0)]  # in its own case
     return speaker, name[end + 1 :], int(found["number"])
 
 
@@ -250,9 +251,12 @@ def _dataset(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Image, split and captions in the order of their numbers, of each image in Karpathy's JSON."""
     for number, record in enumerate(finding.read_json_records(path, "images"), 1):
         image, split, sentences = record.get("filename"), record.get("split"), record.get("sentences") or ()
-        if not isinstance(image, str) or not isinstance(split, str):
-            raise ManifestError(f"{path}: image {number} has no 'filename' or 'split'; copy it again")
-        yield image, split, [sentence.get("raw") or "" for sentence in sentences if isinstance(sentence, dict)]
+        if not isinstance(image, str) or not isinstance(split, str) or not isinstance(sentences, list | tuple):
+            raise ManifestError(f"{path}: image {number} has no 'filename', 'split' or 'sentences'; copy it again")
+        texts = sentences and [sentence.get("raw") or "" for sentence in sentences if isinstance(sentence, dict)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ManifestError(f"{path}: image {number} has sentences that are no texts; copy it again")
+        yield image, split, list(texts)
 
 
 def _read_texts(tokens: Sequence[Path], listings: Sequence[Listing], lists: _Lists) -> None:

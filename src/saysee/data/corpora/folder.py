@@ -258,6 +258,10 @@ def _read_tables(tables: Sequence[Table], listing: Listing, language: str | None
         rows, about = _read_table(table, listing, language, split)
         captions += rows
         notes += about
+        if bool(rows[0].split) != bool(captions[0].split):
+            raise ManifestError(
+                f"{table.path} or {tables[0].path}: only one has splits; give all tables a split, or none"
+            )
     titles = dict.fromkeys(title for caption in captions for title in caption.extra)
     if len(tables) > 1:
         captions = [replace(one, extra={title: one.extra.get(title) for title in titles}) for one in captions]

@@ -75,8 +75,8 @@ def prepare_hub(
             raise ConfigError(f"{FLAGS[role]} is empty; name a column, or omit the flag")
     check_shares(val_share, test_share)
     target = check_target(to, allow_missing)
-    parts, roots, missing = find_parts([os.fspath(source) for source in sources], config)
-    rows = Rows(target.with_name(f"{target.stem}.files"), roots, language)
+    parts, missing = find_parts([os.fspath(source) for source in sources], config, target)
+    rows = Rows(target.with_name(f"{target.stem}.files"), language)
     rows.problems.missing |= {"shards": missing} if missing else {}
     with progress_bar("reading files of the data set", len(parts)) as rows.bar:
         notes = _read(parts, names, rows)

@@ -11,7 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,24 +46,27 @@ class BrokenPartError(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a data set, or ("split") one split of ``save_to_disk``."""
+    """A file of a data set."""
 
-    path: str  # path or URL; of a split, its folder
-    form: str  # "parquet", "arrow", "tar", "text" or "split"
+    path: str  # path or URL
+    form: str  # "parquet", "arrow", "tar" or "text"
     split: str | None = None  # by its place or name, if that says one
     config: str = ""  # the configuration that it belongs to, if there are several
-    saved: Any = None  # the ``datasets.Dataset`` of a split
+    source: str = ""  # what the user named
 
     @property
     def name(self) -> str:
         """For messages."""
-        name = re.split(r"[/\\]", self.path)[-1]
-        return f"{name} {self.split}" if self.form == "split" and self.split else name
+        return re.split(r"[/\\]", self.path)[-1]
+
+    @property
+    def roots(self) -> list[Path]:
+        """Where relative paths in it may start from, the nearest first."""
+        source = Path(self.source)
+        return [path for path in (Path(self.path).parent, source, source.parent) if path.is_dir()]
 
     @cached_property
     def _schema(self) -> Any:
-        if self.saved is not None:
-            return self.saved.features.arrow_schema
         with open_file(self.path) as file:
             return self._read(file)[0]
 
@@ -151,9 +154,6 @@ class Part:
         """The rows as tables of Arrow."""
         import pyarrow as pa
 
-        if self.saved is not None:
-            yield from self.saved.select_columns(columns).with_format("arrow").iter(_BATCH)
-            return
         with open_file(self.path) as file:
             for batch in self._read(file)[1](columns):
                 yield pa.Table.from_batches([batch]).select(columns)
@@ -168,8 +168,8 @@ def open_file(path: str) -> BinaryIO:
     return xopen(path, "rb")  # type: ignore[no-any-return]
 
 
-def find_parts(sources: Sequence[str], config: str | None) -> tuple[list[Part], list[Path], list[str]]:
-    """The parts of a data set in order, the folders of relative paths in it, and the names of missing files."""
+def find_parts(sources: Sequence[str], config: str | None, target: Path) -> tuple[list[Part], list[str]]:
+    """The parts of a data set in order, without the manifest to be written, and the names of missing files."""
     names = [name for pattern in sources for name in _expand(pattern)]
     for name in names:  # before the hub is asked
         if not (os.path.exists(name) or _form(name) or _HUB_NAME.match(name)):
@@ -180,37 +180,32 @@ def find_parts(sources: Sequence[str], config: str | None) -> tuple[list[Part], 
     missing: list[str] = []
     for name in names:
         if os.path.isfile(name):
-            parts.append(_file_part(name, _split_of(name)))
+            found = [_file_part(name, _split_of(name))]
         elif _form(name) and not os.path.isdir(name):
             missing.append(f"{os.path.basename(name)}: no such file")
+            continue
         else:
             try:
-                parts += _resolve(name, config, datasets)
+                found = _resolve(name, config, target, datasets)
             except SaySeeError:
                 raise
             except Exception as error:  # of datasets, the hub client or the network
                 what = f"not a folder, and not a data set of the hub that can be read ({reason(error)})"
                 raise SaySeeError(f"{name}: {what}; check the name") from None
+        parts += [replace(part, source=name) for part in found]
     if not parts:
         raise SaySeeError(f"{', '.join(sources)}: none of its files exists; check the path")
-    roots = [path for source in sources for path in (Path(source), Path(source).parent) if path.is_dir()]
-    return parts, list(dict.fromkeys(roots)), missing + _gaps(parts)
+    return parts, missing + _gaps(parts)
 
 
-def _resolve(source: str, config: str | None, datasets: Any) -> list[Part]:
-    """The splits of folders of ``save_to_disk``, or the files of another folder or of a data set on the hub."""
-    marks = ("dataset_dict.json", "state.json")
-    if any(os.path.isfile(os.path.join(source, mark)) for mark in marks):
-        saved = datasets.load_from_disk(source)
-        tables = saved if isinstance(saved, dict) else {saved.split: saved}
-        path = os.path.abspath(source)
-        return [Part(path, "split", str(split) if split else None, saved=table) for split, table in tables.items()]
+def _resolve(source: str, config: str | None, target: Path, datasets: Any) -> list[Part]:
+    """The files of a data set on the hub or of a folder; of one with a README, ``datasets`` says which they are."""
     if os.path.isdir(source):
-        folders = sorted(
-            {os.path.dirname(path) for mark in marks for path in glob.glob(f"{glob.escape(source)}/*/{mark}")}
-        )
-        if folders:
-            return [part for folder in folders for part in _resolve(folder, None, datasets)]
+        listing = Listing(source, "SOURCES")
+        if saved := [path for path in listing.files((".json",)) if os.path.basename(path) == "state.json"]:
+            return [part for state in saved for part in _saved(Path(state))]
+        if config is None and not os.path.isfile(os.path.join(source, "README.md")):
+            return _local(listing, target)
         if glob.has_magic(os.path.abspath(source)):
             what = "datasets takes *, ? and [ in this path for a pattern"
             raise SaySeeError(f"{source}: {what}; rename it, or name the files")
@@ -221,10 +216,6 @@ def _resolve(source: str, config: str | None, datasets: Any) -> list[Part]:
         builder, configs = None, datasets.get_dataset_config_names(source)
     if names := _three_tables(source, configs, config):
         builders = {name: datasets.load_dataset_builder(source, name) for name in names}
-    elif config is None and os.path.isdir(source) and any("qrels" in name.casefold() for name in os.listdir(source)):
-        return [
-            Part(path, str(_form(path)), _split_of(path)) for path in Listing(source, "SOURCES").files(tuple(_FORMS))
-        ]
     elif builder is None:
         raise SaySeeError(f"{source}: its configurations are {', '.join(configs)}; name one by --config")
     else:
@@ -235,6 +226,27 @@ def _resolve(source: str, config: str | None, datasets: Any) -> list[Part]:
         for split, paths in (each.config.data_files or {}).items()
         for path in paths
     ]
+
+
+def _saved(state: Path) -> list[Part]:
+    """The shards of a split that ``save_to_disk`` wrote, whose folder has this ``state.json``."""
+    folder, content = state.parent, json.loads(state.read_bytes())
+    of_several = (folder.parent / "dataset_dict.json").is_file()
+    split = folder.name if of_several else content.get("_split")
+    config = folder.parent.name if of_several else folder.name
+    return [Part(str(folder / each["filename"]), "arrow", split, config) for each in content["_data_files"]]
+
+
+def _local(listing: Listing, target: Path) -> list[Part]:
+    """The tables and tars below a folder; text files only beside pairs, else they tell of the data set at most."""
+    paths = [path for path in listing.files(tuple(_FORMS)) if not (target.exists() and target.samefile(path))]
+    found = [Part(path, form, _split_in(listing.relative(path))) for path in paths if (form := _form(path))]
+    texts = any("qrels" in part.path[len(str(listing.folder)) :].casefold() for part in found)
+    parts = [part for part in found if texts or part.form != "text"] or found
+    if not parts:
+        what = "no .parquet, .arrow or .tar file there"
+        raise SaySeeError(f"{listing.folder}: {what}; name the folder that holds them")
+    return parts
 
 
 def _three_tables(source: str, configs: Sequence[str], wanted: str | None) -> list[str]:
@@ -266,9 +278,14 @@ def _split_of(path: str) -> str | None:
     """The split in the name of a file: ``SPLIT-00000-of-00003.parquet``, or the last word such as train."""
     name = os.path.basename(path)
     if numbered := _SHARD.match(name):
-        return numbered[1]
+        return None if numbered[1] == "data" else numbered[1]  # "data" as ``save_to_disk`` has it
     word = split_word(name.split(".")[0])
     return "_".join(filter(None, word.groups())).lower() if word else None
+
+
+def _split_in(path: str) -> str | None:
+    """The split in the name of a file below a folder, or in that of the nearest folder that has one."""
+    return next(filter(None, map(_split_of, reversed(path.split("/")))), None)
 
 
 def _expand(pattern: str) -> list[str]:

@@ -7,7 +7,7 @@ configurations, splits, folders or files; they are recognized by their columns.
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,19 +36,20 @@ def find_tables(parts: Sequence[Part]) -> Tables | None:
     """
     if len(parts) < 2 or any(part.form == "tar" for part in parts):
         return None
-    first: dict[tuple[str, ...], str] = {}  # kind of the table of which a part is a shard
-    kinds = []
-    for part in parts:
-        key = os.path.dirname(part.path), part.config, part.split or "", _NUMBER.sub("", part.name)
-        if key not in first:
-            first[key] = _kind(part)
-        kinds.append(first[key])
+    series = [(os.path.dirname(part.path), part.config, part.split, _NUMBER.sub("", part.name)) for part in parts]
+    of_series: dict[Any, str] = {}  # kind of the table of which a part is a shard, by the first that can be read
+    for key, part in zip(series, parts, strict=True):
+        of_series[key] = of_series.get(key) or _kind(part)
+    kinds = [of_series[key] for key in series]
     if "pairs" not in kinds:
         return None
     tables: Tables = {"images": [], "clips": [], "pairs": []}
     for part, kind in zip(parts, kinds, strict=True):
         if not kind:
-            have = ", ".join(part.kinds)
+            try:
+                have = ", ".join(part.kinds)
+            except BrokenPartError as error:
+                raise ManifestError(f"{part.name}: damaged or cut short ({error}); get it again") from None
             raise ManifestError(f"{part.name}: neither clips nor images nor pairs of them (there are: {have}); omit it")
         tables[kind].append(part)
     for kind, found in tables.items():
@@ -83,7 +84,8 @@ def join_tables(tables: Tables, names: Mapping[str, str], rows: Rows) -> list[st
     wanted, notes = _read_pairs(tables, rows)
     stored: dict[tuple[str, str], Any] = {}
     images = dict.fromkeys((at, image) for at, pairs in wanted.items() for each in pairs.values() for image in each)
-    seen: dict[tuple[str, str], str] = {}
+    splits_of = Counter(image for _, image in images)
+    seen: dict[tuple[str, str], tuple[Part, str]] = {}
     for part, place, key, row in _read_items(tables["images"], "image", names, rows):
         splits = [split for split in _splits(part, wanted) if (split, key) in images]
         _check_once(seen, place, part, key)
@@ -104,7 +106,8 @@ def join_tables(tables: Tables, names: Mapping[str, str], rows: Rows) -> list[st
         for split in splits:
             for image in wanted[split][key]:
                 if stored.get((split, image)):
-                    rows.add(place, {**row, "image": stored[split, image], "image_id": image, "split": None}, split)
+                    image_id = image if splits_of[image] == 1 else f"{split}/{image}"  # ids may begin anew
+                    rows.add(place, {**row, "image": stored[split, image], "image_id": image_id, "split": None}, split)
     absent = dict.fromkeys(clip for split in wanted for clip in wanted[split] if (split, clip) not in found)
     rows.problems.missing["clips"] += [f"{clip}: in pairs, but in no table" for clip in absent]
     return notes
@@ -115,10 +118,10 @@ def _splits(part: Part, wanted: Mapping[str, Any]) -> list[str]:
     return [part.split] if part.split and part.split in wanted else list(wanted)
 
 
-def _check_once(seen: dict[tuple[str, str], str], place: str, part: Part, key: str) -> None:
-    first = seen.setdefault((part.split or "", key), place)
-    if first != place:
-        raise ManifestError(f"{place}: the id {key!r} is also that of {first}; give each its own")
+def _check_once(seen: dict[tuple[str, str], tuple[Part, str]], place: str, part: Part, key: str) -> None:
+    first = seen.setdefault((part.split or "", key), (part, place))
+    if first[0] is not part or first[1] != place:
+        raise ManifestError(f"{place}: the id {key!r} is also that of {first[1]}; give each its own")
 
 
 def _read_items(
@@ -126,20 +129,24 @@ def _read_items(
 ) -> Iterator[tuple[Part, str, str, Values]]:
     """The part, place, id and values of each row of tables of one kind of media."""
     for part in parts:
-        own = (*_IDS, *(_IMAGE if kind == "image" else _CLIP), *_QUERY, *_CORPUS)
-        ids = sorted((each for each in part.kinds if _plain(each) in own), key=lambda each: own.index(_plain(each)))
-        column = names.get("image_id") or (ids[0] if ids else "")
-        if column not in part.kinds:
-            fix = f"name that of the ids by {FLAGS['image_id']} (there are: {', '.join(part.kinds)})"
-            raise ManifestError(f"{part.name}: no column {column or 'id'!r}; {fix}")
-        roles = ("image",) if kind == "image" else OF_CLIP  # a text beside an image is not that of a clip
-        columns = choose_columns(part, {role: names.get(role) if role in roles else "" for role in FLAGS}, [kind])
         with rows.reading(part):
-            for place, row in read_columns(part, columns | {"image_id": [column]}):
-                key = word(row[column], place, column)
-                if key is None:
-                    raise ManifestError(f"{place}: no id in the column {column!r}; fill it")
-                yield part, place, key, {role: row[found[0]] for role, found in columns.items()}
+            yield from _items_of(part, kind, names)
+
+
+def _items_of(part: Part, kind: str, names: Mapping[str, str]) -> Iterator[tuple[Part, str, str, Values]]:
+    own = (*_IDS, *(_IMAGE if kind == "image" else _CLIP), *_QUERY, *_CORPUS)
+    ids = sorted((each for each in part.kinds if _plain(each) in own), key=lambda each: own.index(_plain(each)))
+    column = names.get("image_id") or (ids[0] if ids else "")
+    if column not in part.kinds:
+        fix = f"name that of the ids by {FLAGS['image_id']} (there are: {', '.join(part.kinds)})"
+        raise ManifestError(f"{part.name}: no column {column or 'id'!r}; {fix}")
+    roles = ("image",) if kind == "image" else OF_CLIP  # a text beside an image is not that of a clip
+    columns = choose_columns(part, {role: names.get(role) if role in roles else "" for role in FLAGS}, [kind])
+    for place, row in read_columns(part, columns | {"image_id": [column]}):
+        key = word(row[column], place, column)
+        if key is None:
+            raise ManifestError(f"{place}: no id in the column {column!r}; fill it")
+        yield part, place, key, {role: row[found[0]] for role, found in columns.items()}
 
 
 def _read_pairs(tables: Tables, rows: Rows) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
@@ -148,13 +155,13 @@ def _read_pairs(tables: Tables, rows: Rows) -> tuple[dict[str, dict[str, list[st
     unrelated = 0
     for part in tables["pairs"]:
         split = part.split if part.split not in _NO_SPLITS and part.split else "test"  # such tables are for evaluation
-        ids: tuple[Sequence[str], Sequence[str]] = (_CLIP, _IMAGE)
-        if {_plain(column) for column in part.kinds} & {*_QUERY}:
-            ids = (_QUERY, _CORPUS) if _clips_are_queries(tables) else (_CORPUS, _QUERY)
-        clip, image, score = (
-            next((column for column in part.kinds if _plain(column) in titles), "") for titles in (*ids, _SCORE)
-        )
         with rows.reading(part):
+            ids: tuple[Sequence[str], Sequence[str]] = (_CLIP, _IMAGE)
+            if {_plain(column) for column in part.kinds} & {*_QUERY}:
+                ids = (_QUERY, _CORPUS) if _clips_are_queries(tables) else (_CORPUS, _QUERY)
+            clip, image, score = (
+                next((column for column in part.kinds if _plain(column) in titles), "") for titles in (*ids, _SCORE)
+            )
             columns = dict.fromkeys(filter(None, (clip, image, score)), "pairs")
             for number, row in enumerate(part.rows((), columns), 1):
                 place = f"{part.name} row {number}"

@@ -6,7 +6,7 @@ A row may have several clips of one image: in a list, or in columns ``audio_0``,
 import io
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,17 +135,18 @@ class Rows:
     digits of the name. Existing files stay.
     """
 
-    def __init__(self, folder: Path, roots: Sequence[Path], language: str | None) -> None:
+    def __init__(self, folder: Path, language: str | None) -> None:
         self.folder = folder
         self.captions: list[Row] = []
         self.problems = Problems()
-        self._roots, self._language = roots, language
+        self._roots, self._language = list[Path](), language
         self._image_of_clip: dict[str, str] = {}  # fingerprint of a clip → id of its first image
         self.bar: Any = None
 
     @contextmanager
     def reading(self, part: Part) -> Iterator[None]:
-        """While a part is read: a damaged one becomes a problem."""
+        """While a part is read, its paths are looked for beside it first; a damaged one becomes a problem."""
+        self._roots = part.roots
         try:
             yield
         except BrokenPartError as error:
