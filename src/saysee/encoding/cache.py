@@ -198,7 +198,12 @@ class FileFingerprints:
                     bar.update(len(batch))
         finally:  # also when interrupted, to keep what is done
             if new:
-                _write(self._path, json.dumps(self._kept() | new).encode())
+                try:
+                    _write(self._path, json.dumps(self._kept() | new).encode())
+                except OSError as error:  # a warning: they are found all the same
+                    logger.warning(
+                        "features: %s cannot be written (%s); all files are read again next time", self._path, error
+                    )
         return found
 
     def _kept(self) -> dict[str, list[Any]]:

@@ -175,7 +175,7 @@ class Encoder:
             InputTypeError: as for :meth:`encode_speech`; also with ``bad``.
             MediaError: an item cannot be used, and ``bad`` is None.
             ConfigError: the cache would grow over its limit.
-            SaySeeError: the model does not have this side; features without a cache.
+            SaySeeError: the model does not have this side; features without a cache, or of transcribed clips.
         """
         items = checked(items, kind)
         if batch_size < 1:
@@ -186,7 +186,9 @@ class Encoder:
             features = self._cached(kind).features([os.fspath(item) for item in items], bad, progress)
             return features if want == "features" else self._vectors_of_features(features, batch_size, progress)
         if want == "features":
-            raise SaySeeError("features are kept on disk: give the encoder a cache, and paths of files")
+            raise SaySeeError(
+                "features are of the model's own encoders: give a cache, no recognizer, and paths of files"
+            )
         options = {"sampling_rate": sampling_rate} if kind == "clip" else {}
         vectors = np.full((len(items), self.dimension), np.nan, np.float32)
 

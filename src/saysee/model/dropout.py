@@ -6,6 +6,7 @@ is the same to 1 in 65,536.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,29 +34,25 @@ class QuickDropout(nn.Dropout):
 class QuickDropoutAttention(nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` whose dropout of attention weights is fast on a CPU.
 
-    It applies where batches come first, keys are values, and neither weights nor an attention mask are used; otherwise
-    torch's implementation runs.
+    It is for modules with batches first and keys and values of the queries' width, as all of this package are. It
+    applies where keys are values, and neither weights nor an attention mask are used; otherwise torch's implementation
+    runs.
     """
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
+        **masks: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As torch's: [B, N, E] queries, [B, M, E] keys and their mask [B, M] to [B, N, E]; no row is padding alone."""
         drops = self.training and self.dropout > 0 and query.device.type == "cpu"
-        plain = self.batch_first and self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
-        special = need_weights or attn_mask is not None or is_causal
-        if not drops or not plain or special or key is not value:
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
+        masked = masks.get("attn_mask") is not None or masks.get("is_causal")
+        if not drops or need_weights or masked or key is not value:
+            return super().forward(query, key, value, key_padding_mask, need_weights, **masks)
         width, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if query is key:
             queries, keys, values = functional.linear(query, weight, bias).chunk(3, dim=-1)
