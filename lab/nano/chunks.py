@@ -9,11 +9,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from saysee.data.scenes.making import start_worker
 from saysee.errors import SaySeeError
 from saysee.files import clean_folder
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar
+from saysee.signals import start_worker
 
 MOST_PROCESSES = 16
 """Limit on the number of processes: each takes 300 MB."""

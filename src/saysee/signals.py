@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,3 +24,16 @@ def on_signals(handler: Callable[..., Any] | signal.Handlers, *kinds: signal.Sig
     finally:
         for kind, handled in before.items():
             signal.signal(kind, handled)
+
+
+def start_worker() -> None:
+    """Initializes a worker process: only the parent handles Ctrl-C, and a worker ends with a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -127,6 +127,34 @@ def test_paths_are_relative_to_the_folder_of_the_written_manifest(tmp_path: Path
     assert back.image_path(back.rows[1]) == Path("/far/b.jpg")
 
 
+def test_paths_lead_to_the_files_where_either_folder_is_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "wavs").mkdir(parents=True)
+    (tmp_path / "corpus" / "wavs" / "0.wav").touch()
+    (tmp_path / "deep" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "out").symlink_to(tmp_path / "deep" / "a" / "b")
+    (tmp_path / "links" / "in").symlink_to(tmp_path / "corpus")
+    for root in (tmp_path / "corpus", tmp_path / "links" / "in"):
+        Manifest([row(0, clip="wavs/0.wav")], root).write(tmp_path / "links" / "out" / "m.jsonl")
+        back = Manifest.read(tmp_path / "links" / "out" / "m.jsonl")
+        assert back.clip_path(back.rows[0]).exists()
+        back.write(tmp_path / "links" / "m.jsonl")
+        again = Manifest.read(tmp_path / "links" / "m.jsonl")
+        assert again.clip_path(again.rows[0]).exists()
+
+
+def test_a_name_that_no_system_takes_is_only_a_file_that_is_missing(tmp_path: Path) -> None:
+    assert Manifest([row(0, clip="é" * 300)], tmp_path).rows[0].clip == "é" * 300
+
+
+@pytest.mark.parametrize(("value", "kind"), [(2**60, pa.timestamp("us")), (10**8, pa.date32())])
+def test_a_time_beyond_those_of_python_is_an_error_with_its_column(tmp_path: Path, value: int, kind: Any) -> None:
+    table = pa.table({name: ["a"] for name in REQUIRED} | {"when": pa.array([value], kind)})
+    pq.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="when"):
+        Manifest.read(tmp_path / "m.parquet")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.jsonl"
     Manifest(rows(), tmp_path).write(path)

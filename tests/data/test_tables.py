@@ -162,3 +162,10 @@ def test_of_two_columns_for_a_role_the_usual_title_is_taken_and_noted(tmp_path: 
     (tmp_path / "t.csv").write_text("clip,image,age,age\na,b,1,2\n")
     with pytest.raises(ManifestError, match="2 columns 'age'"):
         read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("depth", [700, 5_000])
+def test_a_value_that_is_nested_too_deeply_is_an_error_with_its_line(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "t.jsonl").write_text(f'{{"x": 1}}\n{{"x": {"[" * depth}{"]" * depth}}}\n')
+    with pytest.raises(ManifestError, match="line 2"):
+        read(tmp_path / "t.jsonl")

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from saysee.data import verify as module
 from saysee.data.manifest import Manifest, Row
 from saysee.data.verify import Problem, bad_rows, problems_table, problems_to_dict, verify
 from saysee.errors import ConfigError, ManifestError, MediaError, SaySeeError
+from saysee_process import start_saysee, wait_for
 
 
 @pytest.fixture
@@ -109,6 +115,43 @@ def test_brackets_in_file_names_are_not_markup(damaged: Manifest) -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(problems_table([Problem(1, "clip", "a[/b].wav", "missing", "a[/b].wav: no such file; check it")]))
     assert "a[/b].wav" in console.file.getvalue()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the open files of processes in /proc")
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_its_processes_end_with_it_without_a_word(tmp_path: Path, kind: signal.Signals) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 50 * 16_000)
+    soundfile.write(tmp_path / "0.flac", noise, 16_000)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    for number in range(1, 600):
+        os.link(tmp_path / "0.flac", tmp_path / f"{number}.flac")
+    Manifest([Row(f"{number}.flac", "0.png", "0", "train") for number in range(600)], tmp_path).write(
+        tmp_path / "m.jsonl"
+    )
+    process = start_saysee("data", "verify", tmp_path / "m.jsonl", "--workers", 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: any(map(opens_a_clip, children.read_text().split())), process)
+    workers = children.read_text().split()
+    os.killpg(process.pid, kind) if kind == signal.SIGINT else process.kill()
+    _, said = process.communicate(60)
+    assert process.returncode == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(is_alive, workers))
+
+
+def opens_a_clip(pid: str) -> bool:
+    with suppress(FileNotFoundError):
+        return any(os.readlink(each).endswith(".flac") for each in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def is_alive(pid: str) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    return False
 
 
 def test_a_killed_process_is_one_error(damaged: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

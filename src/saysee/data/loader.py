@@ -338,7 +338,7 @@ def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
     known = manifest.column("seconds") if "seconds" in manifest.extra_columns else [None] * len(manifest)
     lengths = []
     with progress_bar("clip lengths", len(manifest)) as bar:
-        for number, (row, seconds) in enumerate(zip(manifest, known, strict=True), 1):
+        for row, seconds in zip(manifest, known, strict=True):
             if seconds is None:
                 try:
                     seconds = audio_seconds(manifest.clip_path(row))
@@ -347,7 +347,7 @@ def clip_seconds(manifest: Manifest, *, skip: bool) -> NDArray[np.float64]:
                         raise
                     seconds = 0.0
             elif isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0:
-                raise ManifestError(f"row {number}: seconds is {seconds!r:.40}; give a positive number or null")
+                raise ManifestError(f"{row.clip}: seconds is {seconds!r:.40}; give a positive number or null")
             lengths.append(seconds)
             bar.update()
     return np.array(lengths, np.float64)

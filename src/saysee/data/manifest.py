@@ -7,10 +7,11 @@ It is a Parquet or JSON Lines file. The columns ``clip``, ``image``, ``image_id`
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,9 +98,9 @@ class Manifest:
         path = check_suffix(path)
         writer = _write_parquet if path.suffix.lower() == ".parquet" else _write_jsonl
         table: dict[str, list[Any]] = {name: self.column(name) for name in KNOWN + self.extra_columns}
-        before, after = os.path.abspath(self.root), os.path.abspath(path.parent)
-        for name in ("clip", "image") if before != after else ():
-            table[name] = [_moved(each, before, after) for each in table[name]]
+        relative, start = relative_to(path.parent), os.path.realpath(self.root)
+        for name in ("clip", "image") if start != os.path.realpath(path.parent) else ():
+            table[name] = [each if os.path.isabs(each) else relative(os.path.join(start, each)) for each in table[name]]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
@@ -203,7 +204,7 @@ def name_on_disk(path: str, root: Path) -> str:
         return path
     slashes = path.replace("\\", "/")
     forms = dict.fromkeys((path, slashes, normalize("NFC", slashes), normalize("NFD", slashes)))
-    return next((form for form in forms if len(forms) > 1 and (root / form).exists()), slashes)
+    return next((form for form in forms if len(forms) > 1 and os.path.exists(root / form)), slashes)
 
 
 _Unchecked = tuple[Row, Collection[str]]  # a row, and the extra columns in which it may have values that are not JSON
@@ -287,14 +288,23 @@ def _leak(what: str, one: tuple[int, str], other: tuple[int, str]) -> ManifestEr
     return ManifestError(f"rows {one[0]} and {other[0]}: {what} is in the splits {splits}; keep it in one")
 
 
-def _moved(path: str, before: str, after: str) -> str:
-    """A path that is relative to one folder, relative to another."""
-    if os.path.isabs(path):
-        return path
-    try:
-        return os.path.relpath(os.path.join(before, path), after).replace(os.sep, "/")
-    except ValueError:  # another drive
-        return os.path.join(before, path)
+def relative_to(root: Path) -> Callable[[str], str]:
+    """A function that makes paths relative to ``root``, or absolute if that is impossible (another drive)."""
+    real = os.path.realpath(root)  # ".." leads from the real folder, not from a link to it
+
+    @functools.cache  # a million files share few folders
+    def relative_folder(folder: str) -> str:
+        try:
+            relative = os.path.relpath(os.path.abspath(folder), real)
+        except ValueError:
+            return os.path.abspath(folder)
+        return "" if relative == os.curdir else relative
+
+    def relative(path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.join(relative_folder(folder), name).replace(os.sep, "/")
+
+    return relative
 
 
 def _read_jsonl(path: Path) -> Iterator[_Unchecked]:

@@ -232,7 +232,7 @@ def _open_json_lines(path: Path, encoding: str, notes: tuple[str, ...]) -> Table
     except ManifestError:
         if not titles:
             raise
-    rows = ((number, [plain_value(one.get(title)) for title in titles]) for number, one in _objects(path, encoding))
+    rows = ((number, [one.get(title) for title in titles]) for number, one in _objects(path, encoding))
     return Table(path, tuple(titles), "line", notes, rows)
 
 
@@ -241,7 +241,7 @@ def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    record = json.loads(line)
+                    record = plain_value(json.loads(line))
                     if not isinstance(record, dict):
                         raise TypeError(f"{type(record).__name__}, not an object")
                 except (ValueError, TypeError, RecursionError) as why:
@@ -313,7 +313,7 @@ def arrow_values(column: pa.ChunkedArray, place: str) -> list[Any]:
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's times have microseconds
             column = column.cast(pa.timestamp("us", column.type.tz))
         return [plain_value(value) for value in _values(column)]
-    except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError, pa.ArrowException) as error:
         what = f"{place} is of the type {column.type!s:.60}"
         raise ManifestError(f"{what}, which is not read ({reason(error):.80})") from None
 

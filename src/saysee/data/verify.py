@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +23,7 @@ from saysee.log import progress_bar
 from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
 from saysee.media.formats import Kind
 from saysee.media.images import load_image
+from saysee.signals import on_signals, start_worker
 
 _INLINE = 500  # files: fewer take about 5 s, and starting processes costs more than it saves
 _CHUNK = 32  # files passed to a process at a time
@@ -114,9 +116,10 @@ def _open_all(files: Sequence[_File], check: Callable[[_File], _Opened], process
         if processes > 1 and len(files) >= _INLINE:
             # Spawned, not forked: the caller may hold threads or a GPU.
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=context))
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # after Ctrl-C, open no other files first
-            results = pool.map(check, files, chunksize=_CHUNK)
+            pool = ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker)
+            stack.callback(pool.shutdown, cancel_futures=True)  # after Ctrl-C, open no other files first
+            with on_signals(signal.SIG_IGN, signal.SIGINT):  # the processes start here, and ignore Ctrl-C from then on
+                results = pool.map(check, files, chunksize=_CHUNK)
         try:
             for found in results:
                 opened.append(found)

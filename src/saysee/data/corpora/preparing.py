@@ -3,17 +3,16 @@
 Files are not decoded; ``saysee data verify`` does that.
 """
 
-import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from saysee.data.corpora.finding import FileIndex
-from saysee.data.manifest import Manifest, Row, check_suffix
+from saysee.data.manifest import Manifest, Row, check_suffix, relative_to
 from saysee.data.tables import split_name
 from saysee.errors import ConfigError, ManifestError, SaySeeError
 from saysee.files import write_text
@@ -177,7 +176,7 @@ def prepare(
     if unusable > allow_missing:
         fix = f"add them, or continue without them by --allow-missing {unusable} (all names are in {problems_file})"
         raise SaySeeError(f"{to}: not written, because files are missing: {described}; {fix}")
-    relative = _relative_to(to.parent)
+    relative = relative_to(to.parent)
     rows = []
     for row in listed:
         if row.clip in clip_files and row.image in image_files:
@@ -256,25 +255,6 @@ def _usable(
     used = {*found.values(), *index.match(unpaired).values()}
     problems.extra[what] += [index.listing.relative(path) for path in index.paths if path not in used]
     return usable
-
-
-def _relative_to(root: Path) -> Callable[[str], str]:
-    """A function that makes paths relative to ``root``, or absolute if that is impossible (another drive)."""
-    real = os.path.realpath(root)  # ".." leads from the real folder, not from a link to it
-
-    @functools.cache  # a million files share few folders
-    def relative_folder(folder: str) -> str:
-        try:
-            relative = os.path.relpath(os.path.abspath(folder), real)
-        except ValueError:
-            return os.path.abspath(folder)
-        return "" if relative == os.curdir else relative
-
-    def relative(path: str) -> str:
-        folder, name = os.path.split(path)
-        return os.path.join(relative_folder(folder), name)
-
-    return relative
 
 
 def _write_problems(to: Path, problems: Problems) -> Path | None:

@@ -23,14 +23,14 @@ from tqdm import tqdm
 from saysee.data.manifest import Manifest, Row
 from saysee.data.scenes.drawing import IMAGE_SIZE
 from saysee.data.scenes.grammar import LANGUAGES
-from saysee.data.scenes.making import RECORDS, make_images, read_record, start_worker, write_file
+from saysee.data.scenes.making import RECORDS, make_images, read_record, write_file
 from saysee.data.scenes.planning import PlannedScene, plan, split_sizes
 from saysee.data.scenes.speech import synthesizer_version
 from saysee.errors import ConfigError, SaySeeError
 from saysee.files import UNFINISHED
 from saysee.hardware import usable_cores
 from saysee.log import progress_bar
-from saysee.signals import on_signals
+from saysee.signals import on_signals, start_worker
 
 GENERATOR_VERSION = 2  # increased by any change that gives other images, captions or clips for the same seed
 

@@ -5,10 +5,6 @@ It imports neither torch nor pyarrow, so a worker starts in half a second.
 
 import io
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,19 +93,6 @@ def _flac(utterance: Utterance) -> bytes:
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return encoded.getvalue()
-
-
-def start_worker() -> None:
-    """Initializes a worker process: only the parent handles Ctrl-C, and a worker ends with a killed parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def make_images(folder: Path, seed: int, image_size: int, languages: Sequence[str], batch: list[PlannedScene]) -> int:
