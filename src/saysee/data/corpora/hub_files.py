@@ -231,6 +231,8 @@ def _resolve(source: str, config: str | None, target: Path, datasets: Any) -> li
 def _saved(state: Path) -> list[Part]:
     """The shards of a split that ``save_to_disk`` wrote, whose folder has this ``state.json``."""
     folder, content = state.parent, json.loads(state.read_bytes())
+    if content.get("_indices_data_files"):
+        raise SaySeeError(f"{folder}: was saved by datasets before 2.0; save it again by a newer version")
     of_several = (folder.parent / "dataset_dict.json").is_file()
     split = folder.name if of_several else content.get("_split")
     config = folder.parent.name if of_several else folder.name
@@ -239,9 +241,10 @@ def _saved(state: Path) -> list[Part]:
 
 def _local(listing: Listing, target: Path) -> list[Part]:
     """The tables and tars below a folder; text files only beside pairs, else they tell of the data set at most."""
-    paths = [path for path in listing.files(tuple(_FORMS)) if not (target.exists() and target.samefile(path))]
-    found = [Part(path, form, _split_in(listing.relative(path))) for path in paths if (form := _form(path))]
-    texts = any("qrels" in part.path[len(str(listing.folder)) :].casefold() for part in found)
+    files = [path for path in listing.files(tuple(_FORMS)) if not (target.exists() and target.samefile(path))]
+    names = {path: listing.relative(path) for path in files}
+    found = [Part(path, form, _split_in(name)) for path, name in names.items() if (form := _form(path))]
+    texts = any("qrels" in name.casefold() for name in names.values())
     parts = [part for part in found if texts or part.form != "text"] or found
     if not parts:
         what = "no .parquet, .arrow or .tar file there"
