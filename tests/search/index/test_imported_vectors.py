@@ -119,6 +119,23 @@ def test_a_small_change_of_a_vector_is_written_and_rounding_is_no_change(
     assert imported(units) == 1
 
 
+def test_rows_stay_where_most_vectors_have_become_bad(encoder: Any, vectors: np.ndarray, tmp_path: Path) -> None:
+    ids = write_ids(tmp_path / "ids.csv", names())
+    np.save(tmp_path / "v.npy", vectors)
+    index_files(encoder, tmp_path / "v.npy", ids, tmp_path / "index")
+    vectors[1:] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    given = read_files(tmp_path / "v.npy", ids, DIMENSION)
+    report = index_vectors(encoder, given, tmp_path / "index")
+    assert (report.removed, report.missing.total(), len(report.refused)) == (0, COUNT - 1, COUNT - 1)
+    assert index_vectors(encoder, given, tmp_path / "index", allow_removals=True).removed == COUNT - 1
+    assert list(stored(tmp_path / "index")) == ["0.jpg"]
+    vectors[:] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    with pytest.raises(SaySeeError, match=r"0\.jpg"):
+        index_files(encoder, tmp_path / "v.npy", ids, tmp_path / "new")
+
+
 def test_large_values_are_no_reason_to_refuse_a_vector(encoder: Any, vectors: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", vectors * np.float32(1e30))
     report = index_files(encoder, tmp_path / "v.npy", write_ids(tmp_path / "ids.csv", names()), tmp_path / "index")

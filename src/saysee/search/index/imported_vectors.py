@@ -18,7 +18,7 @@ from saysee.search.index.readers.given import Given
 from saysee.search.index.readers.item_list import Listed, batched
 from saysee.search.index.sources import is_upload
 from saysee.search.index.store import UNIT_TOLERANCE, Tables, Vectors
-from saysee.search.index.updating import begin, finish, remove_rows
+from saysee.search.index.updating import begin, check_not_empty, finish, remove_rows
 
 _CHUNK = 8_192  # vectors read and committed together
 _SAMPLES = 8  # images that are encoded to check whether the vectors are of this model
@@ -40,16 +40,18 @@ def index_vectors(
 ) -> IndexReport:
     """Creates an index of imported vectors, or brings one up to date: only rows that differ are written.
 
-    Rows whose vector is missing, zero, not finite or of another dimension are left out and reported.
+    Rows whose vector is missing, zero, not finite or of another dimension are left out and reported; the index keeps
+    those that it has as it keeps rows that are no longer given.
 
     Args:
         encoder: the model whose image encoder they came from.
         given: of :func:`saysee.search.index.readers.files.read_files` or ``readers.database.read_database``.
         to: folder of the index, or its address as of :meth:`saysee.search.index.index.Index.open`.
         images: where images with an address on the web are fetched from, to compare some with their vectors.
-        allow_removals: remove the rows that are no longer given even if these are more than half.
+        allow_removals: remove the rows that are no longer given, or without a usable vector, even if these are more
+            than half.
 
-    Raises SaySeeError for another dimension, or vectors that are not this model's, as far as the images can be found.
+    Raises SaySeeError for another dimension, no vector that can be used, or vectors that are not this model's, as far as the images can be found.
     """
     for part in given.vectors.parts:
         if part.values.shape[1] != encoder.dimension:
@@ -80,7 +82,8 @@ def index_vectors(
                 for place in np.flatnonzero(lengths == 0):
                     bad = chunk[place]
                     report.refused.append((bad.item.path, given.vectors.why(start + int(place), bad.item.path)))
-                    items.mark("bad", bad.number)
+                    if bad.row is not None:
+                        items.mark("gone", bad.number)
                 good = np.flatnonzero(lengths > 0)
                 usable = [chunk[place] for place in good]
                 for one in usable:
@@ -98,6 +101,7 @@ def index_vectors(
         if scaled:
             report.notes.append(f"{scaled:,} vectors were not of length 1; all are kept as unit vectors")
         finish(writer, about, report)
+    check_not_empty(report, given.source)
     return report
 
 

@@ -142,10 +142,13 @@ def root_of(about: About, folder: Path | None, first: str | None) -> Path:
 
     Index and files may have moved together, so the place relative to the index is tried first.
     """
-    for root in _places(about.root, about.root_beside, folder):
-        if (root / first).exists() if first is not None else root.is_dir():
-            return root
-    return Path(about.root)
+    places = list(_places(about.root, about.root_beside, folder))
+    if first is not None:
+        for root in places:
+            if (root / first).exists():
+                return root
+        places.reverse()  # that file has gone; the index alone may have moved into any folder
+    return next((root for root in places if root.is_dir()), Path(about.root))
 
 
 def model_of(about: About, index: str, folder: Path | None) -> str:

@@ -87,11 +87,7 @@ def update_index(
         remove_rows(writer, source.items, report, run.rows, allow_removals, vanished_folder(source))
         writer.note(EXAMPLES, source.items.examples())
         finish(writer, about, report)
-    if not report.images and not report.clips:
-        path, reason = report.refused[0]
-        raise SaySeeError(
-            f"{source.place}: none of {len(report.refused)} files can be used; the first is {path} ({reason})"
-        )
+    check_not_empty(report, source.place)
     return report
 
 
@@ -137,6 +133,17 @@ def finish(writer: Tables, about: About, report: IndexReport) -> None:
     report.search = writer.make_ready()
     counts = writer.counts()
     report.images, report.clips = counts["image"], counts["clip"]
+
+
+def check_not_empty(report: IndexReport, place: str) -> None:
+    """Raises a SaySeeError if the index has no row after a run over the items at a place."""
+    if report.images or report.clips:
+        return
+    if not report.refused:
+        others = counted(report.ignored)
+        raise SaySeeError(f"{place}: no image and no clip there ({others}); name the folder that holds them")
+    path, reason = report.refused[0]
+    raise SaySeeError(f"{place}: none of {len(report.refused):,} items can be used; the first is {path} ({reason})")
 
 
 def remove_rows(
