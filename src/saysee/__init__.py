@@ -32,28 +32,20 @@ if TYPE_CHECKING:
     from saysee.settings.recipe import FusionConfig as FusionConfig
     from saysee.settings.recipe import HeadConfig as HeadConfig
 
-_HOMES = {
-    "CheckpointError": "saysee.errors",
-    "ConfigError": "saysee.errors",
-    "Encoder": "saysee.encoding.encoder",
-    "EvaluationResult": "saysee.evaluation.protocols",
-    "FusionConfig": "saysee.settings.recipe",
-    "HeadConfig": "saysee.settings.recipe",
-    "Hit": "saysee.search.index.index",
-    "Index": "saysee.search.index.index",
-    "LostProcessError": "saysee.errors",
-    "Manifest": "saysee.data.manifest",
-    "ManifestError": "saysee.errors",
-    "MediaError": "saysee.errors",
-    "MissingExtraError": "saysee.errors",
-    "Row": "saysee.data.manifest",
-    "SaySeeError": "saysee.errors",
-    "SpeechImageConfig": "saysee.model.configuration",
-    "SpeechImageModel": "saysee.model.retriever",
-    "SpeechImageProcessor": "saysee.model.processor",
-    "evaluate": "saysee.evaluation.protocols",
-    "set_progress": "saysee.log",
+_NAMES = {
+    "saysee.data.manifest": "Manifest Row",
+    "saysee.encoding.encoder": "Encoder",
+    "saysee.errors": "CheckpointError ConfigError LostProcessError ManifestError MediaError MissingExtraError "
+    "SaySeeError",
+    "saysee.evaluation.protocols": "EvaluationResult evaluate",
+    "saysee.log": "set_progress",
+    "saysee.model.configuration": "SpeechImageConfig",
+    "saysee.model.processor": "SpeechImageProcessor",
+    "saysee.model.retriever": "SpeechImageModel",
+    "saysee.search.index.index": "Hit Index",
+    "saysee.settings.recipe": "FusionConfig HeadConfig",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_HOMES, "__version__"]
 

@@ -182,6 +182,8 @@ def test_mistakes_are_explained_in_one_line(
     assert "CUDA" in error_of("evaluate", model_folder, tiny_scenes, "--device", "cuda")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "torchrun" in error_of("data", "verify", tiny_scenes)
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert "missing.parquet" in error_of("data", "verify", tmp_path / "missing.parquet")
 
 
 def test_debug_shows_where_a_mistake_came_from(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_flags_override_the_file_and_the_last_word_wins(write):
         ("- a\n- b", ["mapping"]),
         ("just words", ["mapping"]),
         ("data: {batch_size: 8", ["is not YAML"]),
+        ("data: {manifest: 2024-13-01}", ["is not YAML"]),
         ("output: \x00", ["is not YAML"]),
     ],
 )
@@ -139,6 +140,7 @@ def test_unknown_names_and_wrong_types_are_reported_in_one_line(text, words, wri
     [
         ("--data.batch_size=many", "batch_size"),
         ("--data.batch_sise=3", "batch_sise"),
+        ("--training.step=3", "training.step"),
         ("--nothing", "nothing"),
         ("words", "words"),
         ("--data.batch_size", "batch_size"),

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         call = parse([word for word in words if word != "--debug"])
         if call is None:
             return printing.EXIT_DONE
-        if call.function is not train.train and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if call.function is not train.train and int(os.environ.get("WORLD_SIZE") or 1) > 1:
             raise ConfigError("only 'saysee train' runs in several processes; start other verbs without torchrun")
         result = call.function(**call.arguments)
         results = [result] if isinstance(result, Result) else result or ()

@@ -148,6 +148,11 @@ class Verb:
                 self._fail(str(error))
             argument = arguments[wrong[1]]
             self._fail(f"{argument.shown} is {values[wrong[1]]!r}; give {argument.expected}")
+        for argument in arguments.values():
+            if argument.name in values and checked.get(argument.name, "") is None:  # jsonargparse takes "null" for None
+                if argument.kind not in (str, Path):
+                    self._fail(f"{argument.shown} is {values[argument.name]!r}; give {argument.expected}")
+                checked[argument.name] = argument.kind(values[argument.name])
         return checked
 
     def _fail(self, message: str) -> NoReturn:
@@ -174,7 +179,7 @@ class _Argument:
         many = get_origin(kind) is (tuple if self.flag else collections.abc.Sequence)
         self.least = 0 if isinstance(default, bool) else 1  # number of values that it needs
         self.most = 0 if kind is bool else sys.maxsize if many else 1  # number that it takes
-        kind = _first(get_args(kind)[0]) if self.is_list else kind
+        self.kind = kind = _first(get_args(kind)[0]) if self.is_list else kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         self.expected = " or ".join(choices) or ("a whole number" if kind is int else "a number")  # of a value
         metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS.get(kind, "")

@@ -193,6 +193,8 @@ def search(
     """
     if k < 1:
         raise ConfigError(f"-k is {k}; it must be at least 1")
+    if sheet is not None and not sheet.absolute().parent.is_dir():
+        raise ConfigError(f"--sheet {sheet}: there is no folder {sheet.absolute().parent}; create it")
     from saysee.search.index.index import Index
     from saysee.search.terminal.queries import run_queries
     from saysee.search.terminal.sheet import write_sheet

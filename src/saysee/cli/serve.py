@@ -88,13 +88,15 @@ def serve(
         access_log=access_log,
     )
 
+    heard_by = open_recognizer(recognizer, language, device)
+    opened = Index.open(index, model=model, device=device, recognizer=heard_by, speech=speech)
+
     def ready(address: str) -> None:
-        print_result(Result({"url": address, "pid": os.getpid()}, [f"{index}: served at {address}"]), json)
+        line = f"{opened.place}: served at {address}"  # the address of a database, as typed, may hold its password
+        print_result(Result({"url": address, "pid": os.getpid()}, [line]), json)
         if not json and settings.token is None and _has_desktop():
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()  # it may wait for its end
 
-    heard_by = open_recognizer(recognizer, language, device)
-    opened = Index.open(index, model=model, device=device, recognizer=heard_by, speech=speech)
     serve(opened, settings, ready)
 
 

@@ -119,7 +119,7 @@ def read_yaml(file: Path, name: str, fix: str) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror or error}; {fix}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise ConfigError(f"{name} must be a mapping of names to values, such as 'data: {{manifest: ...}}'")
@@ -204,7 +204,7 @@ def _parser() -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the descriptions are below the fields
-    parser = ArgumentParser(exit_on_error=False, prog="saysee train RECIPE", usage=None, description=None)
+    parser = ArgumentParser(exit_on_error=False, prog="saysee train RECIPE", allow_abbrev=False)
     parser.add_class_arguments(Recipe, as_group=False, skip=set(_SECTIONS))
     for name, kind in _SECTIONS.items():
         parser.add_class_arguments(kind, name, skip=_derived(kind))

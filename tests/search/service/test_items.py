@@ -162,6 +162,14 @@ def test_an_upload_that_a_kill_left_without_its_row_can_be_repeated(ask, index, 
     assert index.check() == []
 
 
+def test_content_whose_file_is_gone_is_added_again(ask, index, tmp_path):
+    client, new = ask(write=True), picture(tmp_path / "new.png", 83).read_bytes()
+    assert client.post("/items", files={"file": ("a.png", new)}).status_code == 201
+    (index.folder / "uploads" / f"{fingerprint(new)}.png").unlink()
+    again = client.post("/items", files={"file": ("a.png", new)})
+    assert (again.status_code, client.get(again.json()["url"]).content) == (201, new)
+
+
 def test_the_same_content_is_not_added_twice(ask, index, photos):
     client = ask(write=True)
     known = (photos / "work/5.png").read_bytes()

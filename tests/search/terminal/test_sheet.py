@@ -85,7 +85,8 @@ def test_sheet_tells_what_it_cannot_show(tmp_path):
         Hit(2, "image", "https://example.org/a.jpg", 0.4, {}),
         Hit(3, "image", "javascript://example.org/%0aalert(1)", 0.3, {}),
     ]
-    results = SearchResults([QueryResult("a", "text", hits), QueryResult("b", "text", [])], ["<i>.wav: is silent"])
+    queries = [QueryResult("a", "text", hits), QueryResult("/no text \udcff.jpg", "text", [])]
+    results = SearchResults(queries, ["<i>.wav: is silent"])
     page = Page(write_sheet(results, tmp_path / "sheet.html"))
     assert page.text.count("cannot be shown here") == 3
     assert page.all("a", "href") == [(tmp_path / "gone.png").as_uri(), "https://example.org/a.jpg"]

@@ -51,7 +51,8 @@ def index_vectors(
         allow_removals: remove the rows that are no longer given, or without a usable vector, even if these are more
             than half.
 
-    Raises SaySeeError for another dimension, no vector that can be used, or vectors that are not this model's, as far as the images can be found.
+    Raises SaySeeError for another dimension, no vector that can be used, or vectors that are not this model's, as far
+    as the images can be found.
     """
     for part in given.vectors.parts:
         if part.values.shape[1] != encoder.dimension:

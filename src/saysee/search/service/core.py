@@ -194,7 +194,8 @@ class Service:
             for start in range(0, len(rows), _RERANKED_TOGETHER):
                 items = await asyncio.gather(*(read(item) for item, _ in rows[start : start + _RERANKED_TOGETHER]))
                 found = {place: item for place, item in enumerate(items, start) if item is not None}
-                of_these: dict[int, float] = await self._run(object(), found, score)
+                with request_errors(422, "not-finite"):
+                    of_these: dict[int, float] = await self._run(object(), found, score)
                 logits |= of_these
         return reordered(rows, logits)
 

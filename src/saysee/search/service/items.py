@@ -127,9 +127,14 @@ class Items:
             raise RequestError(409, "storage-failed", message, 60) from None
 
     def find(self, kind: Kind, content: str, metadata: dict[str, Any] | None) -> Item | None:
-        """The row with the fingerprint ``content``, if any; metadata, if given, replaces its own except for EXIF."""
+        """The row with the fingerprint ``content``, if any has a file; metadata, if given, replaces all but EXIF."""
         with self._writing() as writer:
             item = writer.row_with(kind, content)
+            if item is not None and "://" not in item.path:
+                try:
+                    self._path(item)
+                except RequestError:  # its file is gone
+                    return None
             if item is not None and metadata is not None:
                 kept = {key: item.metadata[key] for key in (NAME_KEY, *EXIF_KEYS) if key in item.metadata}
                 item.metadata = kept | metadata

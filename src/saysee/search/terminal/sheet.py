@@ -38,7 +38,7 @@ def write_sheet(results: SearchResults, path: str | os.PathLike[str] | None = No
         skipped=results.skipped,
     )
     try:
-        write_text(place, text)
+        write_text(place, text.encode(errors="replace").decode())  # names that are not valid Unicode
     except OSError as error:
         raise SaySeeError(
             f"{place}: the sheet cannot be written ({error.strerror}); name another file with --sheet"
