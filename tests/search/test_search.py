@@ -156,10 +156,17 @@ def test_refusals(index):
         ({"texts": ["a"], "k": 0}, "at least 1"),
         ({"vectors": np.ones((1, 5))}, "have 24 dimensions"),
         ({"vectors": np.zeros((1, DIMENSION))}, "zero or not finite"),
+        ({"vectors": [[1, 2], [3]]}, rf"\[Q, {DIMENSION}\]"),
         ({"texts": ["a"], "kind": "video"}, "one of image, clip"),
     ):
         with pytest.raises(SaySeeError, match=words):
             index.search(**ask)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_vectors_may_be_of_any_length(index, length):
+    query = np.random.default_rng(0).standard_normal((1, DIMENSION))
+    assert index.search(vectors=query * length) == index.search(vectors=query / np.linalg.norm(query))
 
 
 def test_another_model_is_refused(index, hubert_folder, clip_folder, clip_config, photos, tmp_path):
@@ -178,6 +185,10 @@ def test_another_model_is_refused(index, hubert_folder, clip_folder, clip_config
     connection.close()
     with pytest.raises(SaySeeError, match="32 dimensions"):
         Index.open(index.folder, model=index.encoder.model).search(texts=["a"])
+    shutil.rmtree(index.folder)
+    update_index(Encoder(other), photos, index.folder)
+    with pytest.raises(SaySeeError, match="model"):
+        index.search(texts=["a"])  # it was open before
 
 
 def test_index_finds_its_model_or_asks_for_it(encoder, model_folder, photos, tmp_path):

@@ -16,6 +16,7 @@ from media_files import rows
 from saysee import Index, SaySeeError
 from saysee.cli import main
 from saysee.search.index.index import open_store
+from saysee.search.index.ranking import nearest
 from saysee.search.index.store import About, Item
 from saysee.search.index.updating import update_index
 
@@ -59,6 +60,11 @@ def test_clusters_find_what_exact_search_finds(place, few):
     assert scores == sorted(scores, reverse=True)
     item, score = many[3]
     assert score == pytest.approx(float(vectors[0] @ vectors[int(item.path.removesuffix(".jpg"))]), abs=1e-6)
+
+
+def test_no_query_finds_nothing(place, few):
+    fill(place, clustered(400))
+    assert nearest(open_store(place), np.empty((1, 0, DIMENSION), np.float32), "image", 5) == []
 
 
 def test_rows_beside_the_clusters_are_found_at_once_and_by_who_has_it_open(place, few):

@@ -214,8 +214,7 @@ class Index:
         if vectors is not None:
             queries = self._checked(vectors)[None]
         else:
-            if kind == "clip":  # another process may have gone over to another model meanwhile
-                self.store.about().check(self.encoder, self.place, kind)
+            self.store.about().check(self.encoder, self.place, kind)  # another process may have changed the model
             queries = self._encoded(_QUERY_KINDS[chosen[0]], given[chosen[0]], bad, transcripts)
         good = [position for position in range(queries.shape[1]) if not bad or position not in bad]
         most, skipped = (k, offset) if rerank is None else (max(offset + k, rerank), 0)
@@ -310,18 +309,22 @@ class Index:
         return np.stack([encoder.encode(kind, items, bad=bad, transcripts=transcripts) for encoder in encoders])
 
     def _checked(self, vectors: ArrayLike) -> Vectors:
-        queries = np.asarray(vectors, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.about.dimension:
+        dimension = self.about.dimension
+        try:
+            queries = np.asarray(vectors, np.float64)  # in fp32 the square of 1e20 is infinite
+        except (TypeError, ValueError):
+            raise SaySeeError(f"{self.place}: the queries are no matrix of numbers; give [Q, {dimension}]") from None
+        if queries.ndim != 2 or queries.shape[1] != dimension:
             raise SaySeeError(
-                f"{self.place}: its vectors have {self.about.dimension} dimensions, the queries' shape is "
-                f"{list(queries.shape)}; give [Q, {self.about.dimension}]"
+                f"{self.place}: its vectors have {dimension} dimensions, the queries' shape is {list(queries.shape)}; "
+                f"give [Q, {dimension}]"
             )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
         if bad.size:
             raise SaySeeError(f"query vector {bad[0] + 1} is zero or not finite; remove it")
         lengths[np.abs(lengths - 1) < _ROUNDING] = 1  # unit vectors stay as they are
-        return np.asarray(queries / lengths)
+        return np.asarray(queries / lengths, np.float32)
 
     def check(self) -> list[str]:
         """Reads the whole index and returns what is wrong with it, one line each; SaySeeError if it cannot be read."""

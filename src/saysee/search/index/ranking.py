@@ -50,6 +50,8 @@ def nearest(
 
     The rankings by several, all of one moment, are fused: no hit depends on ``k`` and ``offset``.
     """
+    if not vectors.shape[1]:  # LanceDB searches for no query at all only by an error
+        return []
     if len(vectors) == 1:
         return store.nearest(vectors[0], kind, k, where, filters, offset)
     rankings = store.nearest(np.concatenate(vectors), kind, DEPTH, where, filters)
