@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saysee import SaySeeError
+from saysee.search.index import store as store_module
 from saysee.search.index.filters import parse_filters
 from saysee.search.index.index import open_store
 from saysee.search.index.ranking import newest
@@ -202,3 +203,12 @@ def test_a_filter_of_many_wildcards_takes_no_time():
     began = time.process_time()
     assert not one.matches("a" * 20_000)
     assert time.process_time() - began < 1
+
+
+def test_listing_by_a_filter_holds_a_page_of_rows_in_memory(store, monkeypatch):
+    monkeypatch.setattr(store_module, "PAGE", 2)
+    with store.reading() as tables:
+        asked, rows = [], tables.rows
+        monkeypatch.setattr(tables, "rows", lambda ids: asked.append(len(ids)) or rows(ids))
+        assert len(newest(tables, "image", 3, filters=parse_filters(["name:*"]))) == 3
+    assert asked == [2, 2]

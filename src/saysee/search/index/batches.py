@@ -21,9 +21,9 @@ from saysee.media.metadata import is_video, read_exif
 from saysee.media.source import printable, reason
 from saysee.search.index.about import About, IndexReport
 from saysee.search.index.index import open_store
-from saysee.search.index.readers.item_list import ItemList, Listed, State, batched
+from saysee.search.index.readers.item_list import ItemList, Listed, State
 from saysee.search.index.sources import NO_SUFFIX, is_upload
-from saysee.search.index.store import Item, Key, Tables, Vectors
+from saysee.search.index.store import Item, Key, Tables, Vectors, batched
 
 _VIDEO = MediaError("undecodable", "is a video")
 

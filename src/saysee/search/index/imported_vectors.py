@@ -15,9 +15,9 @@ from saysee.media.web import ImageServer
 from saysee.search.index.about import IndexReport
 from saysee.search.index.index import open_store
 from saysee.search.index.readers.given import Given
-from saysee.search.index.readers.item_list import Listed, batched
+from saysee.search.index.readers.item_list import Listed
 from saysee.search.index.sources import is_upload
-from saysee.search.index.store import UNIT_TOLERANCE, Tables, Vectors
+from saysee.search.index.store import UNIT_TOLERANCE, Tables, Vectors, batched
 from saysee.search.index.updating import begin, check_not_empty, finish, remove_rows
 
 _CHUNK = 8_192  # vectors read and committed together

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from saysee.media.formats import Kind
 from saysee.search.index.about import FORMAT, INDEX_FOLDER, About
 from saysee.search.index.filters import NUMBER_COLUMNS, TEXT_COLUMNS, Filters
 
+T = TypeVar("T")
+
 KINDS: tuple[Kind, ...] = ("image", "clip")
 Key = tuple[Kind, str]
 Ids = NDArray[np.int64]
@@ -32,6 +35,7 @@ Vectors = NDArray[np.float32]
 
 LANCE = ("lance://", "s3://")  # what the address of an index in LanceDB starts with
 UNIT_TOLERANCE = 0.01  # how far a stored vector's length may be from 1: fp16 is within 0.001
+PAGE = 1_000  # rows read at once, where all are
 WHERE_SECONDS = 10.0
 """Most time that choosing rows by an SQL condition may take; a choice. A pattern can be written that takes hours."""
 
@@ -170,10 +174,15 @@ class Tables(ABC):
     def row_with(self, kind: Kind, content: str) -> Item | None:
         """The earliest row of a kind whose content has this hash."""
 
-    @abstractmethod
     def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
         """Up to ``k`` rows of a kind after ``offset`` others: those without a time, as of the last few seconds or of
         imported vectors, then the newest files first; of equal times the row added last."""
+        for ids in batched(self._newest_ids(kind, k, offset), PAGE):  # few rows are held in memory at once
+            rows = self.rows(ids)
+            yield from (rows[number] for number in ids if number in rows)
+
+    @abstractmethod
+    def _newest_ids(self, kind: Kind, k: int | None, offset: int) -> Iterable[int]: ...
 
     @abstractmethod
     def copies(self, items: Iterable[Item]) -> dict[int, int]:
@@ -277,6 +286,13 @@ class Store(ABC):
         """As :meth:`Tables.existing_about`."""
         with self.reading() as tables:
             return tables.existing_about()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to so many."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def storable(value: Any) -> Any:

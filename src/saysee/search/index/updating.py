@@ -21,7 +21,7 @@ from saysee.media.source import printable
 from saysee.search.index.about import EXAMPLES, About, IndexReport, counted
 from saysee.search.index.batches import BatchWriter, Done, Part, Spread
 from saysee.search.index.index import open_store
-from saysee.search.index.readers.item_list import LEAVING, ItemList, Listed, batched
+from saysee.search.index.readers.item_list import LEAVING, ItemList, Listed
 from saysee.search.index.sources import (
     NO_SUFFIX,
     Source,
@@ -32,7 +32,7 @@ from saysee.search.index.sources import (
     root_of,
     vanished_folder,
 )
-from saysee.search.index.store import KINDS, Item, Tables, is_database
+from saysee.search.index.store import KINDS, Item, Tables, batched, is_database
 
 _EXAMINED = "examined"
 """The note that all files were examined for what they say of themselves; earlier releases did not."""

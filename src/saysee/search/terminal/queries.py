@@ -17,8 +17,7 @@ from saysee.media.formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Kind, file_kind
 from saysee.media.source import opened
 from saysee.search.index.index import Hit, Index
 from saysee.search.index.ranking import FUSED, Speech
-from saysee.search.index.readers.item_list import batched
-from saysee.search.index.store import is_database
+from saysee.search.index.store import batched, is_database
 from saysee.search.terminal.microphone import NAME
 
 if TYPE_CHECKING:

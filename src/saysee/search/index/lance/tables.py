@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
-from saysee.search.index.lance.arrow import KEY, LITERALS, among, insert, quoted, row_schema, to_items, to_rows, update
+from saysee.search.index.lance.arrow import KEY, among, insert, quoted, row_schema, to_items, to_rows, update
 from saysee.search.index.lance.searching import ivf_problem, make_ready
 from saysee.search.index.store import ITEM_COLUMNS, KINDS, UNIT_TOLERANCE, Ids, Item, Key, Tables, Vectors
 
@@ -213,17 +213,14 @@ class LanceTables(Tables):
         found = (item for rows in self._having(kind, "hash", [content], ITEM_COLUMNS) for item in to_items(rows))
         return min(found, key=lambda item: item.id, default=None)
 
-    def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
+    def _newest_ids(self, kind: Kind, k: int | None, offset: int) -> Iterable[int]:
         found = self.select(kind, ["id", "mtime_ns"])
         if not len(found):  # its columns may have no type
-            return
+            return ()
         ids = found["id"].to_numpy()
         times = np.array(pc.fill_null(found["mtime_ns"], np.iinfo(np.int64).max), np.int64)
-        order = ids[np.lexsort((-ids, -times))][offset:][:k]
-        for start in range(0, len(order), LITERALS):
-            numbers = order[start : start + LITERALS].tolist()
-            rows = self.rows(numbers)
-            yield from (rows[number] for number in numbers if number in rows)
+        order: Ids = ids[np.lexsort((-ids, -times))][offset:][:k]
+        return map(int, order)
 
     def copies(self, items: Iterable[Item]) -> dict[int, int]:
         known = [item for item in items if item.hash is not None]

@@ -6,16 +6,14 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from saysee.errors import SaySeeError
 from saysee.media.formats import Kind
 from saysee.search.index.about import MAX_EXAMPLES
 from saysee.search.index.store import KINDS, Item, Key, storable
 
-T = TypeVar("T")
 State = Literal["kept", "ignored", "gone", "bad", "unlisted", "missing", "moved"]
 """Of an item: unchanged; not for this model. Of a row: its file has disappeared; cannot be used; is there, but not an
 item of the source; has disappeared, but the row stays; has moved. None: the item is new or has changed."""
@@ -171,13 +169,6 @@ class ItemList:
             return None
         self.mark("moved", found[0])
         return int(found[1])
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to so many."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _listed(values: Sequence[Any]) -> Listed:

@@ -10,9 +10,8 @@ import numpy as np
 
 from saysee.media.formats import Kind
 from saysee.search.index.about import About
-from saysee.search.index.store import CHANGEABLE, ITEM_COLUMNS, KINDS, Ids, Item, Key, Tables, Vectors
+from saysee.search.index.store import CHANGEABLE, ITEM_COLUMNS, KINDS, PAGE, Ids, Item, Key, Tables, Vectors
 
-_PAGE = 1_000  # rows read at once, where all are
 _ITEM = ", ".join(ITEM_COLUMNS)
 _WRITTEN = ("kind", "hash", "encoded_by", *CHANGEABLE)
 _SET_ABOUT = "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -84,7 +83,7 @@ class SqlTables(Tables):
 
     def items(self) -> Iterator[Item]:
         last = 0
-        while page := list(self._select("WHERE id > ? ORDER BY id LIMIT ?", last, _PAGE)):
+        while page := list(self._select("WHERE id > ? ORDER BY id LIMIT ?", last, PAGE)):
             yield from page
             last = page[-1].id
 
@@ -97,9 +96,10 @@ class SqlTables(Tables):
     def row_with(self, kind: Kind, content: str) -> Item | None:
         return next(self._select("WHERE kind = ? AND hash = ? ORDER BY id LIMIT 1", kind, content), None)
 
-    def newest(self, kind: Kind, k: int | None = None, offset: int = 0) -> Iterator[Item]:
-        order = "WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
-        return self._select(order, kind) if k is None else self._select(f"{order} LIMIT ? OFFSET ?", kind, k, offset)
+    def _newest_ids(self, kind: Kind, k: int | None, offset: int) -> Iterator[int]:
+        sql = "SELECT id FROM items WHERE kind = ? ORDER BY mtime_ns IS NOT NULL, mtime_ns DESC, id DESC"
+        found = self.execute(sql, (kind,)) if k is None else self.execute(f"{sql} LIMIT ? OFFSET ?", (kind, k, offset))
+        return (number for (number,) in found)
 
     def _select(self, condition: str, *values: Any) -> Iterator[Item]:
         """The rows for which the end of an SQL statement, from WHERE on, holds."""
