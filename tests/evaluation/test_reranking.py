@@ -151,6 +151,8 @@ def test_a_clip_against_many_images_and_an_image_against_many_clips_are_the_pair
     clips = encoder.side("clip").tokens([encoder.prepare("clip", corpus.clip_path(row)) for row in corpus.rows[:3]])
     image = encoder.tokens("image", corpus.image_path(corpus.rows[0]))
     assert match(encoder, clips, image)[0] == pytest.approx(singly[0], rel=1e-3, abs=1e-3)
+    rough = Encoder(model.to(torch.bfloat16))  # eight bits: logits near 50 are rounded to quarters
+    np.testing.assert_allclose(match(rough, clip, images), singly, rtol=0.02)
 
 
 def test_a_model_without_matching_is_one_error(model, corpus):
