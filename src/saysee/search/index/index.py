@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-6  # how far the length of a unit vector may be from 1 by rounding
+_FP32_DIGITS = 9  # decimal exponents of a length that fp32 can square, either way
 _QUERY_KINDS: dict[str, Any] = {"speech": "clip", "images": "image", "texts": "text"}
 
 
@@ -311,7 +312,7 @@ class Index:
     def _checked(self, vectors: ArrayLike) -> Vectors:
         dimension = self.about.dimension
         try:
-            queries = np.asarray(vectors, np.float64)  # in fp32 the square of 1e20 is infinite
+            queries = np.asarray(vectors, np.float64)
         except (TypeError, ValueError):
             raise SaySeeError(f"{self.place}: the queries are no matrix of numbers; give [Q, {dimension}]") from None
         if queries.ndim != 2 or queries.shape[1] != dimension:
@@ -323,8 +324,11 @@ class Index:
         bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
         if bad.size:
             raise SaySeeError(f"query vector {bad[0] + 1} is zero or not finite; remove it")
+        outside = np.abs(np.log10(lengths)) > _FP32_DIGITS
+        queries = np.asarray(queries / np.where(outside, lengths, 1), np.float32)
+        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         lengths[np.abs(lengths - 1) < _ROUNDING] = 1  # unit vectors stay as they are
-        return np.asarray(queries / lengths, np.float32)
+        return np.asarray(queries / lengths)
 
     def check(self) -> list[str]:
         """Reads the whole index and returns what is wrong with it, one line each; SaySeeError if it cannot be read."""
