@@ -294,6 +294,8 @@ def test_the_axis_goes_from_clean_to_the_strongest_or_has_clean_between() -> Non
 def test_conditions_are_chosen_by_name_or_family_with_strengths() -> None:
     conditions = builtin_conditions()
     assert choose("", conditions) == conditions
+    found = choose("white=20,pink=5,white=0", conditions)
+    assert {each.name: each.strengths for each in found} == {"white": (20.0, 0.0), "pink": (5.0,)}
     found = choose("noise=20,-5, room ,jpeg=30", conditions)
     assert {each.name: each.strengths for each in found} == {
         **dict.fromkeys(["white", "pink", "hum", "babble", "talker"], (20, -5)),

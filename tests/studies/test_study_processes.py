@@ -36,6 +36,34 @@ def test_a_killed_process_is_an_error_of_one_line() -> None:
         run_alone(os._exit, 9)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_step_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    program = """
+import os, time
+from saysee.studies.processes import run_alone
+if __name__ == "__main__":
+    run_alone(time.sleep, 600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+
+    def steps() -> list[str]:
+        found = children.read_text().split()
+        return [pid for pid in found if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    deadline = time.monotonic() + 120
+    while (
+        not (found := steps()) or len(os.listdir(f"/proc/{found[0]}/task")) < 2
+    ):  # the thread that waits for the parent
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_training_is_quiet_and_a_finished_one_starts_no_process(
     tiny_settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

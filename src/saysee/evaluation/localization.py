@@ -46,15 +46,6 @@ class WordScore:
 
 
 @dataclass(frozen=True)
-class ObjectAttention:
-    """Attention on the objects that words name."""
-
-    mass: float  # share of the attention inside the boxes, 0 to 1; mean over words of the mean over each word's frames
-    lift: float  # the same relative to uniform attention, mean over words: 1 is uniform, 4 is four times as much
-    words: int  # number of words
-
-
-@dataclass(frozen=True)
 class Localization:
     """How well a model's maps show the objects that words name, over the words of one split."""
 
@@ -185,18 +176,19 @@ def word_scores(
     return scores
 
 
-def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> ObjectAttention | None:
-    """The means of ``word_scores`` over the words of clips with maps [F, P]; None if no word names an object.
+def attention_on_rows(maps: Sequence[Vectors], rows: Sequence[Row], frame_seconds: float) -> dict[str, float]:
+    """Means over the words of clips with maps [F, P] of what is on the objects that they name; none without a word.
 
-    The rows have passed :func:`check_words`.
+    ``attention_mass`` is the share of the attention inside the boxes, ``attention_lift`` the same relative to uniform
+    attention. The rows have passed :func:`check_words`.
     """
     found: list[WordScore] = []
     for attention, row in zip(maps, rows, strict=True):
         found += word_scores(attention, row.extra["words"] or (), row.extra["objects"] or (), frame_seconds)
     if not found:
-        return None
+        return {}
     mass, lift = np.mean([(score.mass, score.mass / score.area) for score in found], axis=0)
-    return ObjectAttention(float(mass), float(lift), len(found))
+    return {"attention_mass": float(mass), "attention_lift": float(lift)}
 
 
 def _within(box: Sequence[float], grid: Sequence[float]) -> Sequence[float]:

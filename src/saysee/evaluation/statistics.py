@@ -124,23 +124,12 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 def t_quantile(degrees: int) -> float:
     """The t for which a Student variable of ``degrees`` of freedom is between -t and t with probability 0.95.
 
-    By bisection of the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4, so that scipy is not needed.
+    With t = √degrees · tan(angle) the density is proportional to cos(angle) to the power degrees - 1, whose integral is
+    tabulated here.
     """
     if degrees < 1:
         raise ValueError(f"t has at least 1 degree of freedom, not {degrees}")
-
-    def probability(angle: float) -> float:
-        """P(|T| <= √degrees · tan(angle))."""
-        sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
-        term = total = 0.0
-        for power in range(odd, degrees - 1, 2):
-            # 1, 1/2 cos², 1·3/(2·4) cos⁴ … for even degrees; cos, 2/3 cos³, 2·4/(3·5) cos⁵ … for odd ones.
-            term = (cosine if odd else 1.0) if power == odd else term * cosine**2 * (power - 1) / power
-            total += term
-        return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):  # halves the range down to the precision of a float
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
-    return math.sqrt(degrees) * math.tan((low + high) / 2)
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    density = np.cos(angles) ** (degrees - 1)
+    area = np.cumsum(density[1:] + density[:-1])
+    return math.sqrt(degrees) * math.tan(np.interp(0.95 * area[-1], area, angles[1:]))

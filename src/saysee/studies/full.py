@@ -127,9 +127,9 @@ def run_studies(demo: Path, cmd_seconds: float, studies: Sequence[Study] = STUDI
                 record["skipped"] = missing[study.name]
             else:
                 logger.info("%d/%d %s: %s", number, len(left), study.name, study.command)
-                start = time.perf_counter()
+                start, record["commit"] = time.perf_counter(), git_commit()
                 record["code"] = run_saysee(shlex.split(study.command)[1:], folder / f"{study.name}.txt", demo)
-                record |= {"seconds": round(time.perf_counter() - start, 1), "commit": git_commit()}
+                record["seconds"] = round(time.perf_counter() - start, 1)
             result.records[study.name] = record
             result.write()
     return result

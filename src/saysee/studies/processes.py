@@ -21,7 +21,7 @@ from saysee.hardware import torch_device, usable_cores
 from saysee.log import configure_command_line, is_configured
 from saysee.settings.reading import save_recipe
 from saysee.settings.recipe import Recipe
-from saysee.signals import EXIT_INTERRUPTED, on_signals
+from saysee.signals import EXIT_INTERRUPTED, on_signals, start_worker
 
 _POLL_SECONDS = 0.2
 _GPUS, _THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
@@ -178,6 +178,6 @@ training."""
 
 def _start_step(as_command_line: bool, variables: dict[str, str]) -> None:
     os.environ.update(variables)  # before torch reads them
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    start_worker()
     if as_command_line:
         configure_command_line()

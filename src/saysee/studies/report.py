@@ -141,7 +141,7 @@ def _attention(demo: DemoResult) -> list[dict[str, Any]]:
         for word, weights in zip(spoken, word_maps(regions.frames, spoken, frame_seconds), strict=True):
             boxes = [objects[number]["box"] for number in word["objects"]]
             words.append({"word": word["word"], "image": image_url(attention_image(image, weights, boxes))})
-        clips.append({"clip": _clip(demo.test, row), "lift": on_object and on_object.lift, "words": words})
+        clips.append({"clip": _clip(demo.test, row), "lift": on_object.get("attention_lift"), "words": words})
     return clips
 
 

@@ -115,7 +115,8 @@ def dry_run(trainer: Trainer) -> DryRun:
         peak_gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         recomputed=data.recomputed,
         feature_bytes=sum(_feature_bytes(trainer.model, rows) for rows in splits) if cached else 0,
-        feature_hours=encoding_seconds / (clips * len(step_seconds)) * all_clips / 3600,
+        # One process encodes them, and the clips of a step are those of all.
+        feature_hours=encoding_seconds * processes.count / (clips * len(step_seconds)) * all_clips / 3600,
     )
 
 

@@ -61,13 +61,11 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
     metrics = objective.diagnose(speech, images, batch.image_ids)
     if model.fusion is not None and data.has_objects:
         maps = model.fusion.attend(speech, images)
-        attention = attention_on_rows(
+        metrics |= attention_on_rows(
             [of_clip[mask] for of_clip, mask in zip(maps, speech.mask, strict=True)],
             [rows[row] for row in batch.rows],
             model.speech_encoder.feature_seconds,
         )
-        if attention is not None:
-            metrics |= {"attention_mass": attention.mass, "attention_lift": attention.lift}
     return metrics
 
 

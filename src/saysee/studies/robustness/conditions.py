@@ -184,7 +184,7 @@ def choose(text: str, conditions: Sequence[Condition]) -> list[Condition]:
     for word in text.replace("=", ",").split(",") if text.strip() else ():
         if (number := _number(word)) is None:
             name = word.strip()
-            asked[name] = []
+            asked.setdefault(name, [])
         elif not name:
             raise ConfigError(f"--conditions begins with {word.strip()!r}; give a name first, such as noise=20,0")
         else:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from saysee.data.manifest import Manifest, Row
+from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import BATCH, Encoder
 from saysee.encoding.reading import or_error, read_ahead
 from saysee.errors import ConfigError, MediaError
@@ -118,7 +118,10 @@ class _Study:
         self._images = [split.image_path(row) for row in split.images()]
         self._others: list[tuple[str, NDArray[np.float32]]] = []
         self._gallery = _fingerprint(self._images)
-        self._corpus = _fingerprint(self._clips, [row.image_id for row in self._queries], self._gallery)
+        places = np.random.default_rng(settings.seed).permutation(len(split))[:POOL]
+        self._pool = [split.rows[place] for place in places]  # the clips that babble is made of
+        clips = [*self._clips, *map(split.clip_path, self._pool)]
+        self._corpus = _fingerprint(clips, [row.image_id for row in self._queries], self._gallery)
         own = noise_conditions(settings.noises.absolute(), settings.seed) if settings.noises else []
         own += room_conditions(settings.rooms.absolute(), settings.seed) if settings.rooms else []
         self.conditions = choose(settings.conditions, [*builtin_conditions(), *own])
@@ -218,9 +221,7 @@ class _Study:
     def _other_clips(self) -> list[tuple[str, NDArray[np.float32]]]:
         """Image id and samples of the clips that babble is made of."""
         if not self._others:
-            places = np.random.default_rng(self._settings.seed).permutation(len(self._split))[:POOL]
-            rows: list[Row] = [self._split.rows[place] for place in places]
-            self._others = [(row.image_id, load_audio(self._split.clip_path(row))) for row in rows]
+            self._others = [(row.image_id, load_audio(self._split.clip_path(row))) for row in self._pool]
         return self._others
 
     def _rng_of(self, condition: Condition, place: int) -> np.random.Generator:
