@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from saysee.evaluation.cascade import evaluate_cascade
 from saysee.evaluation.comparison import Comparison, System
 from saysee.evaluation.protocols import evaluate_vectors
 from saysee.evaluation.word_errors import count_word_errors
+from saysee.media.audio import load_audio
 
 TEXTS = ["a red square", "two green stars", "a dog on the beach", "a blue circle", "red circle above a green square"]
 
@@ -54,10 +56,10 @@ def clip_vectors(folder, texts, images):
 def test_its_vectors_are_clips_own_of_the_texts_and_its_word_errors_are_counted(ctc_folder, clip_folder, corpus):
     encoder, recognizer = Encoder(clip_folder), SpeechRecognizer(ctc_folder("hubert"))
     result = evaluate_cascade(encoder, corpus, recognizer, batch_size=2, progress=False)
-    transcripts = recognizer.transcribe([corpus.clip_path(row) for row in corpus], progress=False)
-    heard = [transcript.text for transcript in transcripts]
+    heard = [recognizer.hear(load_audio(corpus.clip_path(row))).text for row in corpus]
     speech, images = clip_vectors(clip_folder, heard, [corpus.image_path(row) for row in corpus])
     np.testing.assert_allclose(encoder.encode_text(heard), speech, atol=1e-5)
+    speech[[not text for text in heard]] = 0  # where nothing is heard, nothing is found
     np.testing.assert_allclose(encoder.encode_images([corpus.image_path(row) for row in corpus]), images, atol=1e-5)
     assert result.overall == evaluate_vectors(speech, images, corpus).overall
     known = [(row.text, text) for row, text in zip(corpus, heard, strict=True)][:4]
@@ -67,6 +69,21 @@ def test_its_vectors_are_clips_own_of_the_texts_and_its_word_errors_are_counted(
     page = io.StringIO()
     Console(file=page, width=250).print(*Comparison(["c"], [System("m", [result])]).tables())
     assert "word error rate" in page.getvalue()
+
+
+def test_a_clip_in_which_nothing_is_heard_finds_nothing(ctc_folder, clip_folder, corpus, monkeypatch):
+    encoder, recognizer = Encoder(clip_folder), SpeechRecognizer(ctc_folder("hubert"))
+    hear, silent = recognizer.hear, load_audio(corpus.clip_path(corpus.rows[1]))
+    monkeypatch.setattr(
+        recognizer, "hear", lambda clip: replace(hear(clip), text="") if np.array_equal(clip, silent) else hear(clip)
+    )
+    result = evaluate_cascade(encoder, corpus, recognizer, progress=False)
+    heard = [recognizer.hear(load_audio(corpus.clip_path(row))).text for row in corpus]
+    speech, images = clip_vectors(clip_folder, heard, [corpus.image_path(row) for row in corpus])
+    assert heard[1] == ""
+    speech[[not text for text in heard]] = 0
+    assert result.overall == evaluate_vectors(speech, images, corpus).overall
+    assert result.word_errors == count_word_errors([(r.text, t) for r, t in zip(corpus, heard, strict=True)])
 
 
 def test_with_the_manifests_texts_clip_reads_what_was_said(clip_folder, corpus):

@@ -6,7 +6,6 @@ Whisper runs in faster-whisper (CTranslate2; extra ``asr``), recognizers with CT
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saysee.encoding.reading import read_ahead
 from saysee.encoding.sides import Kind, waveform_of
 from saysee.encoding.texts import TextSide
 from saysee.errors import CheckpointError, MediaError, SaySeeError, extra_needed
-from saysee.hardware import usable_cores
-from saysee.log import progress_bar
-from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE, load_audio
+from saysee.media.audio import MAX_SECONDS, SAMPLE_RATE
 from saysee.media.source import printable
 from saysee.model.pretrained.weights import first_line, read_config
 
@@ -96,18 +92,6 @@ class SpeechRecognizer:
         # Whisper's times may lie in the padding after the clip.
         timed = tuple(Word(word.text, min(word.start, seconds), min(word.end, seconds)) for word in found.words)
         return replace(found, seconds=seconds, words=timed)
-
-    def transcribe(self, clips: Sequence[Any], *, progress: bool = True) -> list[Transcript]:
-        """Paths or contents of audio files to transcripts, in order; MediaError if one cannot be decoded."""
-        found: list[Transcript] = []
-        with progress_bar("recognizing clips", len(clips), enabled=progress) as bar:
-            for _, transcripts in read_ahead(([clip] for clip in clips), self._of_file, usable_cores()):
-                found += transcripts
-                bar.update()
-        return found
-
-    def _of_file(self, clip: Any) -> Transcript:
-        return self.hear(load_audio(clip))
 
 
 class TranscribedSide:

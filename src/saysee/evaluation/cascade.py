@@ -9,12 +9,13 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import Encoder
-from saysee.encoding.recognizer import SpeechRecognizer
-from saysee.errors import CheckpointError, SaySeeError
+from saysee.encoding.recognizer import SpeechRecognizer, Transcript
+from saysee.errors import CheckpointError, MediaError, SaySeeError
 from saysee.evaluation.protocols import EvaluationResult, evaluate
 from saysee.evaluation.word_errors import count_word_errors
 
@@ -61,10 +62,26 @@ class _Cascade:
 
     def encode_speech(self, clips: Sequence[PathLike[str]], /, *, batch_size: int, progress: bool) -> NDArray[Any]:
         if self.recognizer is not None:
-            self.texts = [transcript.text for transcript in self.recognizer.transcribe(clips, progress=progress)]
-        else:
-            self.texts = [row.text or "" for row in self.rows]
-            for clip, text in zip(clips, self.texts, strict=True):
-                if not text:
-                    raise SaySeeError(f"{clip}: it has no text in the manifest; give a recognizer: cascade:ASR+CLIP")
+            heard: dict[int, Transcript] = {}
+            encoder = Encoder(self.encoder.model, recognizer=self.recognizer)
+            vectors, _ = heard_vectors(encoder, clips, batch_size=batch_size, progress=progress, transcripts=heard)
+            self.texts = [heard[place].text if place in heard else "" for place in range(len(clips))]
+            return vectors
+        self.texts = [row.text or "" for row in self.rows]
+        for clip, text in zip(clips, self.texts, strict=True):
+            if not text:
+                raise SaySeeError(f"{clip}: it has no text in the manifest; give a recognizer: cascade:ASR+CLIP")
         return self.encoder.encode_text(self.texts, batch_size=batch_size, progress=progress)
+
+
+def heard_vectors(encoder: Encoder, clips: Sequence[PathLike[str]], **options: Any) -> tuple[NDArray[Any], int]:
+    """Vectors [N, D] of clips, zero where a recognizer hears no words, which finds nothing; and how many those are.
+
+    ``options`` are those of :meth:`Encoder.encode`. Raises MediaError if a clip cannot be used.
+    """
+    bad: dict[int, MediaError] = {}
+    vectors = encoder.encode("clip", clips, bad=bad, **options)
+    for error in bad.values():
+        if error.code != "no-speech":
+            raise error
+    return np.nan_to_num(vectors), len(bad)

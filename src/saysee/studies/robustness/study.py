@@ -21,6 +21,7 @@ from saysee.data.manifest import Manifest
 from saysee.encoding.encoder import BATCH, Encoder
 from saysee.encoding.reading import or_error, read_ahead
 from saysee.errors import ConfigError, MediaError
+from saysee.evaluation.cascade import heard_vectors
 from saysee.evaluation.comparison import Comparison, System, row_name
 from saysee.evaluation.protocols import numbered_images
 from saysee.evaluation.recall import RetrievalRanks, retrieval_ranks
@@ -164,12 +165,8 @@ class _Study:
         return {"images": ranks.speech_to_image, "clips": ranks.clip_positions, "unheard": speech["unheard"]}
 
     def _clean_speech(self, encoder: Encoder) -> dict[str, Any]:
-        bad: dict[int, MediaError] = {}
-        vectors = encoder.encode("clip", self._clips, bad=bad)
-        for error in bad.values():
-            if error.code != "no-speech":
-                raise error
-        return {"vectors": np.nan_to_num(vectors), "unheard": len(bad)}
+        vectors, unheard = heard_vectors(encoder, self._clips)
+        return {"vectors": vectors, "unheard": unheard}
 
     def _changed_speech(self, encoder: Encoder, point: Point, bar: tqdm) -> dict[str, Any]:
         """Vectors [N, D] of changed clips; a zero vector, which finds nothing, where nothing is left to hear."""
