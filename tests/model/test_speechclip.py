@@ -444,13 +444,12 @@ def test_what_is_not_allowed_is_refused_by_name_and_never_runs(
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_pickle_of_any_protocol_is_refused(protocol: int, tmp_path: Path) -> None:
+def test_a_pickle_of_any_protocol_is_refused_by_name(protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({"a": Calls(os.system, f"touch {marker}")}, protocol))
         archive.writestr("a/version", "3\n")
-    # By name for the protocol of torch.save; torch reads no other.
-    with pytest.raises(CheckpointError, match="system" if protocol == 2 else r"a\.ckpt"):
+    with pytest.raises(CheckpointError, match="system"):
         read_checkpoint(tmp_path / "a.ckpt")
     assert not marker.exists()
 

@@ -6,9 +6,11 @@ that names anything else is refused.
 """
 
 import os
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,12 @@ _NAMES = {_MIX: "layer_mix.weights", _CLS: "head.cls", _LAYERS: "head.layers.", 
 _OWN = ("parallel_branch.", "audio_encoder.weightedsum_layer.")
 _DROPPED = ("audio_encoder.encoder.", "clip.model.", "criterion.eye_mat", "criterion.neg_eye_mat", _TEMPERATURE)
 """Frozen encoders, which are taken from where they were published, and what belongs to the loss."""
+
+_PLAIN = re.compile(
+    r"collections\.OrderedDict|_codecs\.encode|builtins\.(set|bytearray|complex)"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.(storage\.)?\w*Storage"
+    r"|torch\.(device|Size|float\d+|bfloat16|u?int\d+|bool|double|half|long)"
+)
 
 
 @dataclass(frozen=True)
@@ -211,16 +219,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint of PyTorch Lightning without running anything that it names.
 
     Raises CheckpointError if there is no such file, it is not in the zip format of ``torch.save``, or it names a class
-    or function that is not allowed; the message lists these if the pickle has the protocol of ``torch.save``.
+    or function that is not allowed; the message lists these.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; give a downloaded checkpoint")
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: is not in the zip format of torch.save (torch 1.6 or later); download it again")
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with zipfile.ZipFile(path) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        names = {name for pickle in pickles for name in _globals(pickle)}
         inert = {name: stub for name in names for part, stub in _INERT.items() if re.fullmatch(part, name)}
-        if refused := [name for name in names if name not in inert]:
+        if refused := [name for name in names if name not in inert and not _PLAIN.fullmatch(name)]:
             raise _Refused(", ".join(sorted(refused)))
         with torch.serialization.safe_globals([(stub, name) for name, stub in inert.items()]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -229,7 +239,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: refers to {error}, which a checkpoint of SpeechCLIP does not need; it is not loaded, and no code "
             "of it was run"
         ) from None
-    except Exception as error:  # torch raises many kinds for a broken file
+    except Exception as error:  # zipfile, pickletools and torch raise many kinds for a broken file
         reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
         raise CheckpointError(
             f"{path}: damaged ({reason[1] if reason else first_line(error)}); download it again"
@@ -271,6 +281,20 @@ _INERT: dict[str, Any] = {
     r"builtins\.getattr": _torch_function,
 }
 """What replaces classes and functions while a checkpoint is read."""
+
+
+def _globals(pickle: bytes) -> Iterable[str]:
+    """The names of the classes and functions of a pickle, of any protocol."""
+    strings: list[str] = []
+    for operation, value, _ in pickletools.genops(pickle):
+        if operation.name in ("GLOBAL", "INST"):
+            module, _, name = str(value).partition(" ")
+        elif operation.name == "STACK_GLOBAL":
+            module, name = (["?", "?", *strings])[-2:]
+        else:
+            strings += [value] if isinstance(value, str) else []
+            continue
+        yield f"{'builtins' if module == '__builtin__' else module}.{name}"
 
 
 def _find(settings: Any, name: str, depth: int = 8) -> Any:
