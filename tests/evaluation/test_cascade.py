@@ -17,7 +17,7 @@ from saysee.cli import main
 from saysee.data.manifest import Manifest, Row
 from saysee.encoding.encoder import Encoder
 from saysee.encoding.recognizer import SpeechRecognizer
-from saysee.errors import CheckpointError, SaySeeError
+from saysee.errors import CheckpointError, MediaError, SaySeeError
 from saysee.evaluation.cascade import evaluate_cascade
 from saysee.evaluation.comparison import Comparison, System
 from saysee.evaluation.protocols import evaluate_vectors
@@ -84,6 +84,17 @@ def test_a_clip_in_which_nothing_is_heard_finds_nothing(ctc_folder, clip_folder,
     speech[[not text for text in heard]] = 0
     assert result.overall == evaluate_vectors(speech, images, corpus).overall
     assert result.word_errors == count_word_errors([(r.text, t) for r, t in zip(corpus, heard, strict=True)])
+
+
+def test_a_bad_file_ends_it_before_the_others_are_heard(ctc_folder, clip_folder, corpus, monkeypatch):
+    recognizer, heard = SpeechRecognizer(ctc_folder("hubert")), []
+    hear = recognizer.hear
+    monkeypatch.setattr(recognizer, "hear", lambda clip: heard.append(len(clip)) or hear(clip))
+    corpus.clip_path(corpus.rows[0]).write_bytes(b"")
+    refused(
+        MediaError, lambda: evaluate_cascade(Encoder(clip_folder, workers=1), corpus, recognizer, batch_size=1), "0.wav"
+    )
+    assert len(heard) < len(corpus) - 1
 
 
 def test_with_the_manifests_texts_clip_reads_what_was_said(clip_folder, corpus):

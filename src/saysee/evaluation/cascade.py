@@ -79,9 +79,15 @@ def heard_vectors(encoder: Encoder, clips: Sequence[PathLike[str]], **options: A
 
     ``options`` are those of :meth:`Encoder.encode`. Raises MediaError if a clip cannot be used.
     """
-    bad: dict[int, MediaError] = {}
-    vectors = encoder.encode("clip", clips, bad=bad, **options)
-    for error in bad.values():
+    unheard = _Unheard()
+    vectors = encoder.encode("clip", clips, bad=unheard, **options)
+    return np.nan_to_num(vectors), len(unheard)
+
+
+class _Unheard(dict[int, MediaError]):
+    """The errors of clips in which nothing is heard; another is raised at once, not after hours of recognition."""
+
+    def __setitem__(self, position: int, error: MediaError) -> None:
         if error.code != "no-speech":
             raise error
-    return np.nan_to_num(vectors), len(bad)
+        super().__setitem__(position, error)
