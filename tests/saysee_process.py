@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO
 
 _IMPORTED_ONCE = [
@@ -112,6 +113,14 @@ def wait_for(condition: Callable[[], bool], process: Started, seconds: float = 2
         assert process.poll() is None, f"it ended too early: {process.communicate()}"
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def has_ended(pid: str) -> bool:
+    """Whether a process has ended, also if its parent has not waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def _text(reader: Connection) -> IO[str]:

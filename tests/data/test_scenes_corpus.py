@@ -19,7 +19,7 @@ from saysee.data.scenes.corpus import GENERATOR_VERSION, build_scenes
 from saysee.data.scenes.planning import novel_pairs, split_sizes
 from saysee.errors import ConfigError, MissingExtraError, SaySeeError
 from saysee.files import UNFINISHED
-from saysee_process import wait_for
+from saysee_process import has_ended, wait_for
 
 pytest.importorskip("espeakng_loader", reason="needs the 'scenes' extra")
 
@@ -55,14 +55,6 @@ def start_build(folder, **options):
 def wait_for_records(folder, process, count):
     """Waits until ``count`` images, but not all, are finished."""
     wait_for(lambda: len(list(folder.glob("records/*/*.json"))) >= count, process)
-
-
-def has_ended(pid):
-    """Whether a process has ended, also if its parent has not waited for it yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def kill(process):

@@ -24,7 +24,7 @@ from saysee.data import verify as module
 from saysee.data.manifest import Manifest, Row
 from saysee.data.verify import Problem, bad_rows, problems_table, problems_to_dict, verify
 from saysee.errors import ConfigError, ManifestError, MediaError, SaySeeError
-from saysee_process import start_saysee, wait_for
+from saysee_process import has_ended, start_saysee, wait_for
 
 
 @pytest.fixture
@@ -137,20 +137,14 @@ def test_its_processes_end_with_it_without_a_word(tmp_path: Path, kind: signal.S
     assert process.returncode == (130 if kind == signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in said
     deadline = time.monotonic() + 10
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+    while not all(map(has_ended, workers)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(map(is_alive, workers))
+    assert all(map(has_ended, workers))
 
 
 def opens_a_clip(pid: str) -> bool:
     with suppress(FileNotFoundError):
         return any(os.readlink(each).endswith(".flac") for each in Path(f"/proc/{pid}/fd").iterdir())
-    return False
-
-
-def is_alive(pid: str) -> bool:
-    with suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     return False
 
 
