@@ -202,7 +202,7 @@ class FileFingerprints:
                     _write(self._path, json.dumps(self._kept() | new).encode())
                 except OSError as error:  # a warning: they are found all the same
                     logger.warning(
-                        "features: %s cannot be written (%s); all files are read again next time", self._path, error
+                        "features: %s cannot be written (%s); new files are read again next time", self._path, error
                     )
         return found
 
