@@ -227,21 +227,21 @@ def _delimited_rows(
 def _open_json_lines(path: Path, encoding: str, notes: tuple[str, ...]) -> Table:
     titles: dict[str, None] = {}
     try:
-        for _, record in _objects(path, encoding):
+        for _, record in _objects(path, encoding, lambda value: value):
             titles |= dict.fromkeys(record)
     except ManifestError:
         if not titles:
             raise
-    rows = ((number, [one.get(title) for title in titles]) for number, one in _objects(path, encoding))
+    rows = ((number, [one.get(title) for title in titles]) for number, one in _objects(path, encoding, plain_value))
     return Table(path, tuple(titles), "line", notes, rows)
 
 
-def _objects(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, encoding: str, convert: Callable[[Any], Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding=encoding) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    record = plain_value(json.loads(line))
+                    record = convert(json.loads(line))
                     if not isinstance(record, dict):
                         raise TypeError(f"{type(record).__name__}, not an object")
                 except (ValueError, TypeError, RecursionError) as why:
