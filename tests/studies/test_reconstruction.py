@@ -36,12 +36,12 @@ def stand_in(**settings: Any) -> DenoisingTask:
     return task
 
 
-def features(ids: range) -> tuple[SpeechFeatures, ImageFeatures, torch.Tensor]:
+def features(ids: range) -> tuple[SpeechFeatures, ImageFeatures, torch.Tensor, None]:
     """Tokens and vectors at right angles to each other; a clip and its image have the same."""
     tokens = torch.eye(N * P).reshape(N, P, -1)
     vectors = tokens.sum(dim=1)
     speech = SpeechFeatures(vectors, tokens, torch.ones(N, P, dtype=torch.bool))
-    return speech, ImageFeatures(vectors, tokens), torch.tensor(list(ids))
+    return speech, ImageFeatures(vectors, tokens), torch.tensor(list(ids)), None
 
 
 @pytest.fixture

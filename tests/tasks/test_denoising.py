@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -296,6 +297,88 @@ def test_denoising_teaches_what_makes_the_global_speech_vector(settings):
         "class token": encoder.head.cls,
     }
     assert [name for name, parameter in shared.items() if gradient_size(parameter) == 0] == []
+
+
+DEEP = {"model": {**TINY["model"], "image": {**TINY["model"]["image"], "num_hidden_layers": 2}}}
+
+
+def seen_with_noise(monkeypatch, **settings):
+    """What the fusion encoder gets of two clips of two images, the batch, and the model."""
+    objective = build_training_objective(resolve_recipe({**TINY, **DEEP, "denoising": settings})).eval()
+    pairs = batch().part(slice(0, 2))
+    speech, images, inputs = objective.features(pairs)
+    task, seen = objective.tasks["denoising"], []
+    fuse = task._fuse
+    monkeypatch.setattr(task, "_fuse", lambda *sides: seen.append(sides) or fuse(*sides))
+    assert task(speech, images, pairs.image_ids, inputs)["denoising_loss"].isfinite()
+    return *seen[0][1:], pairs, objective.model
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_noise_in_the_input_of_the_vision_transformer_is_noise_in_the_pixels(block, monkeypatch):
+    # All patches are those of the only other image: its features are what is seen.
+    settings = {"place": "input", "source": "alike", "share": 1.0, "block": block}
+    speech, images, pairs, model = seen_with_noise(monkeypatch, **settings)
+    other = model.image_encoder(pairs.pixels.flip(0))
+    torch.testing.assert_close(images.patches, other.patches)
+    torch.testing.assert_close(speech.frames, model.speech_encoder(pairs.waveforms, pairs.speech_mask).frames)
+
+
+def test_without_a_source_the_pixels_are_black(monkeypatch):
+    _, images, pairs, model = seen_with_noise(monkeypatch, place="input", source="zeros", share=1.0)
+    torch.testing.assert_close(images.patches, model.image_encoder(torch.zeros_like(pairs.pixels)).patches)
+
+
+def test_noise_in_the_middle_goes_through_the_layers_that_are_left(monkeypatch):
+    _, images, pairs, model = seen_with_noise(monkeypatch, place="middle", source="alike", share=1.0)
+    vision = model.image_encoder.clip.vision_model
+    before = vision(pairs.pixels)[1]
+    swapped = torch.cat([before[:, :1], before.flip(0)[:, 1:]], dim=1)
+    torch.testing.assert_close(images.patches, vision.encoder.layers[1](swapped, causal=False)[:, 1:])
+
+
+@pytest.mark.parametrize("speech", ["frames", "vector"])
+def test_noise_in_speech_before_the_head_reaches_frames_and_vector(speech, monkeypatch):
+    settings = {"noise": "speech", "query": "image", "place": "input", "source": "zeros", "share": 1.0}
+    seen, _, pairs, model = seen_with_noise(monkeypatch, speech=speech, **settings)
+    hidden, mask = model.speech_encoder.layer_states(pairs.waveforms, pairs.speech_mask)
+    states = model.speech_encoder.layer_mix(hidden) * ~mask[..., None]
+    expected = model.speech_encoder.head(states, mask)
+    torch.testing.assert_close(seen.vector, expected.vector)
+    torch.testing.assert_close(seen.frames, expected.frames)
+
+
+def test_of_speech_the_fusion_encoder_may_read_the_vector_alone(features):
+    speech, images = features
+    for query in ("speech", "image"):
+        loss_of(build(noise="image", query=query, speech="vector"), (speech, images)).backward()
+        assert gradient_size(speech.vector) > 0
+        assert gradient_size(speech.frames) == 0
+
+
+def test_tokens_are_rebuilt_where_the_head_averages_frames():
+    settings = {"noise": "speech", "query": "noisy", "target": "replaced", "place": "input"}
+    recipe = resolve_recipe({**TINY, "head": {"stride": 3}, "denoising": settings})
+    objective = build_training_objective(recipe)
+    metrics = objective(batch(), objective.weights_at(0))
+    assert metrics["denoising_loss"] > 0
+    assert 0.4 < metrics["replaced_share"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"noise": "both", "query": "noisy", "place": "middle"}, "denoising.place"),
+        ({"noise": "speech", "speech": "vector"}, "denoising.speech"),
+        (
+            {"noise": "speech", "speech": "vector", "place": "input", "query": "noisy", "target": "all"},
+            "denoising.speech",
+        ),
+    ],
+)
+def test_places_that_do_not_exist_are_refused(settings, named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        Recipe(denoising=DenoisingSettings(**settings))
 
 
 def test_denoising_teaches_nothing_to_a_head_of_its_own():

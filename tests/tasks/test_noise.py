@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saysee.settings.recipe import SpeechNoiseSettings
-from saysee.tasks.noise import corrupt, with_gaps
+from saysee.tasks.noise import blocks, corrupt, with_gaps
 
 PAD = -1.0
 
@@ -160,3 +160,29 @@ def test_gaps_have_their_share_and_length():
     starts = gaps[:, 5:] & ~gaps[:, 4:-1]
     for clip, place in starts.nonzero()[:200].tolist():
         assert gaps[clip, place + 5 : place + 10].all(), "a gap is shorter than its length"
+
+
+def test_blocks_are_squares_of_patches_or_runs_of_frames():
+    assert blocks("image", 9, 2, torch.device("cpu")).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3]
+    assert blocks("speech", 5, 2, torch.device("cpu")).tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("source", ["same_position", "any_position", "alike"])
+def test_a_block_is_replaced_whole_and_by_one_donor(source):
+    items, places = torch.meshgrid(torch.arange(6), torch.arange(16), indexing="ij")
+    tokens = torch.stack([items, places], dim=-1).float()
+    together = blocks("image", 16, 2, torch.device("cpu"))
+    whole = torch.ones(6, 16, dtype=torch.bool)
+    noisy, replaced = corrupt(tokens, whole, torch.arange(6), 0.5, source, tokens[:, 0], together)
+    assert (replaced.sum(1) == 8).all()
+    for item in range(6):
+        assert sorted(set(together[replaced[item]].tolist())) == sorted(
+            block for block in range(4) if replaced[item][together == block].all()
+        )
+        for block in set(together[replaced[item]].tolist()):
+            donors, of_donor = noisy[item, together == block].long().T
+            assert len(set(donors.tolist())) == 1
+            assert donors[0] != item
+            shift = (of_donor - places[item, together == block]) % 16
+            assert len(set(shift.tolist())) == 1
+            assert source == "any_position" or shift[0] == 0

@@ -97,13 +97,29 @@ def test_training_with_kept_features_is_training_without(
         assert one == pytest.approx(other, rel=noise, abs=noise)
 
 
+@pytest.mark.parametrize("noise", ["image", "speech"])
+def test_noise_before_the_encoders_is_the_same_with_kept_features(
+    frozen_settings: dict[str, Any], noise: str, encoded: Any
+) -> None:
+    overrides = ["--training.precision=fp32", "--training.steps=2", "--denoising.place=input"]
+    output, found = frozen_settings["output"], []
+    for keep_now in ("off", "auto"):
+        run = f"{output}-{keep_now}"
+        changes = [f"--features.keep={keep_now}", f"--denoising.noise={noise}", f"--output={run}"]
+        Trainer(resolve_recipe(frozen_settings, [*overrides, *changes])).fit()
+        found.append(losses(run))
+    assert encoded()[0] == 60 + 20
+    for without, kept in zip(*found, strict=True):
+        assert without == pytest.approx(kept, rel=2e-3, abs=2e-3)
+
+
 def test_kept_hidden_states_and_patches_are_what_the_encoders_give(
     frozen_settings: dict[str, Any], corpus: Manifest
 ) -> None:
     model = build_model(resolve_recipe(frozen_settings))
     kept = keep(model, corpus)
     files = loader_of(corpus, model)
-    for batch, found in zip(files, FeatureLoader(files.plan, corpus, kept), strict=True):
+    for batch, found in zip(files, FeatureLoader(files, kept), strict=True):
         found = found.to("cpu")
         with torch.no_grad():
             states, mask = model.speech_encoder.layer_states(batch.waveforms, batch.speech_mask)
@@ -169,7 +185,7 @@ def test_positions_of_either_loader_are_the_other_s(frozen_settings: dict[str, A
     model = build_model(resolve_recipe(frozen_settings))
     kept = keep(model, corpus)
     files = loader_of(corpus, model, batch_size=1)
-    features = FeatureLoader(files.plan, corpus, kept)
+    features = FeatureLoader(files, kept)
     expected = [[batch.rows for batch in files] for _ in range(3)]
     taken = [batch.rows for batch, _ in zip(features, range(2), strict=False)]
     assert taken == expected[0][:2]
@@ -303,7 +319,7 @@ def test_bad_files_are_refused_by_name_or_left_out_as_the_file_loader_does(
     kept = keep(model, corpus, skip=True)
     assert {Path(path).name for path in kept.bad} == {"1.wav", "3.wav", "4.wav"}
     files = loader_of(corpus, model, on_bad_file="skip", batch_size=2)
-    features = FeatureLoader(files.plan, corpus, kept)
+    features = FeatureLoader(files, kept)
     for _ in range(2):
         assert [batch.rows for batch in features] == [batch.rows for batch in files]
     assert [path for path, _ in features.bad_files] == [path for path, _ in files.bad_files]

@@ -141,7 +141,7 @@ def test_chunks_have_that_gradient_too_with_denoising_on_each_chunk(
     objective = trainer.objective.train()
     batch = next(iter(trainer.loader))
     rows = [torch.arange(8)[process::2][chunk * 2 : chunk * 2 + 2] for process in range(2) for chunk in range(2)]
-    speech, images = objective.features(batch)
+    speech, images, _ = objective.features(batch)
     nothing, mask = torch.empty(8, 0, 16), torch.empty(8, 0, dtype=torch.bool)
     loss = objective.tasks["contrastive"](
         SpeechFeatures(speech.vector, nothing, mask), ImageFeatures(images.vector, nothing), batch.image_ids

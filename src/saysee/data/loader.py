@@ -199,6 +199,9 @@ class SpeechImageLoader(ResumableLoader[Batch]):
     Raises ConfigError if settings do not fit each other or the rows; ManifestError if a length in the column
     ``seconds`` is not a positive number; MediaError if a length had to be read from a bad file, and ``on_bad_file`` is
     "stop".
+
+    Attributes:
+        pixels: reads the image of a row.
     """
 
     def __init__(
@@ -229,9 +232,8 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         clips, images = ([str(path(row)) for row in manifest] for path in (manifest.clip_path, manifest.image_path))
         ids = [numbers.setdefault(row.image_id, len(numbers)) for row in manifest]
         skip, crop = on_bad_file == "skip", None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE)
-        reader = _Reader(
-            clips, images, ids, prepare_speech, prepare_image, seed, crop, augment, skip, cache_bytes=cache_images
-        )
+        self.pixels = Pixels(images, ids, prepare_image, cache_images)
+        reader = _Reader(clips, self.pixels, prepare_speech, seed, crop, augment, skip)
         order = clip_seconds(manifest, skip=skip), files_checksum(manifest)
         super().__init__(Plan(clips, *order, batch_size, seed, bucket_batches, drop_last, crop_seconds))
         self._share = slice(rank, None, world_size)
@@ -251,6 +253,29 @@ class SpeechImageLoader(ResumableLoader[Batch]):
         return iter(self._batches)
 
 
+@dataclass
+class Pixels:
+    """The prepared images of rows: each is read from its file, or was kept."""
+
+    paths: list[str]  # of each row
+    image_ids: list[int]  # one number for each distinct image
+    prepare: PrepareImage
+    room: int  # bytes that may still be kept
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def read(self, row: int) -> Tensor:
+        """[3, H, W] of a row; MediaError if its file cannot be used."""
+        key = self.image_ids[row]
+        if key in self.kept:
+            return self.kept[key]
+        pixels = self.prepare(load_image(Path(self.paths[row])))
+        # Kept up to the limit and never dropped: an epoch sees all images equally often.
+        if pixels.nbytes <= self.room:
+            self.room -= pixels.nbytes
+            self.kept[key] = pixels
+        return pixels
+
+
 _Request = tuple[int, list[int]]  # an epoch, and this process's rows of one of its batches
 
 
@@ -259,16 +284,12 @@ class _Reader(Dataset[Loaded[Batch]]):
     """Reads the files of a batch; each worker has a copy of it."""
 
     clips: list[str]
-    images: list[str]
-    image_ids: list[int]
+    pixels: Pixels
     prepare_speech: PrepareSpeech
-    prepare_image: PrepareImage
     seed: int
     crop: int | None
     augment: bool
     skip: bool
-    cache_bytes: int
-    cache: dict[int, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, request: _Request) -> Loaded[Batch]:
         epoch, rows = request
@@ -278,8 +299,8 @@ class _Reader(Dataset[Loaded[Batch]]):
             path = self.clips[row]
             try:
                 waveform = self._waveform(row, epoch)
-                path = self.images[row]
-                good[row] = waveform, self._pixels(row)
+                path = self.pixels.paths[row]
+                good[row] = waveform, self.pixels.read(row)
             except MediaError as error:
                 if not self.skip:
                     return Loaded(None, {}, error)
@@ -288,7 +309,7 @@ class _Reader(Dataset[Loaded[Batch]]):
             return Loaded(None, bad)
         waveforms, pixels = zip(*good.values(), strict=True)
         padded, mask = pad(waveforms)
-        ids = torch.tensor([self.image_ids[row] for row in good])
+        ids = torch.tensor([self.pixels.image_ids[row] for row in good])
         return Loaded(Batch(padded, mask, torch.stack(pixels), ids, list(good)), bad)
 
     def _waveform(self, row: int, epoch: int) -> NDArray[np.float32]:
@@ -299,17 +320,6 @@ class _Reader(Dataset[Loaded[Batch]]):
             start = np.random.default_rng([self.seed, epoch, row]).integers(waveform.size - self.crop + 1)
             waveform = waveform[start : start + self.crop]
         return self.prepare_speech(waveform)
-
-    def _pixels(self, row: int) -> Tensor:
-        key = self.image_ids[row]
-        if key in self.cache:
-            return self.cache[key]
-        pixels = self.prepare_image(load_image(Path(self.images[row])))
-        # Kept up to the limit and never dropped: an epoch sees all images equally often.
-        if pixels.nbytes <= self.cache_bytes:
-            self.cache_bytes -= pixels.nbytes
-            self.cache[key] = pixels
-        return pixels
 
 
 def start_worker(_: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saysee.model.features import ImageFeatures
-from saysee.model.pretrained.clip import CLIP
+from saysee.model.pretrained.clip import CLIP, Change
 
 
 class ImageEncoder(nn.Module):
@@ -21,12 +21,15 @@ class ImageEncoder(nn.Module):
         self.clip, self.config = clip, clip.config.vision_config
         self.has_text = clip.config.text_config is not None
 
-    def forward(self, pixels: Tensor) -> ImageFeatures:
-        """Encodes [B, 3, H, W] pixels as the processor prepares them."""
+    def forward(self, pixels: Tensor, change: Change | None = None, layer: int = 0) -> ImageFeatures:
+        """Encodes [B, 3, H, W] pixels as the processor prepares them.
+
+        In training, ``change`` makes the patches noisy before this layer of the vision transformer.
+        """
         vision = [*self.clip.vision_model.parameters(), *self.clip.visual_projection.parameters()]
         trains = any(parameter.requires_grad for parameter in vision)
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return ImageFeatures(*self.clip.encode_image(pixels))
+            return ImageFeatures(*self.clip.encode_image(pixels, change, layer))
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [B, N] to CLIP's text vectors [B, D]; only where :attr:`has_text`."""

@@ -203,12 +203,22 @@ class DenoisingSettings:
     """The modality whose features are made noisy."""
     share: float = setting(0.5, at_least=0, at_most=1)
     """Share of the noisy modality's tokens that are replaced."""
+    place: Literal["features", "middle", "input"] = "features"
+    """Where they are replaced: in the features that the fusion encoder reads, whose other tokens have seen what is
+    replaced; or before it is seen, in the input of the network that makes the features (an image's pixels, by patches;
+    what HuBERT gives to the head), or of the middle layer of the vision transformer ("middle": images only). The
+    network then runs once more in each step."""
+    block: int = setting(1, at_least=1)
+    """Tokens that are replaced together: squares of so many by so many patches, or so many frames on end."""
     source: Literal["same_position", "any_position", "alike", "zeros", "gaussian"] = "any_position"
     """What replaces a token: another image's token at the same position or at any position, the token at the same
     position of the image of the batch whose vector is the most alike, zeros, or Gaussian noise."""
     query: Literal["speech", "image", "noisy"] = "speech"
     """The modality whose tokens are the queries of the fusion encoder ("noisy": the noisy one); the other's are keys
     and values."""
+    speech: Literal["frames", "vector"] = "frames"
+    """What the fusion encoder reads of a clip: its frames, or its global vector alone, as one token, so that speech
+    helps only by what retrieval uses."""
     front: Literal["blank", "other"] = "blank"
     """What precedes the queries where the vector of their own modality would give the answer away: a learned blank, or
     the global vector of the other modality, which must then hold what the noisy one has lost."""
@@ -224,6 +234,11 @@ class DenoisingSettings:
     max_tokens: int = setting(2048, at_least=2)
     """With the contrastive loss on tokens, the most tokens of a batch that are compared with each other, drawn at
     random."""
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether image features are made again, from pixels."""
+        return self.weight > 0 and self.noise != "speech" and self.place != "features"
 
 
 @dataclass
@@ -331,6 +346,15 @@ class Recipe:
             if denoising.start_step or denoising.warmup_steps:
                 fix = "nothing trains until denoising starts: set its start_step and warmup_steps to 0"
                 yield "contrastive.weight", contrastive.weight, fix
+        if denoising.weight and denoising.noise != "image":
+            if denoising.place == "middle":
+                fix = f"denoising.noise is {denoising.noise}: only images have it; give input"
+                yield "denoising.place", denoising.place, fix
+            if denoising.speech == "vector" and (denoising.place, denoising.target) != ("input", "global"):
+                fix = (
+                    "the vector has no frames to replace or rebuild: set denoising.place to input and target to global"
+                )
+                yield "denoising.speech", denoising.speech, fix
         if denoising.weight and denoising.target == "replaced" and denoising.share == 0:
             yield "denoising.share", denoising.share, "denoising.target is replaced, so give a share above 0"
         if denoising.weight and denoising.target != "global":

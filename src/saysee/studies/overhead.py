@@ -305,15 +305,17 @@ def _add_chunk(parts: dict[str, int], trainer: Trainer, batch: TrainingBatch) ->
             cached.vectors.requires_grad_()
             cached.patches.requires_grad_()
     parts[HEAD] += count_flops(lambda: objective.features(cached)[0].vector)
-    speech, images = objective.features(cached)
+    speech, images, inputs = objective.features(cached)
     vector, frames = (each.detach().requires_grad_() for each in (speech.vector, speech.frames))
     speech = replace(speech, vector=vector, frames=frames)
     arguments = speech, images, batch.image_ids
     for task in objective.tasks.values():
         if isinstance(task, DenoisingTask):
-            fused = sum(count_flops(partial(task.reconstruct, side, *arguments)) for side in task.noisy_sides)
+            fused = sum(
+                count_flops(partial(task.reconstruct, side, *arguments, inputs=inputs)) for side in task.noisy_sides
+            )
             parts[FUSION] += fused
-            parts[LOSS] += count_flops(partial(task, *arguments)) - fused
+            parts[LOSS] += count_flops(partial(task, *arguments, inputs)) - fused
     return arguments
 
 

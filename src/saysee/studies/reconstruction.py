@@ -37,10 +37,11 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.loading import load_model
 from saysee.settings.reading import resolve_recipe
 from saysee.studies.plots import Panel, panels_png
+from saysee.tasks.base import Inputs
 from saysee.tasks.denoising import DenoisingTask
 from saysee.tasks.noise import NoiseSource
 from saysee.training.checkpoint import load_task
-from saysee.training.objective import build_tasks
+from saysee.training.objective import Objective, build_tasks
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 OTHERS = {"right": None, "another's": "clean", "none": "withheld"}
@@ -48,7 +49,8 @@ OTHERS = {"right": None, "another's": "clean", "none": "withheld"}
 MOST_TOKENS = 256  # where tokens are rebuilt, so many of a batch are compared with each other, drawn at random
 
 Gains = Mapping[str, Mapping[str, tuple[float, float, float]]]
-Features = tuple[SpeechFeatures, ImageFeatures, Tensor]  # both sides of B items, and the number of each item's image
+Features = tuple[SpeechFeatures, ImageFeatures, Tensor, Inputs | None]
+"""Both sides of B items, the number of each item's image and, if noise is put there, what features are made of."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def reconstruct(
         raise ConfigError(f"images is {images}; rebuilding compares at least 2")
     task, batches = _prepared(Path(model), Path(manifest), split, images, seed, torch_device(device))
     qualities, gains, chance = measure(task, batches, seed)
-    settings, count = task.settings, sum(len(image_ids) for *_, image_ids in batches)
+    settings, count = task.settings, sum(len(image_ids) for _, _, image_ids, _ in batches)
     about = short_name(model), short_name(manifest), split, seed, count
     trained = settings.target, settings.share, settings.source
     return Reconstruction(*about, *trained, 1 / chance, chance, qualities, gains)
@@ -209,7 +211,7 @@ def _prepared(
     if not isinstance(task, DenoisingTask):
         raise SaySeeError(f"{folder} was trained without denoising; give a model of a denoising.weight above 0")
     load_task(folder, facts["best"]["step"], task)
-    model.to(device).eval(), task.to(device).eval()
+    objective = Objective(model, {task.name: task}).to(device).eval()
     loader = SpeechImageLoader(
         rows,
         prepare_speech=model.processor.prepare_speech,
@@ -221,7 +223,9 @@ def _prepared(
     batches = []
     with torch.inference_mode(), progress_bar("encoding", len(loader)) as bar:
         for batch in (each.to(device) for each in loader):
-            batches.append((*model(batch.waveforms, batch.speech_mask, batch.pixels), batch.image_ids))
+            features = objective.features(batch)
+            again = task.settings.place != "features"
+            batches.append((*features[:2], batch.image_ids, features[2] if again else None))
             bar.update()
     return task, batches
 
@@ -244,10 +248,10 @@ def _rebuild(
     """
     found: list[tuple[Tensor, ...]] = []
     losses = []
-    with torch.random.fork_rng(devices=[each.device for each in batches[0][2:] if each.is_cuda]):
-        for at, (speech, images, image_ids) in enumerate(batches):
+    with torch.random.fork_rng(devices=[ids.device for _, _, ids, _ in batches[:1] if ids.is_cuda]):
+        for at, (speech, images, image_ids, inputs) in enumerate(batches):
             torch.manual_seed(int(np.random.SeedSequence([seed, at]).generate_state(1)[0]))
-            rebuilt, clean, ids, _ = task.reconstruct(place, speech, images, image_ids, swap)
+            rebuilt, clean, ids, _ = task.reconstruct(place, speech, images, image_ids, swap, inputs)
             if not len(rebuilt):
                 continue  # no other image in the batch, or a share of no whole token
             losses.append(float(task.compare(rebuilt, clean, ids)))

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from saysee.model.features import ImageFeatures, SpeechFeatures
+from saysee.model.retriever import SpeechImageModel
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the features of a batch are made of, to make them again from noisy tokens."""
+
+    model: SpeechImageModel
+    # states, mask: [B, F, S] and [B, F], what HuBERT gives to the head
+    states: Tensor
+    mask: Tensor
+    pixels: Tensor | None  # [B, 3, H, W]; None where image features are cached and no task needs more
+
+    def speech(self, change: Callable[[Tensor, Tensor], Tensor]) -> SpeechFeatures:
+        """The features of the states that ``change`` makes of the states and their mask."""
+        return self.model.speech_encoder.head(change(self.states, self.mask), self.mask)  # type: ignore[no-any-return]
+
+    def images(self, change: Callable[[Tensor], Tensor], *, middle: bool) -> ImageFeatures:
+        """The features where ``change`` is applied to the patches before the first or the middle layer."""
+        layer = self.model.config.vision_config.num_hidden_layers // 2 if middle else 0
+        return self.model.image_encoder(self.pixels, change, layer)  # type: ignore[no-any-return]
 
 
 class Task(nn.Module, ABC):
@@ -34,13 +57,18 @@ class Task(nn.Module, ABC):
         return self.weight * (step - self.start_step) / self.warmup_steps
 
     @abstractmethod
-    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, Tensor]:
         """The losses of B pairs, of which row i of both sides and of ``image_ids`` [B] int is one.
 
-        Pairs with the same id show the same image and are not negatives of each other.
+        Pairs with the same id show the same image and are not negatives of each other. ``inputs`` are needed by a task
+        that makes features again.
         """
 
-    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+    def diagnose(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, float]:
         """Metrics of a validation batch that show whether the task does what it is for; none by default."""
-        del speech, images, image_ids
+        del speech, images, image_ids, inputs
         return {}

@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from saysee.model.features import ImageFeatures, SpeechFeatures
-from saysee.tasks.base import Task
+from saysee.tasks.base import Inputs, Task
 
 
 class Chunk(Protocol):
@@ -52,12 +52,15 @@ class ContrastiveTask(Task):
         else:
             self.register_buffer("log_scale", scale)
 
-    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, Tensor]:
         """See :meth:`Task.forward`; returns ``contrastive_loss`` and the current ``temperature``."""
+        del inputs
         return self._compare(speech.vector, images.vector, image_ids)
 
     def cache(
-        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures]], chunks: Sequence[ChunkT]
+        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures, Inputs]], chunks: Sequence[ChunkT]
     ) -> list[CachedChunk]:
         """The first of two passes over a batch in chunks (GradCache, arXiv 2101.06983).
 
@@ -72,7 +75,7 @@ class ContrastiveTask(Task):
         with torch.no_grad():
             for chunk in chunks:
                 draws.append(_Draws(self.log_scale.device))
-                of_speech, of_images = encode(chunk)
+                of_speech, of_images, _ = encode(chunk)
                 speech.append(of_speech.vector.float())
                 images.append(of_images.vector.float())
         ids = torch.cat([chunk.image_ids for chunk in chunks]).to(self.log_scale.device)
@@ -109,8 +112,8 @@ class CachedChunk:
     own: Sequence[tuple[Tensor, Tensor]]  # the task's parameters with their gradients
 
     def encode_again(
-        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures]], chunk: ChunkT
-    ) -> tuple[SpeechFeatures, ImageFeatures]:
+        self, encode: Callable[[ChunkT], tuple[SpeechFeatures, ImageFeatures, Inputs]], chunk: ChunkT
+    ) -> tuple[SpeechFeatures, ImageFeatures, Inputs]:
         """Encodes the chunk with a graph and the same dropout as before."""
         with self.draws.replayed():
             return encode(chunk)

@@ -23,9 +23,9 @@ from torch.nn import functional
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder, FusionOutput
 from saysee.settings.recipe import DenoisingSettings
-from saysee.tasks.base import Task
+from saysee.tasks.base import Inputs, Task
 from saysee.tasks.contrastive import info_nce
-from saysee.tasks.noise import corrupt
+from saysee.tasks.noise import blocks, corrupt
 
 DIAGNOSIS_SEED = 20408
 """Every diagnosis draws the same noise, so that its metrics differ only by the weights and by what is swapped."""
@@ -55,35 +55,40 @@ class DenoisingTask(Task):
             }
         )
 
-    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, Tensor]:
         """See :meth:`Task.forward`; returns ``denoising_loss`` (mean over the noisy sides) and ``replaced_share``."""
         losses, shares = [], []
         for side in self.noisy_sides:
-            rebuilt, clean, ids, share = self.reconstruct(side, speech, images, image_ids)
+            rebuilt, clean, ids, share = self.reconstruct(side, speech, images, image_ids, inputs=inputs)
             losses.append(self.compare(rebuilt, clean, ids))
             shares.append(share)
         return {"denoising_loss": torch.stack(losses).mean(), "replaced_share": torch.stack(shares).mean()}
 
     def reconstruct(
-        self, side: str, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, swap: str | None = None
+        self,
+        side: str,
+        speech: SpeechFeatures,
+        images: ImageFeatures,
+        image_ids: Tensor,
+        swap: str | None = None,
+        inputs: Inputs | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Makes one side ("image" or "speech") noisy and rebuilds it.
 
         Args:
             swap: for diagnosis: the fusion encoder sees another image's features of the "clean" or of the "noisy" side,
                 or nothing of the clean one ("withheld": zeros, as one token and as the vector); the targets stay.
+            inputs: what the features were made of; read where noise is put before the features.
 
         Returns the rebuilt features [K, D or V], their targets (same shape), an id for each (features that share an id
         have the same target), and the share of tokens that was replaced. K is B for the global target, else the number
         of tokens that count.
         """
-        image_mask = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
-        tokens, mask = (images.patches, image_mask) if side == "image" else (speech.frames, speech.mask)
-        vectors = images.vector if side == "image" else speech.vector
-        noisy, replaced = corrupt(tokens, mask, image_ids, self.settings.share, self.settings.source, vectors)
-
-        seen_speech = speech if side == "image" else replace(speech, frames=noisy)
-        seen_images = images if side == "speech" else replace(images, patches=noisy)
+        patches = torch.ones(images.patches.shape[:2], dtype=torch.bool, device=images.patches.device)
+        tokens, mask = (images.patches, patches) if side == "image" else (speech.frames, speech.mask)
+        seen_speech, seen_images, replaced, share = self._with_noise(side, speech, images, image_ids, inputs)
         if swap == "withheld" and side == "image":
             blank = torch.zeros_like(speech.frames[:, :1]), torch.ones_like(speech.mask[:, :1])
             seen_speech = SpeechFeatures(torch.zeros_like(speech.vector), *blank)
@@ -109,7 +114,7 @@ class DenoisingTask(Task):
             ids = (owners[:, None] * mask.shape[1] + positions)[counted]
         if self.settings.stop_gradient:
             clean = clean.detach()
-        return rebuilt, clean, ids, replaced.sum() / mask.sum()
+        return rebuilt, clean, ids, share
 
     def compare(self, rebuilt: Tensor, clean: Tensor, ids: Tensor) -> Tensor:
         """The loss between rebuilt and clean features [K, ·], in fp32; 0 if K is 0.
@@ -131,7 +136,9 @@ class DenoisingTask(Task):
         return functional.smooth_l1_loss(rebuilt, functional.layer_norm(clean, clean.shape[-1:]))
 
     @torch.no_grad()
-    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+    def diagnose(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, float]:
         """Whether the reconstruction uses both sides.
 
         ``reconstruction_loss`` is the loss as trained, ``reconstruction_without_clean`` the loss when each item sees
@@ -145,14 +152,51 @@ class DenoisingTask(Task):
             for key, swap in zip(metrics, (None, "clean", "noisy", None), strict=True):
                 with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                     torch.manual_seed(DIAGNOSIS_SEED)
-                    rebuilt, clean, ids, _ = self.reconstruct(side, speech, images, image_ids, swap)
+                    rebuilt, clean, ids, _ = self.reconstruct(side, speech, images, image_ids, swap, inputs)
                     if key == "reconstruction_chance":
                         rebuilt = torch.zeros_like(rebuilt)
                     metrics[key] += float(self.compare(rebuilt, clean, ids)) / len(self.noisy_sides)
         return metrics
 
+    def _with_noise(
+        self, side: str, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None
+    ) -> tuple[SpeechFeatures, ImageFeatures, Tensor, Tensor]:
+        """Both sides, one of them noisy; which of its tokens were replaced [B, N]; and their share of the real ones."""
+        settings = self.settings
+        vectors = images.vector if side == "image" else speech.vector
+        drawn: list[Tensor] = []
+
+        def change(tokens: Tensor, mask: Tensor) -> Tensor:
+            size = settings.block
+            together = None if size == 1 else blocks(side, tokens.shape[1], size, tokens.device)
+            noisy, replaced = corrupt(tokens, mask, image_ids, settings.share, settings.source, vectors, together)
+            drawn[:] = replaced, mask
+            return noisy
+
+        def change_patches(patches: Tensor) -> Tensor:
+            return change(patches, torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device))
+
+        if settings.place == "features" and side == "image":
+            images = replace(images, patches=change_patches(images.patches))
+        elif settings.place == "features":
+            speech = replace(speech, frames=change(speech.frames, speech.mask))
+        elif inputs is None:
+            raise ValueError(f"noise in place {settings.place!r} needs what the features were made of")
+        elif side == "image":
+            images = inputs.images(change_patches, middle=settings.place == "middle")
+        else:
+            speech = inputs.speech(change)
+        replaced, real = drawn
+        share = replaced.sum() / real.sum()
+        if side == "speech" and (stride := -(-replaced.shape[1] // speech.mask.shape[1])) > 1:
+            # The head has averaged frames in runs of so many.
+            replaced = functional.max_pool1d(replaced.float(), stride, ceil_mode=True).bool()
+        return speech, images, replaced, share
+
     def _fuse(self, side: str, speech: SpeechFeatures, images: ImageFeatures) -> FusionOutput:
         query = side if self.settings.query == "noisy" else self.settings.query
+        if self.settings.speech == "vector":
+            speech = SpeechFeatures(speech.vector, speech.vector[:, None], torch.ones_like(speech.mask[:, :1]))
         own, other = (speech.vector, images.vector) if query == "speech" else (images.vector, speech.vector)
         # The global vector precedes the queries, unless it is the target or gives it away.
         vector = own if query != side else (other if self.settings.front == "other" else None)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.fusion import FusionEncoder
-from saysee.tasks.base import Task
+from saysee.tasks.base import Inputs, Task
 
 
 class MatchingTask(Task):
@@ -32,11 +32,14 @@ class MatchingTask(Task):
         self._fusion = [fusion]
         self.temperature = temperature
 
-    def forward(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs | None = None
+    ) -> dict[str, Tensor]:
         """See :meth:`Task.forward`; returns ``matching_loss`` and ``matched_share``, the share judged right.
 
         Pairs of one image alone have no negatives; their loss is 0.
         """
+        del inputs
         pairs = torch.arange(len(image_ids), device=image_ids.device)
         wrong_images, has_wrong = hard_negatives(speech.vector, images.vector, image_ids, self.temperature)
         wrong_clips, _ = hard_negatives(images.vector, speech.vector, image_ids, self.temperature)

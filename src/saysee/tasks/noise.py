@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,8 +14,27 @@ from saysee.settings.recipe import SpeechNoiseSettings
 NoiseSource = Literal["same_position", "any_position", "alike", "zeros", "gaussian"]
 
 
+def blocks(side: str, tokens: int, size: int, device: torch.device) -> Tensor:
+    """[N] for each of N tokens the number of the block in which it is replaced, from 0 on.
+
+    Blocks are squares of ``size`` by ``size`` patches ("image"), or runs of ``size`` frames ("speech"); those at the
+    end may be smaller.
+    """
+    places = torch.arange(tokens, device=device)
+    if side == "speech":
+        return places // size
+    width = math.isqrt(tokens)
+    return places // width // size * -(-width // size) + places % width // size
+
+
 def corrupt(
-    tokens: Tensor, mask: Tensor, image_ids: Tensor, share: float, source: NoiseSource, vectors: Tensor
+    tokens: Tensor,
+    mask: Tensor,
+    image_ids: Tensor,
+    share: float,
+    source: NoiseSource,
+    vectors: Tensor,
+    together: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Replaces a share of each item's tokens.
 
@@ -31,11 +51,15 @@ def corrupt(
             image, the one whose vector has the highest cosine with the item's; "zeros"; "gaussian" has the mean and
             standard deviation of the batch's real tokens, per feature.
         vectors: [B, D] global vectors of the items, which "alike" compares.
+        together: [N] as of :func:`blocks`: whole blocks are replaced, each by one donor's (from any position on), up to
+            a last one that is cut to keep the share; None replaces each token for itself.
 
     Returns the noisy tokens [B, N, W], and a mask [B, N] bool of the replaced ones.
     """
-    lengths = mask.sum(dim=1)
-    order = torch.rand(mask.shape, device=tokens.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
+    lengths, places = mask.sum(dim=1), torch.arange(tokens.shape[1], device=tokens.device)
+    together, count = (places, len(places)) if together is None else (together, int(together[-1]) + 1)
+    turns = torch.rand(len(mask), count, device=tokens.device)[:, together].masked_fill(~mask, 2.0)
+    order = turns.argsort(dim=1, stable=True).argsort(dim=1)
     replaced = order < (lengths * share).round()[:, None]
     if source == "zeros":
         replacement = torch.zeros_like(tokens)
@@ -45,13 +69,15 @@ def corrupt(
         replacement = (real.mean(dim=0) + real.std(dim=0, correction=0) * noise).to(tokens.dtype)
     else:
         if source == "alike":
-            donors, has_donor = _most_alike(vectors, image_ids, tokens.shape[1])
+            donors, has_donor = _most_alike(vectors, image_ids, count)
         else:
-            donors, has_donor = _draw_donors(image_ids, tokens.shape[1])
-        replaced = replaced & has_donor[:, None]
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand(mask.shape)
+            donors, has_donor = _draw_donors(image_ids, count)
+        donors, replaced = donors[:, together], replaced & has_donor[:, None]
+        positions = places.expand(mask.shape)
         if source == "any_position":
-            positions = (torch.rand(mask.shape, device=tokens.device) * lengths[donors]).long()
+            first = (torch.rand(len(mask), count, device=tokens.device)[:, together] * lengths[donors]).long()
+            starts = torch.full_like(places, len(places)).scatter_reduce(0, together, places, "amin")
+            positions = first + places - starts[together]
         replacement = tokens[donors, positions % lengths[donors]]
     return torch.where(replaced[..., None], replacement, tokens), replaced
 

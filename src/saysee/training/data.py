@@ -75,7 +75,7 @@ class TrainingData:
         # The other ranks find the features computed; on a machine that does not share the folder, they compute them.
         train, self._bad_of_validation, self.cache = self._processes.on_rank_0_first(self._cached_features)
         rank, count = self._processes.rank, self._processes.count
-        self._feature_loader = FeatureLoader(self.files.plan, self.train_rows, train, rank, count)
+        self._feature_loader = FeatureLoader(self.files, train, self._recipe.denoising.needs_pixels, rank, count)
         return self.cache.folder
 
     def all_images(self) -> AllImages:
@@ -136,7 +136,7 @@ class TrainingData:
             return next(iter(files))
         encoder = Encoder(self._model, cache=self.cache)
         (features,) = cache_features([(encoder, rows, False)], self._model, progress=False)
-        return next(iter(FeatureLoader(files.plan, rows, features))).float()
+        return next(iter(FeatureLoader(files, features, self._recipe.denoising.needs_pixels))).float()
 
     def _cached_features(self) -> tuple[RowFeatures, dict[str, str], FeatureCache]:
         """The features of the training split, the bad files of the validation split, and the cache that has both."""
@@ -247,6 +247,7 @@ class FeatureBatch:
     # image_ids, rows: as of :class:`saysee.data.loader.Batch`
     image_ids: Tensor
     rows: list[int]
+    pixels: Tensor | None = None  # [B, 3, H, W] where a task makes image features again
 
     def to(self, device: torch.device | str) -> FeatureBatch:
         """The batch on ``device``, in the precision that it was computed in: what was kept as fp16 becomes fp32."""
@@ -265,25 +266,31 @@ class FeatureBatch:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> FeatureBatch:
         states, frame_mask, vectors = change(self.states), change(self.frame_mask), change(self.vectors)
         patches, image_ids = change(self.patches), change(self.image_ids)
-        return FeatureBatch(states, frame_mask, vectors, patches, image_ids, self.rows)
+        pixels = None if self.pixels is None else change(self.pixels)
+        return FeatureBatch(states, frame_mask, vectors, patches, image_ids, self.rows, pixels)
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 class FeatureLoader(ResumableLoader[FeatureBatch]):
-    """Batches of cached features, the same rows in the same order as the file loader of the same ``plan``.
+    """Batches of cached features, the same rows in the same order as those of the file loader ``files``.
 
-    ``features`` are of the ``rows`` that the plan is of; those with a bad file are skipped. Each of ``world_size``
-    processes gathers its share of every batch.
+    ``features`` are of its rows; those with a bad file are skipped. ``with_pixels`` reads the images too. Each of
+    ``world_size`` processes gathers its share of every batch.
     """
 
-    def __init__(self, plan: Plan, rows: Manifest, features: RowFeatures, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(plan)
+    def __init__(
+        self,
+        files: SpeechImageLoader,
+        features: RowFeatures,
+        with_pixels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(files.plan)
         self._features, self._rank, self._world_size = features, rank, world_size
-        self._images = [str(rows.image_path(row)) for row in rows]
-        numbers: dict[str, int] = {}
-        self._image_ids = [numbers.setdefault(row.image_id, len(numbers)) for row in rows]
+        self._pixels, self._with_pixels = files.pixels, with_pixels
 
     def _load(self, epoch: int, batches: list[list[int]]) -> Iterator[Loaded[FeatureBatch]]:
         del epoch  # features have no random crops
@@ -295,7 +302,7 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
         bad: dict[str, str] = {}
         good = []
         for row in rows:
-            paths = (self.plan.clips[row], self._images[row])
+            paths = (self.plan.clips[row], self._pixels.paths[row])
             path = next((path for path in paths if path in self._features.bad), None)
             if path is None:
                 good.append(row)
@@ -305,8 +312,9 @@ class FeatureLoader(ResumableLoader[FeatureBatch]):
             return Loaded(None, bad)
         states, mask = self._features.clips.gather(good)
         vectors, patches = self._features.images.gather(good)
-        ids = torch.tensor([self._image_ids[row] for row in good])
-        return Loaded(FeatureBatch(states, mask, vectors, patches, ids, good), bad)
+        ids = torch.tensor([self._pixels.image_ids[row] for row in good])
+        pixels = torch.stack([self._pixels.read(row) for row in good]) if self._with_pixels else None
+        return Loaded(FeatureBatch(states, mask, vectors, patches, ids, good, pixels), bad)
 
 
 def _paths(rows: Manifest) -> tuple[list[str], list[str]]:

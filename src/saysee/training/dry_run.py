@@ -162,7 +162,8 @@ def as_cached(trainer: Trainer, batch: Batch) -> FeatureBatch:
             patches.append(images.patches)
     ids = batch.image_ids.to(trainer.accelerator.device)
     joined = torch.cat(states, dim=1), torch.cat(masks), torch.cat(vectors), torch.cat(patches)
-    return FeatureBatch(*joined, ids, batch.rows)
+    pixels = batch.pixels.to(trainer.accelerator.device) if trainer.recipe.denoising.needs_pixels else None
+    return FeatureBatch(*joined, ids, batch.rows, pixels)
 
 
 def _feature_bytes(model: SpeechImageModel, rows: Manifest) -> int:

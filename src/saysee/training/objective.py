@@ -16,7 +16,7 @@ from saysee.model.features import ImageFeatures, SpeechFeatures
 from saysee.model.pretrained.configuration import CLIPConfig, HubertConfig
 from saysee.model.retriever import SpeechImageModel
 from saysee.settings.recipe import FusionConfig, OptimizerSettings, Recipe, SpeechNoiseSettings
-from saysee.tasks.base import Task
+from saysee.tasks.base import Inputs, Task
 from saysee.tasks.contrastive import CachedChunk, ContrastiveTask
 from saysee.tasks.denoising import DenoisingTask
 from saysee.tasks.matching import MatchingTask
@@ -45,7 +45,7 @@ class Objective(nn.Module):
         A task of weight 0 is not computed. For a chunk of a larger batch, ``cached`` is what :meth:`cache` returned for
         it: the contrastive loss is then that of the whole batch; other tasks see the pairs of the chunk.
         """
-        speech, images = self.features(batch) if cached is None else cached.encode_again(self.features, batch)
+        speech, images, inputs = self.features(batch) if cached is None else cached.encode_again(self.features, batch)
         results: dict[str, Tensor] = {}
         loss = torch.zeros((), device=batch.image_ids.device)
         for name, task in self._tasks():
@@ -54,25 +54,29 @@ class Objective(nn.Module):
             if cached is not None and isinstance(task, ContrastiveTask):
                 of_task = cached.losses(speech, images)
             else:
-                of_task = task(speech, images, batch.image_ids)
+                of_task = task(speech, images, batch.image_ids, inputs)
             results |= of_task
             for key, value in of_task.items():
                 if key.endswith("_loss"):
                     loss = loss + weights[name] * value
         return {**results, "loss": loss}
 
-    def features(self, batch: TrainingBatch) -> tuple[SpeechFeatures, ImageFeatures]:
-        """The features of both sides, from waveforms and pixels or from cached features; in training, with gaps."""
-        speech = self.model.speech_encoder
+    def features(self, batch: TrainingBatch) -> tuple[SpeechFeatures, ImageFeatures, Inputs]:
+        """The features of both sides, from waveforms and pixels or from cached features, and what they are made of.
+
+        In training, speech has gaps, but not among what it is made of.
+        """
+        speech, pixels = self.model.speech_encoder, batch.pixels
         if isinstance(batch, FeatureBatch):
             states, mask = speech.layer_mix(batch.states), batch.frame_mask
             images = ImageFeatures(vector=batch.vectors, patches=batch.patches)
         else:
             hidden, mask = speech.layer_states(batch.waveforms, batch.speech_mask)
             states, images = speech.layer_mix(hidden), self.model.image_encoder(batch.pixels)
+        inputs = Inputs(self.model, states, mask, pixels)
         if self.model.training and self.speech_noise.clips:
             states = with_gaps(states, mask, batch.image_ids, self.speech_noise, speech.frame_seconds)
-        return speech.head(states, mask), images
+        return speech.head(states, mask), images, inputs
 
     def cache(self, chunks: Sequence[TrainingBatch]) -> list[CachedChunk]:
         """The first pass over a batch in chunks: see :meth:`ContrastiveTask.cache`."""
@@ -85,11 +89,12 @@ class Objective(nn.Module):
         return {name: task.weight_at(step) for name, task in self._tasks()}
 
     @torch.no_grad()
-    def diagnose(self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor) -> dict[str, float]:
+    def diagnose(
+        self, speech: SpeechFeatures, images: ImageFeatures, image_ids: Tensor, inputs: Inputs
+    ) -> dict[str, float]:
         """The tasks' own metrics of a validation batch."""
-        return {
-            key: value for _, task in self._tasks() for key, value in task.diagnose(speech, images, image_ids).items()
-        }
+        of_tasks = (task.diagnose(speech, images, image_ids, inputs) for _, task in self._tasks())
+        return {key: value for of_task in of_tasks for key, value in of_task.items()}
 
     def _tasks(self) -> list[tuple[str, Task]]:
         return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]

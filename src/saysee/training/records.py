@@ -57,8 +57,8 @@ def _diagnose(objective: Objective, data: TrainingData) -> dict[str, float]:
     """The tasks' own metrics on a batch of validation images, and the attention on the object spoken of."""
     model, rows = objective.model, data.val_rows.images()
     batch = data.val_batch().to(model.device)
-    speech, images = objective.features(batch)
-    metrics = objective.diagnose(speech, images, batch.image_ids)
+    speech, images, inputs = objective.features(batch)
+    metrics = objective.diagnose(speech, images, batch.image_ids, inputs)
     if model.fusion is not None and data.has_objects:
         maps = model.fusion.attend(speech, images)
         metrics |= attention_on_rows(

@@ -3,12 +3,16 @@
 Written here because importing transformers' models takes twice the time of importing torch.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from saysee.model.pretrained.configuration import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from saysee.model.pretrained.layers import Attention, activation, initialize
 
+Change = Callable[[Tensor], Tensor]
+"""Makes other patches [B, P, V] of patches."""
 LEGACY_END = 2
 """``eos_token_id`` in the files of OpenAI's CLIPs; it stands for the token of the highest number."""
 
@@ -33,9 +37,9 @@ class CLIP(nn.Module):
         for projection, factor in reversed(factors):
             initialize(projection, projection.in_features**-0.5 * factor)
 
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, H, W] to vectors [B, D] and patches [B, P, V]."""
-        tokens = self.vision_model(pixels)[-1]
+    def encode_image(self, pixels: Tensor, change: Change | None = None, layer: int = 0) -> tuple[Tensor, Tensor]:
+        """Pixels [B, 3, H, W] to vectors [B, D] and patches [B, P, V]; ``change`` as of the vision transformer."""
+        tokens = self.vision_model(pixels, change, layer)[-1]
         return self.image_vectors(tokens), tokens[:, 1:]
 
     def image_vectors(self, tokens: Tensor) -> Tensor:
@@ -59,11 +63,13 @@ class VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, patch, bias=False)
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] to [B, 1 + P, V]."""
+    def forward(self, pixels: Tensor, change: Change | None = None) -> Tensor:
+        """[B, 3, H, W] to [B, 1 + P, V]; ``change`` is applied to the patches before they get their positions."""
         if pixels.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"pixels of {list(pixels.shape[-2:])}, the model takes {self.image_size}: resize them")
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
+        if change is not None:
+            patches = change(patches)
         front = self.class_embedding.expand(len(pixels), 1, -1)
         return torch.cat([front, patches], dim=1) + self.position_embedding.weight
 
@@ -79,9 +85,14 @@ class VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.apply(lambda module: _initialize(module, config))
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] to the hidden states."""
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)), causal=False)  # type: ignore[no-any-return]
+    def forward(self, pixels: Tensor, change: Change | None = None, layer: int = 0) -> list[Tensor]:
+        """[B, 3, H, W] to the hidden states.
+
+        ``change`` is applied to the patches before this layer; before the first (0), to what one linear layer makes of
+        each patch's pixels: to change that is to change the pixels.
+        """
+        hidden = self.pre_layrnorm(self.embeddings(pixels, None if layer else change))
+        return self.encoder(hidden, causal=False, change=change, at=layer)  # type: ignore[no-any-return]
 
 
 class TextEmbeddings(nn.Module):
@@ -153,10 +164,12 @@ class Layers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, causal: bool) -> list[Tensor]:
-        """[B, N, W] to L + 1 tensors of this shape."""
+    def forward(self, hidden: Tensor, causal: bool, change: Change | None = None, at: int = 0) -> list[Tensor]:
+        """[B, N, W] to L + 1 tensors of this shape; before layer ``at`` all but the first token are changed."""
         states = [hidden]
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if change is not None and 0 < at == number:
+                states[-1] = torch.cat([states[-1][:, :1], change(states[-1][:, 1:])], dim=1)
             states.append(layer(states[-1], causal))
         return states
 
