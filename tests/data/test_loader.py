@@ -246,9 +246,8 @@ def test_images_are_cached_up_to_the_limit_and_are_the_same(corpus: Manifest, tm
         (tmp_path / f"{image}.png").unlink()
     with pytest.raises(MediaError):
         list(cached)
-    reader = cached._batches.dataset
-    assert len(reader.cache) == 4
-    assert reader.cache_bytes == 1
+    assert len(cached.pixels.kept) == 4
+    assert cached.pixels.room == 1
     assert identical(first, list(loader(corpus, drop_last=False)))
 
 
