@@ -166,6 +166,12 @@ def test_a_recipe_that_is_not_there_is_reported_with_those_that_exist(tmp_path):
         ({"denoising": {"target": "replaced", "query": "noisy", "share": 0.0}}, "denoising.share"),
         ({"denoising": {"weight": -1.0}}, "weight"),
         ({"denoising": {"max_tokens": 1}}, "denoising.max_tokens"),
+        ({"denoising": {"noise": "both", "query": "noisy", "place": "middle"}}, "denoising.place"),
+        ({"denoising": {"noise": "speech", "speech": "vector"}}, "denoising.speech"),
+        (
+            {"denoising": {"noise": "speech", "speech": "vector", "place": "input", "query": "noisy", "target": "all"}},
+            "denoising.speech",
+        ),
         ({"denoising": {"start_step": -1}}, "denoising.start_step"),
         ({"denoising": {"warmup_steps": -1}}, "denoising.warmup_steps"),
         ({"denoising": {"weight": 0.0}, "contrastive": {"weight": 0.0}}, "contrastive.weight"),

@@ -41,6 +41,8 @@ class Microphone:
         Enter ends it if stdin is a terminal. Raises MediaError if the recording is silent or too short, SaySeeError if
         the microphone cannot be opened or delivers no samples.
         """
+        while _enter_pressed():  # before the recording
+            pass
         blocks: queue.SimpleQueue[NDArray[np.float32]] = queue.SimpleQueue()
         listener = Listener(self.rate, seconds)
         try:
@@ -110,7 +112,4 @@ def _enter_pressed() -> bool:
         import msvcrt
 
         return msvcrt.kbhit() and msvcrt.getwch() in "\r\n"
-    if select.select([sys.stdin], [], [], 0)[0]:
-        sys.stdin.readline()
-        return True
-    return False
+    return bool(select.select([sys.stdin], [], [], 0)[0] and sys.stdin.readline())  # no line: the terminal has gone

@@ -133,11 +133,13 @@ class _Study:
         """The ranks of one model at all points; those that are missing are computed and kept."""
         keys = {point: self._key(_identity(encoder), point) for point in self.points}
         missing = [point for point in keys if not (self._folder / f"{keys[point]}.npz").exists()]
-        sizes = [len(self._images if _of_images(point) else self._clips) for point in missing]
+        sizes = {point: len(self._images if _of_images(point) else self._clips) for point in missing}
         found: dict[Point, Scored] = {}
-        with progress_bar(f"{name}: changed clips and images", sum(sizes)) as bar:
+        with progress_bar(f"{name}: changed clips and images", sum(sizes.values())) as bar:
             for point, key in keys.items():
+                end = bar.n + sizes.get(point, 0)
                 arrays = self._kept(key, partial(self._ranks, encoder, point, bar))
+                bar.update(end - bar.n)  # also where vectors were kept
                 ranks = RetrievalRanks(arrays["images"], arrays["clips"], self._own, len(self._images))
                 found[point] = Scored(ranks, int(arrays["unheard"]))
         if missing:

@@ -342,14 +342,19 @@ class LanceTables(Tables):
 
     def _damage(self) -> Iterator[str]:
         for kind in KINDS:
-            paths: Counter[str] = Counter()
+            hashes = []
             for batch in self.batches(kind, ["id", "path", "vector"]):
                 ids, lengths = batch["id"].to_numpy(), np.linalg.norm(self.vectors([batch["vector"]]), axis=1)
                 yield from (
                     f"the vector of row {row} is damaged" for row in ids[~(np.abs(lengths - 1) < UNIT_TOLERANCE)]
                 )
-                paths.update(batch["path"].to_pylist())
-            yield from (f"the {kind} {path} is there twice" for path, count in paths.items() if count > 1)
+                hashes.append(np.fromiter(map(hash, batch["path"].to_pylist()), np.int64))
+            # Not the paths themselves, which take gigabytes where there are millions.
+            found, counts = np.unique(np.concatenate([np.empty(0, np.int64), *hashes]), return_counts=True)
+            if twice := set(found[counts > 1].tolist()):
+                of_batches = (batch["path"].to_pylist() for batch in self.batches(kind, ["path"]))
+                paths = Counter(path for of_batch in of_batches for path in of_batch if hash(path) in twice)
+                yield from (f"the {kind} {path} is there twice" for path, count in paths.items() if count > 1)
 
     def _count_of_others(self, kind: Kind, fingerprint: str) -> int:
         return self.count(kind, f"encoded_by <> {quoted(fingerprint)}")
