@@ -502,6 +502,8 @@ def test_the_packages_grids_have_names_and_are_no_recipes(tiny_scenes: Path, tmp
     languages = [row.get("data.language") for row in read_grid(grid_file("languages")).values()]
     assert languages == [None, "en", "de", "es", "tr"]
     assert not is_ladder(grid)
+    places = _Study("nano", tmp_path / "places", AblationSettings(overrides=manifest, grid="places"))
+    assert {row.get("denoising.place") for row in places.grid.values()} == {None, "input", "middle"}
 
 
 def test_a_row_overrides_the_recipe_and_keeps_what_it_does_not_set(recipe: Path, grid: Path, tmp_path: Path) -> None:
