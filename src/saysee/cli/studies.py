@@ -39,8 +39,8 @@ def ablate(
         to: folder of the runs and tables; finished runs are not repeated
         seeds: number of runs per row
         rows: names of the rows to run besides the baseline, separated by commas (default: all)
-        grid: a YAML file of rows, or a packaged one: cmd (variants of denoising), places (where its noise is put), ladder
-            (the parts of the recipe) or languages (one language or all)
+        grid: a YAML file of rows, or a packaged one: cmd (variants of denoising), places (where its noise is put),
+            ladder (the parts of the recipe) or languages (one language or all)
         sizes: shares of the training images to train on as well, separated by commas, such as 0.25,0.5,1
         split: the split to score; use val to choose a variant
         no_equal_time: do not train slower rows again for the training time of the baseline

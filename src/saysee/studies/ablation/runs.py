@@ -19,8 +19,8 @@ from saysee.training.records import read_metrics
 
 BREAKDOWN = ("novel_pair", "hard_twin")
 GRIDS = RECIPES / "ablation"
-"""The packaged grids: what denoising is worth (``cmd``), also with its noise elsewhere (``places``), each part of SaySee's
-recipe (``ladder``), and one language or all that the embedded corpus can speak (``languages``)."""
+"""The packaged grids: what denoising is worth (``cmd``), also with its noise elsewhere (``places``), each part of
+SaySee's recipe (``ladder``), and one language or all that the embedded corpus can speak (``languages``)."""
 BASELINE = "baseline"  # a row of this name is the baseline; if there is none, the first row is
 ROW_SECTIONS = ("model", "head", "data", "fusion", "contrastive", "speech_noise", "matching", "denoising", "optimizer")
 """What a row may set. Rows that set model, head or data have a start or batches of their own."""
